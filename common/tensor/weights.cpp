@@ -1,0 +1,95 @@
+#include "common/tensor/weights.hpp"
+
+#include <ATen/ATen.h>
+
+#include <cstring>
+
+namespace parlando::tensor {
+
+namespace {
+at::ScalarType scalar_type(checkpoint::Dtype dtype) {
+  using checkpoint::Dtype;
+  switch (dtype) {
+    case Dtype::f64: return at::kDouble;
+    case Dtype::f32: return at::kFloat;
+    case Dtype::f16: return at::kHalf;
+    case Dtype::bf16: return at::kBFloat16;
+    case Dtype::i64: return at::kLong;
+    case Dtype::i32: return at::kInt;
+    case Dtype::i16: return at::kShort;
+    case Dtype::i8: return at::kChar;
+    case Dtype::u8: return at::kByte;
+    case Dtype::boolean: return at::kBool;
+  }
+  return at::kFloat;
+}
+
+/// A view of the mapped bytes; the file lives as long as the tensor. Copies only when the bytes are not aligned for their type.
+at::Tensor view_of(const checkpoint::TensorData& data) {
+  const auto type = scalar_type(data.dtype);
+  if (data.bytes.empty()) return at::empty(data.shape, type);
+  if (reinterpret_cast<std::uintptr_t>(data.bytes.data()) % checkpoint::bytes_of(data.dtype) != 0) {
+    auto out = at::empty(data.shape, type);
+    std::memcpy(out.data_ptr(), data.bytes.data(), data.bytes.size());
+    return out;
+  }
+  auto owner = data.owner;
+  return at::from_blob(const_cast<std::byte*>(data.bytes.data()), data.shape, [owner](void*) {}, at::TensorOptions(type));
+}
+}  // namespace
+
+at::Tensor to_torch(const checkpoint::TensorData& data) { return view_of(data).clone(); }
+
+Weights::Weights(checkpoint::TensorMap tensors, std::string source, at::ScalarType dtype) : tensors_(std::move(tensors)), source_(std::move(source)), dtype_(dtype) {}
+
+checkpoint::Shape Weights::shape_of(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? checkpoint::Shape{} : found->second.shape;
+}
+
+const checkpoint::TensorData* Weights::checked(const std::string& name, const std::vector<std::int64_t>& shape) {
+  taken_.insert(name);
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) {
+    problems_.push_back("'" + name + "' is missing");
+    return nullptr;
+  }
+  const auto& seen = found->second.shape;
+  bool same = seen.size() == shape.size();
+  for (std::size_t d = 0; same && d < shape.size(); ++d) same = shape[d] < 0 || shape[d] == seen[d];
+  if (!same) {
+    problems_.push_back(fmt::format("'{}' has shape {}, expected {}", name, checkpoint::to_string(seen), checkpoint::to_string(shape)));
+    return nullptr;
+  }
+  return &found->second;
+}
+
+at::Tensor Weights::take(const std::string& name, std::vector<std::int64_t> shape) {
+  const auto* data = checked(name, shape);
+  if (data == nullptr) return {};
+  auto view = view_of(*data);
+  return view.is_floating_point() ? view.to(dtype_) : view;
+}
+
+at::Tensor Weights::take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first, std::int64_t count) {
+  const auto* data = checked(name, shape);
+  if (data == nullptr) return {};
+  auto part = view_of(*data).narrow(dim, first, count);
+  return part.to(dtype_).contiguous();
+}
+
+void Weights::ignore_prefix(const std::string& prefix) {
+  for (auto it = tensors_.lower_bound(prefix); it != tensors_.end() && it->first.starts_with(prefix); ++it) taken_.insert(it->first);
+}
+
+void Weights::finish() {
+  for (const auto& [name, tensor] : tensors_)
+    if (!taken_.contains(name) && !name.ends_with("num_batches_tracked")) problems_.push_back("'" + name + "' is not part of this network");
+  if (problems_.empty()) return;
+  std::string list;
+  for (std::size_t i = 0; i < problems_.size() && i < 8; ++i) list += (i ? "; " : "") + problems_[i];
+  if (problems_.size() > 8) list += fmt::format("; and {} more", problems_.size() - 8);
+  raise(Errc::checkpoint_mismatch, "{}: {}", source_, list);
+}
+
+}  // namespace parlando::tensor

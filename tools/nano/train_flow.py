@@ -1,0 +1,98 @@
+"""Trains tokens -> mel: `python -m tools.nano.train_flow WORK [--minutes 35]`. Conditional flow matching on raw log-mel plus an L1 prior
+on mu; speaker vector from the speaker encoder, a random prefix of the mel as prompt, condition dropped with probability 0.2."""
+from __future__ import annotations
+
+import argparse
+import math
+import pickle
+
+import torch
+import torch.nn.functional as F
+
+from . import modules, synth, trainer, train_speaker
+
+SHAPE = dict(vocab_size=1536, input_size=96, width=128, heads=4, hidden=384, blocks=3, rate=125 / 3,
+             estimator=dict(channels=(96, 96), blocks=1, mid_blocks=2, heads=4, head_dim=32), cfg_rate=0.7)
+
+
+def speaker_vectors(work, data):
+    net = modules.CamPlus(**train_speaker.SHAPE)
+    net.load_state_dict(torch.load(f"{work}/state/speaker.pt", weights_only=False)["nets"]["net"])
+    net.eval()
+    with torch.no_grad():
+        for d in data:
+            x = torch.from_numpy(d.pop("speaker").astype("float32"))[None]
+            d["vector"] = net(x - x.mean(1, keepdim=True))[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work")
+    parser.add_argument("--minutes", type=float, default=35)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with open(f"{args.work}/tokens.pkl", "rb") as f:
+        data = [d for d in pickle.load(f) if d["split"] in ("reply", "reply_test") and 20 <= len(d["codes"]) <= 220]
+    for d in data:
+        d.pop("wave22", None)
+    speaker_vectors(args.work, data)
+    train, test = [d for d in data if d["split"] == "reply"], [d for d in data if d["split"] == "reply_test"][:24]
+    torch.manual_seed(5)
+    net = modules.Flow(**SHAPE)
+    run = trainer.Run(args.work, "flow", dict(net=net), args.minutes, 1.5e-3, warmup=300, decay=0.01, floor=1e-5)
+    print(f"flow: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, {len(train)} utterances", flush=True)
+
+    def losses(batch, rng, generator=None):
+        mus, mels, prefix = [], [], []
+        for d in batch:
+            token = torch.tensor(d["codes"])[None]
+            frames = net.frames(token.shape[1])
+            mel = torch.from_numpy(d["mel22"].astype("float32"))
+            mel = F.pad(mel, (0, max(0, frames - mel.shape[1])), mode="replicate")[:, :frames]
+            groups = rng.randint(0, token.shape[1] // 5 * 2 // 5) if rng.random() < 0.7 else 0
+            first = net.frames(groups * 5)
+            mus.append(net.mu(token, groups * 5, first, frames - first)[0].T)
+            mels.append(mel.T)
+            prefix.append(first)
+        n = torch.tensor([len(m) for m in mels])
+        size = int(n.max())
+        mask = (torch.arange(size)[None] < n[:, None]).float()[:, None]
+        stack = lambda rows: torch.stack([F.pad(r, (0, 0, 0, size - len(r))) for r in rows]).transpose(1, 2)
+        mu, mel = stack(mus), stack(mels)
+        prior = ((mu - mel).abs() * mask).sum() / (mask.sum() * 80)
+        cond = mel * (torch.arange(size)[None] < torch.tensor(prefix)[:, None]).float()[:, None]
+        speaker = net.speaker(torch.stack([d["vector"] for d in batch]))
+        keep = (torch.rand(len(batch), generator=generator) >= 0.2).float()
+        mu, cond, speaker = mu * keep[:, None, None], cond * keep[:, None, None], speaker * keep[:, None]
+        t = 1 - torch.cos(torch.rand(len(batch), generator=generator) * 0.5 * math.pi)
+        z = torch.randn(mel.shape, generator=generator)
+        y = (1 - t)[:, None, None] * z + t[:, None, None] * mel
+        v = net.decoder["estimator"](y * mask, mask, mu, t, speaker, cond)
+        velocity = (((v - (mel - z)) ** 2) * mask).sum() / (mask.sum() * 80)
+        return prior, velocity
+
+    batches = trainer.bucketed(train, lambda d: len(d["codes"]), 900, run.random)
+    while run.begin_step():
+        prior, velocity = losses(next(batches), run.random)
+        run.step(prior + velocity, dict(prior=prior, velocity=velocity))
+    net.eval()
+    distance = count = prior = 0
+    with torch.no_grad():
+        for d in test:
+            if d["voice"] != synth.TARGET:
+                continue
+            token = torch.tensor(d["codes"])[None]
+            frames = net.frames(token.shape[1])
+            mel = torch.from_numpy(d["mel22"].astype("float32"))[:, :frames]
+            z = torch.randn(1, 80, frames, generator=torch.Generator().manual_seed(1))
+            out = net(token, token[:, :0], torch.zeros(1, 0, 80), d["vector"][None], z)[0, :, :mel.shape[1]]
+            distance += (out - mel).abs().mean().item()
+            prior += (net.mu(token, 0, 0, frames)[0, :, :mel.shape[1]] - mel).abs().mean().item()
+            count += 1
+    figures = dict(mel_distance=distance / count, prior_distance=prior / count)
+    print("final", {k: round(v, 3) for k, v in figures.items()}, flush=True)
+    run.note(figures)
+
+
+if __name__ == "__main__":
+    main()
