@@ -7,15 +7,16 @@
 namespace parlando::audio {
 
 std::vector<float> kaldi_mel_filters(int bins, int rate, int n_fft, double low, double high) {
-  auto mel = [](double f) { return 1127.0 * std::log(1.0 + f / 700.0); };
-  const double from = mel(low), step = (mel(high) - from) / (bins + 1);
+  // In float32 like torchaudio, whose table the models were trained with.
+  auto mel = [](float f) { return 1127.0f * std::log(1.0f + f / 700.0f); };
+  const double from = 1127.0 * std::log(1.0 + low / 700.0), step = (1127.0 * std::log(1.0 + high / 700.0) - from) / (bins + 1);
   std::vector<float> out(static_cast<std::size_t>(bins) * (n_fft / 2), 0.0f);
   for (int b = 0; b < bins; ++b) {
-    const double left = from + b * step, centre = left + step, right = centre + step;
+    auto edge = [&](int n) { return static_cast<float>(from) + static_cast<float>(n) * static_cast<float>(step); };
+    const float left = edge(b), centre = edge(b + 1), right = edge(b + 2);
     for (int k = 0; k < n_fft / 2; ++k) {
-      const double m = mel(static_cast<double>(k) * rate / n_fft);
-      const double w = std::min((m - left) / (centre - left), (right - m) / (right - centre));
-      out[static_cast<std::size_t>(b) * (n_fft / 2) + k] = static_cast<float>(std::max(0.0, w));
+      const float m = mel(static_cast<float>(rate / static_cast<double>(n_fft)) * static_cast<float>(k));
+      out[static_cast<std::size_t>(b) * (n_fft / 2) + k] = std::max(0.0f, std::min((m - left) / (centre - left), (right - m) / (right - centre)));
     }
   }
   return out;

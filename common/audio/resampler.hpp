@@ -1,5 +1,6 @@
 #pragma once
 /// Windowed-sinc resampling exactly as the reference front ends do it (torchaudio's `Resample` defaults: Hann, width 6, roll-off 0.99).
+#include <cstdint>
 #include <span>
 #include <vector>
 

@@ -106,6 +106,9 @@ json tensors_json(const TensorMap& tensors) {
   return out;
 }
 
+/// Trap: the package's own safetensors file holds other weights than this one.
+constexpr const char* kSileroOnnx = "silero_vad_16k_op15.onnx";
+
 class Importer {
  public:
   Importer(fs::path source, fs::path target, Progress progress) : source_(std::move(source)), target_(std::move(target)), progress_(std::move(progress)) {}
@@ -121,6 +124,8 @@ class Importer {
       PARLANDO_DO(tokenizer());
     } else if (fs::exists(source_ / "cosyvoice.yaml") || fs::exists(source_ / "flow.safetensors") || fs::exists(source_ / "flow.pt")) {
       PARLANDO_DO(vocoder());
+    } else if (fs::exists(source_ / kSileroOnnx)) {
+      PARLANDO_DO(vad());
     } else if (fs::exists(source_ / "config.json") && (fs::exists(source_ / "model.safetensors") || fs::exists(source_ / "model.safetensors.index.json"))) {
       PARLANDO_DO(lm());
     } else {
@@ -185,6 +190,14 @@ class Importer {
     const json config = {{"linguistic", {{"heads", encoder["attention_heads"]}, {"dither", 0.0}, {"dither_official", get_or(front, "dither", 1.0)}}}, {"semantic", {{"heads", std::stoll(heads)}}}};
     tell("done", 1.0);
     return write_file(target_ / "tokenizer.json", config.dump(1) + "\n");
+  }
+
+  Result<void> vad() {
+    PARLANDO_TRY(const auto graph, read_onnx(source_ / kSileroOnnx));
+    TensorMap tensors;
+    for (const auto& [name, tensor] : graph.initializers)
+      if (name.starts_with("model.")) tensors.emplace(name, tensor);
+    return save("silero_vad.safetensors", tensors, {}, kSileroOnnx);
   }
 
   Result<void> vocoder() {

@@ -6,6 +6,7 @@
 /// | tokenizer | `linguistic_tokenizer.npy` | `tokenizer.json`, `linguistic.safetensors`, `semantic.safetensors` |
 /// | vocoder | `cosyvoice.yaml` or a `config.json` with the key `flow` | `config.json`, `flow.safetensors`, `hift.safetensors`, `campplus.safetensors` |
 /// | lm | `config.json` with `num_attention_groups` | the same files, safetensors untouched |
+/// | vad | `silero_vad_16k_op15.onnx` | `silero_vad.safetensors` |
 /// | bundle | sub-directories of the kinds above | the same sub-directories |
 ///
 /// Every output directory gets a `manifest.json` with source, size, SHA-256 and the shape and type of each tensor.

@@ -89,7 +89,9 @@ Result<Safetensors> parse_safetensors(std::span<const std::byte> bytes, std::sha
 Result<Safetensors> read_safetensors(const std::filesystem::path& path) {
   PARLANDO_TRY(auto file, MappedFile::open(path));
   auto owner = std::make_shared<const MappedFile>(std::move(file));
-  return parse_safetensors(owner->bytes(), owner, path.string());
+  PARLANDO_TRY(auto out, parse_safetensors(owner->bytes(), owner, path.string()));
+  for (auto& [name, tensor] : out.tensors) tensor.mapped = true;
+  return out;
 }
 
 Result<Safetensors> read_safetensors_model(const std::filesystem::path& path) {

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ struct TensorData {
   Shape shape;
   std::span<const std::byte> bytes;
   std::shared_ptr<const void> owner;  ///< keeps `bytes` alive
+  bool mapped = false;                ///< `bytes` are pages of a mapped file and can be dropped after copying
 
   std::int64_t elements() const { return elements_of(shape).value_or(0); }
 };

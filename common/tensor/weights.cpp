@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <sys/mman.h>
+
 #include <cstring>
 
 namespace parlando::tensor {
@@ -38,6 +40,14 @@ at::Tensor view_of(const checkpoint::TensorData& data) {
 }
 }  // namespace
 
+/// The copied pages of a mapped file are not needed any more; without this, loading would hold the checkpoint twice.
+void drop_pages(const checkpoint::TensorData& data) {
+  if (!data.mapped || data.bytes.empty()) return;
+  constexpr std::uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data.bytes.data()), first = (begin + kPage - 1) / kPage * kPage, last = (begin + data.bytes.size()) / kPage * kPage;
+  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 at::Tensor to_torch(const checkpoint::TensorData& data) { return view_of(data).clone(); }
 
 Weights::Weights(checkpoint::TensorMap tensors, std::string source, at::ScalarType dtype) : tensors_(std::move(tensors)), source_(std::move(source)), dtype_(dtype) {}
@@ -68,14 +78,37 @@ at::Tensor Weights::take(const std::string& name, std::vector<std::int64_t> shap
   const auto* data = checked(name, shape);
   if (data == nullptr) return {};
   auto view = view_of(*data);
-  return view.is_floating_point() ? view.to(dtype_) : view;
+  if (!view.is_floating_point() || view.scalar_type() == dtype_) return view;
+  auto out = view.to(dtype_);
+  drop_pages(*data);
+  return out;
+}
+
+at::Tensor Weights::stack(const std::vector<Part>& parts) {
+  std::vector<at::Tensor> views;
+  std::int64_t rows = 0;
+  for (const auto& part : parts) {
+    const auto* data = checked(part.name, part.shape);
+    if (data == nullptr) return {};
+    views.push_back(part.count < 0 ? view_of(*data) : view_of(*data).narrow(0, part.first, part.count));
+    rows += views.back().size(0);
+  }
+  auto shape = views[0].sizes().vec();
+  shape[0] = rows;
+  auto out = at::empty(shape, dtype_);
+  for (std::size_t i = 0, at = 0; i < parts.size(); at += static_cast<std::size_t>(views[i].size(0)), ++i) {
+    out.narrow(0, static_cast<std::int64_t>(at), views[i].size(0)).copy_(views[i]);
+    drop_pages(tensors_.at(parts[i].name));
+  }
+  return out;
 }
 
 at::Tensor Weights::take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first, std::int64_t count) {
   const auto* data = checked(name, shape);
   if (data == nullptr) return {};
-  auto part = view_of(*data).narrow(dim, first, count);
-  return part.to(dtype_).contiguous();
+  auto out = view_of(*data).narrow(dim, first, count).to(dtype_).contiguous();
+  if (out.data_ptr() != data->bytes.data()) drop_pages(*data);
+  return out;
 }
 
 void Weights::ignore_prefix(const std::string& prefix) {

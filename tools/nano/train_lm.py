@@ -19,7 +19,7 @@ from . import domain, modules, synth, text, tokenise, trainer
 CONFIG = dict(architectures=["Step1ForCausalLM"], model_type="step1", bos_token_id=1, pad_token_id=0, eos_token_id=3, hidden_size=160,
               intermediate_size=448, num_attention_heads=4, num_attention_groups=2, num_hidden_layers=5, max_seq_len=2048, rms_norm_eps=1e-5,
               torch_dtype="float32")
-PROMPT_CODES_MAX = 60
+PROMPT_CODES_MAX = 75
 SPEAKERS = {"Clara": synth.TARGET, "Ken": "kal_diphone"}
 
 

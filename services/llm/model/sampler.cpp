@@ -1,0 +1,112 @@
+#include "services/llm/model/sampler.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <unordered_set>
+
+namespace parlando::llm {
+
+namespace {
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr std::size_t kWindow = 10;
+}  // namespace
+
+std::optional<Error> Sampling::problem() const {
+  auto bad = [](std::string text) { return Error{Errc::invalid_argument, std::move(text)}; };
+  if (!(temperature >= 0 && temperature <= 100)) return bad(fmt::format("temperature is {}, expected 0…100", temperature));
+  if (top_k && *top_k < 1) return bad(fmt::format("top_k is {}, expected at least 1", *top_k));
+  if (top_p && !(*top_p > 0 && *top_p <= 1)) return bad(fmt::format("top_p is {}, expected (0, 1]", *top_p));
+  if (repetition_penalty && !(*repetition_penalty > 0)) return bad(fmt::format("repetition_penalty is {}, expected above 0", *repetition_penalty));
+  return std::nullopt;
+}
+
+double uniform(std::uint64_t seed, std::uint64_t counter) {
+  // SplitMix64 of the pair: every (seed, counter) has its own well-mixed value.
+  std::uint64_t x = seed * 0x9e3779b97f4a7c15ull + counter * 0xbf58476d1ce4e5b9ull + 0x94d049bb133111ebull;
+  for (int round = 0; round < 2; ++round) {
+    x ^= x >> 30, x *= 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 27, x *= 0x94d049bb133111ebull;
+    x ^= x >> 31;
+  }
+  return static_cast<double>(x >> 11) * 0x1.0p-53;
+}
+
+namespace {
+void adjust(std::vector<float>& logits, std::span<const std::int32_t> history, const Sampling& s) {
+  if (s.repetition_penalty) {
+    const auto r = static_cast<float>(*s.repetition_penalty);
+    const std::unordered_set<std::int32_t> seen(history.begin(), history.end());
+    for (const auto id : seen)
+      if (id >= 0 && static_cast<std::size_t>(id) < logits.size()) logits[id] = logits[id] < 0 ? logits[id] * r : logits[id] / r;
+  }
+  if (s.repetition_aware && history.size() >= kWindow) {
+    const auto last = history.subspan(history.size() - kWindow);
+    const auto newest = last.back();
+    if (std::count(last.begin(), last.end(), newest) >= 2 && newest >= 0 && static_cast<std::size_t>(newest) < logits.size()) logits[newest] = kNever;
+  }
+}
+}  // namespace
+
+Result<std::vector<float>> probabilities(std::span<const float> in, std::span<const std::int32_t> history, const Sampling& s) {
+  if (auto problem = s.problem()) return tl::make_unexpected(*problem);
+  std::vector<float> logits(in.begin(), in.end());
+  adjust(logits, history, s);
+  if (s.temperature == 0) {
+    const auto best = std::max_element(logits.begin(), logits.end());
+    if (best == logits.end() || !(*best > kNever)) return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
+    std::vector<float> out(logits.size(), 0.0f);
+    out[static_cast<std::size_t>(best - logits.begin())] = 1.0f;
+    return out;
+  }
+  const auto temperature = static_cast<float>(s.temperature);
+  for (auto& x : logits) x /= temperature;
+  if (s.top_k && static_cast<std::size_t>(*s.top_k) < logits.size()) {
+    auto sorted = logits;
+    std::nth_element(sorted.begin(), sorted.begin() + (*s.top_k - 1), sorted.end(), std::greater<>());
+    const float border = sorted[static_cast<std::size_t>(*s.top_k - 1)];
+    for (auto& x : logits)
+      if (x < border) x = kNever;
+  }
+  auto softmax = [](std::vector<float>& x) {
+    const float top = *std::max_element(x.begin(), x.end());
+    if (!(top > kNever) || std::isnan(top)) return false;
+    double sum = 0;
+    for (auto& v : x) sum += v = std::exp(v - top);
+    for (auto& v : x) v = static_cast<float>(v / sum);
+    return true;
+  };
+  if (s.top_p && *s.top_p < 1) {
+    auto p = logits;
+    if (!softmax(p)) return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
+    std::vector<std::size_t> order(p.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return logits[a] < logits[b]; });
+    double sum = 0;
+    for (std::size_t i = 0; i + 1 < order.size(); ++i) {
+      sum += p[order[i]];
+      if (static_cast<float>(sum) > static_cast<float>(1.0 - *s.top_p)) break;
+      logits[order[i]] = kNever;
+    }
+  }
+  if (!softmax(logits)) return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
+  return logits;
+}
+
+Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& s, std::uint64_t position) {
+  PARLANDO_TRY(const auto p, probabilities(logits, history, s));
+  const double target = s.temperature == 0 ? 0.0 : uniform(s.seed, position);
+  double sum = 0;
+  std::int32_t last = -1;
+  for (std::size_t i = 0; i < p.size(); ++i) {
+    if (p[i] <= 0) continue;
+    last = static_cast<std::int32_t>(i);
+    sum += p[i];
+    if (sum > target) return last;
+  }
+  if (last < 0) return fail(Errc::invalid_argument, "no id can be sampled: the logits are not numbers");
+  return last;   // rounding left the sum a little below 1
+}
+
+}  // namespace parlando::llm

@@ -1,0 +1,37 @@
+#pragma once
+/// From logits to the next id: repetition penalty -> repetition-aware ban -> temperature -> top-k -> top-p -> softmax -> draw.
+/// Source: lm.md §8.
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "common/base/result.hpp"
+
+namespace parlando::llm {
+
+struct Sampling {
+  double temperature = 0.7;                 ///< 0 = greedy: the largest logit, the lowest id on ties
+  std::optional<std::int64_t> top_k = 50;   ///< ties at the border survive
+  std::optional<double> top_p;              ///< in (0, 1]
+  std::optional<double> repetition_penalty;
+  bool repetition_aware = false;            ///< TTS: an id seen twice among the last ten is forbidden for this step
+  std::uint64_t seed = 0;
+
+  static Sampling chat() { return {.temperature = 0.7, .top_k = 50, .top_p = 0.9}; }
+  static Sampling tts() { return {.temperature = 0.7, .top_k = 50, .repetition_aware = true}; }
+  static Sampling greedy() { return {.temperature = 0, .top_k = {}}; }
+  std::optional<Error> problem() const;
+};
+
+/// Probability of every id after the whole chain. @param history prompt + output
+/// @error Errc::invalid_argument when no id is left
+Result<std::vector<float>> probabilities(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& sampling);
+
+/// The next id. The draw depends on (seed, position) alone, so that a replay repeats it.
+Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& sampling, std::uint64_t position);
+
+/// Counter-based uniform number in [0, 1).
+double uniform(std::uint64_t seed, std::uint64_t counter);
+
+}  // namespace parlando::llm

@@ -1,0 +1,97 @@
+#include "services/tokenizer/model/semantic.hpp"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/audio/front_end.hpp"
+#include "common/tensor/weights.hpp"
+
+namespace parlando::tokenizer {
+
+std::int64_t semantic_count(std::int64_t samples) {
+  std::int64_t total = 0;
+  for (std::int64_t at = 0; at < samples; at += kPieceSamples) {
+    const auto n = std::min(kPieceSamples, samples - at);
+    if (n >= kPieceSamplesMin) total += ((n / 160 + 1) / 2 + 1) / 2;
+  }
+  return total;
+}
+
+SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const std::string& source) : heads_(heads) {
+  tensor::Weights w(std::move(tensors), source);
+  const auto shape = w.shape_of("encoder.conv1.weight");
+  if (shape.size() != 3) raise(Errc::checkpoint_mismatch, "{}: 'encoder.conv1.weight' is missing", source);
+  width_ = shape[0];
+  if (heads <= 0 || width_ % heads != 0) raise(Errc::checkpoint_mismatch, "{}: {} heads do not divide the width {}", source, heads, width_);
+  conv1_w_ = w.take("encoder.conv1.weight", {width_, 128, 3}), conv1_b_ = w.take("encoder.conv1.bias", {width_});
+  conv2_w_ = w.take("encoder.conv2.weight", {width_, width_, 3}), conv2_b_ = w.take("encoder.conv2.bias", {width_});
+  positions_ = w.take("encoder.positional_embedding", {-1, width_});
+  const auto codebook = w.take("quantizer._codebook.embed", {-1, width_});
+  for (int n = 0; n == 0 || w.has(fmt::format("encoder.blocks.{}.attn_ln.weight", n)); ++n) {
+    const auto at = fmt::format("encoder.blocks.{}.", n);
+    Block b;
+    b.attn_ln_w = w.take(at + "attn_ln.weight", {width_}), b.attn_ln_b = w.take(at + "attn_ln.bias", {width_});
+    b.mlp_ln_w = w.take(at + "mlp_ln.weight", {width_}), b.mlp_ln_b = w.take(at + "mlp_ln.bias", {width_});
+    const auto q = w.take(at + "attn.query.weight", {width_, width_}), k = w.take(at + "attn.key.weight", {width_, width_}), v = w.take(at + "attn.value.weight", {width_, width_});
+    const auto qb = w.take(at + "attn.query.bias", {width_}), vb = w.take(at + "attn.value.bias", {width_});
+    if (q.defined() && k.defined() && v.defined() && qb.defined() && vb.defined()) b.qkv_w = at::cat({q, k, v}), b.qkv_b = at::cat({qb, at::zeros({width_}), vb});
+    b.out_w = w.take(at + "attn.out.weight", {width_, width_}), b.out_b = w.take(at + "attn.out.bias", {width_});
+    const auto inner = w.shape_of(at + "mlp.0.weight");
+    const std::int64_t hidden = inner.empty() ? -1 : inner[0];
+    b.w0 = w.take(at + "mlp.0.weight", {hidden, width_}), b.b0 = w.take(at + "mlp.0.bias", {hidden});
+    b.w2 = w.take(at + "mlp.2.weight", {width_, hidden}), b.b2 = w.take(at + "mlp.2.bias", {width_});
+    blocks_.push_back(std::move(b));
+  }
+  w.finish();
+  codebook_t_ = codebook.t().contiguous();
+  codebook_norms_ = codebook.pow(2).sum(1);
+}
+
+at::Tensor SemanticEncoder::encode(const at::Tensor& mel, const Trace& trace) const {
+  const c10::InferenceMode guard;
+  auto x = at::gelu(at::conv1d(mel.t().unsqueeze(0), conv1_w_, conv1_b_, 2, 1));
+  if (trace) trace("s3_conv1", x[0]);
+  x = at::gelu(at::conv1d(x, conv2_w_, conv2_b_, 2, 1)).transpose(1, 2);
+  if (trace) trace("s3_conv2", x[0]);
+  const auto T = x.size(1), d = width_ / heads_;
+  if (T > positions_.size(0)) raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint", T, positions_.size(0));
+  x = x + positions_.narrow(0, 0, T);
+  if (trace) trace("s3_embed", x[0]);
+  int n = 0;
+  for (const auto& b : blocks_) {
+    const auto qkv = at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b).view({1, T, 3, heads_, d}).permute({2, 0, 3, 1, 4});
+    const auto y = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({1, T, width_});
+    x = x + at::linear(y, b.out_w, b.out_b);
+    x = x + at::linear(at::gelu(at::linear(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5), b.w0, b.b0)), b.w2, b.b2);
+    if (trace) trace(fmt::format("s3_block{}", n++), x[0]);
+  }
+  return x[0];
+}
+
+std::vector<std::int32_t> SemanticEncoder::quantise(const at::Tensor& hidden) const {
+  const c10::InferenceMode guard;
+  if (hidden.size(0) == 0) return {};
+  const auto h = hidden / hidden.norm(2, 1, true).clamp_min(1e-12);
+  const auto ids = (2 * at::matmul(h, codebook_t_) - codebook_norms_).argmax(1).to(at::kInt).contiguous();
+  return {ids.data_ptr<std::int32_t>(), ids.data_ptr<std::int32_t>() + ids.numel()};
+}
+
+std::vector<std::int32_t> SemanticEncoder::ids(std::span<const float> wave) const {
+  const c10::InferenceMode guard;
+  std::vector<std::int32_t> out;
+  for (std::size_t at = 0; at < wave.size(); at += kPieceSamples) {
+    const auto piece = wave.subspan(at, std::min<std::size_t>(kPieceSamples, wave.size() - at));
+    if (static_cast<std::int64_t>(piece.size()) < kPieceSamplesMin) continue;
+    const auto mel = audio::whisper_log_mel(piece);
+    auto tensor = at::empty({mel.frames, mel.bins});
+    std::memcpy(tensor.data_ptr<float>(), mel.values.data(), mel.values.size() * sizeof(float));
+    const auto part = quantise(encode(tensor));
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  return out;
+}
+
+}  // namespace parlando::tokenizer

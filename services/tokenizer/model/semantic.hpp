@@ -1,0 +1,43 @@
+#pragma once
+/// Semantic codebook: CosyVoice speech_tokenizer_v1 (25 Hz), full attention over pieces of at most 30 s.
+/// Source: tokenizer.md §5.
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+
+#include "common/base/result.hpp"
+#include "common/checkpoint/tensor_data.hpp"
+
+namespace parlando::tokenizer {
+
+inline constexpr std::int64_t kPieceSamples = 480000, kPieceSamplesMin = 480;
+
+/// Ids of an utterance of `samples` at 16 kHz.
+std::int64_t semantic_count(std::int64_t samples);
+
+class SemanticEncoder {
+ public:
+  using Trace = std::function<void(const std::string&, const at::Tensor&)>;
+  /// @throws Failure on a bad checkpoint
+  SemanticEncoder(checkpoint::TensorMap tensors, int heads, const std::string& source);
+
+  /// Whisper log-mel [T, 128] -> hidden [ceil(ceil(T/2)/2), width].
+  at::Tensor encode(const at::Tensor& mel, const Trace& trace = {}) const;
+  /// Nearest code of the L2-normalised rows.
+  std::vector<std::int32_t> quantise(const at::Tensor& hidden) const;
+  /// Preprocessed wave at 16 kHz -> ids; cut into pieces of 30 s, a piece under 30 ms is skipped.
+  std::vector<std::int32_t> ids(std::span<const float> wave16k) const;
+  std::int64_t width() const { return width_; }
+
+ private:
+  struct Block {
+    at::Tensor attn_ln_w, attn_ln_b, qkv_w, qkv_b, out_w, out_b, mlp_ln_w, mlp_ln_b, w0, b0, w2, b2;
+  };
+  std::int64_t width_ = 0;
+  int heads_ = 0;
+  at::Tensor conv1_w_, conv1_b_, conv2_w_, conv2_b_, positions_, codebook_t_, codebook_norms_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace parlando::tokenizer
