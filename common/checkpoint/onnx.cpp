@@ -281,8 +281,10 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
         norm.shift.push_back(static_cast<float>(b[i] - mean[i] * scale));
       }
       auto conv = std::find_if(convs.begin(), convs.end(), [&](const Conv& c) { return c.output == node.inputs[0]; });
-      // The last norm follows the squeezed dense layer; only a norm that reads a convolution directly belongs to it.
-      if (conv != convs.end()) {
+      // A norm belongs to the convolution it reads when nothing else reads that convolution (the first layer of a dense block does not).
+      std::size_t readers = 0;
+      for (const auto& other : graph.nodes) readers += static_cast<std::size_t>(std::count(other.inputs.begin(), other.inputs.end(), node.inputs[0]));
+      if (conv != convs.end() && readers == 1) {
         const std::size_t each_row = conv->weight.size() / norm.scale.size();
         for (std::size_t i = 0; i < conv->weight.size(); ++i) conv->weight[i] *= norm.scale[i / each_row];
         for (std::size_t i = 0; i < norm.scale.size(); ++i) conv->bias[i] = conv->bias[i] * norm.scale[i] + norm.shift[i];

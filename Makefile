@@ -1,0 +1,38 @@
+# Short names for long commands; `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PRESET ?= dev
+BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
+WAV ?= models/nano/questions/seven_plus_nine.wav
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: ## install system packages and libtorch (idempotent)
+	@tools/setup.sh
+
+build: setup ## build everything (PRESET=dev|release|asan|tsan|cuda|fuzz)
+	@cmake --preset $(PRESET) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@cmake --build --preset $(PRESET)
+
+run: build ## take a spoken question through the engine (WAV=my.wav)
+	@mkdir -p out
+	@$(BUILD)/bin/parlando talk $(WAV) -o out/answer.wav
+
+test: build ## build and run all tests
+	@cd $(BUILD) && ctest --output-on-failure -j 2
+
+bench: build ## measure tokenizer, language model, flow and vocoder
+	@for b in tokenizer lm flow vocoder; do $(BUILD)/bin/parlando bench $$b; done
+
+nano: ## make the nano model from nothing: data, training, export, report
+	@tools/setup.sh --nano
+	@.deps/venv/bin/python -m tools.nano.make work/nano
+
+format: ## format the C++ sources
+	@git ls-files '*.cpp' '*.hpp' '*.cu' | xargs clang-format -i
+
+check: ## what a reviewer runs: formatting of headers, includes, tests of the layout
+	@python3 tests/layout_test.py
+
+.PHONY: help setup build run test bench nano format check

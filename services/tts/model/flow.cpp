@@ -1,0 +1,275 @@
+#include "services/tts/model/flow.hpp"
+
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "common/base/codes.hpp"
+#include "common/tensor/weights.hpp"
+
+namespace parlando::tts {
+
+std::int64_t mel_frames(std::int64_t tokens, double rate) { return static_cast<std::int64_t>(static_cast<double>(tokens) / rate * 22050 / 256); }
+
+Schedule flow_schedule(int steps, ScheduleType type) {
+  const auto dtype = type == ScheduleType::bf16 ? at::kBFloat16 : at::kFloat;
+  const auto span = 1 - at::cos(at::linspace(0, 1, steps + 1, at::TensorOptions(dtype)) * 0.5 * M_PI);
+  auto value = [](const at::Tensor& t) { return t.to(at::kFloat).item<float>(); };
+  Schedule out;
+  for (int i = 0; i <= steps; ++i) out.span.push_back(value(span[i]));
+  auto t = span[0], dt = span[1] - span[0];
+  for (int k = 1; k <= steps; ++k) {
+    out.t.push_back(value(t)), out.dt.push_back(value(dt));
+    t = t + dt;
+    if (k < steps) dt = span[k + 1] - t;
+  }
+  return out;
+}
+
+namespace {
+at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) { return at::layer_norm(x, {x.size(-1)}, w, b, 1e-5); }
+}  // namespace
+
+Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype) : dtype_(dtype) {
+  for (const auto& [name, tensor] : tensors) weight_bytes_ += static_cast<std::int64_t>(tensor.elements() * static_cast<std::int64_t>(at::elementSize(dtype)));
+  tensor::Weights w(std::move(tensors), source, dtype);
+  const auto& flow = config.at("flow");
+  rate_ = flow.at("input_frame_rate").get<double>();
+  if (!(rate_ > 1 && rate_ < 1000)) raise(Errc::bad_format, "{}: input_frame_rate is {}", source, rate_);
+  cfg_rate_ = flow.at("cfm").at("inference_cfg_rate").get<double>();
+  encoder_heads_ = flow.at("encoder").at("attention_heads").get<std::int64_t>();
+  heads_ = flow.at("estimator").at("num_heads").get<std::int64_t>();
+  dim_ = flow.at("estimator").at("attention_head_dim").get<std::int64_t>();
+  auto size = [&](const std::string& name, int d) { const auto s = w.shape_of(name); return static_cast<int>(s.size()) > d ? s[static_cast<std::size_t>(d)] : -1; };
+  auto linear = [&](const std::string& name, std::vector<std::int64_t> shape, bool bias = true) {
+    const auto rows = shape[0];
+    return Linear{w.take(name + ".weight", std::move(shape)), bias ? w.take(name + ".bias", {rows}) : at::Tensor()};
+  };
+  auto norm_of = [&](const std::string& name, std::int64_t n) { return Linear{w.take(name + ".weight", {n}), w.take(name + ".bias", {n})}; };
+
+  vocabulary_ = size("input_embedding.weight", 0);
+  const auto inputs = size("input_embedding.weight", 1);
+  single_ = rate_ < 40 || (flow.value("single_codebook", false));
+  embedding_ = w.take("input_embedding.weight", {-1, -1});
+  width_ = size("encoder.embed.out.0.weight", 0);
+  embed_ = linear("encoder.embed.out.0", {width_, inputs});
+  embed_norm_ = norm_of("encoder.embed.out.1", width_);
+  const auto d = width_ / encoder_heads_;
+  for (int l = 0; l == 0 || w.has(fmt::format("encoder.encoders.{}.norm_mha.weight", l)); ++l) {
+    const auto at = fmt::format("encoder.encoders.{}.", l), a = at + "self_attn.";
+    EncoderLayer e;
+    using Part = tensor::Weights::Part;
+    e.qkv = {w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}}, Part{a + "linear_v.weight", {width_, width_}}}),
+             w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}}, Part{a + "linear_v.bias", {width_}}})};
+    e.out = linear(a + "linear_out", {width_, width_});
+    e.pos = w.take(a + "linear_pos.weight", {width_, width_});
+    e.u = w.take(a + "pos_bias_u", {encoder_heads_, d}), e.v = w.take(a + "pos_bias_v", {encoder_heads_, d});
+    e.norm_mha = norm_of(at + "norm_mha", width_), e.norm_ff = norm_of(at + "norm_ff", width_);
+    const auto hidden = size(at + "feed_forward.w_1.weight", 0);
+    e.w1 = linear(at + "feed_forward.w_1", {hidden, width_}), e.w2 = linear(at + "feed_forward.w_2", {width_, hidden});
+    encoder_.push_back(std::move(e));
+  }
+  after_norm_ = norm_of("encoder.after_norm", width_);
+  encoder_proj_ = linear("encoder_proj", {kMelBins, width_});
+  for (int n = 0; n < 4; ++n) {
+    regulator_conv_.push_back(linear(fmt::format("length_regulator.model.{}", 3 * n), {kMelBins, kMelBins, 3}));
+    regulator_norm_.push_back(norm_of(fmt::format("length_regulator.model.{}", 3 * n + 1), kMelBins));
+  }
+  regulator_conv_.push_back(linear("length_regulator.model.12", {kMelBins, kMelBins, 1}));
+  speaker_ = linear("spk_embed_affine_layer", {kMelBins, -1});
+
+  const std::string e = "decoder.estimator.";
+  const auto time = size(e + "time_mlp.linear_1.weight", 0);
+  time_inputs_ = size(e + "time_mlp.linear_1.weight", 1);
+  time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}), time2_ = linear(e + "time_mlp.linear_2", {time, time});
+  auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) { return Block{linear(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)}; };
+  auto stage_of = [&](const std::string& at, bool has_conv, bool transposed) {
+    Stage s;
+    const auto out = size(at + ".0.block1.block.0.weight", 0), in = size(at + ".0.block1.block.0.weight", 1);
+    s.resnet = {linear(at + ".0.mlp.1", {out, time}), block_of(at + ".0.block1", in, out), block_of(at + ".0.block2", out, out), linear(at + ".0.res_conv", {out, in, 1})};
+    const auto inner = heads_ * dim_;
+    for (int n = 0; w.has(fmt::format("{}.1.{}.norm1.weight", at, n)); ++n) {
+      const auto t = fmt::format("{}.1.{}.", at, n);
+      Transformer x;
+      x.norm1 = norm_of(t + "norm1", out), x.norm3 = norm_of(t + "norm3", out);
+      x.qkv = w.stack({{t + "attn1.to_q.weight", {inner, out}}, {t + "attn1.to_k.weight", {inner, out}}, {t + "attn1.to_v.weight", {inner, out}}});
+      x.out = linear(t + "attn1.to_out.0", {out, inner});
+      const auto hidden = size(t + "ff.net.0.proj.weight", 0);
+      x.ff1 = linear(t + "ff.net.0.proj", {hidden, out}), x.ff2 = linear(t + "ff.net.2", {out, hidden});
+      s.transformers.push_back(std::move(x));
+    }
+    if (has_conv) {
+      s.resampled = w.has(at + ".2.conv.weight");
+      const auto name = s.resampled ? at + ".2.conv" : at + ".2";
+      s.conv = linear(name, {out, out, s.resampled && transposed ? 4 : 3});
+    }
+    return s;
+  };
+  auto stages = [&](const std::string& kind, bool has_conv, bool transposed) {
+    std::vector<Stage> out;
+    for (int n = 0; w.has(fmt::format("{}{}.{}.0.mlp.1.weight", e, kind, n)); ++n) out.push_back(stage_of(fmt::format("{}{}.{}", e, kind, n), has_conv, transposed));
+    return out;
+  };
+  down_ = stages("down_blocks", true, false), mid_ = stages("mid_blocks", false, false), up_ = stages("up_blocks", true, true);
+  if (down_.empty() || up_.size() != down_.size()) raise(Errc::checkpoint_mismatch, "{}: {} down and {} up blocks", source, down_.size(), up_.size());
+  const auto last = size(e + "final_block.block.0.weight", 0);
+  final_block_ = block_of(e + "final_block", last, last);
+  final_proj_ = linear(e + "final_proj", {kMelBins, last, 1});
+  w.finish();
+}
+
+at::Tensor Flow::encode(const at::Tensor& tokens, const Trace& trace) const {
+  const c10::InferenceMode guard;
+  const auto T = tokens.size(0), d = width_ / encoder_heads_;
+  auto x = at::embedding(embedding_, tokens.clamp_min(0)).unsqueeze(0);
+  x = norm(at::linear(x, embed_.w, embed_.b), embed_norm_.w, embed_norm_.b) * std::sqrt(static_cast<double>(width_));
+  if (trace) trace("embed", x);
+  // Relative positions T−1 … −(T−1): sine at even, cosine at odd columns.
+  const auto r = at::arange(T - 1, -T, -1, at::kFloat).unsqueeze(1);
+  const auto omega = at::exp(at::arange(0, width_, 2, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(width_)));
+  const auto table = at::stack({(r * omega).sin(), (r * omega).cos()}, 2).view({2 * T - 1, width_}).to(dtype_);
+  for (std::size_t l = 0; l < encoder_.size(); ++l) {
+    const auto& e = encoder_[l];
+    const auto qkv = at::linear(norm(x, e.norm_mha.w, e.norm_mha.b), e.qkv.w, e.qkv.b).view({T, 3, encoder_heads_, d});
+    const auto q = qkv.select(1, 0), k = qkv.select(1, 1).permute({1, 2, 0}), v = qkv.select(1, 2).transpose(0, 1);
+    const auto p = at::linear(table, e.pos).view({2 * T - 1, encoder_heads_, d}).permute({1, 2, 0});
+    const auto plain = at::matmul((q + e.u).transpose(0, 1), k);
+    // Column of i − j in a table that runs downwards from T−1 is T−1−i+j: row i is the slice that starts at T−1−i.
+    const auto all = at::matmul((q + e.v).transpose(0, 1), p).contiguous();
+    const auto shifted = all.as_strided({encoder_heads_, T, T}, {T * (2 * T - 1), 2 * T - 2, 1}, all.storage_offset() + T - 1);
+    const auto weights = at::softmax((plain + shifted) / std::sqrt(static_cast<double>(d)), -1);
+    x = x + at::linear(at::matmul(weights, v).transpose(0, 1).reshape({1, T, width_}), e.out.w, e.out.b);
+    x = x + at::linear(at::silu(at::linear(norm(x, e.norm_ff.w, e.norm_ff.b), e.w1.w, e.w1.b)), e.w2.w, e.w2.b);
+    if (trace) trace(fmt::format("layer{}", l), x);
+  }
+  x = norm(x, after_norm_.w, after_norm_.b);
+  if (trace) trace("encoder", x);
+  return at::linear(x, encoder_proj_.w, encoder_proj_.b)[0].to(at::kFloat);
+}
+
+at::Tensor Flow::stretch(const at::Tensor& h, std::int64_t frames) {
+  const c10::InferenceMode guard;
+  if (frames <= 0 || h.size(0) == 0) return at::zeros({1, kMelBins, std::max<std::int64_t>(0, frames)});
+  return at::upsample_linear1d(h.t().unsqueeze(0), {frames}, false);
+}
+
+at::Tensor Flow::stretch_v1(const at::Tensor& h, std::int64_t frames) const {
+  const auto tokens = h.size(0);
+  if (tokens <= 40) return stretch(h, frames);
+  const auto edge = static_cast<std::int64_t>(20 / rate_ * 22050 / 256);
+  return at::cat({stretch(h.narrow(0, 0, 20), edge), stretch(h.narrow(0, 20, tokens - 40), frames - 2 * edge), stretch(h.narrow(0, tokens - 20, 20), edge)}, 2);
+}
+
+at::Tensor Flow::regulate(const at::Tensor& stretched) const {
+  const c10::InferenceMode guard;
+  auto x = stretched.to(dtype_);
+  for (std::size_t n = 0; n < 4; ++n)
+    x = at::mish(at::group_norm(at::conv1d(x, regulator_conv_[n].w, regulator_conv_[n].b, 1, 1), 1, regulator_norm_[n].w, regulator_norm_[n].b, 1e-5));
+  return at::conv1d(x, regulator_conv_[4].w, regulator_conv_[4].b).to(at::kFloat);
+}
+
+at::Tensor Flow::speaker(const at::Tensor& embedding) const {
+  const c10::InferenceMode guard;
+  const auto e = embedding / embedding.norm(2, 1, true).clamp_min(1e-12);
+  return at::linear(e.to(dtype_), speaker_.w, speaker_.b).to(at::kFloat);
+}
+
+at::Tensor Flow::block(const at::Tensor& x, const Block& b) const {
+  return at::mish(at::group_norm(at::conv1d(x, b.conv.w, b.conv.b, 1, 1), 8, b.norm.w, b.norm.b, 1e-5));
+}
+
+at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name) const {
+  const auto& r = s.resnet;
+  auto h = block(x, r.block1) + at::linear(time, r.mlp.w, r.mlp.b).unsqueeze(2);
+  x = block(h, r.block2) + at::conv1d(x, r.res.w, r.res.b);
+  if (trace) trace(name + "_resnet", x);
+  if (s.transformers.empty()) return x;
+  x = x.transpose(1, 2).contiguous();
+  const auto B = x.size(0), F = x.size(1);
+  int n = 0;
+  for (const auto& t : s.transformers) {
+    const auto qkv = at::linear(norm(x, t.norm1.w, t.norm1.b), t.qkv).view({B, F, 3, heads_, dim_}).permute({2, 0, 3, 1, 4});
+    const auto y = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({B, F, heads_ * dim_});
+    x = x + at::linear(y, t.out.w, t.out.b);
+    x = x + at::linear(at::gelu(at::linear(norm(x, t.norm3.w, t.norm3.b), t.ff1.w, t.ff1.b)), t.ff2.w, t.ff2.b);
+    if (trace) trace(fmt::format("{}_tf{}", name, n++), x);
+  }
+  return x.transpose(1, 2);
+}
+
+at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace) const {
+  const c10::InferenceMode guard;
+  const auto F = x_in.size(2), half = time_inputs_ / 2;
+  const auto f = at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
+  const auto angle = 1000.0 * t.to(at::kFloat).unsqueeze(1) * f.unsqueeze(0);
+  const auto embedded = at::cat({angle.sin(), angle.cos()}, 1).to(dtype_);
+  const auto raw = at::linear(at::silu(at::linear(embedded, time1_.w, time1_.b)), time2_.w, time2_.b);
+  if (trace) trace("time_mlp", raw);
+  const auto time = at::mish(raw);   // every resnet starts with the same activation of it
+  auto x = at::cat({x_in, mu, spk.unsqueeze(2).expand({-1, -1, F}), cond}, 1).to(dtype_);
+  std::vector<at::Tensor> skips;
+  int n = 0;
+  for (const auto& s : down_) {
+    x = stage(x, s, time, trace, fmt::format("down{}", n));
+    skips.push_back(x);
+    x = at::conv1d(x, s.conv.w, s.conv.b, s.resampled ? 2 : 1, 1);
+    if (trace) trace(fmt::format("down{}_out", n), x);
+    ++n;
+  }
+  for (std::size_t m = 0; m < mid_.size(); ++m) x = stage(x, mid_[m], time, trace, fmt::format("mid{}", m));
+  if (trace) trace("mid_last", x.transpose(1, 2));
+  n = 0;
+  for (const auto& s : up_) {
+    const auto skip = skips.back();
+    skips.pop_back();
+    x = stage(at::cat({x.narrow(2, 0, skip.size(2)), skip}, 1), s, time, trace, fmt::format("up{}", n));
+    x = s.resampled ? at::conv_transpose1d(x, s.conv.w, s.conv.b, 2, 1) : at::conv1d(x, s.conv.w, s.conv.b, 1, 1);
+    if (trace) trace(fmt::format("up{}_out", n), x);
+    ++n;
+  }
+  x = block(x, final_block_);
+  if (trace) trace("final_block", x);
+  return at::conv1d(x, final_proj_.w, final_proj_.b).to(at::kFloat);
+}
+
+at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace) const {
+  const c10::InferenceMode guard;
+  const auto schedule = flow_schedule(kFlowSteps, ScheduleType::fp32);
+  const bool guided = cfg_rate_ > 0;
+  auto pair = [&](const at::Tensor& a) { return guided ? at::cat({a, at::zeros_like(a)}) : a; };
+  const auto mus = pair(mu), spks = pair(spk), conds = pair(cond);
+  auto x = z;
+  for (int k = 0; k < kFlowSteps; ++k) {
+    if (trace) trace("x_step", x);
+    const auto t = at::full({guided ? 2 : 1}, schedule.t[static_cast<std::size_t>(k)]);
+    auto v = estimate(guided ? at::cat({x, x}) : x, mus, t, spks, conds);
+    if (trace && k == 0) trace("v_first", v);
+    if (guided) v = (1 + cfg_rate_) * v.narrow(0, 0, 1) - cfg_rate_ * v.narrow(0, 1, 1);
+    x = x + schedule.dt[static_cast<std::size_t>(k)] * v;
+  }
+  return x;
+}
+
+at::Tensor Flow::mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding, const at::Tensor& z) const {
+  const c10::InferenceMode guard;
+  const auto P = prompt_tokens.size(0), T = tokens.size(0), F1 = prompt_mel.size(1), F2 = frames_of(T);
+  const auto h = encode(at::cat({prompt_tokens, tokens}));
+  const auto mu = regulate(at::cat({stretch(h.narrow(0, 0, P), F1), stretch(h.narrow(0, P, T), F2)}, 2));
+  auto cond = at::zeros_like(mu);
+  cond.narrow(2, 0, F1).copy_(prompt_mel.transpose(1, 2));
+  return solve(z, mu, speaker(embedding), cond).narrow(2, F1, F2);
+}
+
+std::vector<std::int64_t> Flow::usable(const std::vector<std::int32_t>& codes, std::int64_t* dropped) const {
+  std::vector<std::int64_t> out;
+  for (const auto code : codes) {
+    const std::int64_t token = single_ ? code - kLinguisticCodes : code;
+    if (token >= 0 && token < vocabulary_) out.push_back(token);
+    else if (dropped != nullptr && !(single_ && code >= 0 && code < kLinguisticCodes)) ++*dropped;
+  }
+  return out;
+}
+
+}  // namespace parlando::tts

@@ -1,0 +1,83 @@
+#pragma once
+/// Flow matching: codes -> mel at 86.13 frames/s, 80 bins, log. Source: vocoder.md §5–§8.
+/// A result is a pure function of (tokens, prompt, speaker, noise); noise comes from the caller.
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+
+#include "common/base/result.hpp"
+#include "common/checkpoint/tensor_data.hpp"
+
+namespace parlando::tts {
+
+inline constexpr std::int64_t kMelBins = 80, kHop = 256;
+inline constexpr int kMelRate = 22050, kFlowSteps = 10;
+
+/// Frames of n tokens, in the reference's order of operations.
+std::int64_t mel_frames(std::int64_t tokens, double input_frame_rate);
+
+enum class ScheduleType { fp32, bf16 };
+struct Schedule { std::vector<float> span, t, dt; };
+/// Cosine schedule; bf16 is the one the shipped code really uses.
+Schedule flow_schedule(int steps, ScheduleType type);
+
+class Flow {
+ public:
+  using Trace = std::function<void(const std::string&, const at::Tensor&)>;
+  /// @throws Failure on a bad checkpoint or configuration
+  Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype = at::kFloat);
+
+  double token_rate() const { return rate_; }
+  std::int64_t vocabulary() const { return vocabulary_; }
+  std::int64_t frames_of(std::int64_t tokens) const { return mel_frames(tokens, rate_); }
+  /// True for the single-codebook variant: semantic ids 0…4095 at 25/s.
+  bool single_codebook() const { return single_; }
+
+  /// tokens [T] -> h [T, 80]
+  at::Tensor encode(const at::Tensor& tokens, const Trace& trace = {}) const;
+  /// One part of h stretched to `frames` columns: [1, 80, frames]
+  static at::Tensor stretch(const at::Tensor& h, std::int64_t frames);
+  /// Parts side by side -> mu [1, 80, F]
+  at::Tensor regulate(const at::Tensor& stretched) const;
+  /// The v1 streaming rule: 20 tokens at each end of a long chunk are stretched on their own.
+  at::Tensor stretch_v1(const at::Tensor& h, std::int64_t frames) const;
+  at::Tensor speaker(const at::Tensor& embedding) const;   ///< [1, 192] -> [1, 80]
+
+  /// Velocity: x, mu, cond [B, 80, F]; t [B]; spk [B, 80].
+  at::Tensor estimate(const at::Tensor& x, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
+  /// Ten Euler steps from z with classifier-free guidance.
+  at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
+
+  /// Offline: tokens [T], prompt tokens [P], prompt mel [1, F1, 80], embedding [1, 192], z [1, 80, F1 + F2] -> mel [1, 80, F2]
+  at::Tensor mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding, const at::Tensor& z) const;
+
+  /// Drops what the flow cannot read (text ids, codes past its vocabulary) and, for the single-codebook variant, the linguistic codes.
+  std::vector<std::int64_t> usable(const std::vector<std::int32_t>& codes, std::int64_t* dropped = nullptr) const;
+  std::int64_t weight_bytes() const { return weight_bytes_; }
+
+ private:
+  struct Linear { at::Tensor w, b; };
+  struct EncoderLayer { Linear qkv, out, w1, w2, norm_mha, norm_ff; at::Tensor pos, u, v; };
+  struct Block { Linear conv, norm; };
+  struct Resnet { Linear mlp; Block block1, block2; Linear res; };
+  struct Transformer { Linear norm1, norm3, out, ff1, ff2; at::Tensor qkv; };
+  struct Stage { Resnet resnet; std::vector<Transformer> transformers; Linear conv; bool resampled = false; };
+  at::Tensor block(const at::Tensor& x, const Block& b) const;
+  at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name) const;
+
+  double rate_ = 0, cfg_rate_ = 0;
+  std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0, weight_bytes_ = 0;
+  bool single_ = false;
+  at::ScalarType dtype_;
+  at::Tensor embedding_;
+  Linear embed_, embed_norm_, after_norm_, encoder_proj_, speaker_, time1_, time2_, final_proj_;
+  std::vector<EncoderLayer> encoder_;
+  std::vector<Linear> regulator_conv_, regulator_norm_;
+  std::vector<Stage> down_, mid_, up_;
+  Block final_block_;
+};
+
+}  // namespace parlando::tts

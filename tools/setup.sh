@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs what the project needs and nothing else: system packages (added, never removed) and libtorch in .deps/. Safe to run again.
+#   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
+set -euo pipefail
+cd "$(dirname "$0")/.."
+fail() { echo "setup: $*" >&2; exit 1; }
+step() { echo "setup: $*"; }
+
+[ "$(uname -m)" = x86_64 ] || fail "this processor is $(uname -m); only x86_64 is supported"
+if ! command -v apt-get >/dev/null; then
+  . /etc/os-release 2>/dev/null || true
+  fail "${PRETTY_NAME:-this distribution} has no apt-get. Install the packages listed in tools/packages.txt by other means, then set PARLANDO_SKIP_APT=1"
+fi
+free_kb=$(df -Pk . | awk 'NR==2{print $4}')
+[ "$free_kb" -gt 5000000 ] || [ -d .deps/venv ] || fail "only $((free_kb / 1024)) MiB are free here; the build needs about 5 GiB"
+
+packages=$(grep -v '^#' tools/packages.txt)
+[ "${1:-}" = --nano ] && packages="$packages $(grep -v '^#' tools/nano/packages.txt)"
+stamp=.deps/stamp-$(echo "$packages" "$(cat tools/requirements.txt tools/nano/requirements.txt)" | sha256sum | cut -c1-16)
+[ -f "$stamp" ] && { step "everything is installed"; exit 0; }
+
+if [ -z "${PARLANDO_SKIP_APT:-}" ]; then
+  missing=""
+  for p in $packages; do dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q "ok installed" || missing="$missing $p"; done
+  if [ -n "$missing" ]; then
+    sudo=""
+    if [ "$(id -u)" != 0 ]; then
+      command -v sudo >/dev/null || fail "these packages are missing and there is neither root nor sudo to install them:$missing"
+      sudo=sudo
+    fi
+    step "installing $(echo $missing | wc -w) system packages:$missing"
+    $sudo apt-get update -qq || fail "the package lists could not be fetched; is there a network?"
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove $missing >/dev/null || fail "apt-get could not install:$missing"
+  fi
+fi
+
+mkdir -p .deps
+python=$(command -v python3) || fail "python3 is missing"
+"$python" -c 'import ensurepip' 2>/dev/null || fail "python3 has no venv module (Debian: python3-venv)"
+[ -x .deps/venv/bin/pip ] || "$python" -m venv .deps/venv || fail "python3 -m venv failed"
+pip=".deps/venv/bin/pip --disable-pip-version-check -q"
+step "installing libtorch (about 500 MB to fetch the first time)"
+# torch alone: a CPU process needs of CUDA only the runtime and CUPTI.
+$pip install --no-deps -r tools/requirements.txt || fail "pip could not install tools/requirements.txt; is there a network?"
+if [ "${1:-}" = --nano ]; then
+  step "installing what training needs"
+  $pip install --no-deps nvidia-cufile nvidia-cusparselt-cu13 nvidia-nvshmem-cu13
+  $pip install -r tools/nano/requirements.txt 2>/dev/null || fail "pip could not install tools/nano/requirements.txt"
+fi
+rm -f .deps/stamp-*
+touch "$stamp"
+step "done"
