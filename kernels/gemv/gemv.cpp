@@ -5,6 +5,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <vector>
 
 HWY_BEFORE_NAMESPACE();
@@ -38,6 +39,63 @@ void GemvF32(const float* w, std::int64_t rows, std::int64_t columns, const floa
   for (; r < rows; ++r) rows_f32<1>(w + r * columns, columns, x, y + r);
   if (bias != nullptr)
     for (r = 0; r < rows; ++r) y[r] += bias[r];
+}
+
+constexpr std::int64_t kPanel = 16;
+
+// kP panels times kX input rows: kP·16 outputs of each row stay in registers while the columns stream by.
+template <int kP, int kX>
+void tile_packed(const float* HWY_RESTRICT packed, std::int64_t columns, const float* HWY_RESTRICT x, float (*HWY_RESTRICT out)[kPanel * 2]) {
+  const hn::CappedTag<float, 16> d;
+  using V = hn::Vec<decltype(d)>;
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(hn::CappedTag<float, 16>())), kV = kP * static_cast<int>(kPanel) / kLanes;
+  V sum[kV * kX];
+  for (auto& s : sum) s = hn::Zero(d);
+  const std::int64_t panel = columns * kPanel;
+  for (std::int64_t c = 0; c < columns; ++c) {
+    V w[kV];
+    for (int v = 0; v < kV; ++v) w[v] = hn::LoadU(d, packed + (v * kLanes / kPanel) * panel + c * kPanel + v * kLanes % kPanel);
+    for (int n = 0; n < kX; ++n) {
+      const auto b = hn::Set(d, x[n * columns + c]);
+      for (int v = 0; v < kV; ++v) sum[n * kV + v] = hn::MulAdd(w[v], b, sum[n * kV + v]);
+    }
+  }
+  for (int n = 0; n < kX; ++n)
+    for (int v = 0; v < kV; ++v) hn::StoreU(sum[n * kV + v], d, out[n] + v * kLanes);
+}
+
+template <int kP>
+void run_tile(int count, const float* packed, std::int64_t columns, const float* x, float (*out)[kPanel * 2]) {
+  switch (count) {
+    case 1: return tile_packed<kP, 1>(packed, columns, x, out);
+    case 2: return tile_packed<kP, 2>(packed, columns, x, out);
+    case 3: return tile_packed<kP, 3>(packed, columns, x, out);
+    case 4: return tile_packed<kP, 4>(packed, columns, x, out);
+    case 5: return tile_packed<kP, 5>(packed, columns, x, out);
+    case 6: return tile_packed<kP, 6>(packed, columns, x, out);
+    case 7: return tile_packed<kP, 7>(packed, columns, x, out);
+    case 8: return tile_packed<kP, 8>(packed, columns, x, out);
+    default: return tile_packed<kP, 9>(packed, columns, x, out);
+  }
+}
+
+void GemmPackedF32(const float* packed, std::int64_t rows, std::int64_t columns, const float* x, std::int64_t count, const float* bias, float* y) {
+  // As many sums as registers allow: 2 panels × 9 rows with 32 wide registers, 1 panel × 5 rows with 16.
+  constexpr int kLanes = static_cast<int>(hn::MaxLanes(hn::CappedTag<float, 16>()));
+  constexpr int kX = kLanes == 16 ? 9 : kLanes == 8 ? 5 : 2, kP = kLanes == 16 ? 2 : 1;
+  const std::int64_t panels = (rows + kPanel - 1) / kPanel, size = columns * kPanel;
+  float out[9][kPanel * 2];
+  for (std::int64_t p = 0; p < panels;) {
+    const std::int64_t wide = kP == 2 && p + 2 <= panels ? 2 : 1, first = p * kPanel, last = std::min(rows, (p + wide) * kPanel);
+    for (std::int64_t n = 0; n < count; n += kX) {
+      const int take = static_cast<int>(std::min<std::int64_t>(kX, count - n));
+      if (wide == 2) run_tile<2>(take, packed + p * size, columns, x + n * columns, out);
+      else run_tile<1>(take, packed + p * size, columns, x + n * columns, out);
+      for (int i = 0; i < take; ++i)
+        for (std::int64_t r = first; r < last; ++r) y[(n + i) * rows + r] = out[i][r - first] + (bias != nullptr ? bias[r] : 0.0f);
+    }
+    p += wide;
+  }
 }
 
 // Two neighbouring bf16 weights are one 32-bit word: the odd one is its upper half as it stands, the even one its lower half shifted up.
@@ -99,10 +157,20 @@ HWY_AFTER_NAMESPACE();
 namespace parlando::kernels {
 HWY_EXPORT(GemvF32);
 HWY_EXPORT(GemvBf16);
+HWY_EXPORT(GemmPackedF32);
 HWY_EXPORT(Target);
 
 void gemv_f32(const float* w, std::int64_t rows, std::int64_t columns, const float* x, const float* bias, float* y) {
   HWY_DYNAMIC_DISPATCH(GemvF32)(w, rows, columns, x, bias, y);
+}
+void gemm_packed_f32(const float* packed, std::int64_t rows, std::int64_t columns, const float* x, std::int64_t count, const float* bias, float* y) {
+  HWY_DYNAMIC_DISPATCH(GemmPackedF32)(packed, rows, columns, x, count, bias, y);
+}
+std::int64_t packed_size(std::int64_t rows, std::int64_t columns) { return (rows + 15) / 16 * 16 * columns; }
+void pack_f32(const float* w, std::int64_t rows, std::int64_t columns, float* packed) {
+  for (std::int64_t p = 0; p < (rows + 15) / 16; ++p)
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (std::int64_t i = 0; i < 16; ++i) *packed++ = p * 16 + i < rows ? w[(p * 16 + i) * columns + c] : 0.0f;
 }
 void gemv_bf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y) { HWY_DYNAMIC_DISPATCH(GemvBf16)(w, rows, columns, x, y); }
 const char* gemv_target() { return HWY_DYNAMIC_DISPATCH(Target)(); }

@@ -127,6 +127,19 @@ def peak_normalise(wave: torch.Tensor) -> torch.Tensor:
     return wave / wave.abs().max().clamp(min=0.01) * 0.999
 
 
+def trim(wave: torch.Tensor) -> torch.Tensor:
+    """Cuts silence at both ends of a wave at 16 kHz as the tokenizer does for voice prompts."""
+    n = len(wave)
+    frames = F.pad(wave, (256, 256)).unfold(0, 512, 128)[:1 + n // 128]
+    rms = frames.double().pow(2).mean(1).sqrt().clamp(min=1e-5)
+    loud = torch.nonzero(20 * (rms.log10() - rms.max().log10()) > -20.0)[:, 0]
+    start, end = int(loud[0]) * 128, min(n, (int(loud[-1]) + 1) * 128)
+    count = 240 * -(-(end - start) // 240) + 4320
+    skip = start - 800
+    padded = F.pad(wave, (max(0, -skip), 0))[max(0, skip):]
+    return F.pad(padded, (0, max(0, count - len(padded))))[:count]
+
+
 def pitch(wave: torch.Tensor, low: float = 75.0, high: float = 450.0) -> torch.Tensor:
     """[samples] at 22.05 kHz -> [samples/256] Hz, 0 = unvoiced. Normalised cross-correlation with a median of five."""
     frames, lag_min, lag_max, span = len(wave) // 256, int(22050 / high), int(22050 / low), 768

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import domain, modules, synth, text, tokenise, trainer
+from . import domain, features, modules, synth, text, tokenise, trainer
 
 CONFIG = dict(architectures=["Step1ForCausalLM"], model_type="step1", bos_token_id=1, pad_token_id=0, eos_token_id=3, hidden_size=160,
               intermediate_size=448, num_attention_heads=4, num_attention_groups=2, num_hidden_layers=5, max_seq_len=2048, rms_norm_eps=1e-5,
@@ -40,7 +40,7 @@ class Data:
         with open(f"{work}/tokens.pkl", "rb") as f:
             everything = pickle.load(f)
         for d in everything:
-            for k in ("mel22", "f0", "wave22", "speaker"):
+            for k in ("mel22", "f0", "speaker"):
                 d.pop(k, None)
         self.answers = answers()
         known = [d for d in everything if d["kind"] in ("words", "noise") or d["text"] in self.answers or d["split"] in ("reply", "reply_test")]
@@ -58,6 +58,13 @@ class Data:
         self.prompts = {name: max(self.by_voice[v], key=lambda d: len(d["codes"])) for name, v in SPEAKERS.items()}
         sung = [d for d in self.replies if d["style"] == "sing" and d["voice"] == synth.TARGET]
         self.prompts["Clara哼唱"] = min(sung, key=lambda d: len(d["codes"])) if sung else self.prompts["Clara"]
+        self.prompt_waves = {name: d["wave22"] for name, d in self.prompts.items()}
+        tokeniser = tokenise.Tokeniser(work)
+        for name, d in self.prompts.items():      # as the engine tokenises a voice prompt: trimmed
+            wave = features.resample(torch.from_numpy(d["wave22"].astype(np.float32) / 32767), 22050, 16000)
+            self.prompts[name] = dict(text=d["text"], voice=d["voice"], codes=tokeniser.wave(features.trim(features.peak_normalise(wave))))
+        for d in everything:
+            d.pop("wave22", None)
         self.slt = [d for d in self.replies if d["voice"] == synth.TARGET]
         self.others = [d for d in self.replies if d["voice"] != synth.TARGET and d["style"] != "sing"]
 

@@ -16,6 +16,23 @@ constexpr double kNormEps = 1e-12;
 constexpr int kStack = 7, kSkip = 6, kBins = 80, kInputs = kStack * kBins;
 
 at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) { return at::layer_norm(x, {x.size(-1)}, w, b, kNormEps); }
+/// Depthwise convolution inside each window plus the value itself: [batch, rows, width], taps [K, width], zeros outside the window.
+/// A dozen rows of small work: a general convolution spends more on its set-up.
+at::Tensor fsmn_memory(const at::Tensor& value, const at::Tensor& taps) {
+  const auto v = value.contiguous();
+  auto out = v.clone();
+  const auto batch = v.size(0), rows = v.size(1), width = v.size(2), count = taps.size(0), left = (count - 1) / 2;
+  const float *from = v.data_ptr<float>(), *w = taps.data_ptr<float>();
+  float* to = out.data_ptr<float>();
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::int64_t t = 0; t < rows; ++t)
+      for (std::int64_t k = std::max<std::int64_t>(0, left - t); k < std::min(count, rows + left - t); ++k) {
+        const float *x = from + (b * rows + t + k - left) * width, *tap = w + k * width;
+        float* y = to + (b * rows + t) * width;
+        for (std::int64_t c = 0; c < width; ++c) y[c] += x[c] * tap[c];
+      }
+  return out;
+}
 }  // namespace
 
 std::int64_t linguistic_count(std::int64_t samples) {
@@ -41,12 +58,12 @@ LinguisticEncoder::LinguisticEncoder(checkpoint::TensorMap tensors, int heads, c
     const std::int64_t inner = hidden.empty() ? -1 : hidden[0];
     Layer layer;
     layer.norm1_w = w.take(at + "norm1.weight", {in}), layer.norm1_b = w.take(at + "norm1.bias", {in});
-    layer.qkv_w = w.take(at + "self_attn.linear_q_k_v.weight", {3 * width_, in}), layer.qkv_b = w.take(at + "self_attn.linear_q_k_v.bias", {3 * width_});
+    auto packed = [&](const std::string& name, std::int64_t out, std::int64_t from) { return nn::PackedLinear(w.take(at + name + ".weight", {out, from}), w.take(at + name + ".bias", {out})); };
+    layer.qkv = packed("self_attn.linear_q_k_v", 3 * width_, in), layer.out = packed("self_attn.linear_out", width_, width_);
+    layer.w1 = packed("feed_forward.w_1", inner, width_), layer.w2 = packed("feed_forward.w_2", width_, inner);
     layer.fsmn = w.take(at + "self_attn.fsmn_block.weight", {width_, 1, -1});
-    layer.out_w = w.take(at + "self_attn.linear_out.weight", {width_, width_}), layer.out_b = w.take(at + "self_attn.linear_out.bias", {width_});
+    if (layer.fsmn.defined()) layer.fsmn = layer.fsmn.view({width_, -1}).t().contiguous();   // [taps, width]: channels side by side
     layer.norm2_w = w.take(at + "norm2.weight", {width_}), layer.norm2_b = w.take(at + "norm2.bias", {width_});
-    layer.w1 = w.take(at + "feed_forward.w_1.weight", {inner, width_}), layer.b1 = w.take(at + "feed_forward.w_1.bias", {inner});
-    layer.w2 = w.take(at + "feed_forward.w_2.weight", {width_, inner}), layer.b2 = w.take(at + "feed_forward.w_2.bias", {width_});
     layer.residual = in == width_;
     layers_.push_back(std::move(layer));
   }
@@ -92,17 +109,16 @@ at::Tensor LinguisticEncoder::run(at::Tensor x, const at::Tensor& rows, const at
   auto split = [&](const at::Tensor& t) { return t.reshape({batch, t.size(1), heads_, d}).transpose(1, 2); };
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const Layer& layer = layers_[l];
-    const auto qkv = at::linear(norm(x, layer.norm1_w, layer.norm1_b), layer.qkv_w, layer.qkv_b).chunk(3, -1);
+    const auto qkv = layer.qkv(norm(x, layer.norm1_w, layer.norm1_b)).chunk(3, -1);
     const auto &k = qkv[1], &v = qkv[2];
     at::Tensor old_k, old_v;
     look_back(l, k, v, old_k, old_v);
     const auto value = v * keep;
-    const auto taps = layer.fsmn.size(2);
-    const auto memory = at::conv1d(value.transpose(1, 2), layer.fsmn, {}, 1, (taps - 1) / 2, 1, width_).transpose(1, 2) + value;
+    const auto memory = fsmn_memory(value, layer.fsmn);
     auto y = at::scaled_dot_product_attention(split(qkv[0]), split(at::cat({old_k, k}, 1)), split(at::cat({old_v, v}, 1)), mask);
-    y = at::linear(y.transpose(1, 2).reshape({batch, window, width_}), layer.out_w, layer.out_b) + memory;
+    y = layer.out(y.transpose(1, 2).reshape({batch, window, width_})) + memory;
     x = layer.residual ? x + y : y;
-    x = x + at::linear(at::relu(at::linear(norm(x, layer.norm2_w, layer.norm2_b), layer.w1, layer.b1)), layer.w2, layer.b2);
+    x = x + layer.w2(at::relu(layer.w1(norm(x, layer.norm2_w, layer.norm2_b))));
     if (trace) trace(fmt::format("layer{}.out", l), x);
   }
   return norm(x, after_w_, after_b_);

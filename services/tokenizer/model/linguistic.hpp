@@ -10,6 +10,7 @@
 #include "common/audio/front_end.hpp"
 #include "common/base/result.hpp"
 #include "common/checkpoint/tensor_data.hpp"
+#include "common/nn/linear.hpp"
 
 namespace parlando::tokenizer {
 
@@ -56,7 +57,8 @@ class LinguisticEncoder {
 
  private:
   struct Layer {
-    at::Tensor norm1_w, norm1_b, qkv_w, qkv_b, fsmn, out_w, out_b, norm2_w, norm2_b, w1, b1, w2, b2;
+    at::Tensor norm1_w, norm1_b, fsmn, norm2_w, norm2_b;
+    nn::PackedLinear qkv, out, w1, w2;
     bool residual = true;
   };
   using LookBack = std::function<void(std::size_t layer, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v)>;

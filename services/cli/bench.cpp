@@ -1,0 +1,206 @@
+#include "services/cli/bench.hpp"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/InferenceMode.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "common/base/codes.hpp"
+#include "common/base/mapped_file.hpp"
+#include "kernels/gemv/gemv.hpp"
+#include "services/cli/random_weights.hpp"
+#include "services/llm/model/engine.hpp"
+#include "services/tokenizer/model/speech_tokenizer.hpp"
+#include "services/tts/model/speech_decoder.hpp"
+
+namespace parlando::cli {
+using nlohmann::json;
+
+std::int64_t peak_memory_bytes() {
+  struct rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+namespace {
+
+struct Spread { double median = 0, low = 0, high = 0; };
+
+template <class F>
+Spread measure(int runs, F&& work) {
+  work();   // warm-up
+  std::vector<double> seconds;
+  for (int i = 0; i < std::max(5, runs); ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
+}
+
+json spread_json(const Spread& s, double scale = 1) { return {{"median", s.median * scale}, {"low", s.low * scale}, {"high", s.high * scale}}; }
+
+Result<json> config_of(const std::filesystem::path& path) {
+  PARLANDO_TRY(const auto text, read_file(path, 1u << 20));
+  auto out = json::parse(text, nullptr, false);
+  if (!out.is_object()) return fail(Errc::bad_json, "'{}' is not a JSON object", path.string());
+  return out;
+}
+
+std::vector<float> speechlike(double seconds, int rate) {
+  std::vector<float> wave(static_cast<std::size_t>(seconds * rate));
+  for (std::size_t i = 0; i < wave.size(); ++i) {
+    const double t = static_cast<double>(i) / rate;
+    wave[i] = static_cast<float>(0.3 * std::sin(2 * M_PI * (120 + 30 * std::sin(3 * t)) * t) * (0.6 + 0.4 * std::sin(17 * t)) + 0.1 * std::sin(2 * M_PI * 1700 * t));
+  }
+  return wave;
+}
+
+/// Read bandwidth of this machine with the given number of threads: a sum over a block far larger than the caches.
+double read_bandwidth(int threads) {
+  const std::size_t count = std::size_t{1} << 28;   // 1 GiB of float32
+  auto data = at::ones({static_cast<std::int64_t>(count)});
+  const float* p = data.data_ptr<float>();
+  std::vector<float> x(8192, 1.0f);
+  const auto s = measure(5, [&] {
+    std::vector<std::thread> pool;
+    for (int t = 0; t < threads; ++t)
+      pool.emplace_back([&, t] {
+        std::vector<float> y(count / 8192 / threads);
+        kernels::gemv_f32(p + count / threads * t, static_cast<std::int64_t>(y.size()), 8192, x.data(), nullptr, y.data());
+      });
+    for (auto& t : pool) t.join();
+  });
+  return static_cast<double>(count) * 4 / s.median;
+}
+
+Result<json> bench_tokenizer(const BenchOptions& o) {
+  std::shared_ptr<const tokenizer::LinguisticEncoder> linguistic;
+  std::shared_ptr<const tokenizer::SemanticEncoder> semantic;
+  std::shared_ptr<const tokenizer::SpeechTokenizer> loaded;
+  if (!o.random_weights.empty()) {
+    PARLANDO_TRY(const auto c, config_of(o.random_weights));
+    linguistic = std::make_shared<tokenizer::LinguisticEncoder>(random_linguistic(c.at("linguistic")), c.at("linguistic").at("heads").get<int>(), "random linguistic weights");
+    semantic = std::make_shared<tokenizer::SemanticEncoder>(random_semantic(c.at("semantic")), c.at("semantic").at("heads").get<int>(), "random semantic weights");
+  } else {
+    PARLANDO_TRY(loaded, tokenizer::SpeechTokenizer::load(o.model_path / "Step-Audio-Tokenizer"));
+    linguistic = loaded->linguistic();
+  }
+  const auto& sem = loaded ? loaded->semantic() : *semantic;
+  const auto wave = speechlike(o.seconds, 16000);
+  const auto stream = measure(o.runs, [&] {
+    tokenizer::LinguisticStream s(linguistic);
+    for (std::size_t at = 0; at < wave.size(); at += 320) s.push(std::span(wave).subspan(at, std::min<std::size_t>(320, wave.size() - at)));
+    s.finish();
+  });
+  const auto offline = measure(o.runs, [&] { linguistic->quantise(linguistic->encode(linguistic->features(wave))); });
+  const auto pass = measure(o.runs, [&] { sem.ids(wave); });
+  const auto live = measure(o.runs, [&] {   // the `stable` live mode: the whole semantic branch again every 240 ms
+    for (std::size_t n = 3840; n <= wave.size(); n += 3840) sem.ids(std::span(wave).first(n));
+  });
+  const double rtf = (stream.median + pass.median) / o.seconds;
+  fmt::print("tokenizer, {:.1f} s of audio, {} thread(s), fp32\n", o.seconds, o.threads);
+  auto line = [&](const char* what, const Spread& s) { fmt::print("  {:<44} {:8.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", what, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds); };
+  line("linguistic, streamed in 20 ms packets", stream), line("linguistic, whole utterance in parallel", offline), line("semantic, one pass at the endpoint", pass), line("semantic, `stable` live mode", live);
+  fmt::print("  stream + one semantic pass: real-time factor {:.3f}\n", rtf);
+  return json{{"bench", "tokenizer"}, {"real_time_factor", rtf}, {"linguistic_stream_s", spread_json(stream)}, {"linguistic_offline_s", spread_json(offline)}, {"semantic_s", spread_json(pass)}, {"semantic_live_s", spread_json(live)}};
+}
+
+Result<json> bench_lm(const BenchOptions& o) {
+  const auto dtype = o.bf16 ? at::kBFloat16 : at::kFloat;
+  std::shared_ptr<const llm::Step1> model;
+  if (!o.random_weights.empty()) {
+    PARLANDO_TRY(const auto config, llm::Step1Config::load(o.random_weights));
+    PARLANDO_TRY(model, llm::Step1::random(config, dtype, 1));
+  } else {
+    PARLANDO_TRY(model, llm::Step1::load(o.model_path / "Step-Audio-TTS-3B", dtype));
+  }
+  const auto load_peak = peak_memory_bytes();
+  auto pool = model->make_pool(2048);
+  auto sequence = pool->open();
+  std::vector<std::int32_t> prompt(256);
+  for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int32_t>((i * 7919 + 11) % static_cast<std::size_t>(model->config().vocabulary));
+  std::string error;
+  auto forward = [&](std::span<const std::int32_t> ids) {
+    llm::Step1::Chunk chunk{&sequence, ids};
+    const auto hidden = model->forward(*pool, {&chunk, 1});
+    if (!hidden) { error = hidden.error().message; return; }
+    model->logits(hidden->narrow(0, hidden->size(0) - 1, 1));
+  };
+  const auto prefill = measure(o.runs, [&] { sequence.truncate(0), forward(prompt); });
+  const std::int32_t next = 17;
+  const auto decode = measure(std::max(o.runs, 10), [&] { sequence.truncate(256), forward({&next, 1}); });
+  if (!error.empty()) return fail(Errc::internal, "{}", error);
+  const double bandwidth = read_bandwidth(o.threads), bytes = static_cast<double>(model->decode_bytes()), achieved = bytes / decode.median;
+  fmt::print("language model, {:.2f} B parameters, {}, {} thread(s), {} kernels\n", static_cast<double>(model->weight_bytes()) / static_cast<double>(at::elementSize(dtype)) / 1e9, o.bf16 ? "bf16" : "fp32", o.threads, kernels::gemv_target());
+  fmt::print("  prefill of 256 tokens   {:9.1f} ms ({:.1f}…{:.1f})   {:.1f} tokens/s\n", 1e3 * prefill.median, 1e3 * prefill.low, 1e3 * prefill.high, 256 / prefill.median);
+  fmt::print("  decode step             {:9.2f} ms ({:.2f}…{:.2f})   {:.1f} tokens/s\n", 1e3 * decode.median, 1e3 * decode.low, 1e3 * decode.high, 1 / decode.median);
+  fmt::print("  decode reads {:.2f} GB/s of {:.2f} GB/s measured read bandwidth: {:.0f} %\n", achieved / 1e9, bandwidth / 1e9, 100 * achieved / bandwidth);
+  fmt::print("  weights {:.2f} GB, peak memory after loading {:.2f} GB\n", static_cast<double>(model->weight_bytes()) / 1e9, static_cast<double>(load_peak) / 1e9);
+  return json{{"bench", "lm"}, {"decode_s", spread_json(decode)}, {"prefill256_s", spread_json(prefill)}, {"bandwidth_share", achieved / bandwidth}, {"bandwidth", bandwidth}, {"weight_bytes", model->weight_bytes()}, {"peak_bytes", load_peak}};
+}
+
+struct Decoder { std::shared_ptr<const tts::Flow> flow; std::shared_ptr<const tts::Hift> hift; };
+
+Result<Decoder> decoder_of(const BenchOptions& o) {
+  if (o.random_weights.empty()) {
+    PARLANDO_TRY(const auto loaded, tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
+    return Decoder{std::shared_ptr<const tts::Flow>(loaded, &loaded->flow()), loaded->hift()};
+  }
+  PARLANDO_TRY(const auto c, config_of(o.random_weights));
+  return Decoder{std::make_shared<tts::Flow>(random_flow(c), c, "random flow weights"), std::make_shared<tts::Hift>(random_hift(c), c, "random vocoder weights")};
+}
+
+Result<json> bench_decoder(const BenchOptions& o) {
+  const bool with_flow = o.name != "vocoder", with_hift = o.name != "flow";
+  PARLANDO_TRY(const auto decoder, decoder_of(o));
+  const auto tokens_count = static_cast<std::int64_t>(std::llround(o.seconds * decoder.flow->token_rate() / 5) * 5);
+  const auto frames = decoder.flow->frames_of(tokens_count);
+  const auto tokens = at::arange(tokens_count).remainder(decoder.flow->vocabulary());
+  const auto z = tts::flow_noise(1, 0, 0, frames);
+  const auto embedding = at::ones({1, 192}), none = at::zeros({0}, at::kLong), no_mel = at::zeros({1, 0, 80});
+  at::Tensor mel = at::randn({1, 80, frames}) - 5;
+  const tts::SourceNoise noise(1);
+  const auto source_noise = noise.noise(0, frames * tts::kHop);
+  const auto phase = noise.phase();
+  json out{{"bench", o.name}, {"seconds", o.seconds}, {"threads", o.threads}};
+  const double audio = static_cast<double>(frames * tts::kHop) / tts::kMelRate;
+  fmt::print("decoder, {:.2f} s of speech, {} thread(s), fp32\n", audio, o.threads);
+  Spread flow, hift;
+  if (with_flow) {
+    flow = measure(o.runs, [&] { mel = decoder.flow->mel(tokens, none, no_mel, embedding, z); });
+    fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high, flow.median / audio);
+    out["flow_s"] = spread_json(flow);
+  }
+  if (with_hift) {
+    hift = measure(o.runs, [&] { (*decoder.hift)(mel, phase, source_noise); });
+    fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high, hift.median / audio);
+    out["vocoder_s"] = spread_json(hift);
+  }
+  fmt::print("  peak memory {:.2f} GB\n", static_cast<double>(peak_memory_bytes()) / 1e9);
+  out["peak_bytes"] = peak_memory_bytes();
+  return out;
+}
+
+}  // namespace
+
+Result<json> run_bench(const BenchOptions& o) try {
+  const c10::InferenceMode guard;
+  at::set_num_threads(o.threads);
+  if (o.name == "tokenizer") return bench_tokenizer(o);
+  if (o.name == "lm") return bench_lm(o);
+  if (o.name == "flow" || o.name == "vocoder" || o.name == "tts") return bench_decoder(o);
+  return fail(Errc::invalid_argument, "there is no benchmark '{}'; the benchmarks are tokenizer, lm, flow, vocoder, tts", o.name);
+} catch (const Failure& failure) {
+  return tl::make_unexpected(failure.error);
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "the benchmark failed: {}", e.what());
+}
+
+}  // namespace parlando::cli

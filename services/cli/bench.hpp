@@ -1,0 +1,25 @@
+#pragma once
+/// `parlando bench NAME`: real-time factor, latency, share of bandwidth or FLOP/s, with spread. Warm-up first, at least five runs.
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+
+#include "common/base/result.hpp"
+
+namespace parlando::cli {
+
+struct BenchOptions {
+  std::string name;                        ///< tokenizer | lm | flow | vocoder | tts
+  std::filesystem::path model_path;        ///< measured when no random weights are asked for
+  std::filesystem::path random_weights;    ///< a configuration: random weights of that size
+  int threads = 1, runs = 5;
+  double seconds = 3;                      ///< of audio
+  bool bf16 = true;                        ///< for the language model
+};
+
+/// @return one JSON object with the figures that were also printed
+Result<nlohmann::json> run_bench(const BenchOptions& options);
+
+/// Largest resident size of this process, bytes.
+std::int64_t peak_memory_bytes();
+
+}  // namespace parlando::cli

@@ -1,0 +1,303 @@
+/// The `parlando` command.
+#include <ATen/Parallel.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "common/audio/audio_file.hpp"
+#include "common/base/codes.hpp"
+#include "common/base/mapped_file.hpp"
+#include "common/checkpoint/import.hpp"
+#include "services/cli/bench.hpp"
+#include "services/cli/doctor.hpp"
+#include "services/cli/local_engine.hpp"
+
+namespace parlando::cli {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+// Exit codes, as `parlando --help` lists them.
+constexpr int kOk = 0, kFailed = 1, kUsage = 2, kNotFound = 3, kBadInput = 4, kNoSpeech = 5;
+
+int exit_code(Errc code) {
+  switch (code) {
+    case Errc::not_found: return kNotFound;
+    case Errc::bad_format: case Errc::bad_json: case Errc::invalid_argument: case Errc::unsupported: case Errc::checkpoint_mismatch: return kBadInput;
+    case Errc::no_speech: return kNoSpeech;
+    default: return kFailed;
+  }
+}
+
+int report(const Error& error, bool as_json) {
+  if (as_json) std::cout << json{{"error", {{"code", to_string(error.code)}, {"message", error.message}}}}.dump() << "\n";
+  std::cerr << "parlando: " << error.message << "\n";
+  return exit_code(error.code);
+}
+
+/// models/nano beside the executable's build tree, or in the current directory.
+fs::path find_models(const char* what) {
+  std::error_code code;
+  const auto exe = fs::read_symlink("/proc/self/exe", code);
+  for (auto folder = exe.parent_path(); !folder.empty() && folder != folder.root_path(); folder = folder.parent_path())
+    if (fs::exists(folder / "models" / what)) return folder / "models" / what;
+  return fs::path("models") / what;
+}
+
+struct Common {
+  std::string model_path = find_models("nano").string();
+  int threads = 0;
+  bool bf16 = false, as_json = false;
+  std::uint64_t seed = 1;
+
+  void add(CLI::App& app) {
+    app.add_option("--model-path", model_path, "folder with Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B")->capture_default_str();
+    app.add_option("--threads", threads, "CPU threads (0 = all)")->check(CLI::Range(0, 1024));
+    app.add_flag("--bf16", bf16, "language models in bfloat16");
+    app.add_flag("--json", as_json, "one JSON object on stdout");
+    app.add_option("--seed", seed, "seed of sampling and noise");
+  }
+  Result<std::unique_ptr<LocalEngine>> engine(bool chat, bool speech) const {
+    if (threads > 0) at::set_num_threads(threads);
+    return LocalEngine::load({model_path, find_models("silero-vad") / "silero_vad.safetensors", bf16, chat, speech, seed});
+  }
+};
+
+void bar(const std::string& what, double done) {
+  if (!isatty(2)) return;
+  std::fprintf(stderr, "\r%-60.60s %3.0f %%%s", what.c_str(), 100 * done, done >= 1 ? "\n" : "");
+}
+
+json timings_json(const Timings& t) {
+  return {{"vad_ms", t.vad}, {"tokenizer_ms", t.tokenizer}, {"first_text_ms", t.first_text}, {"text_ms", t.text}, {"first_code_ms", t.first_code}, {"total_ms", t.total}};
+}
+
+int talk(const Common& common, const std::string& input, const std::string& text, const std::string& output, const std::string& system, const std::string& speaker) {
+  if (input.empty() == text.empty()) return report({Errc::invalid_argument, "give either a recording or --text"}, common.as_json);
+  LocalEngine::Question question;
+  if (!text.empty()) {
+    question.text = text;
+  } else {
+    auto recording = audio::read_audio(input);
+    if (!recording) return report(recording.error(), common.as_json);
+    question.wave = std::move(recording->wave), question.rate = recording->rate;
+  }
+  auto engine = common.engine(true, true);
+  if (!engine) return report(engine.error(), common.as_json);
+  std::vector<llm::Message> history;
+  auto turn = (*engine)->talk(question, system, speaker, history);
+  if (!turn) return report(turn.error(), common.as_json);
+  const double seconds = static_cast<double>(turn->wave.size()) / tts::kMelRate;
+  if (!output.empty()) {
+    std::error_code code;
+    if (const auto parent = fs::path(output).parent_path(); !parent.empty()) fs::create_directories(parent, code);
+    if (auto done = audio::write_wav(output, turn->wave, tts::kMelRate); !done) return report(done.error(), common.as_json);
+  }
+  if (common.as_json) {
+    json out{{"transcript", turn->transcript}, {"reply", turn->reply}, {"tool_calls", turn->tool_calls}, {"audio_seconds", seconds}, {"first_audio_ms", turn->timings.first_audio}, {"stages", timings_json(turn->timings)}};
+    if (!output.empty()) out["output"] = output;
+    std::cout << out.dump() << "\n";
+    return kOk;
+  }
+  fmt::print("you:      {}\n", turn->transcript);
+  for (const auto& call : turn->tool_calls) fmt::print("tool:     {} {} -> {}\n", call["name"].get<std::string>(), call["arguments"].dump(), call["result"].dump());
+  fmt::print("parlando: {}\n\n", turn->reply);
+  const auto& t = turn->timings;
+  fmt::print("stage                          ready after\n");
+  if (text.empty()) fmt::print("  speech found (vad)           {:8.1f} ms\n  tokens (tokenizer)           {:8.1f} ms\n", t.vad, t.tokenizer);
+  fmt::print("  first text token (llm)       {:8.1f} ms\n  text complete (llm)          {:8.1f} ms\n  first code (tts llm)         {:8.1f} ms\n  first audio (flow, vocoder)  {:8.1f} ms\n  all audio                    {:8.1f} ms   for {:.2f} s of speech\n",
+             t.first_text, t.text, t.first_code, t.first_audio, t.total, seconds);
+  if (!output.empty()) fmt::print("\nanswer written to {}\n", output);
+  return kOk;
+}
+
+struct SpeechJob { std::string text, speaker, prompt_text, wav_path, output; double speed = 1, volume = 1; };
+
+Result<json> speak_job(LocalEngine& engine, const SpeechJob& job, std::uint64_t seed, bool stream, bool clone) {
+  if (job.text.empty()) return fail(Errc::invalid_argument, "the text is empty");
+  Result<Spoken> spoken = fail(Errc::internal, "not run");
+  const LocalEngine::SpeakOptions options{job.speed, job.volume, {}, seed, stream};
+  if (clone) {
+    PARLANDO_TRY(const auto recording, audio::read_audio(job.wav_path));
+    PARLANDO_TRY(const auto voice, engine.clone(job.speaker, job.prompt_text, recording.wave, recording.rate));
+    spoken = engine.speak_as(job.text, *voice, options);
+  } else {
+    spoken = engine.speak(job.text, job.speaker.empty() ? engine.default_speaker() : job.speaker, options);
+  }
+  if (!spoken) return tl::make_unexpected(spoken.error());
+  std::error_code code;
+  if (const auto parent = fs::path(job.output).parent_path(); !parent.empty()) fs::create_directories(parent, code);
+  PARLANDO_DO(audio::write_wav(job.output, spoken->wave, tts::kMelRate));
+  return json{{"output", job.output}, {"audio_seconds", static_cast<double>(spoken->wave.size()) / tts::kMelRate}, {"codes", spoken->codes},
+              {"first_code_ms", spoken->first_code_ms}, {"first_audio_ms", spoken->first_audio_ms}, {"total_ms", spoken->total_ms}};
+}
+
+/// One JSON object a line: {text, speaker?, output?, speed?, volume?, prompt_text?, wav_path?}. Lines whose output exists are skipped.
+int batch(const Common& common, const std::string& file, const std::string& folder, bool stream, bool clone) {
+  std::ifstream in(file);
+  if (!in) return report({Errc::not_found, fmt::format("cannot open '{}'", file)}, common.as_json);
+  auto engine = common.engine(false, true);
+  if (!engine) return report(engine.error(), common.as_json);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);)
+    if (!line.empty()) lines.push_back(line);
+  int made = 0, skipped = 0, failed = 0;
+  for (std::size_t n = 0; n < lines.size(); ++n) {
+    const auto request = json::parse(lines[n], nullptr, false);
+    SpeechJob job;
+    if (request.is_object()) {
+      auto text = [&](const char* key, std::string fallback = {}) { return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : fallback; };
+      job = {text("text"), text("speaker"), text("prompt_text"), text("wav_path"), text("output", fmt::format("{:05}.wav", n + 1)), 1, 1};
+      if (request.contains("speed") && request["speed"].is_number()) job.speed = request["speed"].get<double>();
+      if (request.contains("volume") && request["volume"].is_number()) job.volume = request["volume"].get<double>();
+      job.output = (fs::path(folder) / job.output).string();
+    }
+    bar(fmt::format("{} of {}", n + 1, lines.size()), static_cast<double>(n + 1) / static_cast<double>(lines.size()));
+    if (request.is_object() && fs::exists(job.output)) { ++skipped; continue; }
+    auto done = request.is_object() ? speak_job(**engine, job, common.seed, stream, clone) : Result<json>(fail(Errc::bad_json, "line {} is not a JSON object", n + 1));
+    if (done) {
+      ++made;
+      (*done)["line"] = n + 1;
+      if (common.as_json) std::cout << done->dump() << "\n";
+    } else {
+      ++failed;
+      std::cerr << "parlando: line " << n + 1 << ": " << done.error().message << "\n";
+      if (common.as_json) std::cout << json{{"line", n + 1}, {"error", {{"code", to_string(done.error().code)}, {"message", done.error().message}}}}.dump() << "\n";
+    }
+  }
+  if (!common.as_json) fmt::print("{} made, {} skipped, {} failed\n", made, skipped, failed);
+  return failed == 0 ? kOk : kFailed;
+}
+
+int speak(const Common& common, const SpeechJob& job, bool stream, bool clone) {
+  auto engine = common.engine(false, true);
+  if (!engine) return report(engine.error(), common.as_json);
+  const auto done = speak_job(**engine, job, common.seed, stream, clone);
+  if (!done) return report(done.error(), common.as_json);
+  if (common.as_json) std::cout << done->dump() << "\n";
+  else fmt::print("{:.2f} s of speech written to {} ({:.0f} ms, first audio after {:.0f} ms)\n", (*done)["audio_seconds"].get<double>(), job.output, (*done)["total_ms"].get<double>(), (*done)["first_audio_ms"].get<double>());
+  return kOk;
+}
+
+int tokenize(const Common& common, const std::string& input, bool trim, bool no_norm) {
+  auto recording = audio::read_audio(input);
+  if (!recording) return report(recording.error(), common.as_json);
+  const auto directory = fs::path(common.model_path) / "Step-Audio-Tokenizer";
+  auto tokenizer = tokenizer::SpeechTokenizer::load(fs::exists(directory) ? directory : fs::path(common.model_path));
+  if (!tokenizer) return report(tokenizer.error(), common.as_json);
+  const auto codes = (*tokenizer)->codes(recording->wave, recording->rate, {trim, !no_norm});
+  if (!codes) return report(codes.error(), common.as_json);
+  if (common.as_json) std::cout << json{{"seconds", recording->seconds()}, {"codes", *codes}}.dump() << "\n";
+  else std::cout << to_token_string(*codes) << "\n";
+  return kOk;
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  CLI::App app{"parlando: spoken dialogue with the Step-Audio models"};
+  app.require_subcommand(1);
+  app.footer("Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 bad input, 5 no speech.");
+  Common common;
+  std::string input, text, output, system, speaker, batch_file, out_dir = "out", prompt_text, wav_path, import_to;
+  double speed = 1, volume = 1;
+  bool offline = false, trim = false, no_norm = false;
+  BenchOptions bench;
+
+  auto* c_talk = app.add_subcommand("talk", "answer a recorded question, or --text, with speech");
+  common.add(*c_talk);
+  c_talk->add_option("recording", input, "WAV, FLAC, OGG or MP3 of any rate");
+  c_talk->add_option("--text", text, "ask in writing instead");
+  c_talk->add_option("-o,--output", output, "write the answer to this WAV");
+  c_talk->add_option("--system", system, "system prompt");
+  c_talk->add_option("--speaker", speaker, "voice of the answer");
+
+  auto* c_tts = app.add_subcommand("tts", "speak a text; leading tags such as (快速1), (RAP), (哼唱) choose style and mode");
+  common.add(*c_tts);
+  c_tts->add_option("text", text, "what to say");
+  c_tts->add_option("-o,--output", output, "WAV to write")->default_str("out/speech.wav");
+  c_tts->add_option("--speaker", speaker, "built-in voice");
+  auto* c_clone = app.add_subcommand("clone", "speak a text in the voice of a recording");
+  common.add(*c_clone);
+  c_clone->add_option("text", text, "what to say");
+  c_clone->add_option("--speaker", speaker, "name of the new voice");
+  c_clone->add_option("--prompt-text", prompt_text, "what is said in the recording");
+  c_clone->add_option("--wav-path", wav_path, "the recording");
+  c_clone->add_option("-o,--output", output, "WAV to write")->default_str("out/speech.wav");
+  for (auto* c : {c_tts, c_clone}) {
+    c->add_option("--speed", speed, "tempo ratio, 0.5…2");
+    c->add_option("--volume", volume, "volume ratio, 0.1…10");
+    c->add_option("--batch", batch_file, "JSON lines: one request each; finished outputs are skipped");
+    c->add_option("--out-dir", out_dir, "folder for --batch")->capture_default_str();
+    c->add_flag("--offline", offline, "decode the whole utterance at once instead of streaming");
+  }
+  auto* c_tokenize = app.add_subcommand("tokenize", "print the dual-codebook tokens of a recording");
+  common.add(*c_tokenize);
+  c_tokenize->add_option("recording", input)->required();
+  c_tokenize->add_flag("--trim", trim, "cut silence at both ends, as for voice prompts");
+  c_tokenize->add_flag("--no-norm", no_norm, "keep the level as it is");
+  auto* c_import = app.add_subcommand("import", "convert an official model directory to safetensors");
+  c_import->add_option("source", input)->required();
+  c_import->add_option("target", import_to)->required();
+  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder or tts");
+  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts")->required();
+  c_bench->add_option("--random-weights", bench.random_weights, "configuration of a random checkpoint, e.g. configs/official/step1-3b.json");
+  c_bench->add_option("--threads", bench.threads)->capture_default_str();
+  c_bench->add_option("--runs", bench.runs)->capture_default_str();
+  c_bench->add_option("--seconds", bench.seconds, "audio per run")->capture_default_str();
+  bool fp32 = false;
+  c_bench->add_flag("--fp32", fp32, "language model in float32 instead of bfloat16");
+  c_bench->add_option("--model-path", common.model_path);
+  c_bench->add_flag("--json", common.as_json);
+  auto* c_doctor = app.add_subcommand("doctor", "report processor features, GPUs, libraries and models");
+  c_doctor->add_option("--model-path", common.model_path);
+  c_doctor->add_flag("--json", common.as_json);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e);
+    return code == 0 ? kOk : kUsage;
+  }
+  if (*c_talk) return talk(common, input, text, output, system, speaker);
+  if (*c_tts || *c_clone) {
+    const bool clone = c_clone->parsed();
+    if (output.empty()) output = "out/speech.wav";
+    if (!batch_file.empty()) return batch(common, batch_file, out_dir, !offline, clone);
+    if (clone && wav_path.empty()) return report({Errc::invalid_argument, "clone needs --wav-path with a recording of the voice"}, common.as_json);
+    return speak(common, {text, speaker, prompt_text, wav_path, output, speed, volume}, !offline, clone);
+  }
+  if (*c_tokenize) return tokenize(common, input, trim, no_norm);
+  if (*c_import) {
+    const auto done = checkpoint::import_directory(input, import_to, bar);
+    if (!done) return report(done.error(), false);
+    fmt::print("imported into {}\n", import_to);
+    return kOk;
+  }
+  if (*c_bench) {
+    bench.model_path = common.model_path;
+    bench.bf16 = !fp32;
+    if (common.as_json) {   // figures only: the table goes to stderr
+      const int saved = dup(1);
+      dup2(2, 1);
+      const auto done = run_bench(bench);
+      std::fflush(stdout);
+      dup2(saved, 1);
+      if (!done) return report(done.error(), true);
+      std::cout << done->dump() << "\n";
+      return kOk;
+    }
+    const auto done = run_bench(bench);
+    return done ? kOk : report(done.error(), false);
+  }
+  return doctor(common.model_path, common.as_json);
+}
+
+}  // namespace parlando::cli
+
+int main(int argc, char** argv) { return parlando::cli::run(argc, argv); }

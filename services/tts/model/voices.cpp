@@ -1,0 +1,61 @@
+#include "services/tts/model/voices.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "common/audio/audio_file.hpp"
+#include "common/base/mapped_file.hpp"
+
+namespace parlando::tts {
+
+Result<std::shared_ptr<Voices>> Voices::load(const std::filesystem::path& directory, std::shared_ptr<const CamPlus> speaker, Tokenise tokenise) {
+  auto out = std::make_shared<Voices>();
+  out->directory_ = directory, out->speaker_ = std::move(speaker), out->tokenise_ = std::move(tokenise);
+  const auto file = directory / "speakers_info.json";
+  if (!std::filesystem::exists(file)) return out;
+  PARLANDO_TRY(const auto text, read_file(file, 4u << 20));
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (!json.is_object()) return fail(Errc::bad_json, "'{}' is not a JSON object of name: transcript", file.string());
+  for (const auto& [name, transcript] : json.items()) {
+    if (!transcript.is_string() || name.find('/') != std::string::npos) return fail(Errc::bad_json, "'{}': voice '{}' has no transcript", file.string(), name);
+    out->texts_[name] = transcript.get<std::string>();
+  }
+  return out;
+}
+
+std::vector<std::string> Voices::names() const {
+  std::vector<std::string> out;
+  for (const auto& [name, text] : texts_) out.push_back(name);
+  return out;
+}
+
+Result<std::shared_ptr<const Voice>> Voices::get(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  if (const auto found = cache_.find(name); found != cache_.end()) return found->second;
+  const auto text = texts_.find(name);
+  if (text == texts_.end()) {
+    std::string list;
+    for (const auto& [known, unused] : texts_) list += (list.empty() ? "" : ", ") + known;
+    return fail(Errc::not_found, "there is no voice '{}'; the voices are: {}", name, list.empty() ? "none" : list);
+  }
+  PARLANDO_TRY(const auto recording, audio::read_audio(directory_ / (name + "_prompt.wav")));
+  PARLANDO_TRY(auto voice, clone(name, text->second, recording.wave, recording.rate));
+  cache_[name] = voice;
+  return voice;
+}
+
+Result<std::shared_ptr<const Voice>> Voices::clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const {
+  const double seconds = static_cast<double>(wave.size()) / rate;
+  if (seconds < 0.3) return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.2f} s, at least 0.3 s are needed", name, seconds);
+  if (seconds > 30) return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.1f} s, at most 30 s are used", name, seconds);
+  if (std::none_of(wave.begin(), wave.end(), [](float x) { return std::fabs(x) > 1e-3f; })) return fail(Errc::no_speech, "the recording of voice '{}' is silent", name);
+  if (!speaker_) return fail(Errc::unsupported, "this model has no speaker encoder (campplus.safetensors)");
+  auto voice = std::make_shared<Voice>();
+  voice->name = name, voice->text = text;
+  PARLANDO_TRY(voice->prompt, make_prompt(wave, rate, *speaker_));
+  PARLANDO_TRY(voice->prompt.codes, tokenise_(wave, rate));
+  return voice;
+}
+
+}  // namespace parlando::tts

@@ -1,0 +1,38 @@
+#pragma once
+/// Built-in voices (`speakers/speakers_info.json` + `<name>_prompt.wav`) and cloned ones; a voice's prompt is computed once and cached.
+#include <functional>
+#include <map>
+#include <mutex>
+
+#include "services/tts/model/speech_decoder.hpp"
+
+namespace parlando::tts {
+
+struct Voice {
+  std::string name, text;     ///< transcript of the recording (with its tag for music voices)
+  VoicePrompt prompt;
+};
+
+/// Wave and rate -> codes; asks the speech tokenizer, with trimming and energy normalisation.
+using Tokenise = std::function<Result<std::vector<std::int32_t>>(std::span<const float> wave, int rate)>;
+
+class Voices {
+ public:
+  /// @param directory  holds speakers_info.json; may be missing (no built-in voices)
+  static Result<std::shared_ptr<Voices>> load(const std::filesystem::path& directory, std::shared_ptr<const CamPlus> speaker, Tokenise tokenise);
+  /// @error Errc::not_found listing the voices
+  Result<std::shared_ptr<const Voice>> get(const std::string& name);
+  /// A voice from a recording. @error Errc::invalid_argument when it is too short, silent or longer than 30 s
+  Result<std::shared_ptr<const Voice>> clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const;
+  std::vector<std::string> names() const;
+
+ private:
+  std::filesystem::path directory_;
+  std::shared_ptr<const CamPlus> speaker_;
+  Tokenise tokenise_;
+  std::map<std::string, std::string> texts_;
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<const Voice>> cache_;
+};
+
+}  // namespace parlando::tts
