@@ -116,6 +116,53 @@ int talk(const Common& common, const std::string& input, const std::string& text
   return kOk;
 }
 
+/// One JSON object a line: {wav | text, history?: [{role, content}], system?, speaker?, output?}; answers one JSON object a line, in order.
+int talk_batch(const Common& common, const std::string& file, const std::string& folder, bool no_speech) {
+  std::ifstream in(file);
+  if (!in) return report({Errc::not_found, fmt::format("cannot open '{}'", file)}, common.as_json);
+  auto engine = common.engine(true, !no_speech);
+  if (!engine) return report(engine.error(), common.as_json);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);)
+    if (!line.empty()) lines.push_back(line);
+  int failed = 0;
+  for (std::size_t n = 0; n < lines.size(); ++n) {
+    bar(fmt::format("{} of {}", n + 1, lines.size()), static_cast<double>(n + 1) / static_cast<double>(lines.size()));
+    const auto answer = [&]() -> Result<json> {
+      const auto request = json::parse(lines[n], nullptr, false);
+      if (!request.is_object()) return fail(Errc::bad_json, "line {} is not a JSON object", n + 1);
+      LocalEngine::Question question;
+      if (request.contains("wav") && request["wav"].is_string()) {
+        PARLANDO_TRY(auto recording, audio::read_audio(request["wav"].get<std::string>()));
+        question.wave = std::move(recording.wave), question.rate = recording.rate;
+      } else if (request.contains("text") && request["text"].is_string()) {
+        question.text = request["text"].get<std::string>();
+      } else {
+        return fail(Errc::invalid_argument, "line {} has neither 'wav' nor 'text'", n + 1);
+      }
+      std::vector<llm::Message> history;
+      if (request.contains("history")) {
+        PARLANDO_TRY(history, llm::PromptBuilder::messages_of(request["history"]));
+      }
+      auto text = [&](const char* key) { return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : std::string(); };
+      PARLANDO_TRY(const auto turn, (*engine)->talk(question, text("system"), text("speaker"), history, !no_speech));
+      json out{{"line", n + 1}, {"transcript", turn.transcript}, {"reply", turn.reply}, {"tool_calls", turn.tool_calls}, {"first_audio_ms", turn.timings.first_audio},
+               {"audio_seconds", static_cast<double>(turn.wave.size()) / tts::kMelRate}, {"stages", timings_json(turn.timings)}};
+      if (!no_speech) {
+        const auto output = fs::path(folder) / (text("output").empty() ? fmt::format("{:05}.wav", n + 1) : text("output"));
+        std::error_code code;
+        fs::create_directories(output.parent_path(), code);
+        PARLANDO_DO(audio::write_wav(output, turn.wave, tts::kMelRate));
+        out["output"] = output.string();
+      }
+      return out;
+    }();
+    if (!answer) ++failed;
+    std::cout << (answer ? *answer : json{{"line", n + 1}, {"error", {{"code", to_string(answer.error().code)}, {"message", answer.error().message}}}}).dump() << "\n" << std::flush;
+  }
+  return failed == 0 ? kOk : kFailed;
+}
+
 struct SpeechJob { std::string text, speaker, prompt_text, wav_path, output; double speed = 1, volume = 1; };
 
 Result<json> speak_job(LocalEngine& engine, const SpeechJob& job, std::uint64_t seed, bool stream, bool clone) {
@@ -206,7 +253,7 @@ int run(int argc, char** argv) {
   Common common;
   std::string input, text, output, system, speaker, batch_file, out_dir = "out", prompt_text, wav_path, import_to;
   double speed = 1, volume = 1;
-  bool offline = false, trim = false, no_norm = false;
+  bool no_speech = false, offline = false, trim = false, no_norm = false;
   BenchOptions bench;
 
   auto* c_talk = app.add_subcommand("talk", "answer a recorded question, or --text, with speech");
@@ -216,6 +263,9 @@ int run(int argc, char** argv) {
   c_talk->add_option("-o,--output", output, "write the answer to this WAV");
   c_talk->add_option("--system", system, "system prompt");
   c_talk->add_option("--speaker", speaker, "voice of the answer");
+  c_talk->add_option("--batch", batch_file, "JSON lines: {wav | text, history?, system?, output?} each; one JSON object a line comes back");
+  c_talk->add_option("--out-dir", out_dir, "folder for the answers of --batch")->capture_default_str();
+  c_talk->add_flag("--no-speech", no_speech, "with --batch: answer in text only");
 
   auto* c_tts = app.add_subcommand("tts", "speak a text; leading tags such as (快速1), (RAP), (哼唱) choose style and mode");
   common.add(*c_tts);
@@ -264,6 +314,7 @@ int run(int argc, char** argv) {
     const int code = app.exit(e);
     return code == 0 ? kOk : kUsage;
   }
+  if (*c_talk && !batch_file.empty()) return talk_batch(common, batch_file, out_dir, no_speech);
   if (*c_talk) return talk(common, input, text, output, system, speaker);
   if (*c_tts || *c_clone) {
     const bool clone = c_clone->parsed();

@@ -1,0 +1,208 @@
+"""Judges a nano model through the C++ runtime: `python -m tools.nano.evaluate WORK [--parlando build/bin/parlando] [--model models/nano]`.
+
+Held-out sentences in known voices, in unseen voices and with noise at 10 dB, human recordings (reported without target), spoken replies
+judged by pocketsphinx with a bigram of the domain and heard again by nano itself. Prints the table of the model card as JSON lines.
+"""
+from __future__ import annotations
+
+import argparse
+import collections
+import glob
+import json
+import math
+import os
+import random
+import subprocess
+import wave
+
+import numpy as np
+import torch
+
+from . import domain, features, prepare, trainer
+
+
+def save_wav(path, samples, rate):
+    with wave.open(path, "wb") as f:
+        f.setnchannels(1), f.setsampwidth(2), f.setframerate(rate), f.writeframes(np.clip(samples * 32767, -32768, 32767).astype(np.int16).tobytes())
+
+
+def load_wav(path):
+    with wave.open(path, "rb") as f:
+        return np.frombuffer(f.readframes(f.getnframes()), np.int16).astype(np.float32) / 32768, f.getframerate()
+
+
+def test_items(work, split):
+    for path in sorted(glob.glob(f"{work}/speech/????.json")):
+        audio = None
+        for r in json.load(open(path)):
+            if r["split"] == split:
+                audio = np.load(path.replace(".json", ".npy")) if audio is None else audio
+                yield r, audio[r["at"]:r["at"] + r["samples"]].astype(np.float32) / 32768
+
+
+def ask(args, requests, extra=()):
+    path = f"{args.work}/eval/requests.jsonl"
+    with open(path, "w") as f:
+        f.write("\n".join(json.dumps(r) for r in requests))
+    done = subprocess.run([args.parlando, "talk", "--batch", path, "--model-path", args.model, "--threads", "1", "--json", *extra], capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    if len(lines) != len(requests):
+        raise SystemExit(f"parlando answered {len(lines)} of {len(requests)} requests: {done.stderr[-500:]}")
+    return lines
+
+
+def expected(answers, text):
+    turn = answers.get(text)
+    if turn is None:
+        return None
+    if text in ("what is my name", "do you know my name"):
+        return "you have not told me your name."
+    return turn.reply
+
+
+def right(answer, want):
+    if "error" in answer:
+        return False
+    if want.startswith("<|CALL_START|>"):
+        call = json.loads(want[len("<|CALL_START|>"):-len("<|CALL_END|>")])
+        made = answer["tool_calls"][0] if answer["tool_calls"] else {}
+        return made.get("name") == call["name"] and made.get("arguments") == call["arguments"]
+    return answer["reply"] == want and not answer["tool_calls"]
+
+
+def listen(args, name, noise_db=None, limit=None):
+    from . import train_lm
+    answers = train_lm.answers()
+    rng, requests, wants, kinds = np.random.default_rng(3), [], [], []
+    for k, (r, samples) in enumerate(test_items(args.work, name)):
+        want = expected(answers, r["text"])
+        if want is None or (limit and len(requests) >= limit):
+            continue
+        wave16 = features.resample(torch.from_numpy(samples), r["rate"], 16000).numpy()
+        if noise_db is not None:
+            noise = rng.standard_normal(len(wave16)).astype(np.float32)
+            wave16 = wave16 + noise * np.sqrt((wave16 ** 2).mean() / (noise ** 2).mean()) * 10 ** (-noise_db / 20)
+        path = f"{args.work}/eval/{name}_{k}.wav"
+        save_wav(path, wave16 / max(1e-4, np.abs(wave16).max()) * 0.7, 16000)
+        requests.append(dict(wav=path)), wants.append((r["text"], want)), kinds.append(r["kind"])
+    wrong = total = good = 0
+    by_kind = collections.defaultdict(lambda: [0, 0])
+    for answer, (said, want), kind in zip(ask(args, requests, ["--no-speech"]), wants, kinds):
+        ok = right(answer, want)
+        good += ok
+        by_kind[kind][0] += ok
+        by_kind[kind][1] += 1
+        wrong += trainer.edit_distance(answer.get("transcript", "").split(), said.split())
+        total += len(said.split())
+    return dict(measure=f"listen {name}" + (f" at {noise_db} dB" if noise_db is not None else ""), utterances=len(requests), word_error=round(wrong / total, 4),
+                reply_exact=round(good / len(requests), 4), kinds={k: f"{a}/{b}" for k, (a, b) in sorted(by_kind.items())})
+
+
+def make_judge(folder):
+    """An ARPA bigram of the domain with absolute discounting, and its dictionary."""
+    rng = random.Random(11)
+    sentences = [prepare.words(domain.spoken_reply(rng)[1]) for _ in range(40000)]
+    pairs, singles = collections.Counter(), collections.Counter()
+    for s in sentences:
+        s = ["<s>", *s, "</s>"]
+        singles.update(s[1:])
+        pairs.update(zip(s, s[1:]))
+    context, followers = collections.Counter(), collections.Counter()
+    for (a, b), c in pairs.items():
+        context[a] += c
+        followers[a] += 1
+    total, discount = sum(singles.values()), 0.7
+    p = {w: c / total for w, c in singles.items()}
+    seen = collections.defaultdict(float)
+    for a, b in pairs:
+        seen[a] += p[b]
+    words = sorted(singles) + ["<s>"]
+    with open(f"{folder}/domain.arpa", "w") as f:
+        f.write(f"\\data\\\nngram 1={len(words)}\nngram 2={len(pairs)}\n\n\\1-grams:\n")
+        for w in words:
+            back = discount * followers[w] / context[w] / max(1e-3, 1 - seen[w]) if w in context else 1.0
+            f.write(f"{math.log10(p.get(w, 1e-9)):.4f} {w} {math.log10(max(1e-6, back)):.4f}\n")
+        f.write("\n\\2-grams:\n")
+        for (a, b), c in sorted(pairs.items()):
+            f.write(f"{math.log10((c - discount) / context[a]):.4f} {a} {b}\n")
+        f.write("\n\\end\\\n")
+    with open(f"{folder}/domain.dict", "w") as f:
+        for line in open("/usr/share/pocketsphinx/model/en-us/cmudict-en-us.dict"):
+            if line.split()[0].split("(")[0] in singles:
+                f.write(line)
+        f.write("parlando P AA R L AA N D OW\n")
+
+
+def judge(folder, waves, texts):
+    os.makedirs(f"{folder}/judge", exist_ok=True)
+    for i, w in enumerate(waves):
+        w = w / max(1e-4, np.abs(w).max()) * 0.5
+        hiss = np.random.default_rng(i).standard_normal(3200).astype(np.float32) * 1e-3
+        save_wav(f"{folder}/judge/{i}.wav", np.concatenate([hiss[:1600], w, hiss[1600:]]), 16000)
+    open(f"{folder}/judge/ctl", "w").write("\n".join(map(str, range(len(waves)))))
+    subprocess.run(["pocketsphinx_batch", "-adcin", "yes", "-adchdr", "44", "-cepdir", f"{folder}/judge", "-cepext", ".wav", "-ctl", f"{folder}/judge/ctl", "-hyp", f"{folder}/judge/hyp",
+                    "-hmm", "/usr/share/pocketsphinx/model/en-us/en-us", "-lm", f"{folder}/domain.arpa", "-dict", f"{folder}/domain.dict"], capture_output=True)
+    wrong = total = 0
+    heard = []
+    for line, text in zip(open(f"{folder}/judge/hyp"), texts):
+        got, want = line.rsplit("(", 1)[0].split(), prepare.words(text)
+        wrong, total = wrong + trainer.edit_distance(got, want), total + len(want)
+        heard.append(" ".join(got))
+    return wrong / max(1, total), heard
+
+
+def speak(args, count):
+    folder = f"{args.work}/eval"
+    make_judge(folder)
+    items = [(r, s) for r, s in test_items(args.work, "reply_test") if r["style"] == "neutral"][:count]
+    texts = [r["text"] for r, _ in items]
+    truth = [features.resample(torch.from_numpy(s), r["rate"], 16000).numpy() for r, s in items]
+    yield dict(measure="judge on the synthesiser itself", utterances=len(texts), word_error=round(judge(folder, truth, texts)[0], 4))
+    with open(f"{folder}/speak.jsonl", "w") as f:
+        f.write("\n".join(json.dumps(dict(text=t, speaker="Clara", output=f"say_{i}.wav")) for i, t in enumerate(texts)))
+    for path in glob.glob(f"{folder}/say_*.wav"):
+        os.remove(path)
+    done = subprocess.run([args.parlando, "tts", "--batch", f"{folder}/speak.jsonl", "--out-dir", folder, "--model-path", args.model, "--threads", "1", "--json"], capture_output=True, text=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    waves = []
+    for i in range(len(texts)):
+        w, rate = load_wav(f"{folder}/say_{i}.wav")
+        waves.append(features.resample(torch.from_numpy(w), rate, 16000).numpy())
+    error, heard = judge(folder, waves, texts)
+    yield dict(measure="spoken replies, judge", utterances=len(texts), word_error=round(error, 4), examples=[f"{t} | {h}" for t, h in list(zip(texts, heard))[:4]])
+    seconds, work = sum(line["audio_seconds"] for line in lines), sum(line["total_ms"] for line in lines) / 1000
+    firsts = sorted(line["first_audio_ms"] for line in lines)
+    yield dict(measure="speaking speed, one core", times_real_time=round(seconds / work, 2), first_audio_ms_median=round(firsts[len(firsts) // 2], 1))
+    requests = []
+    for i in range(len(texts)):
+        save_wav(f"{folder}/again_{i}.wav", waves[i], 16000)
+        requests.append(dict(wav=f"{folder}/again_{i}.wav", system="write down what you hear."))
+    wrong = total = 0
+    for answer, text in zip(ask(args, requests, ["--no-speech"]), texts):
+        want = prepare.words(text)
+        wrong += trainer.edit_distance(prepare.words(answer.get("transcript", "")), want)
+        total += len(want)
+    yield dict(measure="spoken replies, heard by nano", utterances=len(texts), word_error=round(wrong / total, 4))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work")
+    parser.add_argument("--parlando", default="build/bin/parlando")
+    parser.add_argument("--model", default="models/nano")
+    parser.add_argument("--count", type=int, default=60, help="spoken replies")
+    parser.add_argument("--limit", type=int, help="listening tests: at most this many utterances")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    os.makedirs(f"{args.work}/eval", exist_ok=True)
+    results = [listen(args, "test", None, args.limit), listen(args, "unseen", None, args.limit), listen(args, "test", 10, args.limit)]
+    for r in results:
+        print(json.dumps(r), flush=True)
+    for r in speak(args, args.count):
+        results.append(r)
+        print(json.dumps(r, ensure_ascii=False), flush=True)
+    json.dump(results, open(f"{args.work}/eval/results.json", "w"), indent=1, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main()
