@@ -15,6 +15,7 @@
 #include "services/cli/bench.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/local_engine.hpp"
+#include "services/tokenizer/model/live.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
@@ -231,12 +232,31 @@ int speak(const Common& common, const SpeechJob& job, bool stream, bool clone) {
   return kOk;
 }
 
-int tokenize(const Common& common, const std::string& input, bool trim, bool no_norm) {
+int tokenize(const Common& common, const std::string& input, bool trim, bool no_norm, bool live) {
   auto recording = audio::read_audio(input);
   if (!recording) return report(recording.error(), common.as_json);
   const auto directory = fs::path(common.model_path) / "Step-Audio-Tokenizer";
   auto tokenizer = tokenizer::SpeechTokenizer::load(fs::exists(directory) ? directory : fs::path(common.model_path));
   if (!tokenizer) return report(tokenizer.error(), common.as_json);
+  if (live) {
+    const auto wave = (*tokenizer)->preprocess(recording->wave, recording->rate, {trim, false});
+    if (!wave) return report(wave.error(), common.as_json);
+    tokenizer::LiveTokenizer stream(*tokenizer, {});
+    std::int64_t frozen = 0;
+    for (std::size_t at = 0; at < wave->size(); at += 320) {
+      const auto update = stream.push(std::span<const float>(*wave).subspan(at, std::min<std::size_t>(320, wave->size() - at)));
+      if (!update) return report(update.error(), common.as_json);
+      if (*update) frozen = (*update)->final_groups;
+    }
+    const auto exact = stream.exact(), stable = stream.finish();
+    if (!exact || !stable) return report(exact ? stable.error() : exact.error(), common.as_json);
+    std::size_t differ = 0;
+    for (std::size_t i = 0; i < exact->size(); ++i) differ += i >= stable->size() || (*exact)[i] != (*stable)[i];
+    const json out{{"seconds", recording->seconds()}, {"codes", exact->size()}, {"frozen_while_speaking", frozen * kCodesPerGroup}, {"differ_from_exact", differ}};
+    if (common.as_json) std::cout << out.dump() << "\n";
+    else fmt::print("{} codes, {} frozen while speaking, {} ({:.1f} %) differ from the exact ones\n", exact->size(), frozen * kCodesPerGroup, differ, exact->empty() ? 0.0 : 100.0 * static_cast<double>(differ) / static_cast<double>(exact->size()));
+    return kOk;
+  }
   const auto codes = (*tokenizer)->codes(recording->wave, recording->rate, {trim, !no_norm});
   if (!codes) return report(codes.error(), common.as_json);
   if (common.as_json) std::cout << json{{"seconds", recording->seconds()}, {"codes", *codes}}.dump() << "\n";
@@ -253,7 +273,7 @@ int run(int argc, char** argv) {
   Common common;
   std::string input, text, output, system, speaker, batch_file, out_dir = "out", prompt_text, wav_path, import_to;
   double speed = 1, volume = 1;
-  bool no_speech = false, offline = false, trim = false, no_norm = false;
+  bool live = false, no_speech = false, offline = false, trim = false, no_norm = false;
   BenchOptions bench;
 
   auto* c_talk = app.add_subcommand("talk", "answer a recorded question, or --text, with speech");
@@ -290,6 +310,7 @@ int run(int argc, char** argv) {
   common.add(*c_tokenize);
   c_tokenize->add_option("recording", input)->required();
   c_tokenize->add_flag("--trim", trim, "cut silence at both ends, as for voice prompts");
+  c_tokenize->add_flag("--live", live, "tokenise as if spoken now (mode `stable`) and count the ids that differ from the exact ones");
   c_tokenize->add_flag("--no-norm", no_norm, "keep the level as it is");
   auto* c_import = app.add_subcommand("import", "convert an official model directory to safetensors");
   c_import->add_option("source", input)->required();
@@ -323,7 +344,7 @@ int run(int argc, char** argv) {
     if (clone && wav_path.empty()) return report({Errc::invalid_argument, "clone needs --wav-path with a recording of the voice"}, common.as_json);
     return speak(common, {text, speaker, prompt_text, wav_path, output, speed, volume}, !offline, clone);
   }
-  if (*c_tokenize) return tokenize(common, input, trim, no_norm);
+  if (*c_tokenize) return tokenize(common, input, trim, no_norm, live);
   if (*c_import) {
     const auto done = checkpoint::import_directory(input, import_to, bar);
     if (!done) return report(done.error(), false);

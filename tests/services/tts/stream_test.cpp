@@ -1,0 +1,150 @@
+#define BOOST_TEST_MODULE speech_stream
+#include <ATen/ATen.h>
+
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <random>
+
+#include "services/tokenizer/model/live.hpp"
+#include "services/tts/model/effects.hpp"
+#include "services/tts/model/speech_decoder.hpp"
+
+namespace parlando::tts {
+namespace {
+
+const std::filesystem::path kRoot = PARLANDO_SOURCE_DIR;
+
+std::shared_ptr<const SpeechDecoder> decoder() {
+  static const auto loaded = SpeechDecoder::load(kRoot / "tests/goldens/vocoder/models/CosyVoice-300M-25Hz", at::kFloat);
+  BOOST_REQUIRE_MESSAGE(loaded.has_value(), (loaded ? std::string() : loaded.error().message));
+  return *loaded;
+}
+
+std::vector<std::int32_t> codes(int groups) {
+  std::mt19937 random(5);
+  std::vector<std::int32_t> out;
+  for (int g = 0; g < groups; ++g)
+    for (int i = 0; i < 5; ++i) out.push_back(static_cast<std::int32_t>(i < 2 ? random() % 1024 : 1024 + random() % 4096));
+  return out;
+}
+
+VoicePrompt prompt() {
+  VoicePrompt p;
+  p.codes = codes(4);
+  p.mel = at::randn({1, 40, 80}) * 0.5 - 5;
+  p.embedding = at::randn({1, 192});
+  return p;
+}
+
+std::vector<float> stream(const std::vector<std::int32_t>& all, const VoicePrompt& voice, const std::function<std::size_t()>& next, SpeechStream::Options options = {}) {
+  SpeechStream s(decoder(), voice, options);
+  std::vector<float> out;
+  for (std::size_t at = 0; at < all.size();) {
+    const auto n = std::min(next(), all.size() - at);
+    const auto part = s.push(std::span(all).subspan(at, n));
+    BOOST_REQUIRE(part.has_value());
+    out.insert(out.end(), part->begin(), part->end());
+    at += n;
+  }
+  const auto rest = s.finish();
+  BOOST_REQUIRE(rest.has_value());
+  out.insert(out.end(), rest->begin(), rest->end());
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(any_packets_of_codes_give_the_same_wave_and_the_same_number_of_samples) {
+  at::manual_seed(1);
+  const auto voice = prompt();
+  const auto all = codes(17);
+  const auto whole = stream(all, voice, [&] { return all.size(); });
+  // Frames of n tokens by absolute position: no drift from chunking.
+  const auto frames = static_cast<std::size_t>(std::floor(static_cast<double>(all.size()) * 22050 / (256 * decoder()->flow().token_rate())));
+  BOOST_TEST(whole.size() == frames * 256);
+  for (const unsigned seed : {1u, 2u, 3u}) {
+    std::mt19937 random(seed);
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      const auto pieces = stream(all, voice, [&] { return 1 + random() % 23; });
+      BOOST_REQUIRE(pieces.size() == whole.size());
+      for (std::size_t i = 0; i < whole.size(); ++i) BOOST_REQUIRE(std::abs(pieces[i] - whole[i]) < 1e-5f);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(chunk_edges_make_no_click) {
+  at::manual_seed(1);
+  const auto voice = prompt();
+  const auto all = codes(17);
+  const auto wave = stream(all, voice, [&] { return all.size(); });
+  float slew = 0;
+  for (std::size_t i = 1; i < wave.size(); ++i) slew = std::max(slew, std::abs(wave[i] - wave[i - 1]));
+  // The step across every edge of a three-group chunk stays below the largest step elsewhere.
+  for (std::int64_t token = 15; token < static_cast<std::int64_t>(all.size()); token += 15) {
+    const auto edge = static_cast<std::size_t>(std::floor(static_cast<double>(token) * 22050 / (256 * decoder()->flow().token_rate()))) * 256;
+    for (std::size_t i = edge - 115; i < edge + 5 && i < wave.size(); ++i) BOOST_TEST(std::abs(wave[i] - wave[i - 1]) <= slew);
+    BOOST_TEST(std::abs(wave[edge] - wave[edge - 1]) <= 0.9f * slew + 1e-3f);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(one_chunk_equals_the_offline_result) {
+  at::manual_seed(1);
+  const auto voice = prompt();
+  const auto all = codes(6);
+  SpeechStream::Options options;
+  options.first_hop_groups = 100, options.hop_groups_max = 100, options.seed = 9;
+  const auto streamed = stream(all, voice, [&] { return all.size(); }, options);
+  const auto offline = decoder()->synthesise(all, voice, 9);
+  BOOST_REQUIRE(offline.has_value());
+  BOOST_REQUIRE(streamed.size() == offline->size());
+  double signal = 0, noise = 0;
+  for (std::size_t i = 0; i < streamed.size(); ++i) signal += std::pow((*offline)[i], 2), noise += std::pow((*offline)[i] - streamed[i], 2);
+  BOOST_TEST(10 * std::log10(signal / std::max(noise, 1e-20)) > 45.0);
+}
+
+BOOST_AUTO_TEST_CASE(codes_that_the_flow_cannot_read_are_dropped_and_counted) {
+  SpeechStream s(decoder(), prompt(), {});
+  const std::vector<std::int32_t> bad = {-65000, 5120, 9999};
+  BOOST_REQUIRE(s.push(bad).has_value());
+  BOOST_TEST(s.dropped() == 3);
+  BOOST_TEST(s.finish()->empty());
+}
+
+BOOST_AUTO_TEST_CASE(speed_and_volume_change_length_and_level) {
+  std::vector<float> wave(22050);
+  for (std::size_t i = 0; i < wave.size(); ++i) wave[i] = 0.2f * std::sin(0.06f * static_cast<float>(i));
+  const auto fast = apply_effects(wave, 22050, 1.25, 1), loud = apply_effects(wave, 22050, 1, 2);
+  BOOST_REQUIRE((fast && loud));
+  BOOST_TEST(std::abs(static_cast<double>(fast->size()) - 22050 / 1.25) < 300);
+  BOOST_TEST(loud->size() == wave.size());
+  BOOST_TEST(std::abs((*loud)[5000] - 2 * wave[5000]) < 1e-4);
+  BOOST_TEST(!apply_effects(wave, 22050, 3, 1).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_wrongly) {
+  const auto tok = tokenizer::SpeechTokenizer::load(kRoot / "models/nano/Step-Audio-Tokenizer");
+  BOOST_REQUIRE(tok.has_value());
+  std::vector<float> wave(16000 * 2);
+  std::mt19937 random(3);
+  for (std::size_t i = 0; i < wave.size(); ++i) wave[i] = 0.3f * std::sin(0.05f * static_cast<float>(i) * (1 + 0.2f * std::sin(0.0007f * static_cast<float>(i)))) + 0.01f * static_cast<float>(random() % 100) / 100;
+  tokenizer::LiveTokenizer live(*tok, {});
+  std::vector<std::int32_t> seen;
+  std::int64_t frozen = 0;
+  for (std::size_t at = 0; at < wave.size(); at += 800) {
+    const auto update = live.push(std::span(wave).subspan(at, 800));
+    BOOST_REQUIRE(update.has_value());
+    if (!*update) continue;
+    // Frozen groups never change: what was told final before must be told again.
+    BOOST_TEST((*update)->first_group == frozen);
+    BOOST_TEST((*update)->final_groups >= frozen);
+    seen.resize(static_cast<std::size_t>(5 * frozen));
+    seen.insert(seen.end(), (*update)->codes.begin(), (*update)->codes.end());
+    frozen = (*update)->final_groups;
+  }
+  const auto exact = live.exact(), stable = live.finish();
+  BOOST_REQUIRE((exact && stable));
+  BOOST_TEST(stable->size() == exact->size());
+  BOOST_TEST(std::equal(stable->begin(), stable->begin() + 5 * frozen, seen.begin()));
+}
+
+}  // namespace parlando::tts
