@@ -4,6 +4,7 @@
 #include "services/llm/model/prompts.hpp"
 #include "services/llm/model/sampler.hpp"
 #include "services/llm/model/step1.hpp"
+#include "services/llm/model/step1_cuda.hpp"
 #include "tests/goldens_test/report.hpp"
 
 namespace parlando::goldens {
@@ -297,6 +298,35 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
   }
 }
 
+/// The GPU path against the CPU path on the same prompts; reported as skipped without a device.
+void cuda(Report& report, const fs::path& folder, const std::string& name) {
+  if (Step1Cuda::devices() == 0) return;
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    report.begin("cuda", name);
+    const auto model = Step1::load(folder / name, dtype);
+    if (!model) throw Failure{model.error()};
+    Runner runner(*model);
+    auto gpu = Step1Cuda::create(**model, 4096);
+    if (!gpu) { report.fail("create", gpu.error().message); return; }
+    std::vector<std::int32_t> ids, blocks;
+    for (int i = 0; i < 70; ++i) ids.push_back(static_cast<std::int32_t>((i * 131 + 7) % (*model)->config().vocabulary));
+    for (int b = 0; b < 8; ++b) blocks.push_back(7 - b);
+    auto sequence = runner.pool->open();
+    const Tolerance tolerance = dtype == at::kFloat ? Tolerance{5e-4} : Tolerance{0.6, 0, 0.08};
+    std::int64_t at = 0;
+    for (const std::size_t n : {40u, 29u, 1u}) {   // prefill, chunk, decode
+      const auto part = std::span<const std::int32_t>(ids).subspan(static_cast<std::size_t>(at), n);
+      const auto hidden = runner.forward(sequence, part);
+      const auto want = (*model)->logits(hidden.narrow(0, hidden.size(0) - 1, 1))[0];
+      const Step1Cuda::Chunk chunk{at, part, blocks};
+      const auto got = (*gpu)->forward({&chunk, 1});
+      if (!got) { report.fail("forward", got.error().message); return; }
+      report.near(fmt::format("logits after {} tokens", at + static_cast<std::int64_t>(n)), *got, want, tolerance);
+      at += static_cast<std::int64_t>(n);
+    }
+  }
+}
+
 void shards(Report& report, const fs::path& folder) {
   const auto file = load_json(folder / "tp_plan.json");
   for (const auto& plan : file.at("plans")) {
@@ -358,6 +388,11 @@ bool run_lm(const fs::path& folder) {
     else if (kind == "sampling" || kind == "sampling_ties") sampling(report, c, t);
     else model_case(report, folder, c, t, runners);
   }
+  std::set<std::string> models;
+  for (const auto& c : file.at("cases"))
+    if (c.contains("model")) models.insert(c["model"].get<std::string>());
+  for (const auto& name : models) cuda(report, folder, name);
+  if (Step1Cuda::devices() == 0) fmt::print("lm         cuda: skipped, no device\n");
   prompts(report, folder, tokenizer_model);
   shards(report, folder);
   return report.print();

@@ -42,6 +42,7 @@ class Step1 {
   const std::vector<Layer>& layers() const { return layers_; }
   const at::Tensor& embedding() const { return embedding_; }
   const at::Tensor& head() const { return head_; }
+  const at::Tensor& final_norm() const { return final_norm_; }
 
  private:
   Step1() = default;
