@@ -28,6 +28,11 @@ if(PARLANDO_SANITIZE)
   target_link_options(parlando_options INTERFACE -fsanitize=${PARLANDO_SANITIZE})
 endif()
 
+if(PARLANDO_FUZZ)
+  target_compile_options(parlando_options INTERFACE -fsanitize=fuzzer-no-link)
+  target_link_options(parlando_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 function(parlando_library name)
   cmake_parse_arguments(A "" "" "SOURCES;DEPENDS" ${ARGN})
   add_library(parlando_${name} STATIC ${A_SOURCES})

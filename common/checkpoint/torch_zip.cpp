@@ -227,7 +227,8 @@ class Pickle {
     push(Global{std::move(full)});
   }
   void persistent() {
-    auto& id = as<Tuple>(pop(), "a storage id").items;
+    const auto held = pop();   // owns the tuple while it is read
+    auto& id = as<Tuple>(held, "a storage id").items;
     if (id.size() != 5 || as<std::string>(id[0], "a storage id") != "storage") raise(Errc::bad_format, "'{}': a persistent id that is no storage", name_);
     const auto dtype = storage_type(as<Global>(id[1], "a storage class").name);
     if (!dtype) raise(Errc::unsupported, "'{}': storage class '{}'", name_, std::get<Global>(id[1]->v).name);
@@ -235,7 +236,8 @@ class Pickle {
   }
   void reduce() {
     auto arguments = pop();
-    const auto function = as<Global>(pop(), "a function").name;
+    const auto callee = pop();
+    const auto function = as<Global>(callee, "a function").name;
     auto& items = as<Tuple>(arguments, "the arguments").items;
     if (function == "collections.OrderedDict") {
       push(Dict{});
