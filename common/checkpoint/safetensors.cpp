@@ -7,6 +7,7 @@
 #include <set>
 
 #include "common/base/mapped_file.hpp"
+#include "common/base/nesting.hpp"
 
 namespace parlando::checkpoint {
 
@@ -15,24 +16,7 @@ using nlohmann::json;
 namespace {
 constexpr std::uint64_t kHeaderBytesMax = 100u << 20;
 
-bool too_deep(std::string_view text, int depth_max = 8) {
-  int depth = 0;
-  bool quoted = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quoted) {
-      if (c == '\\') ++i;
-      else if (c == '"') quoted = false;
-    } else if (c == '"') {
-      quoted = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > depth_max) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
+constexpr int kHeaderDepthMax = 8;
 }  // namespace
 
 Result<Safetensors> parse_safetensors(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, const std::string& name) {
@@ -42,7 +26,7 @@ Result<Safetensors> parse_safetensors(std::span<const std::byte> bytes, std::sha
   if (header_bytes > kHeaderBytesMax || header_bytes > bytes.size() - 8)
     return fail(Errc::bad_format, "'{}': header length {} does not fit a file of {} bytes", name, header_bytes, bytes.size());
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes);
-  if (too_deep(text)) return fail(Errc::bad_format, "'{}': header is nested too deeply", name);
+  if (nested_deeper_than(text, kHeaderDepthMax)) return fail(Errc::bad_format, "'{}': header is nested too deeply", name);
   const json header = json::parse(text, nullptr, false);
   if (!header.is_object()) return fail(Errc::bad_format, "'{}': header is not a JSON object", name);
   const auto data = bytes.subspan(8 + header_bytes);
@@ -104,7 +88,7 @@ Result<Safetensors> read_safetensors_model(const std::filesystem::path& path) {
     return read_safetensors(path / "model.safetensors");
   }
   PARLANDO_TRY(const auto text, read_file(index_path, 256u << 20));
-  if (too_deep(text)) return fail(Errc::bad_format, "'{}' is nested too deeply", index_path.string());
+  if (nested_deeper_than(text, kHeaderDepthMax)) return fail(Errc::bad_format, "'{}' is nested too deeply", index_path.string());
   const json index = json::parse(text, nullptr, false);
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
     return fail(Errc::bad_format, "'{}' has no weight_map", index_path.string());

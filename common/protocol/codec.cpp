@@ -5,6 +5,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "common/base/nesting.hpp"
+
 namespace parlando::protocol {
 
 static_assert(std::endian::native == std::endian::little, "the envelope is written as it lies in memory");
@@ -38,25 +40,6 @@ T get(std::span<const std::byte> from, std::size_t at) {
   T value;
   std::memcpy(&value, from.data() + at, sizeof value);
   return value;
-}
-
-bool too_deep(std::string_view text) {
-  int depth = 0;
-  bool quoted = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quoted) {
-      if (c == '\\') ++i;
-      else if (c == '"') quoted = false;
-    } else if (c == '"') {
-      quoted = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kBodyDepthMax) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
 }
 
 std::uint32_t checksum(std::span<const std::byte> envelope, std::span<const std::byte> body, std::span<const std::byte> payload) {
@@ -130,7 +113,7 @@ Result<Message> decode(std::span<const std::span<const std::byte>> frames, std::
     return fail(Errc::bad_frame, "a payload of {} bytes, the envelope says {}, type {} takes at most {}", payload.size(), payload_bytes, type, payload_bytes_max(h.type));
   if (get<std::uint32_t>(e, kAtCrc) != checksum(e, body, payload)) return fail(Errc::bad_frame, "the checksum of message type {} does not fit", type);
   const std::string_view text(reinterpret_cast<const char*>(body.data()), body.size());
-  if (!text.empty() && (too_deep(text) || !nlohmann::json::parse(text, nullptr, false).is_object())) return fail(Errc::bad_json, "the body of message type {} is not a JSON object of at most {} levels", type, kBodyDepthMax);
+  if (!text.empty() && (nested_deeper_than(text, kBodyDepthMax) || !nlohmann::json::parse(text, nullptr, false).is_object())) return fail(Errc::bad_json, "the body of message type {} is not a JSON object of at most {} levels", type, kBodyDepthMax);
   out.body = text;
   out.payload.assign(payload.begin(), payload.end());
   return out;

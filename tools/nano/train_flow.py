@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from . import modules, synth, trainer, train_speaker
 
 SHAPE = dict(vocab_size=1536, input_size=96, width=128, heads=4, hidden=384, blocks=3, rate=125 / 3,
-             estimator=dict(channels=(96, 96), blocks=1, mid_blocks=2, heads=4, head_dim=32), cfg_rate=0.7)
+             estimator=dict(channels=(96, 96), blocks=1, mid_blocks=2, heads=4, head_dim=32), cfg_rate=0.0)
 
 
 def speaker_vectors(work, data):

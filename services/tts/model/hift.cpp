@@ -199,6 +199,19 @@ Hift::Wave Hift::operator()(const at::Tensor& mel, std::span<const float> phase,
   return {decode(mel, s), s};
 }
 
+at::Tensor HiftStream::source_of(const at::Tensor& mel, std::int64_t count, Hift::SourceState& state) const {
+  const auto from = std::max(first_, voiced_ - kF0Context);
+  const auto f0 = hift_->f0(mel.narrow(1, from - first_, mel.size(1) - (from - first_)).unsqueeze(0))[0].narrow(0, voiced_ - from, count);
+  return hift_->source(f0, phase_, noise_(voiced_ * kSamplesPerFrame, count * kSamplesPerFrame), state)[0][0];
+}
+
+void HiftStream::extend_source(const at::Tensor& mel, std::int64_t until) {
+  if (until <= voiced_) return;
+  const auto part = source_of(mel, until - voiced_, state_);
+  source_ = source_.defined() ? at::cat({source_, part}) : part;
+  voiced_ = until;
+}
+
 std::vector<float> HiftStream::advance(const at::Tensor& mel, const at::Tensor& provisional, bool now) {
   const c10::InferenceMode guard;
   if (mel.defined() && mel.size(1) > 0) {
@@ -210,21 +223,13 @@ std::vector<float> HiftStream::advance(const at::Tensor& mel, const at::Tensor& 
   const auto context = guess ? at::cat({mel_, provisional}, 1) : mel_;
   // F0 of a frame is final when its right neighbours are known; in low-latency mode the guess stands in for them.
   const auto known = now ? frames_ : frames_ - kF0Context;
-  if (known > voiced_) {
-    const auto from = std::max(first_, voiced_ - kF0Context);
-    const auto f0 = hift_->f0(context.narrow(1, from - first_, context.size(1) - (from - first_)).unsqueeze(0))[0].narrow(0, voiced_ - from, known - voiced_);
-    const auto part = hift_->source(f0, phase_, noise_(voiced_ * kSamplesPerFrame, (known - voiced_) * kSamplesPerFrame), state_)[0][0];
-    source_ = source_.defined() ? at::cat({source_, part}) : part;
-    voiced_ = known;
-  }
+  extend_source(context, known);
   if (!now) return emit(voiced_ - kContext, mel_, source_, voiced_, false);
   auto source = source_;
   auto available = voiced_;
   if (guess) {   // right context of the decoder: the guess with a throw-away continuation of the source
     auto state = state_;
-    const auto from = std::max(first_, voiced_ - kF0Context);
-    const auto f0 = hift_->f0(context.narrow(1, from - first_, context.size(1) - (from - first_)).unsqueeze(0))[0].narrow(0, voiced_ - from, provisional.size(1));
-    source = at::cat({source_, hift_->source(f0, phase_, noise_(voiced_ * kSamplesPerFrame, provisional.size(1) * kSamplesPerFrame), state)[0][0]});
+    source = at::cat({source_, source_of(context, provisional.size(1), state)});
     available += provisional.size(1);
   }
   return emit(voiced_, context, source, available, false);
@@ -264,13 +269,7 @@ std::vector<float> HiftStream::finish() {
   const c10::InferenceMode guard;
   std::vector<float> out;
   if (mel_.defined()) {
-    if (frames_ > voiced_) {
-      const auto from = std::max(first_, voiced_ - kF0Context);
-      const auto f0 = hift_->f0(mel_.narrow(1, from - first_, mel_.size(1) - (from - first_)).unsqueeze(0))[0].narrow(0, voiced_ - from, frames_ - voiced_);
-      const auto part = hift_->source(f0, phase_, noise_(voiced_ * kSamplesPerFrame, (frames_ - voiced_) * kSamplesPerFrame), state_)[0][0];
-      source_ = source_.defined() ? at::cat({source_, part}) : part;
-      voiced_ = frames_;
-    }
+    extend_source(mel_, frames_);
     out = emit(frames_, mel_, source_, frames_, true);
   }
   mel_ = source_ = at::Tensor();

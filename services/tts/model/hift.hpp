@@ -81,6 +81,9 @@ class HiftStream {
   static constexpr std::int64_t kContext = 14, kF0Context = 5, kFadeSamples = 110;
 
  private:
+  /// Source of the `count` frames behind `voiced_`; `mel` begins at frame `first_`.
+  at::Tensor source_of(const at::Tensor& mel, std::int64_t count, Hift::SourceState& state) const;
+  void extend_source(const at::Tensor& mel, std::int64_t until);
   std::vector<float> advance(const at::Tensor& mel, const at::Tensor& provisional, bool now);
   std::vector<float> emit(std::int64_t until, const at::Tensor& mel, const at::Tensor& source, std::int64_t available, bool final);
 
