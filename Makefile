@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PRESET ?= dev
 BUILD := $(if $(filter dev,$(PRESET)),build,build-$(PRESET))
-WAV ?= models/nano/questions/seven_plus_nine.wav
+WAV ?= models/nano/questions/weather_in_paris.wav
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
