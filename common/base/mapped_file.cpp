@@ -46,11 +46,6 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(data_, size_);
 }
 
-void MappedFile::forget(std::size_t offset, std::size_t count) const {
-  const std::size_t page = 4096, first = (offset + page - 1) / page * page, last = (offset + count) / page * page;
-  if (data_ != nullptr && last > first) ::madvise(static_cast<char*>(data_) + first, last - first, MADV_DONTNEED);
-}
-
 Result<std::string> read_file(const std::filesystem::path& path, std::size_t bytes_max) {
   std::error_code code;
   if (!std::filesystem::is_regular_file(path, code)) return fail(Errc::not_found, "'{}' is not a file", path.string());

@@ -19,8 +19,6 @@ class MappedFile {
   ~MappedFile();
 
   std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
-  /// Tells the kernel that the pages of [offset, offset + count) will not be needed again.
-  void forget(std::size_t offset, std::size_t count) const;
 
  private:
   void* data_ = nullptr;

@@ -111,10 +111,6 @@ at::Tensor Weights::take_slice(const std::string& name, std::vector<std::int64_t
   return out;
 }
 
-void Weights::ignore_prefix(const std::string& prefix) {
-  for (auto it = tensors_.lower_bound(prefix); it != tensors_.end() && it->first.starts_with(prefix); ++it) taken_.insert(it->first);
-}
-
 void Weights::finish() {
   for (const auto& [name, tensor] : tensors_)
     if (!taken_.contains(name) && !name.ends_with("num_batches_tracked")) problems_.push_back("'" + name + "' is not part of this network");

@@ -25,9 +25,6 @@ class Weights {
   bool has(const std::string& name) const { return tensors_.contains(name); }
   /// Shape as stored; empty when missing.
   checkpoint::Shape shape_of(const std::string& name) const;
-  /// Marks a tensor as known and unused.
-  void ignore(const std::string& name) { taken_.insert(name); }
-  void ignore_prefix(const std::string& prefix);
   /// @throws Failure (Errc::checkpoint_mismatch) naming up to eight problems.
   void finish();
 

@@ -130,28 +130,6 @@ std::string LocalEngine::default_speaker() const {
   return names.empty() ? "" : names.front();
 }
 
-Result<std::vector<std::int32_t>> LocalEngine::reply_ids(std::span<const llm::Message> messages, std::int64_t tokens_max) {
-  const llm::PromptBuilder builder(chat_text_, true);
-  const auto prompt = builder.chat_offline(messages);
-  const auto name = fmt::format("chat-{}", names_++);
-  PARLANDO_DO(chat_->open(name));
-  std::vector<std::int32_t> out;
-  auto run = [&]() -> Result<void> {
-    PARLANDO_TRY(const auto length, chat_->append(name, 0, prompt));
-    PARLANDO_DO(chat_->generate(name, length, {llm::Sampling::greedy(), tokens_max}));
-    while (true)
-      for (const auto& event : chat_->step()) {
-        if (event.finish == llm::Finish::error) return fail(Errc::internal, "{}", event.error);
-        out.push_back(event.id);
-        if (event.finish != llm::Finish::none) return {};
-      }
-  };
-  const auto done = run();
-  chat_->release(name);
-  if (!done) return tl::make_unexpected(done.error());
-  return out;
-}
-
 Result<TurnResult> LocalEngine::talk(const Question& question, const std::string& system, const std::string& speaker, std::vector<llm::Message>& history, bool speak_reply) {
   TurnResult out;
   const auto start = std::chrono::steady_clock::now();

@@ -55,12 +55,8 @@ class LocalEngine {
   std::vector<std::string> voices() const { return voices_ ? voices_->names() : std::vector<std::string>{}; }
   std::string default_speaker() const;
   const tokenizer::SpeechTokenizer& tokenizer() const { return *tokenizer_; }
-  /// Chat prompt and greedy reply as ids; for parity tests with PyTorch.
-  Result<std::vector<std::int32_t>> reply_ids(std::span<const llm::Message> messages, std::int64_t tokens_max);
-  const llm::TextTokenizer& chat_text() const { return *chat_text_; }
 
  private:
-  struct Lm { std::shared_ptr<llm::LmEngine> engine; std::shared_ptr<const llm::TextTokenizer> text; llm::Sampling sampling; };
   Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const llm::TtsMode& mode, bool clone, const SpeakOptions& options);
 
   EngineOptions options_;

@@ -74,6 +74,16 @@ void bar(const std::string& what, double done) {
   std::fprintf(stderr, "\r%-60.60s %3.0f %%%s", what.c_str(), 100 * done, done >= 1 ? "\n" : "");
 }
 
+/// The lines of a batch that are not empty.
+Result<std::vector<std::string>> read_lines(const std::string& file) {
+  std::ifstream in(file);
+  if (!in) return fail(Errc::not_found, "cannot open '{}'", file);
+  std::vector<std::string> lines;
+  for (std::string line; std::getline(in, line);)
+    if (!line.empty()) lines.push_back(std::move(line));
+  return lines;
+}
+
 json timings_json(const Timings& t) {
   return {{"vad_ms", t.vad}, {"tokenizer_ms", t.tokenizer}, {"first_text_ms", t.first_text}, {"text_ms", t.text}, {"first_code_ms", t.first_code}, {"total_ms", t.total}};
 }
@@ -119,18 +129,15 @@ int talk(const Common& common, const std::string& input, const std::string& text
 
 /// One JSON object a line: {wav | text, history?: [{role, content}], system?, speaker?, output?}; answers one JSON object a line, in order.
 int talk_batch(const Common& common, const std::string& file, const std::string& folder, bool no_speech) {
-  std::ifstream in(file);
-  if (!in) return report({Errc::not_found, fmt::format("cannot open '{}'", file)}, common.as_json);
+  const auto lines = read_lines(file);
+  if (!lines) return report(lines.error(), common.as_json);
   auto engine = common.engine(true, !no_speech);
   if (!engine) return report(engine.error(), common.as_json);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);)
-    if (!line.empty()) lines.push_back(line);
   int failed = 0;
-  for (std::size_t n = 0; n < lines.size(); ++n) {
-    bar(fmt::format("{} of {}", n + 1, lines.size()), static_cast<double>(n + 1) / static_cast<double>(lines.size()));
+  for (std::size_t n = 0; n < lines->size(); ++n) {
+    bar(fmt::format("{} of {}", n + 1, lines->size()), static_cast<double>(n + 1) / static_cast<double>(lines->size()));
     const auto answer = [&]() -> Result<json> {
-      const auto request = json::parse(lines[n], nullptr, false);
+      const auto request = json::parse((*lines)[n], nullptr, false);
       if (!request.is_object()) return fail(Errc::bad_json, "line {} is not a JSON object", n + 1);
       LocalEngine::Question question;
       if (request.contains("wav") && request["wav"].is_string()) {
@@ -187,16 +194,13 @@ Result<json> speak_job(LocalEngine& engine, const SpeechJob& job, std::uint64_t 
 
 /// One JSON object a line: {text, speaker?, output?, speed?, volume?, prompt_text?, wav_path?}. Lines whose output exists are skipped.
 int batch(const Common& common, const std::string& file, const std::string& folder, bool stream, bool clone) {
-  std::ifstream in(file);
-  if (!in) return report({Errc::not_found, fmt::format("cannot open '{}'", file)}, common.as_json);
+  const auto lines = read_lines(file);
+  if (!lines) return report(lines.error(), common.as_json);
   auto engine = common.engine(false, true);
   if (!engine) return report(engine.error(), common.as_json);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);)
-    if (!line.empty()) lines.push_back(line);
   int made = 0, skipped = 0, failed = 0;
-  for (std::size_t n = 0; n < lines.size(); ++n) {
-    const auto request = json::parse(lines[n], nullptr, false);
+  for (std::size_t n = 0; n < lines->size(); ++n) {
+    const auto request = json::parse((*lines)[n], nullptr, false);
     SpeechJob job;
     if (request.is_object()) {
       auto text = [&](const char* key, std::string fallback = {}) { return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : fallback; };
@@ -205,7 +209,7 @@ int batch(const Common& common, const std::string& file, const std::string& fold
       if (request.contains("volume") && request["volume"].is_number()) job.volume = request["volume"].get<double>();
       job.output = (fs::path(folder) / job.output).string();
     }
-    bar(fmt::format("{} of {}", n + 1, lines.size()), static_cast<double>(n + 1) / static_cast<double>(lines.size()));
+    bar(fmt::format("{} of {}", n + 1, lines->size()), static_cast<double>(n + 1) / static_cast<double>(lines->size()));
     if (request.is_object() && fs::exists(job.output)) { ++skipped; continue; }
     auto done = request.is_object() ? speak_job(**engine, job, common.seed, stream, clone) : Result<json>(fail(Errc::bad_json, "line {} is not a JSON object", n + 1));
     if (done) {

@@ -43,9 +43,8 @@ Sampling sampling_of(const json& params) {
 void compare_probabilities(Report& report, const std::string& what, const Result<std::vector<float>>& got, const at::Tensor& want) {
   if (!got) return report.fail(what, got.error().message);
   report.near(what, *got, want, {2e-6});
-  const auto* w = want.contiguous().data_ptr<float>();
   const auto flat = want.contiguous();
-  w = flat.data_ptr<float>();
+  const auto* w = flat.data_ptr<float>();
   for (std::size_t i = 0; i < got->size(); ++i) {
     const bool zero = w[i] == 0.0f, got_zero = (*got)[i] == 0.0f;
     if (zero != got_zero && std::max(w[i], (*got)[i]) > 1e-30f) return report.fail(what, fmt::format("entry {} is {}, expected {}", i, (*got)[i], w[i]));

@@ -8,6 +8,7 @@
 #include "common/checkpoint/import.hpp"
 #include "common/checkpoint/onnx.hpp"
 #include "common/checkpoint/torch_zip.hpp"
+#include "common/tensor/torch_bridge.hpp"
 #include "services/tokenizer/model/speech_tokenizer.hpp"
 #include "tests/goldens_test/report.hpp"
 #include "tests/support/temporary_directory.hpp"
@@ -18,16 +19,9 @@ using tokenizer::SpeechTokenizer;
 
 namespace {
 
-std::vector<float> values_of(const at::Tensor& t) {
-  const auto flat = t.to(at::kFloat).contiguous();
-  return {flat.data_ptr<float>(), flat.data_ptr<float>() + flat.numel()};
-}
+using tensor::to_values;
 
-at::Tensor matrix(const audio::Features& f) {
-  auto out = at::empty({f.frames, f.bins});
-  std::copy(f.values.begin(), f.values.end(), out.data_ptr<float>());
-  return out;
-}
+at::Tensor matrix(const audio::Features& f) { return tensor::from_values(f.values, {f.frames, f.bins}); }
 
 /// Equal ids, or the runner-up where the reference's own margin is below `margin`.
 void compare_ids(Report& report, const std::string& what, const std::vector<std::int32_t>& got, const checkpoint::TensorMap& t, const std::string& key, double margin) {
@@ -83,7 +77,7 @@ void resampling(Report& report, const fs::path& file, const nlohmann::json& pair
   for (const auto& [pair, info] : pairs.items()) {
     report.begin("resample", pair);
     const int from = std::stoi(pair.substr(0, pair.find('_'))), to = std::stoi(pair.substr(pair.find('_') + 1));
-    const auto in = values_of(tensor_of(t, pair + ".in"));
+    const auto in = to_values(tensor_of(t, pair + ".in"));
     report.near("out", audio::resample(in, from, to), tensor_of(t, pair + ".out"), {2e-5});
     const auto kernel = audio::make_resample_kernel(from, to);
     report.near("kernel", kernel.values, tensor_of(t, pair + ".kernel"), {1e-7});
@@ -206,7 +200,7 @@ bool run_tokenizer(const fs::path& folder) {
     }
     if (t.contains("wav_pre")) {
       report.near("wav_pre", *ready, tensor_of(t, "wav_pre"), {2e-5});
-      *ready = values_of(tensor_of(t, "wav_pre"));  // each stage from the golden input, so that one error does not hide the next
+      *ready = to_values(tensor_of(t, "wav_pre"));  // each stage from the golden input, so that one error does not hide the next
     }
     if (t.contains("fbank")) {
       const auto want = tensor_of(t, "fbank");

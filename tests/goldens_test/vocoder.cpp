@@ -7,6 +7,7 @@
 #include "common/checkpoint/import.hpp"
 #include "common/checkpoint/onnx.hpp"
 #include "common/checkpoint/torch_zip.hpp"
+#include "common/tensor/torch_bridge.hpp"
 #include "services/llm/model/prompts.hpp"
 #include "services/tts/model/speech_decoder.hpp"
 #include "tests/goldens_test/report.hpp"
@@ -19,10 +20,7 @@ using nlohmann::json;
 
 namespace {
 
-std::vector<float> values_of(const at::Tensor& t) {
-  const auto flat = t.to(at::kFloat).contiguous();
-  return {flat.data_ptr<float>(), flat.data_ptr<float>() + flat.numel()};
-}
+using tensor::to_values;
 
 class Vocoder {
  public:
@@ -101,23 +99,23 @@ class Vocoder {
       const auto want = tensor_of(t, "out." + n);
       report.near(n, got.numel() == want.numel() ? got.reshape(want.sizes()) : got, want, tolerance(n));
     };
-    auto vector_out = [&](const std::string& n, const std::vector<float>& got) { auto x = at::empty({static_cast<std::int64_t>(got.size())}); std::copy(got.begin(), got.end(), x.data_ptr<float>()); out(n, x); };
-    auto features = [](const audio::Features& f) { auto x = at::empty({f.frames, f.bins}); std::copy(f.values.begin(), f.values.end(), x.data_ptr<float>()); return x; };
+    auto vector_out = [&](const std::string& n, const std::vector<float>& got) { out(n, tensor::from_values(got, {static_cast<std::int64_t>(got.size())})); };
+    auto features = [](const audio::Features& f) { return tensor::from_values(f.values, {f.frames, f.bins}); };
     const auto trace = [&](const std::string& n, const at::Tensor& x) { out(n, x); };
-    auto phase_of = [&](const at::Tensor& p) { std::array<float, kHarmonics> a{}; const auto v = values_of(p); std::copy(v.begin(), v.end(), a.begin()); return a; };
+    auto phase_of = [&](const at::Tensor& p) { std::array<float, kHarmonics> a{}; const auto v = to_values(p); std::copy(v.begin(), v.end(), a.begin()); return a; };
 
     if (kind == "resample") {
-      vector_out("wav", audio::resample(values_of(in("wav")), params.at("orig").get<int>(), params.at("new").get<int>()));
+      vector_out("wav", audio::resample(to_values(in("wav")), params.at("orig").get<int>(), params.at("new").get<int>()));
     } else if (kind == "mel") {
-      const auto mel = audio::prompt_mel(values_of(in("wav")));
+      const auto mel = audio::prompt_mel(to_values(in("wav")));
       out("feat", features(mel));
       if (t.contains("out.len")) { compared.insert("len"); report.equal("len", ints_of(tensor_of(t, "out.len"))[0] == mel.frames); }
     } else if (kind == "fbank") {
       audio::Fbank fbank(audio::FbankWindow::povey, 1.0f);
-      out("fbank", features(fbank(values_of(in("wav")))));
+      out("fbank", features(fbank(to_values(in("wav")))));
     } else if (kind == "speaker") {
       audio::Fbank fbank(audio::FbankWindow::povey, 1.0f);
-      const auto frames = features(fbank(values_of(in("wav"))));
+      const auto frames = features(fbank(to_values(in("wav"))));
       out("fbank", frames);
       const auto centred = (frames - frames.mean(0, true)).unsqueeze(0);
       out("fbank_cmn", centred);
@@ -127,11 +125,11 @@ class Vocoder {
       out("embedding", torch.embed(centred, trace));
       const auto& imported = *model(key).speaker();
       out("embedding_onnx", imported.embed(centred));
-      const auto whole = imported(values_of(in("wav")));
+      const auto whole = imported(to_values(in("wav")));
       if (!whole) report.fail("embedding", whole.error().message);
       else out("embedding", *whole);
     } else if (kind == "prompt") {
-      const auto wave = values_of(in("wav"));
+      const auto wave = to_values(in("wav"));
       const auto rate = params.at("sample_rate").get<int>();
       vector_out("wav16", audio::resample(wave, rate, 16000));
       vector_out("wav22", audio::resample(wave, rate, kMelRate));
@@ -176,30 +174,30 @@ class Vocoder {
       const auto& m = model(key);
       const auto mel = m.flow().mel(in("token")[0], in("prompt_token")[0], in("prompt_feat"), in("embedding"), in("z"));
       out("mel", mel);
-      if (kind == "tokens2wav" && !bf16) out("wav", (*m.hift())(mel, values_of(in("phase")), in("noise")[0]).wave);
+      if (kind == "tokens2wav" && !bf16) out("wav", (*m.hift())(mel, to_values(in("phase")), in("noise")[0]).wave);
       else compared.insert("wav");   // the README: waveforms of bf16 cases are not comparable
     } else if (kind == "f0") {
       out("f0", model(key).hift()->f0(in("mel")));
     } else if (kind == "source") {
       Hift::SourceState state;
       const auto& hift = *model(key).hift();
-      out("source", hift.source(in("f0")[0], values_of(in("phase")), in("noise")[0], state));
+      out("source", hift.source(in("f0")[0], to_values(in("phase")), in("noise")[0], state));
       out("uv", (in("f0")[0] > hift.voiced_threshold()).repeat_interleave(kHop).to(at::kFloat));
       compared.insert("sine");       // an intermediate that the fused kernel never materialises; `source` is its sum through l_linear
     } else if (kind == "hift_decode") {
       out("wav", model(key).hift()->decode(in("mel"), in("source"), trace));
     } else if (kind == "hift") {
-      const auto w = (*model(key).hift())(in("mel"), values_of(in("phase")), in("noise")[0]);
+      const auto w = (*model(key).hift())(in("mel"), to_values(in("phase")), in("noise")[0]);
       out("wav", w.wave), out("source", w.source);
     } else if (kind == "hift_cache") {
-      const auto w = (*model(key).hift())(in("mel"), values_of(in("phase")), in("noise")[0], in("cache_source"));
+      const auto w = (*model(key).hift())(in("mel"), to_values(in("phase")), in("noise")[0], in("cache_source"));
       out("wav", w.wave), out("source", w.source);
     } else if (kind == "hift_tiled") {
       const auto mel = in("mel");
       const auto tile = in("noise_tile");
       const auto period = params.at("noise_period").get<std::int64_t>();
       auto noise = [tile, period](std::int64_t first, std::int64_t n) { return tile.index_select(1, at::arange(first, first + n).remainder(period)); };
-      const auto w = (*model(key).hift())(mel, values_of(in("phase")), noise(0, mel.size(2) * kHop));
+      const auto w = (*model(key).hift())(mel, to_values(in("phase")), noise(0, mel.size(2) * kHop));
       out("wav", w.wave), out("source", w.source);
       // Any chunking gives the same wave.
       for (const std::int64_t hop : {1, 2, 5, 13, 31}) {
@@ -221,7 +219,7 @@ class Vocoder {
       auto bias = copy->conv_post_bias().clone();
       bias.narrow(0, 0, params.at("channels").get<std::int64_t>()).add_(params.at("conv_post_bias_add").get<double>());
       copy->conv_post_bias() = bias;
-      const auto wave = t.contains("in.source") ? copy->decode(in("mel"), in("source")) : (*copy)(in("mel"), values_of(in("phase")), in("noise")[0]).wave;
+      const auto wave = t.contains("in.source") ? copy->decode(in("mel"), in("source")) : (*copy)(in("mel"), to_values(in("phase")), in("noise")[0]).wave;
       out("wav", wave);
       report.equal("limit", wave.abs().max().item<double>() <= tol.at("max_abs").get<double>());
     } else if (kind == "stream") {
@@ -272,7 +270,7 @@ class Vocoder {
     const auto z_tile = in("z_tile"), noise_tile = in("noise_tile"), phases = in("phase_table");
     SpeechStreamV1::Noise noise;
     noise.flow = [z_tile](int i, std::int64_t frames) { return z_tile.index_select(1, (at::arange(frames) + 37 * i).remainder(256)).unsqueeze(0); };
-    noise.phase = [phases](int i) { std::array<float, kHarmonics> a{}; const auto v = values_of(phases[i]); std::copy(v.begin(), v.end(), a.begin()); return a; };
+    noise.phase = [phases](int i) { std::array<float, kHarmonics> a{}; const auto v = to_values(phases[i]); std::copy(v.begin(), v.end(), a.begin()); return a; };
     noise.source = [noise_tile](int i, std::int64_t samples) { return noise_tile.index_select(1, (at::arange(samples) + 911 * i).remainder(5120)); };
     VoicePrompt prompt;
     prompt.mel = in("prompt_feat"), prompt.embedding = in("embedding");

@@ -1,9 +1,11 @@
 """Trains tokens -> mel: `python -m tools.nano.train_flow WORK [--minutes 35]`. Conditional flow matching on raw log-mel plus an L1 prior
-on mu; speaker vector from the speaker encoder, a random prefix of the mel as prompt, condition dropped with probability 0.2."""
+on mu; speaker vector from the speaker encoder; the prompt is another utterance of the voice, a random prefix of the same one or nothing; condition
+dropped with probability 0.2. `--start-from STATE` takes what fits from an earlier state; blocks that it lacks begin as identities."""
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import pickle
 
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from . import modules, synth, trainer, train_speaker
 
 SHAPE = dict(vocab_size=1536, input_size=96, width=128, heads=4, hidden=384, blocks=3, rate=125 / 3,
-             estimator=dict(channels=(96, 96), blocks=1, mid_blocks=2, heads=4, head_dim=32), cfg_rate=0.0)
+             estimator=dict(channels=(96, 96), blocks=1, mid_blocks=3, heads=4, head_dim=32), cfg_rate=0.0)
 
 
 def speaker_vectors(work, data):
@@ -25,10 +27,21 @@ def speaker_vectors(work, data):
             d["vector"] = net(x - x.mean(1, keepdim=True))[0]
 
 
+def neutralise(block):
+    """Makes a middle block (residual net, transformers) the identity, so that a deeper network starts where the shallower one ended."""
+    resnet, transformers = block[0], block[1]
+    torch.nn.init.zeros_(resnet.block2.block[1].weight), torch.nn.init.zeros_(resnet.block2.block[1].bias)
+    torch.nn.init.dirac_(resnet.res_conv.weight), torch.nn.init.zeros_(resnet.res_conv.bias)
+    for t in transformers:
+        for linear in (t.attn1["to_out"][0], t.ff["net"][2]):
+            torch.nn.init.zeros_(linear.weight), torch.nn.init.zeros_(linear.bias)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--minutes", type=float, default=35)
+    parser.add_argument("--start-from", help="state of an earlier run, possibly with fewer middle blocks")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with open(f"{args.work}/tokens.pkl", "rb") as f:
@@ -39,19 +52,38 @@ def main():
     train, test = [d for d in data if d["split"] == "reply"], [d for d in data if d["split"] == "reply_test"][:24]
     torch.manual_seed(5)
     net = modules.Flow(**SHAPE)
+    if args.start_from and not os.path.exists(f"{args.work}/state/flow.pt"):
+        old = torch.load(args.start_from, weights_only=False)["nets"]["net"]
+        new = [k for k in net.load_state_dict(old, strict=False).missing_keys]
+        for k, block in enumerate(net.decoder["estimator"].mid_blocks):
+            if any(f".mid_blocks.{k}." in name for name in new):
+                neutralise(block)
+        print(f"flow: {len(old)} tensors of {args.start_from}, {len(new)} new ones", flush=True)
+    short = {}
+    for d in train:
+        if len(d["codes"]) <= 75 and d["style"] == "neutral":
+            short.setdefault(d["voice"], []).append(d)
     run = trainer.Run(args.work, "flow", dict(net=net), args.minutes, 1.5e-3, warmup=300, decay=0.01, floor=1e-5)
     print(f"flow: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, {len(train)} utterances", flush=True)
 
     def losses(batch, rng, generator=None):
-        mus, mels, prefix = [], [], []
+        mus, mels, prefix, vectors = [], [], [], []
         for d in batch:
+            other = rng.choice(short[d["voice"]]) if d["voice"] in short and rng.random() < 0.4 else None
             token = torch.tensor(d["codes"])[None]
             frames = net.frames(token.shape[1])
             mel = torch.from_numpy(d["mel22"].astype("float32"))
             mel = F.pad(mel, (0, max(0, frames - mel.shape[1])), mode="replicate")[:, :frames]
-            groups = rng.randint(0, token.shape[1] // 5 * 2 // 5) if rng.random() < 0.7 else 0
-            first = net.frames(groups * 5)
-            mus.append(net.mu(token, groups * 5, first, frames - first)[0].T)
+            vectors.append((other or d)["vector"])
+            if other:
+                said = torch.from_numpy(other["mel22"].astype("float32"))
+                first = said.shape[1]
+                mus.append(net.mu(torch.cat([torch.tensor(other["codes"])[None], token], 1), len(other["codes"]), first, frames)[0].T)
+                mel = torch.cat([said, mel], 1)
+            else:
+                groups = rng.randint(0, token.shape[1] // 5 * 2 // 5) if rng.random() < 0.6 else 0
+                first = net.frames(groups * 5)
+                mus.append(net.mu(token, groups * 5, first, frames - first)[0].T)
             mels.append(mel.T)
             prefix.append(first)
         n = torch.tensor([len(m) for m in mels])
@@ -61,7 +93,7 @@ def main():
         mu, mel = stack(mus), stack(mels)
         prior = ((mu - mel).abs() * mask).sum() / (mask.sum() * 80)
         cond = mel * (torch.arange(size)[None] < torch.tensor(prefix)[:, None]).float()[:, None]
-        speaker = net.speaker(torch.stack([d["vector"] for d in batch]))
+        speaker = net.speaker(torch.stack(vectors))
         keep = (torch.rand(len(batch), generator=generator) >= 0.2).float()
         mu, cond, speaker = mu * keep[:, None, None], cond * keep[:, None, None], speaker * keep[:, None]
         t = 1 - torch.cos(torch.rand(len(batch), generator=generator) * 0.5 * math.pi)

@@ -50,7 +50,6 @@ class TextTokenizer {
   enum class Type : int { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
   struct Piece { std::string text; float score; Type type; };
   struct Node { std::vector<std::pair<char, std::int32_t>> next; std::int32_t id = -1; };
-  std::int32_t child(std::int32_t node, char c) const;
   void insert(std::vector<Node>& trie, std::string_view text, std::int32_t id);
 
   std::vector<Piece> pieces_;

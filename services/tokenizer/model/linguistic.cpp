@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
+#include "common/tensor/torch_bridge.hpp"
 #include "common/tensor/weights.hpp"
 
 namespace parlando::tokenizer {
@@ -88,8 +88,7 @@ at::Tensor LinguisticEncoder::features(std::span<const float> wave) const {
   auto rows = front.push(wave);
   const auto tail = front.finish();
   rows.insert(rows.end(), tail.begin(), tail.end());
-  auto out = at::empty({static_cast<std::int64_t>(rows.size()) / kInputs, kInputs});
-  std::memcpy(out.data_ptr<float>(), rows.data(), rows.size() * sizeof(float));
+  auto out = tensor::from_values(rows, {static_cast<std::int64_t>(rows.size()) / kInputs, kInputs});
   normalise(out);
   return out;
 }
@@ -242,8 +241,7 @@ std::vector<std::int32_t> LinguisticStream::encode(const std::vector<float>& row
   const auto count = static_cast<std::int64_t>(rows.size()) / kInputs;
   for (std::int64_t at = 0; at < count; at += kNewRows) {
     const auto n = std::min<std::int64_t>(kNewRows, count - at);
-    auto fresh = at::empty({n, kInputs});
-    std::memcpy(fresh.data_ptr<float>(), rows.data() + at * kInputs, static_cast<std::size_t>(n) * kInputs * sizeof(float));
+    auto fresh = tensor::from_values(std::span(rows).subspan(static_cast<std::size_t>(at * kInputs), static_cast<std::size_t>(n * kInputs)), {n, kInputs});
     encoder_->normalise(fresh);
     const auto part = encoder_->quantise(encoder_->step({&state_}, {fresh})[0]);
     ids.insert(ids.end(), part.begin(), part.end());

@@ -4,9 +4,9 @@
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/audio/front_end.hpp"
+#include "common/tensor/torch_bridge.hpp"
 #include "common/tensor/weights.hpp"
 
 namespace parlando::tokenizer {
@@ -86,9 +86,7 @@ std::vector<std::int32_t> SemanticEncoder::ids(std::span<const float> wave) cons
     const auto piece = wave.subspan(at, std::min<std::size_t>(kPieceSamples, wave.size() - at));
     if (static_cast<std::int64_t>(piece.size()) < kPieceSamplesMin) continue;
     const auto mel = audio::whisper_log_mel(piece);
-    auto tensor = at::empty({mel.frames, mel.bins});
-    std::memcpy(tensor.data_ptr<float>(), mel.values.data(), mel.values.size() * sizeof(float));
-    const auto part = quantise(encode(tensor));
+    const auto part = quantise(encode(tensor::from_values(mel.values, {mel.frames, mel.bins})));
     out.insert(out.end(), part.begin(), part.end());
   }
   return out;

@@ -4,6 +4,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include "common/audio/front_end.hpp"
+#include "common/tensor/torch_bridge.hpp"
 #include "common/tensor/weights.hpp"
 
 namespace parlando::tts {
@@ -116,8 +117,7 @@ Result<at::Tensor> CamPlus::operator()(std::span<const float> wave) const try {
   audio::Fbank fbank(audio::FbankWindow::povey, 1.0f);
   const auto frames = fbank(wave);
   if (frames.frames < 4) return fail(Errc::invalid_argument, "a voice prompt of {} samples at 16 kHz is too short, at least 880 (0.05 s) are needed", wave.size());
-  auto x = at::empty({1, frames.frames, frames.bins});
-  std::copy(frames.values.begin(), frames.values.end(), x.data_ptr<float>());
+  const auto x = tensor::from_values(frames.values, {1, frames.frames, frames.bins});
   return embed(x - x.mean(1, true));
 } catch (const std::exception& e) {
   return fail(Errc::internal, "the speaker encoder failed: {}", e.what());

@@ -33,7 +33,6 @@ at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
 }  // namespace
 
 Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype) : dtype_(dtype) {
-  for (const auto& [name, tensor] : tensors) weight_bytes_ += static_cast<std::int64_t>(tensor.elements() * static_cast<std::int64_t>(at::elementSize(dtype)));
   tensor::Weights w(std::move(tensors), source, dtype);
   const auto& flow = config.at("flow");
   rate_ = flow.at("input_frame_rate").get<double>();

@@ -56,7 +56,6 @@ class Flow {
 
   /// Drops what the flow cannot read (text ids, codes past its vocabulary) and, for the single-codebook variant, the linguistic codes.
   std::vector<std::int64_t> usable(const std::vector<std::int32_t>& codes, std::int64_t* dropped = nullptr) const;
-  std::int64_t weight_bytes() const { return weight_bytes_; }
 
  private:
   struct Linear { at::Tensor w, b; };
@@ -69,7 +68,7 @@ class Flow {
   at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name) const;
 
   double rate_ = 0, cfg_rate_ = 0;
-  std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0, weight_bytes_ = 0;
+  std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0;
   bool single_ = false;
   at::ScalarType dtype_;
   at::Tensor embedding_;

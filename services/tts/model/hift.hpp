@@ -32,7 +32,6 @@ class Hift {
   Wave operator()(const at::Tensor& mel, std::span<const float> phase, const at::Tensor& noise, const at::Tensor& cache_source = {}) const;
 
   float voiced_threshold() const { return voiced_threshold_; }
-  std::int64_t weight_bytes() const { return weight_bytes_; }
   at::Tensor& conv_post_bias() { return conv_post_.b; }   ///< for the limiter's test
 
  private:
@@ -43,10 +42,9 @@ class Hift {
   std::vector<ResBlock> source_blocks_, blocks_;
   std::vector<std::int64_t> rates_, kernels_;
   Conv classifier_, merge_, conv_pre_, conv_post_;
-  at::Tensor window_, envelope_cache_;
+  at::Tensor window_;
   double alpha_ = 0.1, sigma_ = 0.003, slope_ = 0.1, limit_ = 0.99, sample_rate_ = 22050;
   float voiced_threshold_ = 10;
-  std::int64_t weight_bytes_ = 0;
 };
 
 /// Random input of the source as a function of position, so that any re-computation sees the same values.

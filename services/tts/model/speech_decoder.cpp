@@ -12,15 +12,12 @@
 #include "common/base/codes.hpp"
 #include "common/checkpoint/import.hpp"
 #include "common/checkpoint/safetensors.hpp"
+#include "common/tensor/torch_bridge.hpp"
 
 namespace parlando::tts {
 
 namespace {
 at::Tensor tokens_of(const std::vector<std::int64_t>& ids) { return at::tensor(ids, at::kLong); }
-std::vector<float> values_of(const at::Tensor& t) {
-  const auto flat = t.contiguous();
-  return {flat.data_ptr<float>(), flat.data_ptr<float>() + flat.numel()};
-}
 at::Tensor hamming(std::int64_t n) {   // numpy's, symmetric
   auto out = at::empty({n}, at::kDouble);
   for (std::int64_t i = 0; i < n; ++i) out.data_ptr<double>()[i] = 0.54 - 0.46 * std::cos(2.0 * M_PI * static_cast<double>(i) / static_cast<double>(n - 1));
@@ -34,8 +31,7 @@ Result<VoicePrompt> make_prompt(std::span<const float> wave, int rate, const Cam
   const auto mel = audio::prompt_mel(wave22);
   if (mel.frames < 1) return fail(Errc::invalid_argument, "a voice prompt of {:.3f} s is too short, at least 0.05 s is needed", static_cast<double>(wave.size()) / rate);
   VoicePrompt out;
-  out.mel = at::empty({1, mel.frames, mel.bins});
-  std::copy(mel.values.begin(), mel.values.end(), out.mel.data_ptr<float>());
+  out.mel = tensor::from_values(mel.values, {1, mel.frames, mel.bins});
   PARLANDO_TRY(out.embedding, speaker(wave16));
   return out;
 }
@@ -83,7 +79,7 @@ Result<std::vector<float>> SpeechDecoder::synthesise(const std::vector<std::int3
   const auto z = at::cat({flow_noise(seed, 1, 0, prompt_frames), flow_noise(seed, 0, 0, frames)}, 2);
   const auto mel = flow_->mel(tokens_of(tokens), tokens_of(prompt_tokens), prompt.mel, prompt.embedding, z);
   const SourceNoise noise(seed);
-  return values_of((*hift_)(mel, noise.phase(), noise.noise(0, frames * kHop)).wave);
+  return tensor::to_values((*hift_)(mel, noise.phase(), noise.noise(0, frames * kHop)).wave);
 } catch (const std::exception& e) {
   return fail(Errc::internal, "synthesis of {} codes failed: {}", codes.size(), e.what());
 }
@@ -230,7 +226,7 @@ std::vector<float> SpeechStreamV1::chunk(const at::Tensor& tokens, bool last, co
   }
   if (trace) trace(fmt::format("wav_{}", count_), wave);
   ++count_;
-  return values_of(wave);
+  return tensor::to_values(wave);
 }
 
 }  // namespace parlando::tts

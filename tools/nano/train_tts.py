@@ -1,0 +1,82 @@
+"""Trains the language model that speaks: `python -m tools.nano.train_tts WORK [--minutes 100]`.
+
+Starts from the chat model of train_lm (same tokenizer, dimensions and prompts) and practises one task: text + voice prompt -> codes.
+Two thirds of the practice is the target voice. Loss on the codes only.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+
+import torch
+import torch.nn.functional as F
+
+from . import modules, text, train_lm, trainer
+
+
+def rows_of(rows):
+    """[(prompt, answer)…] -> ids [B, T] and labels [B, T - 1], -100 where there is nothing to learn."""
+    size = max(len(p) + len(a) for p, a in rows)
+    ids, labels = torch.full((len(rows), size), text.EOT), torch.full((len(rows), size), -100)
+    for i, (p, a) in enumerate(rows):
+        ids[i, :len(p) + len(a)] = torch.tensor(p + a)
+        labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
+    return ids, labels[:, 1:]
+
+
+@torch.no_grad()
+def evaluate(net, data):
+    """Held-out replies in the target voice: nats per code, and the share of codes that the model ranks first."""
+    net.eval()
+    loss = right = total = 0
+    for d in data.reply_tests[:80]:
+        ids, out = data.speak(d, (data.prompts["Clara"], "Clara"))
+        logits, want = net(torch.tensor([ids + out[:-1]]))[0, len(ids) - 1:], torch.tensor(out)
+        loss += float(F.cross_entropy(logits, want, reduction="sum"))
+        right += int((logits.argmax(1) == want).sum())
+        total += len(out)
+    net.train()
+    return dict(nats_per_code=loss / total, first_choice=right / total)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work")
+    parser.add_argument("--minutes", type=float, default=100)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = random.Random(17)
+    data = train_lm.Data(args.work, rng)
+    torch.manual_seed(3)
+    config = json.load(open(f"{args.work}/state/lm_config.json"))
+    net = modules.Step1(**config)
+    if not os.path.exists(f"{args.work}/state/tts.pt"):
+        net.load_state_dict(torch.load(f"{args.work}/state/lm.pt", weights_only=False)["nets"]["net"])
+    run = trainer.Run(args.work, "tts", dict(net=net), args.minutes, args.rate, warmup=150, floor=1e-5, power=0.9, decay=0.02)
+    rng.seed(run.steps + 1)
+    print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)}, other voices {len(data.others)}", flush=True)
+    net.train()
+    evaluated = run.fraction
+    while run.begin_step():
+        source = data.slt if rng.random() < 0.66 or not data.others else data.others
+        window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
+        k = rng.randrange(0, 120 - 12)
+        ids, labels = rows_of([data.speak(d) for d in window[k:k + 12]])
+        keep = labels != -100
+        loss = F.cross_entropy(net.lm_head(net.hidden(ids[:, :-1], dropout=0.05)[keep]), labels[keep])
+        run.step(loss, dict(speak=loss))
+        if run.fraction - evaluated > 0.1:
+            evaluated = run.fraction
+            figures = evaluate(net, data)
+            print("evaluation", {k: round(v, 3) for k, v in figures.items()}, flush=True)
+            run.note(figures)
+    figures = evaluate(net, data)
+    print("final", {k: round(v, 3) for k, v in figures.items()}, flush=True)
+    run.note(figures)
+
+
+if __name__ == "__main__":
+    main()
