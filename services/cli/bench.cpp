@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "common/base/codes.hpp"
 #include "common/base/mapped_file.hpp"
+#include "common/checkpoint/safetensors.hpp"
 #include "kernels/gemv/gemv.hpp"
 #include "services/cli/random_weights.hpp"
 #include "services/llm/model/engine.hpp"
@@ -146,15 +148,71 @@ Result<json> bench_lm(const BenchOptions& o) {
   return json{{"bench", "lm"}, {"decode_s", spread_json(decode)}, {"prefill256_s", spread_json(prefill)}, {"bandwidth_share", achieved / bandwidth}, {"bandwidth", bandwidth}, {"weight_bytes", model->weight_bytes()}, {"peak_bytes", load_peak}};
 }
 
-struct Decoder { std::shared_ptr<const tts::Flow> flow; std::shared_ptr<const tts::Hift> hift; };
+struct Decoder {
+  std::shared_ptr<const tts::Flow> flow;
+  std::shared_ptr<const tts::Hift> hift;
+  double flow_operations_per_frame = 0, hift_operations_per_frame = 0;   ///< multiplications and additions of the convolutions and linear layers
+};
+
+/// Operations of a network: every weight is multiplied and added once per row it is applied to. Attention scores are not counted.
+double operations(const checkpoint::TensorMap& tensors, const std::function<double(const std::string& name)>& rows) {
+  double sum = 0;
+  for (const auto& [name, t] : tensors)
+    if (t.shape.size() > 1 && (name.ends_with("weight") || name.ends_with("weight_v")) && name.find("embedding") == std::string::npos) sum += 2 * static_cast<double>(t.elements()) * rows(name);
+  return sum;
+}
+
+void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const checkpoint::TensorMap& hift, const json& config) {
+  const auto& f = config.at("flow");
+  const double tokens = f.at("input_frame_rate").get<double>() / (static_cast<double>(tts::kMelRate) / tts::kHop);   // per mel frame
+  const auto levels = static_cast<int>(f.at("estimator").at("channels").size());
+  const double calls = 10.0 * (f.at("cfm").value("inference_cfg_rate", 0.7) > 0 ? 2 : 1);
+  d.flow_operations_per_frame = operations(flow, [&](const std::string& name) {
+    if (name.starts_with("encoder")) return tokens;
+    if (name.starts_with("length_regulator")) return 1.0;
+    if (!name.starts_with("decoder.estimator.") || name.find("time_mlp") != std::string::npos || name.find(".mlp.1.") != std::string::npos) return 0.0;   // once per call, not per frame
+    int level = 0;   // the U-Net halves the frames once per level below the first
+    if (const auto at = name.find("down_blocks."); at != std::string::npos) level = name[at + 12] - '0';
+    else if (name.find("mid_blocks.") != std::string::npos) level = levels - 1;
+    else if (const auto up = name.find("up_blocks."); up != std::string::npos) level = levels - 1 - (name[up + 10] - '0');
+    return calls / (1 << level);
+  });
+  const auto rates = config.at("hift").at("upsample_rates").get<std::vector<int>>();
+  const auto per_level = config.at("hift").at("resblock_kernel_sizes").size();
+  auto frames_at = [&](std::size_t level) { double n = 1; for (std::size_t i = 0; i < level; ++i) n *= rates[i]; return n; };
+  auto index_of = [](const std::string& name) { return static_cast<std::size_t>(std::stoi(name.substr(name.find('.') + 1))); };
+  d.hift_operations_per_frame = operations(hift, [&](const std::string& name) {
+    if (name.starts_with("ups.")) return frames_at(index_of(name));
+    if (name.starts_with("resblocks.")) return frames_at(index_of(name) / per_level + 1);
+    if (name.starts_with("source_")) return frames_at(index_of(name) + 1);
+    if (name.starts_with("conv_post")) return frames_at(rates.size());
+    return 1.0;   // F0 predictor, conv_pre
+  });
+}
+
+/// Multiply-add rate of a 1024 × 1024 × 1024 matrix product with the threads in use: what libtorch's own GEMM reaches here.
+double gemm_rate() {
+  const auto a = at::randn({1024, 1024}), b = at::randn({1024, 1024});
+  return 2.0 * 1024 * 1024 * 1024 / measure(9, [&] { at::mm(a, b); }).median;
+}
 
 Result<Decoder> decoder_of(const BenchOptions& o) {
   if (o.random_weights.empty()) {
     PARLANDO_TRY(const auto loaded, tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
-    return Decoder{std::shared_ptr<const tts::Flow>(loaded, &loaded->flow()), loaded->hift()};
+    const auto folder = o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz";
+    Decoder out{std::shared_ptr<const tts::Flow>(loaded, &loaded->flow()), loaded->hift()};
+    PARLANDO_TRY(const auto flow, checkpoint::read_safetensors(folder / "flow.safetensors"));
+    PARLANDO_TRY(const auto hift, checkpoint::read_safetensors(folder / "hift.safetensors"));
+    PARLANDO_TRY(const auto c, config_of(folder / "config.json"));
+    count_operations(out, flow.tensors, hift.tensors, c);
+    return out;
   }
   PARLANDO_TRY(const auto c, config_of(o.random_weights));
-  return Decoder{std::make_shared<tts::Flow>(random_flow(c), c, "random flow weights"), std::make_shared<tts::Hift>(random_hift(c), c, "random vocoder weights")};
+  auto flow = random_flow(c), hift = random_hift(c);
+  Decoder out;
+  count_operations(out, flow, hift, c);
+  out.flow = std::make_shared<tts::Flow>(std::move(flow), c, "random flow weights"), out.hift = std::make_shared<tts::Hift>(std::move(hift), c, "random vocoder weights");
+  return out;
 }
 
 Result<json> bench_decoder(const BenchOptions& o) {
@@ -173,19 +231,45 @@ Result<json> bench_decoder(const BenchOptions& o) {
   const double audio = static_cast<double>(frames * tts::kHop) / tts::kMelRate;
   fmt::print("decoder, {:.2f} s of speech, {} thread(s), fp32\n", audio, o.threads);
   Spread flow, hift;
+  const double gemm = gemm_rate();
+  auto share = [&](const char* key, double per_frame, const Spread& s) {
+    const double rate = per_frame * static_cast<double>(frames) / s.median;
+    fmt::print("{:30}{:.1f} of {:.1f} GFLOP/s of a 1024³ matrix product: {:.0f} %\n", "", rate / 1e9, gemm / 1e9, 100 * rate / gemm);
+    out[key] = rate / gemm;
+  };
   if (with_flow) {
     flow = measure(o.runs, [&] { mel = decoder.flow->mel(tokens, none, no_mel, embedding, z); });
     fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high, flow.median / audio);
     out["flow_s"] = spread_json(flow);
+    share("flow_gemm_share", decoder.flow_operations_per_frame, flow);
   }
   if (with_hift) {
     hift = measure(o.runs, [&] { (*decoder.hift)(mel, phase, source_noise); });
     fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high, hift.median / audio);
     out["vocoder_s"] = spread_json(hift);
+    share("vocoder_gemm_share", decoder.hift_operations_per_frame, hift);
   }
   fmt::print("  peak memory {:.2f} GB\n", static_cast<double>(peak_memory_bytes()) / 1e9);
   out["peak_bytes"] = peak_memory_bytes();
   return out;
+}
+
+Result<json> bench_speaker(const BenchOptions& o) {
+  std::shared_ptr<const tts::CamPlus> net;
+  if (o.random_weights.empty()) {
+    PARLANDO_TRY(const auto loaded, tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
+    net = loaded->speaker();
+    if (!net) return fail(Errc::not_found, "'{}' has no speaker encoder", o.model_path.string());
+  } else {
+    PARLANDO_TRY(const auto c, config_of(o.random_weights));
+    net = std::make_shared<tts::CamPlus>(random_campplus(c), "random speaker encoder");
+  }
+  const auto wave = speechlike(o.seconds, 16000);
+  std::string error;
+  const auto s = measure(o.runs, [&] { if (const auto done = (*net)(wave); !done) error = done.error().message; });
+  if (!error.empty()) return fail(Errc::internal, "{}", error);
+  fmt::print("speaker encoder, {:.1f} s of audio, {} thread(s), fp32\n  embedding   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", o.seconds, o.threads, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
+  return json{{"bench", "speaker"}, {"embedding_s", spread_json(s)}, {"real_time_factor", s.median / o.seconds}};
 }
 
 }  // namespace
@@ -195,8 +279,9 @@ Result<json> run_bench(const BenchOptions& o) try {
   at::set_num_threads(o.threads);
   if (o.name == "tokenizer") return bench_tokenizer(o);
   if (o.name == "lm") return bench_lm(o);
+  if (o.name == "speaker") return bench_speaker(o);
   if (o.name == "flow" || o.name == "vocoder" || o.name == "tts") return bench_decoder(o);
-  return fail(Errc::invalid_argument, "there is no benchmark '{}'; the benchmarks are tokenizer, lm, flow, vocoder, tts", o.name);
+  return fail(Errc::invalid_argument, "there is no benchmark '{}'; the benchmarks are tokenizer, lm, flow, vocoder, tts, speaker", o.name);
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
 } catch (const std::exception& e) {

@@ -319,8 +319,8 @@ int run(int argc, char** argv) {
   auto* c_import = app.add_subcommand("import", "convert an official model directory to safetensors");
   c_import->add_option("source", input)->required();
   c_import->add_option("target", import_to)->required();
-  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder or tts");
-  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts")->required();
+  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder, tts or speaker");
+  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts | speaker")->required();
   c_bench->add_option("--random-weights", bench.random_weights, "configuration of a random checkpoint, e.g. configs/official/step1-3b.json");
   c_bench->add_option("--threads", bench.threads)->capture_default_str();
   c_bench->add_option("--runs", bench.runs)->capture_default_str();

@@ -149,4 +149,35 @@ TensorMap random_hift(const nlohmann::json& config) {
   return std::move(m.out);
 }
 
+/// With every batch norm folded, as an ONNX export has it.
+TensorMap random_campplus(const nlohmann::json& config) {
+  Maker m;
+  const auto& s = config.at("speaker");
+  const std::int64_t head = s.at("head_channels"), growth = s.at("growth"), inner = growth * s.at("bottleneck").get<std::int64_t>();
+  auto conv = [&](const std::string& name, Shape shape) { m.add(name + ".weight", shape), m.add(name + ".bias", {shape[0]}, 0.02); };
+  auto affine = [&](const std::string& name, std::int64_t n) { m.add(name + ".scale", {n}, 0.02, 1.0), m.add(name + ".shift", {n}, 0.02); };
+  conv("head.conv1", {head, 1, 3, 3}), conv("head.conv2", {head, head, 3, 3});
+  for (const char* layer : {"head.layer1.", "head.layer2."})
+    for (int n = 0; n < 2; ++n) {
+      const auto at = fmt::format("{}{}.", layer, n);
+      conv(at + "conv1", {head, head, 3, 3}), conv(at + "conv2", {head, head, 3, 3});
+      if (n == 0) conv(at + "shortcut.0", {head, head, 1, 1});
+    }
+  std::int64_t width = s.at("width");
+  conv("xvector.tdnn.linear", {width, 10 * head, 5});
+  int block = 1;
+  for (const auto& layers : s.at("layers")) {
+    for (std::int64_t n = 1; n <= layers.get<std::int64_t>(); ++n, width += growth) {
+      const auto at = fmt::format("xvector.block{}.tdnnd{}.", block, n);
+      affine(at + "nonlinear1", width), conv(at + "linear1", {inner, width, 1}), conv(at + "cam_layer.linear_local", {growth, inner, 3});
+      conv(at + "cam_layer.linear1", {inner / 2, inner, 1}), conv(at + "cam_layer.linear2", {growth, inner / 2, 1});
+    }
+    const auto t = fmt::format("xvector.transit{}.", block++);
+    affine(t + "nonlinear", width), conv(t + "linear", {width / 2, width, 1});
+    width /= 2;
+  }
+  conv("xvector.dense.linear", {192, 2 * width, 1}), affine("xvector.dense.nonlinear", 192);
+  return std::move(m.out);
+}
+
 }  // namespace parlando::cli

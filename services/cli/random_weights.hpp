@@ -11,5 +11,6 @@ checkpoint::TensorMap random_linguistic(const nlohmann::json& config);
 checkpoint::TensorMap random_semantic(const nlohmann::json& config);
 checkpoint::TensorMap random_flow(const nlohmann::json& config);
 checkpoint::TensorMap random_hift(const nlohmann::json& config);
+checkpoint::TensorMap random_campplus(const nlohmann::json& config);
 
 }  // namespace parlando::cli

@@ -3,8 +3,14 @@
 
 #include <boost/test/unit_test.hpp>
 
+#include <malloc.h>
+
+#include <fstream>
+
+#include "common/checkpoint/safetensors.hpp"
 #include "services/llm/model/engine.hpp"
 #include "services/llm/model/prompts.hpp"
+#include "tests/support/temporary_directory.hpp"
 
 namespace parlando::llm {
 namespace {
@@ -139,6 +145,55 @@ BOOST_AUTO_TEST_CASE(the_same_seed_draws_the_same_ids) {
   }
   const auto p = *probabilities(logits, {}, s);
   for (std::size_t i = 0; i < p.size(); ++i) BOOST_TEST(std::abs(counts[i] / 4000.0 - p[i]) < 0.03);   // five sigma of 4000 draws
+}
+
+namespace {
+
+/// Resident bytes of this process: now ("VmRSS") or at most since the last reset ("VmHWM").
+std::int64_t resident(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
+  return 0;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(loading_takes_little_more_memory_than_the_weights) {
+  // 190 MB of bf16; loaded as it is and as fp32, which is twice as much.
+  const TemporaryDirectory folder;
+  constexpr std::int64_t H = 512, F = 1536, V = 4096, kLayers = 30;
+  {
+    checkpoint::TensorMap tensors;
+    auto add = [&](const std::string& name, checkpoint::Shape shape) {
+      auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(2 * checkpoint::elements_of(shape).value()), std::byte{0x3c});
+      tensors[name] = {checkpoint::Dtype::bf16, std::move(shape), *bytes, bytes};
+    };
+    add("model.embed_tokens.weight", {V, H}), add("lm_head.weight", {V, H}), add("model.norm.weight", {H});
+    for (std::int64_t l = 0; l < kLayers; ++l) {
+      const auto at = fmt::format("model.layers.{}.", l);
+      add(at + "input_layernorm.weight", {H}), add(at + "post_attention_layernorm.weight", {H});
+      for (const char* n : {"q_proj", "o_proj"}) add(at + "self_attn." + n + ".weight", {H, H});
+      for (const char* n : {"k_proj", "v_proj"}) add(at + "self_attn." + n + ".weight", {H / 4, H});
+      add(at + "mlp.gate_proj.weight", {F, H}), add(at + "mlp.up_proj.weight", {F, H}), add(at + "mlp.down_proj.weight", {H, F});
+    }
+    BOOST_REQUIRE((checkpoint::write_safetensors(folder.path() / "model.safetensors", tensors)).has_value());
+    std::ofstream(folder.path() / "config.json") << R"({"architectures":["Step1ForCausalLM"],"hidden_size":512,"intermediate_size":1536,"num_attention_heads":8,"num_attention_groups":2,)"
+                                                 << R"("num_hidden_layers":30,"max_seq_len":256,"vocab_size":4096,"rms_norm_eps":1e-5})";
+  }
+  for (const auto dtype : {at::kBFloat16, at::kFloat}) {
+    malloc_trim(0);   // what was freed goes back first, or the load would hide in it
+    std::ofstream reset("/proc/self/clear_refs");
+    reset << "5" << std::flush;
+    if (!reset) { BOOST_TEST_MESSAGE("this kernel cannot reset the peak of resident memory: not measured"); return; }
+    const auto before = resident("VmRSS");
+    const auto loaded = Step1::load(folder.path(), dtype);
+    BOOST_REQUIRE_MESSAGE(loaded.has_value(), (loaded ? std::string() : loaded.error().message));
+    const double ratio = static_cast<double>(resident("VmHWM") - before) / static_cast<double>((*loaded)->weight_bytes());
+    BOOST_TEST_MESSAGE(fmt::format("{} MB of weights, peak {:.3f} times as much", (*loaded)->weight_bytes() / 1000000, ratio));
+    BOOST_TEST(ratio < 1.1);
+    BOOST_TEST(ratio > 0.3);   // else nothing was measured; memory that was freed before may serve again
+  }
 }
 
 }  // namespace parlando::llm
