@@ -43,14 +43,46 @@ T get(std::span<const std::byte> from, std::size_t at) {
 }
 
 std::uint32_t checksum(std::span<const std::byte> envelope, std::span<const std::byte> body, std::span<const std::byte> payload) {
-  std::vector<std::byte> head(envelope.begin(), envelope.end());
-  put<std::uint32_t>(head, kAtCrc, 0);
-  return crc32c(payload, crc32c(body, crc32c(head)));
+  const std::uint32_t none = 0;   // the checksum's own field counts as zero
+  auto c = crc32c(envelope.first(kAtCrc));
+  c = crc32c(std::as_bytes(std::span(&none, 1)), c);
+  return crc32c(payload, crc32c(body, crc32c(envelope.subspan(kAtCrc + 4), c)));
+}
+
+/// A JSON object, checked without building it.
+bool is_object(std::string_view text) {
+  const auto first = text.find_first_not_of(" \t\r\n");
+  return first != std::string_view::npos && text[first] == '{' && (text == "{}" || nlohmann::json::accept(text));
 }
 
 }  // namespace
 
+#if defined(__x86_64__)
+/// With the processor's own instruction, eight bytes at a time.
+__attribute__((target("sse4.2"))) std::uint32_t crc32c_sse(std::span<const std::byte> bytes, std::uint32_t seed) {
+  std::uint64_t c = ~seed;
+  const auto* p = bytes.data();
+  std::size_t n = bytes.size();
+  for (; n >= 8; p += 8, n -= 8) {
+    std::uint64_t word;
+    std::memcpy(&word, p, 8);
+    c = __builtin_ia32_crc32di(c, word);
+  }
+  auto tail = static_cast<std::uint32_t>(c);
+  for (; n > 0; ++p, --n) tail = __builtin_ia32_crc32qi(tail, std::to_integer<unsigned char>(*p));
+  return ~tail;
+}
+#endif
+
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t seed) {
+#if defined(__x86_64__)
+  static const bool has_sse = __builtin_cpu_supports("sse4.2");
+  if (has_sse) return crc32c_sse(bytes, seed);
+#endif
+  return crc32c_table(bytes, seed);
+}
+
+std::uint32_t crc32c_table(std::span<const std::byte> bytes, std::uint32_t seed) {
   std::uint32_t c = ~seed;
   for (const auto b : bytes) c = kTable[(c ^ std::to_integer<std::uint32_t>(b)) & 0xff] ^ (c >> 8);
   return ~c;
@@ -113,7 +145,7 @@ Result<Message> decode(std::span<const std::span<const std::byte>> frames, std::
     return fail(Errc::bad_frame, "a payload of {} bytes, the envelope says {}, type {} takes at most {}", payload.size(), payload_bytes, type, payload_bytes_max(h.type));
   if (get<std::uint32_t>(e, kAtCrc) != checksum(e, body, payload)) return fail(Errc::bad_frame, "the checksum of message type {} does not fit", type);
   const std::string_view text(reinterpret_cast<const char*>(body.data()), body.size());
-  if (!text.empty() && (nested_deeper_than(text, kBodyDepthMax) || !nlohmann::json::parse(text, nullptr, false).is_object())) return fail(Errc::bad_json, "the body of message type {} is not a JSON object of at most {} levels", type, kBodyDepthMax);
+  if (!text.empty() && (nested_deeper_than(text, kBodyDepthMax) || !is_object(text))) return fail(Errc::bad_json, "the body of message type {} is not a JSON object of at most {} levels", type, kBodyDepthMax);
   out.body = text;
   out.payload.assign(payload.begin(), payload.end());
   return out;

@@ -30,5 +30,7 @@ nlohmann::json body_of(const Message& message);
 
 /// CRC-32C (Castagnoli), chained through `seed`.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t seed = 0);
+/// The same without special instructions; what machines without SSE 4.2 use.
+std::uint32_t crc32c_table(std::span<const std::byte> bytes, std::uint32_t seed = 0);
 
 }  // namespace parlando::protocol

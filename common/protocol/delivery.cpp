@@ -48,7 +48,7 @@ Result<void> Outbox::push(Message message) {
   if (bytes_ + size > bytes_max_) return fail(Errc::overloaded, "{} unacknowledged bytes and {} more would pass the limit of {}", bytes_, size, bytes_max_);
   bytes_ += size;
   message.head.sequence = next_++;
-  message.head.epoch = epoch_;
+  message.head.epoch = epoch_ = std::max(epoch_, message.head.epoch);
   kept_.push_back(std::move(message));
   return {};
 }

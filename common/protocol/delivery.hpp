@@ -38,7 +38,7 @@ class Outbox {
  public:
   /// @param bytes_max  of unacknowledged messages; @see push
   Outbox(std::uint64_t limit, std::size_t bytes_max) : limit_(limit), bytes_max_(bytes_max) {}
-  /// Numbers the message and keeps it. @error Errc::overloaded when the unacknowledged messages would pass `bytes_max`
+  /// Numbers the message and keeps it; its epoch never falls. @error Errc::overloaded when the unacknowledged messages would pass `bytes_max`
   Result<void> push(Message message);
   /// Messages that may be sent now, in order; each is handed out once per connection.
   std::vector<Message> take();

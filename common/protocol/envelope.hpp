@@ -54,9 +54,11 @@ enum class MessageType : std::uint16_t {
   text = 70,            ///< generated text and ids
   speak = 80,           ///< text chunk to be spoken
   speech = 81,          ///< generated PCM, s16le payload
-  turn = 96,            ///< a turn's record for the store
-  history = 97,
+  turn = 96,            ///< a turn's record for the store; answered when it is durable
+  history = 97,         ///< committed turns of a session
 };
+/// Bound on the type numbers, for tables.
+inline constexpr std::uint16_t kTypeMax = 128;
 bool is_known(std::uint16_t type);
 /// Largest payload of a type; a frame over it is refused.
 std::size_t payload_bytes_max(MessageType type);

@@ -182,4 +182,12 @@ BOOST_AUTO_TEST_CASE(losing_a_replica_moves_only_its_own_sessions) {
   BOOST_TEST(!rendezvous({1, 1}, {}).has_value());
 }
 
+BOOST_AUTO_TEST_CASE(both_ways_to_the_checksum_agree) {
+  std::vector<std::byte> bytes;
+  for (int n = 0; n < 70; ++n) {
+    BOOST_TEST(crc32c(bytes, 17u * static_cast<unsigned>(n)) == crc32c_table(bytes, 17u * static_cast<unsigned>(n)));
+    bytes.push_back(std::byte(n * 37));
+  }
+}
+
 }  // namespace parlando::protocol
