@@ -346,14 +346,15 @@ class ZmqTransport::Loop {
     }
   }
 
-  void zap() {
+  /// Answers one question about a key. @return false when there was none
+  bool zap() {
     zmq::message_t part;
     std::vector<std::string> frames;
     while (zap_.recv(part, zmq::recv_flags::dontwait)) {
       frames.push_back(text_of(part));
       if (!part.more()) break;
     }
-    if (frames.empty()) return;
+    if (frames.empty()) return false;
     bool good = false;
     if (frames.size() >= 7 && frames[0] == "1.0" && frames[5] == "CURVE" && frames[6].size() == 32) {
       char key[41];
@@ -364,11 +365,12 @@ class ZmqTransport::Loop {
     if (!good) ++counters_.keys_refused;
     const std::string reply[] = {"1.0", frames.size() > 1 ? frames[1] : "", good ? "200" : "400", good ? "" : "this key is not listed", "", ""};
     for (std::size_t i = 0; i < 6; ++i) zap_.send(zmq::buffer(reply[i]), i < 5 ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    return true;
   }
 
   /// Everything that waits on the sockets. Sending may take in a socket's signal for new messages, so a socket that was sent to is read again.
   void drain() {
-    if (zap_) zap();
+    while (zap_ && zap()) {}
     for (bool again = true; again && !stop_;) {
       again = false;
       if (router_ && std::exchange(router_sent_, false))
@@ -396,7 +398,7 @@ class ZmqTransport::Loop {
         }
         for (const auto& [peer, frames] : outgoing_) (void)send_now(peer, frames);   // counted; the sender sends again what is not acknowledged
         outgoing_.clear();
-        router_sent_ = true;
+        router_sent_ = static_cast<bool>(router_);
         for (const auto& d : dealers_) d->sent = true;
         drain();
         const auto now = clock_.now();
