@@ -23,6 +23,7 @@ class Inbox {
   /// The highest sequence number taken of a stream, for `window{ack}`.
   std::optional<std::uint64_t> acknowledged(SessionId session, std::uint32_t stream) const;
   void forget(SessionId session);
+  void forget(SessionId session, std::uint32_t stream) { streams_.erase({session, stream}); }
   std::size_t streams() const { return streams_.size(); }
 
  private:

@@ -15,10 +15,11 @@ Result<void> Channels::send(const std::string& peer, Message message, Time now) 
       ++counters_.refused;
       return fail(Errc::overloaded, "{} streams to '{}' are open, at most {} are kept", of_peer, peer, limits_.streams_max);
     }
-    found = outgoing_.emplace(std::pair{peer, key}, Outgoing{Outbox(limits_.window_messages, limits_.unacknowledged_bytes_max), now, 0, true}).first;
+    found = outgoing_.emplace(std::pair{peer, key}, Outgoing{Outbox(limits_.window_messages, limits_.unacknowledged_bytes_max), now}).first;
   }
   auto& out = found->second;
   if (out.box.unacknowledged() == 0) out.last_progress = now;
+  out.closing = out.closing || message.head.type == MessageType::close;
   if (auto done = out.box.push(std::move(message)); !done) {
     ++counters_.refused;
     return done;
@@ -43,7 +44,7 @@ std::optional<Message> Channels::receive(const std::string& peer, Message messag
     return {};
   }
   if (is_control(head.type)) return message;
-  auto& side = sides_.try_emplace(peer, Side{Inbox(limits_.streams_max), {}, 0}).first->second;
+  auto& side = sides_.try_emplace(peer, Side{Inbox(limits_.streams_max), {}}).first->second;
   const auto place = side.incoming.find(key);
   if (place != side.incoming.end() && head.sequence > place->second.handled + 2 * limits_.window_messages) {   // twice: our last window may be under way
     ++counters_.credit_exceeded;
@@ -73,19 +74,33 @@ void Channels::handled(const std::string& peer, const Envelope& head) {
   if (place == side->second.incoming.end()) return;
   place->second.handled = std::max(place->second.handled, head.sequence);
   place->second.tell = true;
+  if (head.type != MessageType::close) return;
+  // Both directions of the stream end here: what we still have to say is said, then nothing of it is kept.
+  place->second.closing = true;
+  if (const auto back = outgoing_.find({peer, {head.session, head.stream}}); back != outgoing_.end()) back->second.closing = true;
 }
 
 std::vector<Channels::Due> Channels::due(Time now) {
   std::vector<Due> out;
   for (auto& [peer, side] : sides_)
-    for (auto& [key, in] : side.incoming) {
-      if (!in.tell) continue;
-      in.tell = false;
+    for (auto it = side.incoming.begin(); it != side.incoming.end();) {
+      const auto key = it->first;
+      auto& in = it->second;
+      const bool tell = std::exchange(in.tell, false), closing = in.closing;
+      const auto handled = in.handled;
+      if (closing) {
+        side.inbox.forget(key.first, key.second);
+        it = side.incoming.erase(it);
+      } else {
+        ++it;
+      }
+      if (!tell) continue;
       Message m;
       m.head.type = MessageType::window, m.head.session = key.first, m.head.stream = key.second;
-      m.body = fmt::format(R"({{"ack":{},"limit":{}}})", in.handled, in.handled + limits_.window_messages);
+      m.body = fmt::format(R"({{"ack":{},"limit":{}}})", handled, handled + limits_.window_messages);
       out.push_back({peer, std::move(m)});
     }
+  std::erase_if(outgoing_, [](const auto& o) { return o.second.closing && o.second.box.unacknowledged() == 0; });
   for (auto& [key, o] : outgoing_) {
     const bool late = o.box.unacknowledged() > 0 && now - o.last_progress >= limits_.resend_after;
     if (late) {
@@ -107,10 +122,10 @@ void Channels::forget(const std::string& peer) {
   std::erase_if(outgoing_, [&](const auto& o) { return o.first.first == peer; });
 }
 
-void Channels::close(const std::string& peer, SessionId session, std::uint32_t stream) {
-  const Key key{session, stream};
-  outgoing_.erase({peer, key});
-  if (const auto side = sides_.find(peer); side != sides_.end()) side->second.incoming.erase(key);
+std::size_t Channels::streams() const {
+  auto n = outgoing_.size();
+  for (const auto& [peer, side] : sides_) n += side.incoming.size();
+  return n;
 }
 
 }  // namespace parlando::transport

@@ -1,5 +1,6 @@
 #pragma once
 /// At-least-once delivery made exactly-once and in order, per (peer, session, stream): numbers, acknowledgements, windows, sending again.
+/// A `close` message ends a stream in both directions; nothing of it is kept once it is acknowledged.
 /// A plain class: the host feeds it what arrives and what time it is, and sends what it answers. architecture.md §4.
 #include <map>
 #include <optional>
@@ -34,20 +35,18 @@ class Channels {
   std::vector<Due> due(Time now);
   /// The peer is gone: everything of it is forgotten; the application decides where its work goes.
   void forget(const std::string& peer);
-  /// A stream's work is done on both sides.
-  void close(const std::string& peer, protocol::SessionId session, std::uint32_t stream);
 
   const ChannelCounters& counters() const { return counters_; }
-  std::size_t outgoing() const { return outgoing_.size(); }
+  /// Streams that are kept, outgoing and incoming.
+  std::size_t streams() const;
 
  private:
   using Key = std::pair<protocol::SessionId, std::uint32_t>;
-  struct Outgoing { protocol::Outbox box; Time last_progress; std::size_t unacknowledged = 0; bool fresh = true; };
-  struct Incoming { std::uint64_t handled = 0, told = 0; bool tell = false; };
+  struct Outgoing { protocol::Outbox box; Time last_progress; bool fresh = true, closing = false; };
+  struct Incoming { std::uint64_t handled = 0, told = 0; bool tell = false, closing = false; };
   struct Side {
     protocol::Inbox inbox;
     std::map<Key, Incoming> incoming;
-    std::uint64_t clock = 0;
   };
   ChannelLimits limits_;
   ChannelCounters counters_;

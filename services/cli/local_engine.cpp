@@ -1,11 +1,10 @@
 #include "services/cli/local_engine.hpp"
 
 #include <algorithm>
-#include <ctime>
 
 #include "common/audio/resampler.hpp"
 #include "common/base/codes.hpp"
-#include "common/base/mapped_file.hpp"
+#include "services/controller/tools.hpp"
 #include "services/tts/model/effects.hpp"
 
 namespace parlando::cli {
@@ -16,22 +15,7 @@ namespace {
 
 double ms_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count(); }
 
-constexpr std::int32_t kCallStart = 5, kCallEnd = 6, kEot = 3;
-constexpr int kToolRoundsMax = 3;
-
-/// Defaults of the official calls, overridden by the checkpoint's generation_config.json.
-Result<llm::Sampling> sampling_of(const fs::path& directory, llm::Sampling defaults) {
-  if (!fs::exists(directory / "generation_config.json")) return defaults;
-  PARLANDO_TRY(const auto text, read_file(directory / "generation_config.json", 1u << 20));
-  const auto config = json::parse(text, nullptr, false);
-  if (!config.is_object()) return fail(Errc::bad_json, "'{}/generation_config.json' is not a JSON object", directory.string());
-  if (config.value("do_sample", true) == false) return llm::Sampling::greedy();
-  if (config.contains("temperature")) defaults.temperature = config["temperature"].get<double>();
-  if (config.contains("top_k")) defaults.top_k = config["top_k"].get<std::int64_t>();
-  if (config.contains("top_p")) defaults.top_p = config["top_p"].get<double>();
-  if (config.contains("repetition_aware")) defaults.repetition_aware = config["repetition_aware"].get<bool>();
-  return defaults;
-}
+constexpr std::int32_t kEot = 3;
 
 Result<std::string> expect_directory(const fs::path& root, const char* name, const char* what) {
   if (fs::is_directory(root / name)) return (root / name).string();
@@ -40,19 +24,6 @@ Result<std::string> expect_directory(const fs::path& root, const char* name, con
 }
 
 }  // namespace
-
-json run_demo_tool(const std::string& name, const json& arguments) {
-  const std::time_t now = std::time(nullptr);
-  std::tm local{};
-  localtime_r(&now, &local);
-  static constexpr const char* kDays[] = {"sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"};
-  static constexpr const char* kMonths[] = {"january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"};
-  if (name == "get_time") return {{"hour", (local.tm_hour + 11) % 12 + 1}, {"minute", local.tm_min}};
-  if (name == "get_date") return {{"day", kDays[local.tm_wday]}, {"month", kMonths[local.tm_mon]}, {"date", local.tm_mday}};
-  if (name == "set_timer") return {{"amount", arguments.value("amount", 0)}, {"unit", arguments.value("unit", "minute")}};
-  if (name == "get_weather") return {{"city", arguments.value("city", "")}, {"day", arguments.value("day", "today")}, {"sky", "sunny"}, {"degrees", 20}};
-  return {{"error", "unknown tool " + name}};
-}
 
 Result<Segment> find_speech(std::span<const float> wave, const std::shared_ptr<const vad::SileroWeights>& weights) {
   vad::Silero net(weights);
@@ -81,34 +52,11 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::load(const EngineOptions& opti
   const auto chat_dir = root / "Step-Audio-Chat", speech_dir = root / "Step-Audio-TTS-3B";
   if (options.chat) {
     PARLANDO_TRY(const auto checked, expect_directory(root, "Step-Audio-Chat", "chat model"));
-    PARLANDO_TRY(const auto model, llm::Step1::load(checked, dtype));
-    e->chat_ = std::make_shared<llm::LmEngine>(model, llm::LmEngine::Limits{});
-    PARLANDO_TRY(e->chat_text_, llm::TextTokenizer::load(chat_dir));
-    PARLANDO_TRY(e->chat_sampling_, sampling_of(chat_dir, llm::Sampling::chat()));
-    e->chat_prompt_ = "适配用户的语言，用简短口语化的文字回答";   // default of the official demo
-    if (fs::exists(chat_dir / "prompts.json")) {
-      PARLANDO_TRY(const auto text, read_file(chat_dir / "prompts.json", 1u << 20));
-      e->chat_prompt_ = json::parse(text).value("chat", e->chat_prompt_);
-    }
+    PARLANDO_TRY(e->chat_, llm::LlmModel::load(checked, dtype, {}));
   }
   if (options.speech) {
     PARLANDO_TRY(const auto checked, expect_directory(root, "Step-Audio-TTS-3B", "text-to-speech model"));
-    std::error_code code;
-    const bool shared = e->chat_ && fs::equivalent(chat_dir / "model.safetensors", speech_dir / "model.safetensors", code);
-    if (shared) {
-      e->speech_ = e->chat_;
-    } else {
-      PARLANDO_TRY(const auto model, llm::Step1::load(checked, dtype));
-      e->speech_ = std::make_shared<llm::LmEngine>(model, llm::LmEngine::Limits{});
-    }
-    PARLANDO_TRY(e->speech_text_, llm::TextTokenizer::load(speech_dir));
-    PARLANDO_TRY(e->speech_sampling_, sampling_of(speech_dir, llm::Sampling::tts()));
-    e->prompts_ = llm::TtsPrompts::official();
-    if (fs::exists(speech_dir / "prompts.json")) {
-      PARLANDO_TRY(const auto text, read_file(speech_dir / "prompts.json", 1u << 20));
-      const auto p = json::parse(text);
-      e->prompts_ = {p.at("sys_prompt_with_spk"), p.at("sys_prompt_wo_spk"), p.at("sys_prompt_for_rap"), p.at("sys_prompt_for_vocal")};
-    }
+    PARLANDO_TRY(e->speech_, llm::LlmModel::load(checked, dtype, {}));
     PARLANDO_TRY(e->common_, tts::SpeechDecoder::load(speech_dir / "CosyVoice-300M-25Hz", at::kFloat));
     if (fs::is_directory(speech_dir / "CosyVoice-300M-25Hz-Music")) {
       PARLANDO_TRY(e->music_, tts::SpeechDecoder::load(speech_dir / "CosyVoice-300M-25Hz-Music", at::kFloat));
@@ -134,9 +82,10 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
   TurnResult out;
   const auto start = std::chrono::steady_clock::now();
   std::vector<llm::Message> messages;
-  messages.push_back({"system", system.empty() ? chat_prompt_ : system});
+  messages.push_back({"system", system.empty() ? chat_.chat_prompt : system});
   messages.insert(messages.end(), history.begin(), history.end());
   const bool spoken = !question.text;
+  std::vector<std::int32_t> codes;
   if (spoken) {
     out.question_seconds = static_cast<double>(question.wave.size()) / question.rate;
     if (out.question_seconds < 0.1) return fail(Errc::no_speech, "the recording has {:.3f} s, at least 0.1 s are needed", out.question_seconds);
@@ -145,73 +94,40 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
     const double seconds = static_cast<double>(segment.last - segment.first) / 16000;
     if (seconds > 30) return fail(Errc::invalid_argument, "the recording holds {:.0f} s of speech, one turn takes at most 30 s", seconds);
     out.timings.vad = ms_since(start);
-    PARLANDO_TRY(const auto codes, tokenizer_->codes(std::span<const float>(wave).subspan(segment.first, segment.last - segment.first), 16000, {}));
+    PARLANDO_TRY(codes, tokenizer_->codes(std::span<const float>(wave).subspan(segment.first, segment.last - segment.first), 16000, {}));
     if (codes.empty()) return fail(Errc::no_speech, "{:.2f} s of speech are too short to be understood", seconds);
-    messages.push_back({"user", codes});
-  } else {
-    if (question.text->empty()) return fail(Errc::invalid_argument, "the text is empty");
-    messages.push_back({"user", *question.text});
   }
   out.timings.tokenizer = ms_since(start);
 
-  const llm::PromptBuilder builder(chat_text_, true);
-  const bool transcript_first = spoken && chat_->model().config().reply_format == "transcript_first";
-  const auto name = fmt::format("chat-{}", names_++);
-  const auto turn = [&]() -> Result<void> {
-    PARLANDO_DO(chat_->open(name));
-    std::vector<std::int32_t> ids;
-    for (int round = 0;; ++round) {
-      const auto prompt = builder.chat_offline(messages);
-      // The cache keeps what the prompt shares with the round before; only the rest is computed.
-      const auto shared = static_cast<std::int64_t>(std::mismatch(ids.begin(), ids.end(), prompt.begin(), prompt.end()).first - ids.begin());
-      PARLANDO_DO(chat_->truncate(name, shared));
-      PARLANDO_TRY(const auto length, chat_->append(name, shared, std::span(prompt).subspan(static_cast<std::size_t>(shared))));
-      ids = prompt;
-      auto sampling = chat_sampling_;
-      sampling.seed = options_.seed;
-      PARLANDO_DO(chat_->generate(name, length, {sampling, 2048}));
-      llm::StreamDecoder decoder(chat_text_);
-      std::string text, call;
-      bool calling = false, done = false;
-      while (!done) {
-        const auto events = chat_->step();
-        if (events.empty() && chat_->idle()) return fail(Errc::internal, "the language model stopped without an end");
-        for (const auto& event : events) {
-          if (event.sequence != name) continue;
-          if (event.finish == llm::Finish::error) return fail(Errc::internal, "{}", event.error);
-          done = event.finish != llm::Finish::none;
-          ids.push_back(event.id);
-          if (event.id == kEot) continue;
-          if (event.id == kCallStart) { calling = true; continue; }
-          if (event.id == kCallEnd) { calling = false; continue; }
-          (calling ? call : text) += decoder.push(event.id);
-          if (out.timings.first_text == 0) out.timings.first_text = ms_since(start);
+  auto sampling = chat_.chat_sampling;
+  sampling.seed = options_.seed;
+  PARLANDO_TRY(const auto chat, llm::Chat::open(chat_.engine, chat_.text, fmt::format("chat-{}", names_++), std::move(messages), {.sampling = sampling}));
+  if (spoken) { PARLANDO_DO(chat->hear(0, codes)); }
+  else { PARLANDO_DO(chat->say(*question.text)); }
+  PARLANDO_DO(chat->reply());
+  for (bool done = false; !done;) {
+    const auto tokens = chat_.engine->step();
+    if (tokens.empty() && chat_.engine->idle()) return fail(Errc::internal, "the language model stopped without an end");
+    for (const auto& token : tokens) {
+      if (token.sequence != chat->name()) continue;
+      if (out.timings.first_text == 0) out.timings.first_text = ms_since(start);
+      PARLANDO_TRY(const auto events, chat->on(token));
+      for (const auto& event : events) {
+        using Kind = llm::ChatEvent::Kind;
+        if (event.kind == Kind::transcript) {
+          out.transcript = event.text;
+        } else if (event.kind == Kind::tool_call) {
+          auto call = json::parse(event.text);
+          call["result"] = controller::run_demo_tool(call["name"].get<std::string>(), call["arguments"]);
+          PARLANDO_DO(chat->tool_result(call["result"].dump()));
+          out.tool_calls.push_back(std::move(call));
+        } else if (event.kind == Kind::done) {
+          out.reply = event.text;
+          done = true;
         }
       }
-      text += decoder.finish();
-      if (transcript_first && round == 0) {
-        const auto cut = text.find('\n');
-        out.transcript = text.substr(0, cut);
-        text = cut == std::string::npos ? std::string() : text.substr(cut + 1);
-        if (cut == std::string::npos && call.empty()) text = "please repeat.";   // a transcript without a reply
-        messages.back().content = out.transcript;   // history and the tool round see the text, as the context manager will
-      }
-      if (!chat_->model().config().tool_calls || call.empty() || round >= kToolRoundsMax) {
-        out.reply = text;
-        break;
-      }
-      const auto request = json::parse(call, nullptr, false);
-      if (!request.is_object() || !request.contains("name")) { out.reply = text.empty() ? "i did not understand." : text; break; }
-      const auto arguments = request.value("arguments", json::object());
-      const auto result = run_demo_tool(request["name"].get<std::string>(), arguments);
-      out.tool_calls.push_back({{"name", request["name"]}, {"arguments", arguments}, {"result", result}});
-      messages.push_back({"assistant", "<|CALL_START|>" + call + "<|CALL_END|>"});
-      messages.push_back({"tool", result.dump()});
     }
-    return {};
-  }();
-  chat_->release(name);
-  if (!turn) return tl::make_unexpected(turn.error());
+  }
   if (!spoken) out.transcript = *question.text;
   out.timings.text = ms_since(start);
   history.push_back({"user", out.transcript});
@@ -227,45 +143,44 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
 }
 
 Result<Spoken> LocalEngine::speak(const std::string& text, const std::string& speaker, const SpeakOptions& options) {
-  const auto mode = llm::tts_mode(text, speaker, false);
+  const auto mode = tts_mode(text, speaker, false);
   PARLANDO_TRY(const auto voice, voices_->get(mode.speaker_key));
   return synthesise(text, *voice, mode, false, options);
 }
 
 Result<Spoken> LocalEngine::speak_as(const std::string& text, const tts::Voice& voice, const SpeakOptions& options) {
-  return synthesise(text, voice, llm::tts_mode(text, "", true), true, options);
+  return synthesise(text, voice, tts_mode(text, "", true), true, options);
 }
 
 Result<std::shared_ptr<const tts::Voice>> LocalEngine::clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) {
   return voices_->clone(name, text, wave, rate);
 }
 
-Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice& voice, const llm::TtsMode& mode, bool clone, const SpeakOptions& options) {
+Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, bool clone, const SpeakOptions& options) {
   Spoken out;
   const auto start = std::chrono::steady_clock::now();
-  if (mode.vocoder == llm::Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
-  const auto& decoder = mode.vocoder == llm::Vocoder::music ? music_ : common_;
-  std::string system = mode.system_prompt == "vocal" ? prompts_.vocal : mode.system_prompt == "rap" ? prompts_.rap : clone ? prompts_.without_speaker : prompts_.with_speaker;
-  if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, voice.name);
-  const llm::PromptBuilder builder(speech_text_, true);
+  if (mode.vocoder == Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
+  const auto& decoder = mode.vocoder == Vocoder::music ? music_ : common_;
+  PARLANDO_TRY(const auto system, speech_.speech_system(clone && mode.system_prompt == "with_speaker" ? "without_speaker" : mode.system_prompt, voice.name));
+  const llm::PromptBuilder builder(speech_.text, true);
   const auto prompt = builder.tts({system, voice.text, text, voice.prompt.codes});
   constexpr std::int64_t kLengthMax = 8192;   // includes the prompt, as in the official call
-  const auto limit = std::min(kLengthMax, speech_->model().config().length_max);
+  const auto limit = std::min(kLengthMax, speech_.engine->model().config().length_max);
   if (static_cast<std::int64_t>(prompt.size()) + 5 >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", prompt.size(), limit - 5);
   const auto name = fmt::format("speech-{}", names_++);
   const auto run = [&]() -> Result<void> {
-    PARLANDO_DO(speech_->open(name));
-    PARLANDO_TRY(const auto length, speech_->append(name, 0, prompt));
-    auto sampling = options.sampling.value_or(speech_sampling_);
+    PARLANDO_DO(speech_.engine->open(name));
+    PARLANDO_TRY(const auto length, speech_.engine->append(name, 0, prompt));
+    auto sampling = options.sampling.value_or(speech_.speech_sampling);
     sampling.seed = options.seed;
-    PARLANDO_DO(speech_->generate(name, length, {sampling, limit - static_cast<std::int64_t>(prompt.size()), {kEot}, llm::Priority::speech}));
+    PARLANDO_DO(speech_.engine->generate(name, length, {sampling, limit - static_cast<std::int64_t>(prompt.size()), {kEot}, llm::Priority::speech}));
     GroupCollector groups;
     std::vector<std::int32_t> all;
     tts::SpeechStream stream(decoder, voice.prompt, {.seed = options.seed});
-    const auto base = speech_text_->audio_base();
+    const auto base = speech_.text->audio_base();
     for (bool done = false; !done;) {
-      const auto events = speech_->step();
-      if (events.empty() && speech_->idle()) return fail(Errc::internal, "the speech model stopped without an end");
+      const auto events = speech_.engine->step();
+      if (events.empty() && speech_.engine->idle()) return fail(Errc::internal, "the speech model stopped without an end");
       for (const auto& event : events) {
         if (event.sequence != name) continue;
         if (event.finish == llm::Finish::error) return fail(Errc::internal, "{}", event.error);
@@ -293,7 +208,7 @@ Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice
     }
     return {};
   }();
-  speech_->release(name);
+  speech_.engine->release(name);
   if (!run) return tl::make_unexpected(run.error());
   PARLANDO_TRY(out.wave, tts::apply_effects(out.wave, tts::kMelRate, options.speed, options.volume));
   out.total_ms = ms_since(start);

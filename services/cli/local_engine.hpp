@@ -7,8 +7,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "services/llm/model/engine.hpp"
-#include "services/llm/model/prompts.hpp"
+#include "common/base/speech_tags.hpp"
+#include "services/llm/llm_core.hpp"
 #include "services/tokenizer/model/speech_tokenizer.hpp"
 #include "services/tts/model/voices.hpp"
 #include "services/vad/model/silero.hpp"
@@ -57,16 +57,12 @@ class LocalEngine {
   const tokenizer::SpeechTokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
-  Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const llm::TtsMode& mode, bool clone, const SpeakOptions& options);
+  Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, bool clone, const SpeakOptions& options);
 
   EngineOptions options_;
   std::shared_ptr<const tokenizer::SpeechTokenizer> tokenizer_;
   std::shared_ptr<const vad::SileroWeights> vad_;
-  std::shared_ptr<llm::LmEngine> chat_, speech_;
-  std::shared_ptr<const llm::TextTokenizer> chat_text_, speech_text_;
-  llm::Sampling chat_sampling_, speech_sampling_;
-  llm::TtsPrompts prompts_;
-  std::string chat_prompt_;
+  llm::LlmModel chat_, speech_;
   std::shared_ptr<const tts::SpeechDecoder> common_, music_;
   std::shared_ptr<tts::Voices> voices_;
   std::int64_t names_ = 0;
@@ -75,8 +71,5 @@ class LocalEngine {
 /// Speech in a recording at 16 kHz by the voice-activity detector: [first, last) samples with 300 ms in front.
 struct Segment { std::size_t first = 0, last = 0; };
 Result<Segment> find_speech(std::span<const float> wave16k, const std::shared_ptr<const vad::SileroWeights>& weights);
-
-/// Demonstration tools of the embedded engine: time, date and timers are real, the weather is a fixed example.
-nlohmann::json run_demo_tool(const std::string& name, const nlohmann::json& arguments);
 
 }  // namespace parlando::cli

@@ -8,7 +8,7 @@
 #include "common/checkpoint/onnx.hpp"
 #include "common/checkpoint/safetensors.hpp"
 #include "common/checkpoint/torch_zip.hpp"
-#include "services/llm/model/prompts.hpp"
+#include "common/base/speech_tags.hpp"
 
 namespace parlando::fuzz {
 namespace {
@@ -43,7 +43,7 @@ const std::vector<Target> kTargets = {
      }},
     {"wav", [](std::span<const std::byte> in) { (void)audio::read_audio(in, "input", 5); }},
     {"cmvn", [](std::span<const std::byte> in) { (void)checkpoint::parse_cmvn({reinterpret_cast<const char*>(in.data()), in.size()}, "input"); }},
-    {"tag", [](std::span<const std::byte> in) { (void)llm::tts_mode({reinterpret_cast<const char*>(in.data()), in.size()}, "x", false); }},
+    {"tag", [](std::span<const std::byte> in) { (void)tts_mode({reinterpret_cast<const char*>(in.data()), in.size()}, "x", false); }},
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include "common/base/codes.hpp"
+#include "common/base/speech_tags.hpp"
 #include "services/llm/model/prompts.hpp"
 #include "services/llm/model/sampler.hpp"
 #include "services/llm/model/step1.hpp"

@@ -8,7 +8,7 @@
 #include "common/checkpoint/onnx.hpp"
 #include "common/checkpoint/torch_zip.hpp"
 #include "common/tensor/torch_bridge.hpp"
-#include "services/llm/model/prompts.hpp"
+#include "common/base/speech_tags.hpp"
 #include "services/tts/model/speech_decoder.hpp"
 #include "tests/goldens_test/report.hpp"
 #include "tests/support/temporary_directory.hpp"
@@ -229,10 +229,10 @@ class Vocoder {
     } else if (kind == "glue") {
       for (const auto& row : params.at("rows")) {
         const auto text = row.at("text").get<std::string>();
-        report.equal(text + " instruction", llm::leading_tag(text) == row.at("instruction").get<std::string>());
+        report.equal(text + " instruction", leading_tag(text) == row.at("instruction").get<std::string>());
         for (const bool clone : {false, true}) {
-          const auto mode = llm::tts_mode(text, "Tingting", clone);
-          report.equal(text + " model", (mode.vocoder == llm::Vocoder::music ? "CosyVoice-300M-25Hz-Music" : "CosyVoice-300M-25Hz") == row.at("model").get<std::string>());
+          const auto mode = tts_mode(text, "Tingting", clone);
+          report.equal(text + " model", (mode.vocoder == parlando::Vocoder::music ? "CosyVoice-300M-25Hz-Music" : "CosyVoice-300M-25Hz") == row.at("model").get<std::string>());
           const auto prompt = mode.system_prompt == "with_speaker" ? "sys_prompt_with_spk" : mode.system_prompt == "without_speaker" ? "sys_prompt_wo_spk" : mode.system_prompt == "rap" ? "sys_prompt_for_rap" : "sys_prompt_for_vocal";
           report.equal(text + " prompt", row.at(clone ? "sys_prompt_clone" : "sys_prompt_tts").get<std::string>() == prompt, prompt);
           if (!clone) report.equal(text + " speaker", mode.speaker_key == row.at("tts_speaker_key").get<std::string>());

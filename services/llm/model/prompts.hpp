@@ -21,18 +21,6 @@ struct TtsPrompts {
   static const TtsPrompts& official();
 };
 
-/// The leading tag of a text — `（RAP）…`, `(高兴1)…` — stripped of its parentheses; empty when there is none.
-std::string leading_tag(std::string_view text);
-
-enum class Vocoder { common, music };
-struct TtsMode {
-  Vocoder vocoder = Vocoder::common;
-  std::string speaker_key;      ///< registry entry; empty when cloning
-  std::string system_prompt;    ///< which text: with_speaker, without_speaker, rap, vocal
-};
-/// What a text selects. Cloning uses the caller's recording and never a name.
-TtsMode tts_mode(std::string_view text, std::string_view speaker, bool clone);
-
 class PromptBuilder {
  public:
   /// @param safe  text of users and tools cannot form control tokens (for untrusted input); false = parity with the official code

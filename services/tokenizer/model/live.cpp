@@ -32,6 +32,13 @@ Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wav
   return std::optional(update);
 }
 
+void LiveTokenizer::cut(std::size_t samples) {
+  if (samples >= wave_.size()) return;
+  wave_.resize(samples);
+  const auto groups = samples / static_cast<std::size_t>(kGroupSamples);
+  frozen_.resize(std::min(frozen_.size(), groups * kCodesPerGroup));
+}
+
 Result<std::vector<std::int32_t>> LiveTokenizer::finish() {
   PARLANDO_TRY(const auto last, run());
   auto out = std::exchange(frozen_, {});

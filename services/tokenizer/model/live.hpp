@@ -19,6 +19,9 @@ class LiveTokenizer {
 
   /// Adds samples at 16 kHz; an update per completed interval, the last one if several passed.
   Result<std::optional<LiveUpdate>> push(std::span<const float> wave);
+  /// The utterance ends at this sample; what came after it is forgotten, and frozen groups that reach past it, too.
+  void cut(std::size_t samples);
+  std::size_t samples() const { return wave_.size(); }
   /// Ends the utterance: all codes in `stable` mode, frozen ones as they were.
   Result<std::vector<std::int32_t>> finish();
   /// What the offline path gives for the same audio; `llm` truncates to the first difference.

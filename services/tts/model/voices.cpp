@@ -39,10 +39,15 @@ Result<std::shared_ptr<const Voice>> Voices::get(const std::string& name) {
     for (const auto& [known, unused] : texts_) list += (list.empty() ? "" : ", ") + known;
     return fail(Errc::not_found, "there is no voice '{}'; the voices are: {}", name, list.empty() ? "none" : list);
   }
-  PARLANDO_TRY(const auto recording, audio::read_audio(directory_ / (name + "_prompt.wav")));
-  PARLANDO_TRY(auto voice, clone(name, text->second, recording.wave, recording.rate));
+  PARLANDO_TRY(const auto from, recording(name));
+  PARLANDO_TRY(auto voice, clone(name, text->second, from.wave, from.rate));
   cache_[name] = voice;
   return voice;
+}
+
+Result<Voices::Recording> Voices::recording(const std::string& name) const {
+  PARLANDO_TRY(auto file, audio::read_audio(directory_ / (name + "_prompt.wav")));
+  return Recording{std::move(file.wave), file.rate};
 }
 
 Result<std::shared_ptr<const Voice>> Voices::clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const {

@@ -1,0 +1,27 @@
+#pragma once
+/// Counters, gauges and histograms of one process in Prometheus text format. Names: parlando_<service>_<thing>_<unit>[_total].
+#include <memory>
+#include <string>
+
+namespace parlando::telemetry {
+
+class Metrics {
+ public:
+  Metrics();
+  ~Metrics();
+  /// Handles stay valid as long as the object. `label` is an optional key=value of few values.
+  class Counter { public: void add(double by = 1) const; void set_at_least(double total) const; void* impl = nullptr; };
+  class Gauge { public: void set(double value) const; void* impl = nullptr; };
+  class Histogram { public: void observe(double seconds) const; void* impl = nullptr; };
+  Counter counter(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
+  Gauge gauge(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
+  /// Buckets from 0.1 ms to 10 s.
+  Histogram histogram(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
+  std::string text() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace parlando::telemetry

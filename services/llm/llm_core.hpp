@@ -1,0 +1,66 @@
+#pragma once
+/// The llm service without its process: serves one Step-1 checkpoint to chats and to text-to-speech.
+/// Chat: `open {kind: chat, system, history: [{role, content}]}`; `append {first_group}` with int32 codes, `append {text}` or
+/// `append {tool_result}`; `generate`; answers `text {kind: transcript | text | tool_call | done, text}`.
+/// Speech: `open {kind: speech, mode, speaker, prompt_text, text, seed}` with the voice's codes; answers `tokens {first_group, last}`.
+#include <map>
+
+#include "common/config/fields.hpp"
+#include "common/service/core.hpp"
+#include "services/llm/chat.hpp"
+
+namespace parlando::llm {
+
+struct LlmConfig {
+  std::string model = "models/nano/Step-Audio-Chat";
+  bool bf16 = false;
+  int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
+  template <class V> void fields(V&& v) { v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens), v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max); }
+  std::vector<config::Problem> problems(const std::string& path) const;
+};
+
+/// What a model directory holds besides the weights.
+struct LlmModel {
+  std::shared_ptr<LmEngine> engine;
+  std::shared_ptr<const TextTokenizer> text;
+  Sampling chat_sampling, speech_sampling;
+  std::string chat_prompt;
+  TtsPrompts prompts;
+  /// @error Errc::not_found, Errc::checkpoint_mismatch, Errc::bad_json naming the file
+  static Result<LlmModel> load(const std::filesystem::path& directory, at::ScalarType dtype, LmEngine::Limits limits);
+  /// The system prompt of a synthesis: mode is with_speaker, without_speaker, rap or vocal. @error Errc::invalid_argument
+  Result<std::string> speech_system(const std::string& mode, const std::string& speaker) const;
+};
+
+class LlmCore final : public service::Core {
+ public:
+  static Result<std::unique_ptr<service::Core>> make(const LlmConfig& config);
+  LlmCore(LlmConfig config, LlmModel model) : config_(std::move(config)), model_(std::move(model)) {}
+  void on_message(const std::string& peer, protocol::Message message, Time now) override;
+  void on_peer(const transport::Peer& peer, bool up, Time now) override;
+  bool work(Time now) override;
+  std::int64_t load() const override { return static_cast<std::int64_t>(jobs_.size()); }
+  std::int64_t slots() const override { return config_.sequences_max - load(); }
+  void add_metrics(telemetry::Metrics& metrics) override;
+
+ private:
+  struct Job {
+    std::string peer;
+    protocol::Envelope head;
+    std::unique_ptr<Chat> chat;                 ///< or speech:
+    std::unique_ptr<struct SpeechGroups> speech;
+    ~Job();
+    Job();
+    Job(Job&&) noexcept;
+    Job& operator=(Job&&) noexcept;
+  };
+  Result<void> open(const std::string& name, Job& job, const protocol::Message& message);
+  Result<void> append(Job& job, const protocol::Message& message);
+  void on_token(const TokenEvent& event);
+  LlmConfig config_;
+  LlmModel model_;
+  std::map<std::string, Job> jobs_;
+  telemetry::Metrics::Counter tokens_;
+};
+
+}  // namespace parlando::llm

@@ -1,0 +1,39 @@
+#include "services/vad/turn_detector.hpp"
+
+namespace parlando::vad {
+
+namespace {
+constexpr std::int64_t kFrame = 512;
+}
+
+std::vector<config::Problem> TurnConfig::problems(const std::string& path) const {
+  std::vector<config::Problem> out;
+  config::expect_range(out, path + ".onset_probability", onset_probability, 0.01, 0.99);
+  config::expect_range(out, path + ".offset_probability", offset_probability, 0.01, onset_probability);
+  config::expect_range(out, path + ".onset_frames", onset_frames, 1, 50);
+  config::expect_range(out, path + ".silence_ms", silence_ms, 32, 10000);
+  return out;
+}
+
+std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t first) {
+  if (!speaking_) {
+    run_ = probability >= config_.onset_probability ? run_ + 1 : 0;
+    if (run_ == 1) begun_ = first;
+    if (run_ < config_.onset_frames) return {};
+    speaking_ = true, run_ = 0, last_ = first + kFrame;
+    return TurnEvent{TurnEvent::Kind::started, begun_};
+  }
+  if (probability >= config_.offset_probability) last_ = first + kFrame;
+  if (first + kFrame - last_ < config_.silence_ms * 16) return {};
+  speaking_ = false;
+  return TurnEvent{TurnEvent::Kind::ended, last_};
+}
+
+std::optional<TurnEvent> TurnDetector::flush() {
+  run_ = 0;
+  if (!speaking_) return {};
+  speaking_ = false;
+  return TurnEvent{TurnEvent::Kind::ended, last_};
+}
+
+}  // namespace parlando::vad
