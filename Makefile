@@ -18,6 +18,11 @@ build: setup ## build everything (PRESET=dev|release|asan|tsan|cuda|fuzz)
 run: build ## take a spoken question through the engine (WAV=my.wav)
 	@mkdir -p out
 	@$(BUILD)/bin/parlando talk $(WAV) -o out/answer.wav
+	@echo "Talk to it yourself: make serve, then http://127.0.0.1:7860/"
+
+serve: build ## run the engine and open its page at http://127.0.0.1:7860
+	@mkdir -p out
+	@$(BUILD)/bin/parlando serve
 
 test: build ## build and run all tests
 	@cd $(BUILD) && ctest --output-on-failure -j 2
@@ -35,4 +40,4 @@ format: ## format the C++ sources
 check: ## what a reviewer runs: formatting of headers, includes, tests of the layout
 	@python3 tests/layout_test.py
 
-.PHONY: help setup build run test bench nano format check
+.PHONY: help setup build run serve test bench nano format check

@@ -1,6 +1,8 @@
 #pragma once
 /// What a service is without its process: messages in, messages out, units of work. A plain class: no sockets, no actors, no clock of its own.
 /// Hosts run it as actors over ZeroMQ (`host.hpp`); tests run it over a simulated network.
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +25,11 @@ class Core {
   virtual void on_tick(Time /*now*/) {}
   /// One unit of heavy work, batched across sessions. @return whether there is more to do at once
   virtual bool work(Time /*now*/) { return false; }
+  /// Called once on the thread that runs everything else; libraries keep their number of threads per thread.
+  virtual void on_thread() {}
+  /// For front ends with threads of their own: called once before anything else, with a way to run a function on the core's thread.
+  using Post = std::function<bool(std::function<void(Core&, Time)>)>;
+  virtual Result<void> attach(Post /*post*/) { return {}; }
   /// Empty when requests can be served, else what is missing.
   virtual std::string why_not_ready() const { return {}; }
   virtual void add_metrics(telemetry::Metrics& /*metrics*/) {}

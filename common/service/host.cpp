@@ -161,7 +161,10 @@ caf::behavior worker(caf::stateful_actor<WorkerState>* self, std::shared_ptr<Sha
     }
   };
   return {
-      [self](const caf::actor& bridge) { self->state.bridge = bridge; },
+      [self](const caf::actor& bridge) {
+        self->state.bridge = bridge;
+        self->state.core->on_thread();
+      },
       [self, finish](const Deliver& d) {
         auto& s = self->state;
         std::vector<std::pair<std::string, protocol::Envelope>> handled;
@@ -238,6 +241,7 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
   core->add_metrics(s.metrics);
 
   auto& system = runtime.impl->system;
+  auto* front = core.get();
   h.worker = system.spawn<caf::detached>(worker, h.shared, std::make_shared<std::unique_ptr<Core>>(std::move(core)));
   transport::ChannelLimits limits;
   limits.window_messages = static_cast<std::uint64_t>(wire.window_messages);
@@ -272,6 +276,7 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
       return {404, "text/plain", "there are /metrics, /healthz and /readyz\n"};
     }, {}, {.connections_max = 16}));
   }
+  PARLANDO_DO(front->attach([host = host.get()](std::function<void(Core&, Time)> f) { return host->post(std::move(f)); }));
   telemetry::log(telemetry::Level::info, "{} starts instance={} at={}", role, s.instance, s.transport->endpoint());
   return host;
 }
@@ -279,9 +284,14 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
 Host::~Host() {
   if (!impl_) return;
   impl_->metrics.reset();
-  caf::anon_send_exit(impl_->bridge, caf::exit_reason::user_shutdown);
-  caf::anon_send_exit(impl_->worker, caf::exit_reason::user_shutdown);
-  impl_->shared->transport.reset();   // its thread ends here; nothing is sent to the actors after this
+  if (impl_->bridge) caf::anon_send_exit(impl_->bridge, caf::exit_reason::user_shutdown);
+  if (impl_->worker) {
+    // The core, with all its threads, is gone when the worker is.
+    caf::scoped_actor self(impl_->worker->home_system());
+    caf::anon_send_exit(impl_->worker, caf::exit_reason::user_shutdown);
+    self->wait_for(impl_->worker);
+  }
+  impl_->shared->transport.reset();   // its thread ends here
 }
 
 bool Host::post(std::function<void(Core&, Time)> function) {

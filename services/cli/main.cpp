@@ -15,6 +15,7 @@
 #include "services/cli/bench.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/local_engine.hpp"
+#include "services/cli/up.hpp"
 #include "services/tokenizer/model/live.hpp"
 
 namespace parlando::cli {
@@ -333,6 +334,23 @@ int run(int argc, char** argv) {
   c_doctor->add_option("--model-path", common.model_path);
   c_doctor->add_flag("--json", common.as_json);
 
+  UpOptions engine;
+  std::vector<std::string> replicas;
+  auto service_options = [&](CLI::App& c) {
+    c.add_option("--model-path", common.model_path, "folder with Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B")->capture_default_str();
+    c.add_option("--config", engine.config, "JSON file with the list of instances instead of everything for --model-path");
+    c.add_flag("--check-config", engine.check, "report every problem of the configuration and exit");
+    c.add_flag("--processes", engine.processes, "one supervised child process per service over ipc, instead of threads over inproc");
+    c.add_option("--replicas", replicas, "ROLE=N, for vad, tokenizer, llm-chat, llm-tts, tts");
+    c.add_option("--listen", engine.listen, "address of the gateway")->capture_default_str();
+    c.add_option("--store", engine.store, "file of committed turns; :memory: keeps none")->capture_default_str();
+    c.add_option("--threads", engine.threads, "threads of each model")->capture_default_str();
+    c.add_flag("--bf16", engine.bf16, "language models in bfloat16");
+  };
+  auto* c_up = app.add_subcommand("up", "run the engine: all services in one process, or supervised with --processes");
+  auto* c_serve = app.add_subcommand("serve", "run the engine and its page");
+  service_options(*c_up), service_options(*c_serve);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -370,6 +388,22 @@ int run(int argc, char** argv) {
     }
     const auto done = run_bench(bench);
     return done ? kOk : report(done.error(), false);
+  }
+  if (*c_up || *c_serve) {
+    for (const auto& r : replicas) {
+      const auto cut = r.find('=');
+      const int n = cut == std::string::npos ? 0 : std::atoi(r.c_str() + cut + 1);
+      const auto role = r.substr(0, cut);
+      if (n < 1 || n > 64 || (role != "vad" && role != "tokenizer" && role != "llm-chat" && role != "llm-tts" && role != "tts")) {
+        report({Errc::invalid_argument, fmt::format("--replicas {}, expected ROLE=N with 1 to 64 of vad, tokenizer, llm-chat, llm-tts or tts", r)}, false);
+        return kUsage;
+      }
+      engine.replicas[role] = n;
+    }
+    engine.model_path = common.model_path, engine.vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string(), engine.source = find_models("silero-vad").parent_path().parent_path().string(), engine.page = c_serve->parsed();
+    engine.bin = fs::canonical("/proc/self/exe").parent_path().string();
+    const auto done = up(engine);
+    return done ? *done : report(done.error(), false);
   }
   return doctor(common.model_path, common.as_json);
 }

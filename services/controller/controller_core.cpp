@@ -60,6 +60,9 @@ class ControllerCore::Session final : public Outlet {
   Dialogue dialogue;
 };
 
+ControllerCore::ControllerCore(DialogueConfig config) : config_(std::move(config)) {}
+ControllerCore::~ControllerCore() = default;
+
 Result<std::unique_ptr<service::Core>> ControllerCore::make(const DialogueConfig& config) { return std::unique_ptr<service::Core>(std::make_unique<ControllerCore>(config)); }
 
 void ControllerCore::add_metrics(telemetry::Metrics& metrics) {

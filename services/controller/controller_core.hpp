@@ -10,7 +10,8 @@ namespace parlando::controller {
 class ControllerCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const DialogueConfig& config);
-  explicit ControllerCore(DialogueConfig config) : config_(std::move(config)) {}
+  explicit ControllerCore(DialogueConfig config);
+  ~ControllerCore() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, bool up, Time now) override;
   void on_tick(Time now) override;

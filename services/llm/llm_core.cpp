@@ -1,5 +1,7 @@
 #include "services/llm/llm_core.hpp"
 
+#include <ATen/Parallel.h>
+
 #include <nlohmann/json.hpp>
 
 #include "common/base/codes.hpp"
@@ -51,6 +53,7 @@ LlmCore::Job& LlmCore::Job::operator=(Job&&) noexcept = default;
 
 std::vector<config::Problem> LlmConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
+  config::expect_range(out, path + ".threads", threads, 1, 1024);
   config::expect_range(out, path + ".cache_tokens", cache_tokens, 256, 1 << 24);
   config::expect_range(out, path + ".sequences_max", sequences_max, 1, 1 << 16);
   config::expect_range(out, path + ".reply_tokens_max", reply_tokens_max, 1, 1 << 20);
@@ -97,6 +100,8 @@ Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   engine.release("warm");
   return std::unique_ptr<service::Core>(std::make_unique<LlmCore>(config, std::move(model)));
 }
+
+void LlmCore::on_thread() { at::set_num_threads(config_.threads); }
 
 void LlmCore::add_metrics(telemetry::Metrics& metrics) { tokens_ = metrics.counter("parlando_llm_tokens_generated_total", "Tokens generated"); }
 

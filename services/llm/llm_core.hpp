@@ -12,10 +12,11 @@
 namespace parlando::llm {
 
 struct LlmConfig {
+  int threads = 1;             ///< of libtorch
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
-  template <class V> void fields(V&& v) { v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens), v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max); }
+  template <class V> void fields(V&& v) { v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens), v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max); }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -36,6 +37,7 @@ class LlmCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const LlmConfig& config);
   LlmCore(LlmConfig config, LlmModel model) : config_(std::move(config)), model_(std::move(model)) {}
+  void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, bool up, Time now) override;
   bool work(Time now) override;

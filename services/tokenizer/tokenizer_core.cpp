@@ -1,5 +1,7 @@
 #include "services/tokenizer/tokenizer_core.hpp"
 
+#include <ATen/Parallel.h>
+
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
 
@@ -8,6 +10,7 @@ using protocol::MessageType;
 
 std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
+  config::expect_range(out, path + ".threads", threads, 1, 1024);
   config::expect_range(out, path + ".guard_ms", guard_ms, 0, 10000);
   config::expect_range(out, path + ".sessions_max", sessions_max, 1, 1 << 16);
   config::expect_range(out, path + ".utterance_seconds_max", utterance_seconds_max, 1, 300);
@@ -22,6 +25,8 @@ Result<std::unique_ptr<service::Core>> TokenizerCore::make(const TokenizerConfig
   if (warm.empty()) return fail(Errc::internal, "the tokenizer of '{}' gave no codes for one second of audio", config.model);
   return std::unique_ptr<service::Core>(std::make_unique<TokenizerCore>(config, std::move(model)));
 }
+
+void TokenizerCore::on_thread() { at::set_num_threads(config_.threads); }
 
 void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tokenizer_audio_seconds_total", "Audio taken in");

@@ -11,11 +11,12 @@
 namespace parlando::tokenizer {
 
 struct TokenizerConfig {
+  int threads = 1;             ///< of libtorch
   std::string model = "models/nano/Step-Audio-Tokenizer";
   int guard_ms = 400;          ///< groups younger than this are never frozen in `stable` mode
   int sessions_max = 256;
   int utterance_seconds_max = 30;
-  template <class V> void fields(V&& v) { v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max), v("utterance_seconds_max", utterance_seconds_max); }
+  template <class V> void fields(V&& v) { v("threads", threads), v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max), v("utterance_seconds_max", utterance_seconds_max); }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -23,6 +24,7 @@ class TokenizerCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const TokenizerConfig& config);
   TokenizerCore(TokenizerConfig config, std::shared_ptr<const SpeechTokenizer> model) : config_(std::move(config)), model_(std::move(model)) {}
+  void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, bool up, Time now) override;
   bool work(Time now) override;

@@ -1,5 +1,7 @@
 #include "services/tts/tts_core.hpp"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -20,6 +22,7 @@ constexpr std::size_t kChunksMax = 64;
 
 std::vector<config::Problem> TtsConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
+  config::expect_range(out, path + ".threads", threads, 1, 1024);
   config::expect_range(out, path + ".utterances_max", utterances_max, 1, 1 << 16);
   config::expect_range(out, path + ".text_bytes_max", text_bytes_max, 16, 60000);
   return out;
@@ -38,6 +41,8 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
   }));
   return std::unique_ptr<service::Core>(std::move(out));
 }
+
+void TtsCore::on_thread() { at::set_num_threads(config_.threads); }
 
 void TtsCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tts_audio_seconds_total", "Speech made");

@@ -12,16 +12,18 @@
 namespace parlando::tts {
 
 struct TtsConfig {
+  int threads = 1;             ///< of libtorch
   std::string model = "models/nano/Step-Audio-TTS-3B";
   int utterances_max = 64;
   int text_bytes_max = 4000;
-  template <class V> void fields(V&& v) { v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max); }
+  template <class V> void fields(V&& v) { v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max); }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
 class TtsCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const TtsConfig& config);
+  void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, bool up, Time now) override;
   bool work(Time now) override;

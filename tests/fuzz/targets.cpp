@@ -9,6 +9,7 @@
 #include "common/checkpoint/safetensors.hpp"
 #include "common/checkpoint/torch_zip.hpp"
 #include "common/base/speech_tags.hpp"
+#include "services/llm/model/text_tokenizer.hpp"
 
 namespace parlando::fuzz {
 namespace {

@@ -1,0 +1,104 @@
+#include "common/service/definition.hpp"
+
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <thread>
+
+#include "common/telemetry/log.hpp"
+
+namespace parlando::service {
+
+Result<Instance> read_instance(const nlohmann::json& object, const std::string& path, const std::vector<Definition>& known) {
+  std::vector<config::Problem> problems;
+  Instance out;
+  if (!object.is_object()) return fail(Errc::invalid_argument, "{} is {}, expected an object", path, object.type_name());
+  for (const auto& [key, value] : object.items())
+    if (key != "service" && key != "role" && key != "wire" && key != "core") problems.push_back({path + "." + key, "is not a known key"});
+  std::string names;
+  const Definition* definition = nullptr;
+  if (object.contains("service") && object["service"].is_string()) out.service = object["service"].get<std::string>();
+  for (const auto& d : known) {
+    names += (names.empty() ? "" : ", ") + d.name;
+    if (d.name == out.service) definition = &d;
+  }
+  if (definition == nullptr) problems.push_back({path + ".service", "is '" + out.service + "', expected " + names});
+  out.role = object.contains("role") && object["role"].is_string() ? object["role"].get<std::string>() : out.service;
+  if (out.role.empty() || out.role.size() > 40) problems.push_back({path + ".role", "has " + std::to_string(out.role.size()) + " characters, expected 1 to 40"});
+  if (object.contains("wire")) out.wire = config::read<WireConfig>(object["wire"], path + ".wire", problems);
+  if (object.contains("core")) out.core = object["core"];
+  if (definition != nullptr) {
+    definition->check(out.core, path + ".core", problems);
+    for (const auto& [role, endpoints] : out.wire.connect)
+      if (std::find(definition->calls.begin(), definition->calls.end(), role) == definition->calls.end()) problems.push_back({path + ".wire.connect." + role, "is a role that " + out.service + " does not call"});
+  }
+  if (!problems.empty()) return fail(Errc::invalid_argument, "{}", config::to_text(problems));
+  return out;
+}
+
+void block_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+int wait_for_signal() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
+  int got = 0;
+  sigwait(&set, &got);
+  return got;
+}
+
+int run(int argc, char** argv, const Definition& definition) {
+  CLI::App app("parlando-" + definition.name + ": " + definition.help);
+  std::string file;
+  bool check = false;
+  int drain_seconds = 20;
+  app.add_option("--config", file, "JSON file with role, wire and core; see configs/README.md")->required();
+  app.add_flag("--check-config", check, "report every problem of the configuration and exit");
+  app.add_option("--drain-seconds", drain_seconds, "how long running work may take after SIGTERM")->capture_default_str();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  const auto complain = [](const Error& error, int code) {
+    std::cerr << "parlando: " << error.message << "\n";
+    return code;
+  };
+  auto object = config::load_file(file);
+  if (!object) return complain(object.error(), 78);
+  if (!object->contains("service")) (*object)["service"] = definition.name;
+  const auto instance = read_instance(*object, file, {definition});
+  if (!instance) return complain(instance.error(), 78);
+  if (check) {
+    std::cout << file << ": good\n";
+    return 0;
+  }
+  block_signals();
+  auto core = definition.make(instance->core);
+  if (!core) return complain(core.error(), core.error().code == Errc::checkpoint_mismatch || core.error().code == Errc::not_found || core.error().code == Errc::bad_format ? 78 : 1);
+  Runtime runtime;
+  auto host = Host::start(runtime, instance->role, instance->wire, *std::move(core));
+  if (!host) return complain(host.error(), 1);
+  std::cout << instance->role << " listens at " << (*host)->endpoint() << ", metrics at port " << (*host)->metrics_port() << std::endl;
+  wait_for_signal();
+  // New sessions are refused from here on; what runs may finish.
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(drain_seconds);
+  while (!(*host)->drain() && std::chrono::steady_clock::now() < until) {
+    timespec pause{0, 50'000'000};
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
+    if (sigtimedwait(&set, nullptr, &pause) > 0) break;   // asked twice: now
+  }
+  telemetry::log(telemetry::Level::info, "{} ends instance={}", instance->role, (*host)->instance());
+  return 0;
+}
+
+}  // namespace parlando::service

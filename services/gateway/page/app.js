@@ -1,0 +1,173 @@
+// The page of the gateway: microphone, file or text in; transcript, reply, sound and the turn's timings out.
+const $ = (id) => document.getElementById(id);
+const RATE = 16000, FRAME = 320;
+let socket, rate = 22050, ready = false, busy = false, turn = null, playAt = 0, context = null, recorder = null;
+
+const audio = () => (context ??= new AudioContext());
+
+function state(text) { $("state").textContent = text; }
+
+function enable() {
+  const can = ready && !busy;
+  for (const e of document.querySelectorAll("button, input")) e.disabled = !can && !(e.id === "talk" && recorder);
+  if (can) state("ready");
+}
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/dialogue`);
+  socket.binaryType = "arraybuffer";
+  socket.onopen = () => socket.send(JSON.stringify({ type: "open", speak: true }));
+  socket.onclose = () => { ready = busy = false; enable(); state("disconnected; trying again…"); setTimeout(connect, 1000); };
+  socket.onmessage = ({ data }) => (typeof data === "string" ? event(JSON.parse(data)) : play(new Int16Array(data)));
+}
+
+function line(who, text = "", kind = "") {
+  const p = document.createElement("p");
+  p.className = kind;
+  const label = document.createElement("span");
+  label.className = "who";
+  label.textContent = who;
+  const value = document.createElement("span");
+  value.textContent = text;
+  p.append(label, value);
+  turn.append(p);
+  return value;
+}
+
+function begin() {
+  busy = true;
+  turn = document.createElement("li");
+  turn.samples = 0;
+  $("turns").prepend(turn);
+  playAt = 0;
+}
+
+function event(e) {
+  if (e.type === "opened") { ready = true; rate = e.rate; return enable(); }
+  if (e.type === "speech_started") return state("listening…");
+  if (e.type === "speech_ended") return state("thinking…");
+  if (e.type === "error") {
+    if (!turn) begin();
+    line("error", e.message, "error");
+    busy = false;
+    return enable();
+  }
+  if (!turn) return;
+  if (e.type === "text" && e.kind === "transcript") line("you", e.text);
+  if (e.type === "text" && e.kind === "tool_call") line("tool", e.text, "tool");
+  if (e.type === "text" && e.kind === "text") { (turn.reply ??= line("parlando")).textContent += e.text; state("speaking…"); }
+  if (e.type === "turn") { timings(e.stages); turn.dataset.done = "1"; turn.dataset.audio = turn.samples / rate; busy = false; enable(); }
+}
+
+// Chunks are played back to back; the first one starts a little late so that the next arrives in time.
+function play(pcm) {
+  const c = audio(), buffer = c.createBuffer(1, pcm.length, rate), out = buffer.getChannelData(0);
+  for (let i = 0; i < pcm.length; ++i) out[i] = pcm[i] / 32768;
+  const source = c.createBufferSource();
+  source.buffer = buffer;
+  source.connect(c.destination);
+  playAt = Math.max(playAt, c.currentTime + 0.08);
+  source.start(playAt);
+  playAt += buffer.duration;
+  if (turn) turn.samples += pcm.length;
+}
+
+// Marks on one line, milliseconds from the end of speech.
+function timings(stages) {
+  const names = { tokenizer_ms: "tokens", transcript_ms: "transcript", first_text_ms: "first text", text_ms: "text", first_audio_ms: "first audio", total_ms: "all audio" };
+  const marks = Object.entries(names).filter(([k]) => k in stages).map(([k, name]) => [name, stages[k]]);
+  const end = Math.max(...marks.map((m) => m[1]), 1), ns = "http://www.w3.org/2000/svg", svg = document.createElementNS(ns, "svg");
+  svg.setAttribute("viewBox", `0 0 700 ${marks.length * 18 + 4}`);
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", marks.map(([n, v]) => `${n} ${v.toFixed(0)} ms`).join(", "));
+  marks.forEach(([name, value], i) => {
+    const put = (tag, attributes, text) => { const e = document.createElementNS(ns, tag); for (const k in attributes) e.setAttribute(k, attributes[k]); if (text) e.textContent = text; svg.append(e); };
+    put("text", { x: 0, y: i * 18 + 13 }, name);
+    put("rect", { x: 90, y: i * 18 + 4, width: Math.max(1, (value / end) * 520), height: 10, rx: 2 });
+    put("text", { x: 96 + (value / end) * 520, y: i * 18 + 13 }, `${value.toFixed(0)} ms`);
+  });
+  turn.append(svg);
+}
+
+const pcm16 = (samples) => Int16Array.from(samples, (x) => Math.max(-1, Math.min(1, x)) * 32767);
+
+async function sendFile(bytes) {
+  begin();
+  state("sending…");
+  const decoded = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(bytes);
+  const offline = new OfflineAudioContext(1, Math.ceil(decoded.duration * RATE), RATE), source = offline.createBufferSource();
+  source.buffer = decoded;
+  source.connect(offline.destination);
+  source.start();
+  const samples = pcm16((await offline.startRendering()).getChannelData(0));
+  for (let at = 0; at < samples.length; at += FRAME * 25) socket.send(samples.slice(at, at + FRAME * 25));
+  socket.send(JSON.stringify({ type: "flush" }));
+}
+
+async function startTalking() {
+  if (!ready || busy || recorder) return;
+  begin();
+  state("listening…");
+  $("talk").classList.add("on");
+  recorder = { stopped: false };
+  const mine = recorder;
+  try {
+    audio().resume();
+    mine.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, echoCancellation: true } });
+    mine.context = new AudioContext({ sampleRate: RATE });
+    await mine.context.audioWorklet.addModule("recorder.js");
+    const node = new AudioWorkletNode(mine.context, "recorder");
+    node.port.onmessage = ({ data }) => { if (!mine.stopped) socket.send(pcm16(data)); };
+    mine.context.createMediaStreamSource(mine.stream).connect(node);
+    if (mine.stopped) stopRecorder(mine);
+  } catch (problem) {
+    line("error", `the microphone cannot be used: ${problem.message}`, "error");
+    recorder = null;
+    busy = false;
+    $("talk").classList.remove("on");
+    enable();
+  }
+}
+
+function stopRecorder(r) {
+  r.stream?.getTracks().forEach((t) => t.stop());
+  r.context?.close();
+}
+
+function stopTalking() {
+  if (!recorder) return;
+  recorder.stopped = true;
+  stopRecorder(recorder);
+  recorder = null;
+  $("talk").classList.remove("on");
+  socket.send(JSON.stringify({ type: "flush" }));
+  state("thinking…");
+  enable();
+}
+
+$("talk").addEventListener("pointerdown", startTalking);
+addEventListener("pointerup", stopTalking);
+$("talk").addEventListener("keydown", (e) => { if (e.code === "Space" && !e.repeat) startTalking(); });
+$("talk").addEventListener("keyup", (e) => { if (e.code === "Space") stopTalking(); });
+$("file").addEventListener("change", async (e) => { const f = e.target.files[0]; if (f) sendFile(await f.arrayBuffer()); e.target.value = ""; });
+$("form").addEventListener("submit", (e) => {
+  e.preventDefault();
+  const text = $("text").value.trim();
+  if (!text || busy) return;
+  begin();
+  line("you", text);
+  audio().resume();
+  socket.send(JSON.stringify({ type: "text", text }));
+  $("text").value = "";
+  enable();
+});
+fetch("questions/questions.json").then((r) => (r.ok ? r.json() : {})).then((all) => {
+  for (const [file, said] of Object.entries(all)) {
+    const b = document.createElement("button");
+    b.textContent = `“${said}”`;
+    b.addEventListener("click", async () => { audio().resume(); sendFile(await (await fetch(`questions/${file}`)).arrayBuffer()); enable(); });
+    $("examples").append(b, " ");
+  }
+  enable();
+});
+connect();

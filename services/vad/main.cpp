@@ -1,0 +1,3 @@
+#include "services/vad/definition.hpp"
+
+int main(int argc, char** argv) { return parlando::service::run(argc, argv, parlando::vad::definition()); }

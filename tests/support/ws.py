@@ -1,0 +1,63 @@
+"""A WebSocket client of a few lines (RFC 6455, no extensions), for tests that talk to the gateway or to a browser's debugging port."""
+import base64
+import json
+import os
+import socket
+import struct
+
+
+class WebSocket:
+    def __init__(self, host, port, path, timeout=60):
+        self.sock = socket.create_connection((host, port), timeout=timeout)
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+        self.rest = b""
+        while b"\r\n\r\n" not in self.rest:
+            part = self.sock.recv(4096)
+            if not part:
+                raise ConnectionError("closed during the handshake")
+            self.rest += part
+        head, self.rest = self.rest.split(b"\r\n\r\n", 1)
+        self.status = int(head.split()[1])
+        if self.status != 101:
+            raise ConnectionError(f"handshake answered {self.status}")
+
+    def _take(self, n):
+        while len(self.rest) < n:
+            part = self.sock.recv(65536)
+            if not part:
+                raise ConnectionError("closed")
+            self.rest += part
+        out, self.rest = self.rest[:n], self.rest[n:]
+        return out
+
+    def send(self, data):
+        binary = isinstance(data, bytes)
+        payload = data if binary else (data if isinstance(data, str) else json.dumps(data)).encode()
+        mask, n = os.urandom(4), len(payload)
+        head = bytes([0x82 if binary else 0x81])
+        head += bytes([0x80 | n]) if n < 126 else bytes([0x80 | 126]) + struct.pack(">H", n) if n < 65536 else bytes([0x80 | 127]) + struct.pack(">Q", n)
+        key = (mask * (n // 4 + 1))[:n]
+        body = (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(n, "big") if n else b""
+        self.sock.sendall(head + mask + body)
+
+    def receive(self):
+        """-> str, or bytes for a binary message; answers pings on the way."""
+        whole, first = b"", None
+        while True:
+            a, b = self._take(2)
+            n = b & 127
+            n = struct.unpack(">H", self._take(2))[0] if n == 126 else struct.unpack(">Q", self._take(8))[0] if n == 127 else n
+            body, op = self._take(n), a & 15
+            if op == 8:
+                raise ConnectionError("closed by the server")
+            if op == 9:
+                self.sock.sendall(bytes([0x8A, 0x80 | n]) + b"\0\0\0\0" + body)
+            elif op != 10:
+                first = first if op == 0 else op
+                whole += body
+                if a & 128:
+                    return whole if first == 2 else whole.decode()
+
+    def close(self):
+        self.sock.close()
