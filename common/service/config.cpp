@@ -12,6 +12,7 @@ std::vector<config::Problem> WireConfig::problems(const std::string& path) const
     for (const auto& e : endpoints) endpoint("connect." + role, e);
   config::expect_range(out, path + ".heartbeat_ms", heartbeat_ms, 10, 10000);
   config::expect_range(out, path + ".misses_max", misses_max, 1, 100);
+  config::expect_range(out, path + ".step_limit_ms", step_limit_ms, 10, 600000);
   config::expect_range(out, path + ".window_messages", window_messages, 1, 65536);
   config::expect_range(out, path + ".queue_messages_max", queue_messages_max, 16, 1 << 20);
   if (!metrics.empty() && metrics.rfind(':') == std::string::npos) out.push_back({path + ".metrics", "is '" + metrics + "', expected host:port"});

@@ -30,6 +30,8 @@ class Core {
   /// For front ends with threads of their own: called once before anything else, with a way to run a function on the core's thread.
   using Post = std::function<bool(std::function<void(Core&, Time)>)>;
   virtual Result<void> attach(Post /*post*/) { return {}; }
+  /// The port of a front end's own listener; 0 for services that have none.
+  virtual int listening_port() const { return 0; }
   /// Empty when requests can be served, else what is missing.
   virtual std::string why_not_ready() const { return {}; }
   virtual void add_metrics(telemetry::Metrics& /*metrics*/) {}

@@ -1,10 +1,10 @@
 #include "common/service/definition.hpp"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <iostream>
-#include <thread>
 
 #include "common/telemetry/log.hpp"
 
@@ -45,14 +45,26 @@ void block_signals() {
   signal(SIGPIPE, SIG_IGN);
 }
 
-int wait_for_signal() {
+namespace {
+
+/// Waits for SIGTERM or SIGINT; meanwhile tells a supervisor ("ready PORT" on the descriptor in PARLANDO_READY_FD) when requests can be served.
+void tell_when_ready(const Host& host) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
+  const char* descriptor = std::getenv("PARLANDO_READY_FD");
+  for (bool told = descriptor == nullptr; !told;) {
+    const timespec pause{0, 50'000'000};
+    if (sigtimedwait(&set, nullptr, &pause) > 0) return;
+    if (!host.ready()) continue;
+    const auto line = fmt::format("ready {}\n", host.listening_port());
+    told = ::write(std::atoi(descriptor), line.data(), line.size()) >= 0;
+  }
   int got = 0;
   sigwait(&set, &got);
-  return got;
 }
+
+}  // namespace
 
 int run(int argc, char** argv, const Definition& definition) {
   CLI::App app("parlando-" + definition.name + ": " + definition.help);
@@ -87,7 +99,7 @@ int run(int argc, char** argv, const Definition& definition) {
   auto host = Host::start(runtime, instance->role, instance->wire, *std::move(core));
   if (!host) return complain(host.error(), 1);
   std::cout << instance->role << " listens at " << (*host)->endpoint() << ", metrics at port " << (*host)->metrics_port() << std::endl;
-  wait_for_signal();
+  tell_when_ready(**host);
   // New sessions are refused from here on; what runs may finish.
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(drain_seconds);
   while (!(*host)->drain() && std::chrono::steady_clock::now() < until) {

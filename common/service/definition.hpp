@@ -39,8 +39,7 @@ Result<Instance> read_instance(const nlohmann::json& object, const std::string& 
 /// `main` of a `parlando-<service>`: flags, configuration, run until SIGTERM or SIGINT. Exit codes: 0 done, 2 usage, 78 configuration, 1 else.
 int run(int argc, char** argv, const Definition& definition);
 
-/// Blocks until SIGTERM or SIGINT; block both in every thread first with `block_signals`.
+/// Blocks SIGTERM and SIGINT in this thread and those it starts, so that one place can wait for them; ignores SIGPIPE.
 void block_signals();
-int wait_for_signal();
 
 }  // namespace parlando::service

@@ -219,6 +219,7 @@ struct Host::Impl {
   std::shared_ptr<Shared> shared = std::make_shared<Shared>();
   caf::actor bridge, worker;
   std::unique_ptr<http::Server> metrics;
+  int listening_port = 0;
 };
 
 Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& role, const WireConfig& wire, std::unique_ptr<Core> core) {
@@ -226,6 +227,7 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
   host->impl_ = std::make_unique<Impl>();
   auto& h = *host->impl_;
   auto& s = *h.shared;
+  s.progress->step_limit_ms = wire.step_limit_ms;
   s.role = role, s.instance = role + "-" + random_hex(4), s.waiting_max = wire.queue_messages_max;
   auto prefix = "parlando_" + role + "_";
   std::replace(prefix.begin(), prefix.end(), '-', '_');
@@ -277,6 +279,7 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
     }, {}, {.connections_max = 16}));
   }
   PARLANDO_DO(front->attach([host = host.get()](std::function<void(Core&, Time)> f) { return host->post(std::move(f)); }));
+  h.listening_port = front->listening_port();
   telemetry::log(telemetry::Level::info, "{} starts instance={} at={}", role, s.instance, s.transport->endpoint());
   return host;
 }
@@ -314,6 +317,7 @@ bool Host::drain() {
 
 const std::string& Host::instance() const { return impl_->shared->instance; }
 const std::string& Host::endpoint() const { return impl_->shared->transport->endpoint(); }
+int Host::listening_port() const { return impl_->listening_port; }
 int Host::metrics_port() const { return impl_->metrics ? impl_->metrics->port() : 0; }
 std::string Host::metrics_text() const { return impl_->shared->metrics.text(); }
 

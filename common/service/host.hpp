@@ -32,6 +32,8 @@ class Host {
   const std::string& instance() const;
   const std::string& endpoint() const;
   int metrics_port() const;
+  /// Of the core's own listener, 0 for none.
+  int listening_port() const;
   std::string metrics_text() const;
 
  private:

@@ -191,8 +191,7 @@ Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice
         if (group.empty()) continue;
         all.insert(all.end(), group.begin(), group.end());
         if (!options.stream) continue;
-        const double played = out.first_audio_ms > 0 ? (ms_since(start) - out.first_audio_ms) / 1000 : 0;
-        PARLANDO_TRY(const auto part, stream.push(group, static_cast<double>(out.wave.size()) / tts::kMelRate - played));
+        PARLANDO_TRY(const auto part, stream.push(group));
         if (!part.empty() && out.wave.empty()) out.first_audio_ms = ms_since(start);
         out.wave.insert(out.wave.end(), part.begin(), part.end());
       }

@@ -344,6 +344,7 @@ int run(int argc, char** argv) {
     c.add_option("--replicas", replicas, "ROLE=N, for vad, tokenizer, llm-chat, llm-tts, tts");
     c.add_option("--listen", engine.listen, "address of the gateway")->capture_default_str();
     c.add_option("--store", engine.store, "file of committed turns; :memory: keeps none")->capture_default_str();
+    c.add_option("--metrics-port", engine.metrics_port, "first of consecutive ports with /metrics, /healthz and /readyz, one per instance")->check(CLI::Range(0, 65000));
     c.add_option("--threads", engine.threads, "threads of each model")->capture_default_str();
     c.add_flag("--bf16", engine.bf16, "language models in bfloat16");
   };

@@ -1,5 +1,6 @@
 #include "services/cli/up.hpp"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -39,10 +40,13 @@ json topology(const UpOptions& o, const std::string& prefix) {
   };
   const fs::path model = o.model_path;
   json all = json::array();
-  // On a machine shared with model threads, a beat may be late for reasons that are no fault: three seconds are patience enough.
+  // On a machine shared with model threads, a beat may be late for reasons that are no fault: three seconds are patience enough. One step of an official
+  // model may take seconds on a processor.
   auto add = [&](const std::string& service, const std::string& role, json core, json connect = json::object()) {
-    for (const auto& bind : endpoints(role))
-      all.push_back({{"service", service}, {"role", role}, {"wire", {{"bind", bind}, {"connect", connect}, {"heartbeat_ms", 100}, {"misses_max", o.processes ? 5 : 30}}}, {"core", core}});
+    for (const auto& bind : endpoints(role)) {
+      const auto metrics = o.metrics_port == 0 ? std::string() : fmt::format("127.0.0.1:{}", o.metrics_port + static_cast<int>(all.size()));
+      all.push_back({{"service", service}, {"role", role}, {"wire", {{"bind", bind}, {"connect", connect}, {"metrics", metrics}, {"heartbeat_ms", 100}, {"misses_max", o.processes ? 5 : 30}, {"step_limit_ms", 10000}}}, {"core", core}});
+    }
   };
   add("vad", "vad", {{"weights", o.vad_weights}});
   add("tokenizer", "tokenizer", {{"model", (model / "Step-Audio-Tokenizer").string()}, {"threads", o.threads}});
@@ -50,11 +54,19 @@ json topology(const UpOptions& o, const std::string& prefix) {
   add("llm", "llm-tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
   add("tts", "tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}}, {{"llm-tts", endpoints("llm-tts")}, {"tokenizer", endpoints("tokenizer")}});
   add("context", "context", {{"store", o.store}});
-  add("controller", "controller", {{"tokenizer_mode", "exact"}},
+  // What the model can make use of is the model's own matter: its configuration may say how many turns of history.
+  json core{{"tokenizer_mode", "exact"}};
+  if (const auto config = config::load_file((model / "Step-Audio-Chat/config.json").string()); config && config->contains("history_turns")) core["history_turns"] = (*config)["history_turns"];
+  add("controller", "controller", core,
       {{"vad", endpoints("vad")}, {"tokenizer", endpoints("tokenizer")}, {"llm-chat", endpoints("llm-chat")}, {"tts", endpoints("tts")}, {"context", endpoints("context")}});
   const fs::path source = o.source;
   add("gateway", "gateway", {{"listen", o.listen}, {"page", o.page ? (source / "services/gateway/page").string() : ""}, {"questions", o.page ? (source / "models/nano/questions").string() : ""}}, {{"controller", endpoints("controller")}});
   return all;
+}
+
+std::string ready_line(const UpOptions& o, int port) {
+  if (port == 0) return "ready";
+  return fmt::format("ready: {}://{}:{}/{}", o.page ? "http" : "ws", o.listen.substr(0, o.listen.rfind(':')), port, o.page ? "" : "v1/dialogue");
 }
 
 /// A child process per instance, started again with back-off when it ends.
@@ -71,7 +83,9 @@ class Supervisor {
     return {};
   }
 
-  void run() {
+  /// @param ready  called once, when every child has said so, with the gateway's port
+  void run(const std::function<void(int port)>& ready) {
+    bool told = false;
     sigset_t set;
     sigemptyset(&set);
     for (const int s : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&set, s);
@@ -81,7 +95,14 @@ class Supervisor {
       const timespec wait{0, 100'000'000};
       const int got = sigtimedwait(&set, nullptr, &wait);
       if (got == SIGTERM || got == SIGINT) break;
-      reap();
+      reap(true);
+      for (auto& c : children_) listen(c);
+      if (!told && std::all_of(children_.begin(), children_.end(), [](const auto& c) { return c.ready; })) {
+        told = true;
+        int port = 0;
+        for (const auto& c : children_) port = std::max(port, c.port);
+        ready(port);
+      }
       const auto now = clock_.now();
       for (auto& c : children_)
         if (c.pid == 0 && now >= c.start_at) spawn(c);
@@ -92,7 +113,7 @@ class Supervisor {
     while (std::any_of(children_.begin(), children_.end(), [](const auto& c) { return c.pid > 0; })) {
       const timespec wait{0, 50'000'000};
       sigtimedwait(&set, nullptr, &wait);
-      reap();
+      reap(false);
       if (clock_.now() > until)
         for (const auto& c : children_)
           if (c.pid > 0) ::kill(c.pid, SIGKILL);
@@ -105,9 +126,23 @@ class Supervisor {
     pid_t pid = 0;
     Time started{}, start_at{};
     milliseconds back_off{100};
+    int pipe = -1, port = 0;
+    bool ready = false;
   };
+  /// A child says "ready PORT" once.
+  static void listen(Child& c) {
+    char text[64];
+    const auto n = c.pipe >= 0 ? ::read(c.pipe, text, sizeof text - 1) : -1;
+    if (n <= 0) return;
+    text[n] = 0;
+    c.ready = std::sscanf(text, "ready %d", &c.port) == 1;
+  }
   void spawn(Child& c) {
     const auto parent = ::getpid();
+    int ends[2] = {-1, -1};
+    if (c.pipe >= 0) ::close(c.pipe);
+    if (::pipe2(ends, O_NONBLOCK) != 0) ends[0] = ends[1] = -1;
+    const auto descriptor = std::to_string(ends[1]);
     c.pid = ::fork();
     if (c.pid == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGTERM);
@@ -115,14 +150,19 @@ class Supervisor {
       sigset_t none;
       sigemptyset(&none);
       sigprocmask(SIG_SETMASK, &none, nullptr);
+      ::close(ends[0]);
+      ::setenv("PARLANDO_READY_FD", descriptor.c_str(), 1);
       ::execl(c.program.c_str(), c.program.c_str(), "--config", c.config.c_str(), nullptr);
       ::_exit(127);
     }
     if (c.pid < 0) c.pid = 0, c.start_at = clock_.now() + std::chrono::seconds(1);
+    ::close(ends[1]);
+    c.pipe = ends[0], c.ready = false;
+    if (c.pipe >= 0) ::fcntl(c.pipe, F_SETFD, FD_CLOEXEC);
     c.started = clock_.now();
     std::cout << "child " << c.role << " pid " << c.pid << std::endl;
   }
-  void reap() {
+  void reap(bool tell) {
     int status = 0;
     for (pid_t pid; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;)
       for (auto& c : children_) {
@@ -130,7 +170,7 @@ class Supervisor {
         const auto now = clock_.now();
         if (now - c.started > std::chrono::seconds(10)) c.back_off = milliseconds(100);
         c.pid = 0, c.start_at = now + c.back_off;
-        std::cerr << fmt::format("parlando: {} ended ({} {}), starts again in {} ms\n", c.role, WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), c.back_off.count());
+        if (tell) std::cerr << fmt::format("parlando: {} ended ({} {}), starts again in {} ms\n", c.role, WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), c.back_off.count());
         c.back_off = std::min(c.back_off * 2, milliseconds(5000));
       }
   }
@@ -172,19 +212,18 @@ Result<int> up(const UpOptions& options) {
   if (options.processes) {
     Supervisor supervisor(options.bin, folder);
     for (std::size_t n = 0; n < instances.size(); ++n) PARLANDO_DO(supervisor.add(instances[n], list[n]));
-    if (options.page) std::cout << "The page: http://" << options.listen << "/" << std::endl;
-    supervisor.run();
+    supervisor.run([&](int port) { std::cout << ready_line(options, port) << std::endl; });
     return 0;
   }
   at::set_num_threads(options.threads);
   service::Runtime runtime;
   std::vector<std::unique_ptr<service::Host>> hosts;
-  gateway::GatewayCore* front = nullptr;
+  service::Host* front = nullptr;
   for (const auto& instance : instances) {
     const auto& definition = *std::find_if(known.begin(), known.end(), [&](const auto& d) { return d.name == instance.service; });
     PARLANDO_TRY(auto core, definition.make(instance.core));
-    if (instance.service == "gateway") front = static_cast<gateway::GatewayCore*>(core.get());
     PARLANDO_TRY(auto host, service::Host::start(runtime, instance.role, instance.wire, std::move(core)));
+    if (instance.service == "gateway") front = host.get();
     hosts.push_back(std::move(host));
   }
   // Ready when every service says so; the first reason that stands is told once.
@@ -198,8 +237,7 @@ Result<int> up(const UpOptions& options) {
     const bool all = std::all_of(hosts.begin(), hosts.end(), [&](const auto& h) { return h->ready(&why); });
     if (all && !ready) {
       ready = true;
-      if (front != nullptr) std::cout << (options.page ? "ready: http://" : "ready: ws://") << options.listen.substr(0, options.listen.rfind(':')) << ":" << front->port() << (options.page ? "/" : "/v1/dialogue") << std::endl;
-      else std::cout << "ready" << std::endl;
+      std::cout << ready_line(options, front != nullptr ? front->listening_port() : 0) << std::endl;
     } else if (!all && why != told) {
       told = why;
       std::cout << "waiting: " << why << std::endl;

@@ -25,7 +25,7 @@ class GatewayCore final : public service::Core {
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, bool up, Time now) override;
   void on_tick(Time now) override;
-  int port() const { return server_ ? server_->port() : 0; }
+  int listening_port() const override { return server_ ? server_->port() : 0; }
   std::string why_not_ready() const override { return controllers_.empty() ? "no controller is connected" : ""; }
   std::int64_t load() const override { return static_cast<std::int64_t>(sockets_.size()); }
   std::int64_t slots() const override { return config_.connections_max - load(); }

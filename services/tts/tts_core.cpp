@@ -46,7 +46,7 @@ void TtsCore::on_thread() { at::set_num_threads(config_.threads); }
 
 void TtsCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tts_audio_seconds_total", "Speech made");
-  first_audio_ = metrics.histogram("parlando_tts_first_audio_seconds", "From a chunk's first codes to its first audio");
+  first_audio_ = metrics.histogram("parlando_tts_first_audio_seconds", "From the request for a chunk's codes to its first audio");
 }
 
 std::string TtsCore::why_not_ready() const {
@@ -150,7 +150,7 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
 }
 
 /// Asks for the codes of the first chunk. @error what the caller did wrong, or that a voice cannot be had
-Result<void> TtsCore::begin(const Key&, Utterance& u) {
+Result<void> TtsCore::begin(Utterance& u, Time now) {
   auto& chunk = u.chunks.front();
   if (chunk.speaker.empty()) {
     const auto names = voices_->names();
@@ -161,7 +161,7 @@ Result<void> TtsCore::begin(const Key&, Utterance& u) {
   voice_now_ = mode.speaker_key;
   PARLANDO_TRY(const auto voice, voices_->get(mode.speaker_key));
   u.stream = std::make_unique<SpeechStream>(mode.vocoder == Vocoder::music ? music_ : common_, voice->prompt, SpeechStream::Options{.seed = chunk.seed});
-  u.codes.clear(), u.codes_done = false, u.samples = 0, u.first_audio = {};
+  u.codes.clear(), u.codes_done = false, u.samples = 0, u.begun = now;
   protocol::Message m;
   m.head = u.head;
   m.head.type = MessageType::open, m.head.stream = u.codes_stream = next_stream_++;
@@ -175,14 +175,13 @@ Result<void> TtsCore::begin(const Key&, Utterance& u) {
 /// Decodes what has come and sends it. @error when the decoder fails
 Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   auto& chunk = u.chunks.front();
-  const double made = static_cast<double>(u.samples) / kMelRate, played = u.first_audio == Time{} ? 0 : std::chrono::duration<double>(now - u.first_audio).count();
-  PARLANDO_TRY(auto wave, u.stream->push(std::exchange(u.codes, {}), made - played));
-  const bool last = u.codes_done;
+  PARLANDO_TRY(auto wave, u.stream->push(std::exchange(u.codes, {})));
+  const bool last = u.codes_done && !u.stream->pending();
   if (last) {
     PARLANDO_TRY(const auto rest, u.stream->finish());
     wave.insert(wave.end(), rest.begin(), rest.end());
   }
-  if (!wave.empty() && u.first_audio == Time{}) u.first_audio = now;
+  if (!wave.empty() && u.samples == 0 && first_audio_.impl != nullptr) first_audio_.observe(std::chrono::duration<double>(now - u.begun).count());
   const auto first = u.samples;
   u.samples += static_cast<std::int64_t>(wave.size());
   if (seconds_.impl != nullptr) seconds_.add(static_cast<double>(wave.size()) / kMelRate);
@@ -202,6 +201,8 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   return {};
 }
 
+bool TtsCore::can_advance(const Utterance& u) { return !u.codes.empty() || u.codes_done || (u.stream && u.stream->pending()); }
+
 bool TtsCore::work(Time now) {
   // Chunks begin as soon as they can; then one utterance gets one step, in turns.
   bool worked = false;
@@ -212,7 +213,7 @@ bool TtsCore::work(Time now) {
   };
   for (auto& [key, u] : utterances_) {
     if (u.chunks.empty() || u.codes_stream != 0 || llms_.empty()) continue;
-    const auto done = begin(key, u);
+    const auto done = begin(u, now);
     if (!done && done.error().code != Errc::not_ready) give_up(key, u, done.error());
   }
   for (const auto& key : failed) utterances_.erase(key);
@@ -221,13 +222,13 @@ bool TtsCore::work(Time now) {
   for (auto it = utterances_.begin(); it != utterances_.end() && !worked; ++it, ++n) {
     if (n < turn_ % std::max<std::size_t>(1, utterances_.size())) continue;
     auto& [key, u] = *it;
-    if (u.codes_stream == 0 || (u.codes.empty() && !u.codes_done)) continue;
+    if (u.codes_stream == 0 || !can_advance(u)) continue;
     worked = true;
     if (const auto done = advance(key, u, now); !done) give_up(key, u, done.error());
   }
   turn_ = worked ? n : 0;
   for (const auto& key : failed) utterances_.erase(key);
-  return worked || std::any_of(utterances_.begin(), utterances_.end(), [](const auto& u) { return u.second.codes_stream != 0 && (!u.second.codes.empty() || u.second.codes_done); });
+  return worked || std::any_of(utterances_.begin(), utterances_.end(), [](const auto& u) { return u.second.codes_stream != 0 && can_advance(u.second); });
 }
 
 }  // namespace parlando::tts

@@ -44,10 +44,11 @@ class TtsCore final : public service::Core {
     std::vector<std::int32_t> codes;
     bool codes_done = false;
     std::int64_t samples = 0;                  ///< of the chunk, made so far
-    Time first_audio{};
+    Time begun{};                              ///< when its codes were asked for
   };
   explicit TtsCore(TtsConfig config) : config_(std::move(config)) {}
-  Result<void> begin(const Key& key, Utterance& u);
+  static bool can_advance(const Utterance& u);
+  Result<void> begin(Utterance& u, Time now);
   Result<void> advance(const Key& key, Utterance& u, Time now);
   void abandon(Utterance& u);
   void ask_for_voices();

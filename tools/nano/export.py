@@ -49,7 +49,7 @@ def tokenizer(work, out):
 def language_model(work, root):
     chat, speak = root / "Step-Audio-Chat", root / "Step-Audio-TTS-3B"
     config = json.load(open(f"{work}/state/lm_config.json"))
-    config.update(reply_format="transcript_first", tool_calls=True)
+    config.update(reply_format="transcript_first", tool_calls=True, history_turns=1)   # it was trained with one turn before
     for folder in (chat, speak):
         folder.mkdir(parents=True, exist_ok=True)
         json.dump(config, open(folder / "config.json", "w"), indent=1)

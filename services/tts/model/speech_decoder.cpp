@@ -130,32 +130,34 @@ std::vector<float> SpeechStream::chunk(std::int64_t hop, std::int64_t lookahead)
   return out;
 }
 
-Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> codes, double ahead_seconds) try {
+Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> codes) try {
   const c10::InferenceMode guard;
   const auto fresh = decoder_->flow().usable({codes.begin(), codes.end()}, &dropped_);
   tokens_.insert(tokens_.end(), fresh.begin(), fresh.end());
-  std::vector<float> out;
-  const auto lookahead = static_cast<std::int64_t>(options_.lookahead_groups) * per_group_;
-  while (true) {
-    const auto waiting = token_first_ + static_cast<std::int64_t>(tokens_.size()) - committed_tokens_;
-    const auto hop = static_cast<std::int64_t>(hop_groups_) * per_group_;
-    if (waiting < hop + lookahead) break;
-    const auto part = chunk(hop, lookahead);
-    out.insert(out.end(), part.begin(), part.end());
-    // Chunks grow, at most twofold, while the listener has more in hand than the next chunk will take to arrive (8.3 groups a second).
-    const double next = hop_groups_ * 2 / 8.3;
-    hop_groups_ = ahead_seconds > next ? std::min(options_.hop_groups_max, hop_groups_ * 2) : std::max(options_.hop_groups_min, hop_groups_);
-  }
+  if (!pending()) return std::vector<float>{};
+  // Chunks grow by half: every chunk computes prompt, context and look-ahead again, so small ones cost most, and at a real-time factor up to 2/3
+  // the next one is there before this has played. Their edges depend on nothing but position: another replica makes the same samples.
+  auto out = chunk(static_cast<std::int64_t>(hop_groups_) * per_group_, static_cast<std::int64_t>(options_.lookahead_groups) * per_group_);
+  hop_groups_ = std::min(options_.hop_groups_max, (3 * hop_groups_ + 1) / 2);
   return out;
 } catch (const std::exception& e) {
   return fail(Errc::internal, "streaming synthesis failed: {}", e.what());
 }
 
+std::int64_t SpeechStream::waiting() const { return token_first_ + static_cast<std::int64_t>(tokens_.size()) - committed_tokens_; }
+bool SpeechStream::pending() const { return waiting() >= static_cast<std::int64_t>(hop_groups_ + options_.lookahead_groups) * per_group_; }
+
 Result<std::vector<float>> SpeechStream::finish() try {
   const c10::InferenceMode guard;
   std::vector<float> out;
-  const auto left = (token_first_ + static_cast<std::int64_t>(tokens_.size()) - committed_tokens_) / per_group_ * per_group_;
-  if (left > 0) out = chunk(left, 0);
+  while (pending()) {
+    PARLANDO_TRY(const auto part, push({}));
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  if (const auto left = waiting() / per_group_ * per_group_; left > 0) {
+    const auto part = chunk(left, 0);
+    out.insert(out.end(), part.begin(), part.end());
+  }
   const auto rest = vocoder_.finish();
   out.insert(out.end(), rest.begin(), rest.end());
   return out;

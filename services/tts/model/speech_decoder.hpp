@@ -55,13 +55,17 @@ class SpeechStream {
   };
   SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options);
 
-  /// Adds codes (any number); answers the samples that became final. `ahead_seconds` = audio the listener has buffered, which lets chunks grow.
-  Result<std::vector<float>> push(std::span<const std::int32_t> codes, double ahead_seconds = 0);
+  /// Adds codes (any number) and decodes at most one chunk; answers the samples that became final.
+  Result<std::vector<float>> push(std::span<const std::int32_t> codes);
+  /// Another chunk could be decoded now: `push` again, with or without codes.
+  bool pending() const;
+  /// The rest.
   Result<std::vector<float>> finish();
   std::int64_t dropped() const { return dropped_; }
   std::int64_t frames() const { return committed_frames_; }
 
  private:
+  std::int64_t waiting() const;
   std::int64_t frame_of(std::int64_t token) const;
   std::vector<float> chunk(std::int64_t hop_tokens, std::int64_t lookahead_tokens);
 

@@ -1,0 +1,195 @@
+"""The running engine: in one process and as supervised children, as a client of its WebSocket sees it.
+
+`engine_test.py BUILD_BIN SOURCE_DIR`
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+
+BIN, ROOT = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+sys.path.insert(0, str(ROOT / "tests/support"))
+from engine import Client, Engine, pcm  # noqa: E402
+from ws import WebSocket  # noqa: E402
+
+QUESTIONS = json.load(open(ROOT / "models/nano/questions/questions.json"))
+failed, passed = [], 0
+
+
+def check(name, good, detail=""):
+    global passed
+    if good:
+        passed += 1
+    else:
+        failed.append(f"{name}: {detail}")
+
+
+def question(name):
+    return pcm(ROOT / f"models/nano/questions/{name}.wav")
+
+
+def needs_no_libtorch():
+    for service in ("gateway", "controller", "vad", "context"):
+        libraries = subprocess.run(["ldd", BIN / f"parlando-{service}"], capture_output=True, text=True).stdout
+        check(f"parlando-{service} does not reach libtorch", "libtorch" not in libraries and "libc10" not in libraries, libraries)
+    libraries = subprocess.run(["ldd", BIN / "parlando-llm"], capture_output=True, text=True).stdout
+    check("parlando-llm does", "libtorch_cpu" in libraries)
+    for program in BIN.glob("parlando*"):
+        libraries = subprocess.run(["ldd", program], capture_output=True, text=True).stdout
+        check(f"{program.name} starts without CUDA", "libtorch_cuda" not in libraries and "libcublas" not in libraries)
+
+
+def one_process(folder):
+    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "one.sqlite")
+    client = Client(engine.port, speak=True)
+    heard = 0
+    for name, said in QUESTIONS.items():
+        turn = client.ask(pcm(ROOT / "models/nano/questions" / name))
+        check(f"{name} is answered aloud", turn["type"] == "turn" and turn["assistant"] and len(client.audio) > 10000, turn)
+        if turn["type"] != "turn":
+            continue
+        heard += turn["user"] == said
+        stages = turn["stages"]
+        check(f"stages of {name}", 0 < stages["tokenizer_ms"] <= stages["transcript_ms"] <= stages["text_ms"] <= stages["total_ms"] and stages["first_text_ms"] <= stages["first_audio_ms"], stages)
+        check(f"audio of {name}", abs(len(client.audio) / 2 / 22050 - turn["audio_seconds"]) < 0.001, (len(client.audio), turn))
+    check("most transcripts are right", heard >= len(QUESTIONS) * 2 // 3, f"{heard} of {len(QUESTIONS)}")
+    kinds = [e["type"] for e in client.events]
+    check("a turn's events come in order", kinds[1:4] == ["speech_started", "speech_ended", "text"], kinds[:6])
+    # An end of speech found by the detector instead of the client.
+    silence = bytes(2 * 16000)
+    turn = client.ask(question("capital_of_france") + silence, flush=False)
+    check("silence ends a turn", turn["type"] == "turn" and turn["user"] == "what is the capital of france", turn)
+    # Context: a name said in one turn is known in the next; typed turns.
+    client.say("my name is anna")
+    check("a name is remembered", "anna" in client.say("what is my name")["assistant"], client.events[-1])
+    again = Client(engine.port, speak=False)
+    turn = again.say("what time is it")
+    check("a tool is called", [c["name"] for c in turn["tool_calls"]] == ["get_time"] and not again.audio, turn)
+    check("sessions do not share their history", "anna" not in again.say("what is my name")["assistant"])
+    # Bad input gets an error and ends nothing.
+    check("silence is no speech", again.ask(bytes(32000))["code"] == "no_speech", again.events[-1])
+    check("an empty turn", (again.ws.send({"type": "flush"}), again.wait("error"))[1]["code"] == "no_speech")
+    check("an empty text", again.say("")["code"] == "invalid_argument")
+    for bad, code in (("{", "bad_json"), ('{"type":"dance"}', "unknown_type")):
+        again.ws.send(bad)
+        check(f"{bad} is refused", again.wait("error")["code"] == code, again.events[-1])
+    again.ws.send(b"odd")
+    check("an odd number of bytes is refused", again.wait("error")["code"] == "bad_frame")
+    try:
+        again.ws.receive()
+        check("three strikes close the socket", False)
+    except ConnectionError:
+        check("three strikes close the socket", True)
+    early = WebSocket("127.0.0.1", engine.port, "/v1/dialogue")
+    early.send(bytes(640))
+    check("audio before open is refused", json.loads(early.receive())["code"] == "not_ready")
+    page = urllib.request.urlopen(f"http://127.0.0.1:{engine.port}/").read().decode()
+    check("the page is served", "parlando" in page and "http://" not in page and "https://" not in page)
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{engine.port}/../CMakeLists.txt")
+        check("nothing else is served", False)
+    except urllib.error.HTTPError as e:
+        check("nothing else is served", e.code == 404)
+    check("the engine still answers", client.say("hello")["type"] == "turn")
+    check("SIGTERM ends it cleanly", engine.stop() == 0)
+
+
+def child(engine, role):
+    """The pid of the latest child of a role, from what the supervisor has printed."""
+    return int([line for line in engine.all if line.startswith(f"child {role} pid")][-1].split()[-1])
+
+
+def processes(folder):
+    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2")
+    client = Client(engine.port, speak=True)
+    first = client.ask(question("capital_of_france"))
+    check("a turn across processes", first["type"] == "turn" and first["user"] == "what is the capital of france", first)
+    sound = len(client.audio)
+    samples = question("capital_of_france")
+    half = len(samples) // 1280 * 640
+    for role in ("vad", "tokenizer"):
+        # Every replica of the role dies in the middle of the question; the supervisor brings them back and the turn's audio is replayed.
+        client.audio = b""
+        for at in range(0, half, 640):
+            client.ws.send(samples[at:at + 640])
+        for line in [x for x in engine.all if x.startswith(f"child {role} pid")][-2:]:
+            os.kill(int(line.split()[-1]), signal.SIGKILL)
+        for at in range(half, len(samples), 640):
+            client.ws.send(samples[at:at + 640])
+        client.ws.send({"type": "flush"})
+        turn = client.wait("turn", "error")
+        check(f"kill -9 of {role} in the middle of a question", turn["type"] == "turn" and turn["user"] == first["user"] and turn["assistant"] == first["assistant"], turn)
+        engine.wait_line(f"{role} ended")
+    # Both tts die when the answer has begun to sound.
+    client.audio = b""
+    for at in range(0, len(samples), 640):
+        client.ws.send(samples[at:at + 640])
+    client.ws.send({"type": "flush"})
+    while not client.audio:
+        data = client.ws.receive()
+        if isinstance(data, bytes):
+            client.audio += data
+        else:
+            client.events.append(json.loads(data))
+    for line in [x for x in engine.all if x.startswith("child tts pid")][-2:]:
+        os.kill(int(line.split()[-1]), signal.SIGKILL)
+    turn = client.wait("turn", "error")
+    check("kill -9 of tts in the middle of an answer", turn["type"] == "turn" and len(client.audio) == sound, (turn, len(client.audio), sound))
+    check("the conversation goes on", client.ask(samples)["type"] == "turn")
+    check("SIGTERM ends all children", engine.stop() == 0)
+
+
+def configurations(folder):
+    def run(program, text, *args):
+        file = folder / "c.json"
+        file.write_text(text)
+        done = subprocess.run([BIN / program, "--config", file, *args], capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr + done.stdout
+    code, said = run("parlando-vad", '{"wire": {"bind": "inproc://x"}}', "--check-config")
+    check("a good configuration", code == 0, said)
+    code, said = run("parlando-vad", '{"wire": {"bind": "udp://x", "misses_max": 0, "colour": 1}, "core": {"turn": {"silence_ms": "long"}, "sessions_max": 0}, "x": 1}', "--check-config")
+    check("all problems at once", code == 78 and all(p in said for p in ("wire.bind", "misses_max", "wire.colour", "silence_ms", "sessions_max", ".x is not")), said)
+    for text in ("", "[]", "{", '{"wire": 3}', '{"service": "llm"}', '{"wire": {"connect": {"vad": ["tcp://x:1"]}}}', '{"wire": {"curve": {"secret_key_file": "a"}}}'):
+        code, said = run("parlando-vad", text, "--check-config")
+        check(f"configuration {text!r}", code == 78 and said.startswith("parlando: "), said)
+    code, said = run("parlando-tokenizer", '{"wire": {"bind": "inproc://x"}, "core": {"model": "/nowhere"}}')
+    check("a missing model", code == 78 and "/nowhere" in said, said)
+    done = subprocess.run([BIN / "parlando-vad"], capture_output=True, text=True)
+    check("no configuration is wrong usage", done.returncode == 2)
+    for file in sorted((ROOT / "configs").glob("*.json")):
+        done = subprocess.run([BIN / "parlando", "up", "--config", file, "--check-config"], capture_output=True, text=True, cwd=ROOT)
+        check(f"{file.name} is good", done.returncode == 0, done.stderr)
+
+
+def health(folder):
+    file = folder / "v.json"
+    file.write_text(json.dumps({"wire": {"bind": f"ipc://{folder}/vad", "metrics": "127.0.0.1:0"}, "core": {"weights": str(ROOT / "models/silero-vad/silero_vad.safetensors")}}))
+    process = subprocess.Popen([BIN / "parlando-vad", "--config", file], stdout=subprocess.PIPE, text=True)
+    port = int(process.stdout.readline().split()[-1])
+    get = lambda path: urllib.request.urlopen(f"http://127.0.0.1:{port}{path}").read().decode()
+    check("health", get("/healthz") == "alive\n")
+    for _ in range(200):
+        try:
+            if get("/readyz") == "ready\n":
+                break
+        except urllib.error.HTTPError:
+            pass
+    check("readiness", get("/readyz") == "ready\n")
+    metrics = get("/metrics")
+    check("metrics", "# HELP parlando_vad_frames_total" in metrics and "parlando_vad_ready 1" in metrics, metrics[:300])
+    process.send_signal(signal.SIGTERM)
+    check("SIGTERM", process.wait(timeout=30) == 0)
+
+
+with tempfile.TemporaryDirectory() as temporary:
+    for part in (needs_no_libtorch, ):
+        part()
+    for part in (configurations, health, one_process, processes):
+        part(pathlib.Path(temporary))
+print("\n".join(failed))
+print(f"{passed} passed, {len(failed)} failed")
+sys.exit(bool(failed))
