@@ -9,6 +9,7 @@
 #include "common/audio/audio_file.hpp"
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/safetensors.hpp"
+#include "common/protocol/codec.hpp"
 #include "tests/fuzz/targets.hpp"
 #include "tests/support/temporary_directory.hpp"
 
@@ -34,6 +35,15 @@ std::vector<std::string> seeds(const std::string& target) {
   if (target == "safetensors") out.push_back(small_safetensors());
   if (target == "sentencepiece") out.push_back(*read_file(goldens / "lm/tiny-step1/tokenizer.model"));
   if (target == "wav") out.push_back(audio::encode_wav(std::vector<float>(500, 0.25f), 16000));
+  if (target == "message")
+    for (const auto type : {protocol::MessageType::audio, protocol::MessageType::hello, protocol::MessageType::window}) {
+      protocol::Message m;
+      m.head.type = type, m.head.sequence = 3, m.body = R"({"ack":1,"limit":[2,{"x":"y"}]})";
+      if (type == protocol::MessageType::audio) m.payload.assign(40, std::byte{7});
+      const auto f = *protocol::encode(m);
+      out.push_back(std::string{static_cast<char>(f.envelope.size()), static_cast<char>(f.body.size())} + std::string(reinterpret_cast<const char*>(f.envelope.data()), f.envelope.size()) + f.body +
+                    std::string(reinterpret_cast<const char*>(f.payload.data()), f.payload.size()));
+    }
   if (target == "tag") out.push_back("（RAP）(x)哼唱");
   if (target == "npy") out.push_back(read_file(goldens / "tokenizer/ckpt/linguistic_tokenizer.npy")->substr(0, 128 + 4 * 64 * 4));
   if (target == "cmvn")

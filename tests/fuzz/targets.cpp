@@ -3,12 +3,13 @@
 #include <memory>
 
 #include "common/audio/audio_file.hpp"
+#include "common/base/speech_tags.hpp"
 #include "common/checkpoint/import.hpp"
 #include "common/checkpoint/npy.hpp"
 #include "common/checkpoint/onnx.hpp"
 #include "common/checkpoint/safetensors.hpp"
 #include "common/checkpoint/torch_zip.hpp"
-#include "common/base/speech_tags.hpp"
+#include "common/protocol/codec.hpp"
 #include "services/llm/model/text_tokenizer.hpp"
 
 namespace parlando::fuzz {
@@ -43,6 +44,14 @@ const std::vector<Target> kTargets = {
        (*tok)->decode(ids);
      }},
     {"wav", [](std::span<const std::byte> in) { (void)audio::read_audio(in, "input", 5); }},
+    {"message",   // three frames: the first two bytes say how long the envelope and the body are
+     [](std::span<const std::byte> in) {
+       if (in.size() < 2) return;
+       const auto rest = in.subspan(2);
+       const auto first = std::min<std::size_t>(std::to_integer<std::size_t>(in[0]), rest.size()), second = std::min<std::size_t>(std::to_integer<std::size_t>(in[1]), rest.size() - first);
+       const std::span<const std::byte> frames[] = {rest.first(first), rest.subspan(first, second), rest.subspan(first + second)};
+       if (auto message = protocol::decode(frames)) (void)protocol::encode(*std::move(message));
+     }},
     {"cmvn", [](std::span<const std::byte> in) { (void)checkpoint::parse_cmvn({reinterpret_cast<const char*>(in.data()), in.size()}, "input"); }},
     {"tag", [](std::span<const std::byte> in) { (void)tts_mode({reinterpret_cast<const char*>(in.data()), in.size()}, "x", false); }},
 };

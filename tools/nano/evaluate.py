@@ -191,14 +191,15 @@ def main():
     parser.add_argument("--parlando", default="build/bin/parlando")
     parser.add_argument("--model", default="models/nano")
     parser.add_argument("--count", type=int, default=60, help="spoken replies")
+    parser.add_argument("--only", choices=["listen", "speak"], help="half of the measures")
     parser.add_argument("--limit", type=int, help="listening tests: at most this many utterances")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.makedirs(f"{args.work}/eval", exist_ok=True)
-    results = [listen(args, "test", None, args.limit), listen(args, "unseen", None, args.limit), listen(args, "test", 10, args.limit)]
+    results = [] if args.only == "speak" else [listen(args, "test", None, args.limit), listen(args, "unseen", None, args.limit), listen(args, "test", 10, args.limit)]
     for r in results:
         print(json.dumps(r), flush=True)
-    for r in speak(args, args.count):
+    for r in speak(args, args.count) if args.only != "listen" else []:
         results.append(r)
         print(json.dumps(r, ensure_ascii=False), flush=True)
     json.dump(results, open(f"{args.work}/eval/results.json", "w"), indent=1, ensure_ascii=False)

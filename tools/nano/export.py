@@ -58,10 +58,9 @@ def language_model(work, root):
                   open(folder / "tokenizer_config.json", "w"), indent=1)
         json.dump({"do_sample": False, "temperature": 0.0}, open(folder / "generation_config.json", "w"), indent=1)
     save_file(half(state(work, "lm")), chat / "model.safetensors")
-    link = speak / "model.safetensors"          # one set of weights serves both roles
-    if link.is_symlink() or link.exists():
-        link.unlink()
-    link.symlink_to("../Step-Audio-Chat/model.safetensors")
+    if (speak / "model.safetensors").is_symlink():
+        (speak / "model.safetensors").unlink()
+    save_file(half(state(work, "tts")), speak / "model.safetensors")
     json.dump(text.PROMPTS["tts"], open(speak / "prompts.json", "w"), indent=1, ensure_ascii=False)
     json.dump({"chat": text.PROMPTS["chat"], "asr": text.PROMPTS["asr"]}, open(chat / "prompts.json", "w"), indent=1)
 

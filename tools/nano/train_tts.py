@@ -1,7 +1,7 @@
 """Trains the language model that speaks: `python -m tools.nano.train_tts WORK [--minutes 100]`.
 
 Starts from the chat model of train_lm (same tokenizer, dimensions and prompts) and practises one task: text + voice prompt -> codes.
-Two thirds of the practice is the target voice. Loss on the codes only.
+Most of the practice is the target voice, most of that the texts of more_replies. Loss on the codes only.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from . import modules, text, train_lm, trainer
+from . import modules, more_replies, text, train_lm, trainer
 
 
 def rows_of(rows):
@@ -50,6 +50,8 @@ def main():
     torch.set_num_threads(1)
     rng = random.Random(17)
     data = train_lm.Data(args.work, rng)
+    # Texts that are not in the first data set: three quarters of the practice in the target voice, once they are there.
+    more = [d for d in more_replies.load(args.work) if 5 < len(d["codes"]) < 260]
     torch.manual_seed(3)
     config = json.load(open(f"{args.work}/state/lm_config.json"))
     net = modules.Step1(**config)
@@ -57,11 +59,11 @@ def main():
         net.load_state_dict(torch.load(f"{args.work}/state/lm.pt", weights_only=False)["nets"]["net"])
     run = trainer.Run(args.work, "tts", dict(net=net), args.minutes, args.rate, warmup=150, floor=1e-5, power=0.9, decay=0.02)
     rng.seed(run.steps + 1)
-    print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)}, other voices {len(data.others)}", flush=True)
+    print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(more)}, other voices {len(data.others)}", flush=True)
     net.train()
     evaluated = run.fraction
     while run.begin_step():
-        source = data.slt if rng.random() < 0.66 or not data.others else data.others
+        source = data.others if data.others and rng.random() > 0.72 else more if more and rng.random() < 0.75 else data.slt
         window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
         k = rng.randrange(0, 120 - 12)
         ids, labels = rows_of([data.speak(d) for d in window[k:k + 12]])

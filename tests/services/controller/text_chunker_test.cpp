@@ -1,0 +1,48 @@
+#include "services/controller/text_chunker.hpp"
+
+#include <boost/test/unit_test.hpp>
+
+namespace parlando::controller {
+namespace {
+
+std::vector<std::string> run(const std::string& text, std::size_t packet, TextChunker::Options options = {}) {
+  TextChunker chunker(options);
+  std::vector<std::string> out;
+  for (std::size_t at = 0; at < text.size(); at += packet)
+    for (auto& piece : chunker.push(std::string_view(text).substr(at, packet))) out.push_back(std::move(piece));
+  for (auto& piece : chunker.finish()) out.push_back(std::move(piece));
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(text_chunker)
+
+BOOST_AUTO_TEST_CASE(sentences_are_pieces_however_the_text_arrives) {
+  const std::string text = "hello! it is 3.5 degrees. bring a coat; or two";
+  const std::vector<std::string> want{"hello!", "it is 3.5 degrees.", "bring a coat;", "or two"};
+  for (std::size_t packet = 1; packet <= text.size(); ++packet) BOOST_TEST(run(text, packet) == want, boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(a_leading_tag_belongs_to_every_piece) {
+  const std::vector<std::string> want{"(快速1)one.", "(快速1)two."};
+  BOOST_TEST(run("(快速1)one. two.", 3) == want, boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(long_text_is_cut_at_commas_and_then_at_spaces) {
+  std::string text;
+  for (int n = 0; n < 60; ++n) text += "word ";
+  for (const auto& piece : run(text, 7, {.comma_bytes = 40, .bytes_max = 50})) BOOST_TEST(piece.size() <= 56u);
+  BOOST_TEST(run("aaaa bbbb, cccc, dddd", 4, {.comma_bytes = 6, .bytes_max = 50}).size() == 2u);
+}
+
+BOOST_AUTO_TEST_CASE(wide_punctuation_ends_sentences_and_nothing_is_lost) {
+  const std::vector<std::string> want{"你好。", "再见"};
+  BOOST_TEST(run("你好。再见", 2) == want, boost::test_tools::per_element());
+  BOOST_TEST(run("", 1).empty());
+  BOOST_TEST(run("   ", 1).empty());
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::controller
