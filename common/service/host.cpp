@@ -13,7 +13,7 @@
 namespace parlando::service {
 
 // What the two actors say to each other. They live in one process, so nothing of it is ever serialised.
-struct Arrived { std::string peer; protocol::Message message; };
+struct Arrived { std::string peer; protocol::Message message; Time at; };
 struct PeerChanged { transport::Peer peer; bool up = false; };
 struct Deliver { std::vector<Arrived> messages; };
 struct Done { std::vector<std::pair<std::string, protocol::Envelope>> handled; std::vector<Out> out; };
@@ -55,7 +55,7 @@ struct Shared {
   std::shared_ptr<transport::Progress> progress = std::make_shared<transport::Progress>();
   std::unique_ptr<transport::ZmqTransport> transport;
   telemetry::Metrics metrics;
-  telemetry::Metrics::Counter in, out, refused, dropped, failed, duplicates, gaps, resent, credit, malformed, unknown, keys, peers_gone, peers_hung;
+  telemetry::Metrics::Counter in, out, refused, dropped, failed, duplicates, gaps, resent, expired, credit, malformed, unknown, keys, peers_gone, peers_hung;
   telemetry::Metrics::Gauge queue, ready_gauge, load;
   telemetry::Metrics::Histogram step_time, handle_time;
   std::atomic<std::int64_t> waiting{0};
@@ -95,7 +95,7 @@ caf::behavior bridge(caf::stateful_actor<BridgeState>* self, std::shared_ptr<Sha
         auto& s = self->state;
         --s.shared->waiting;
         s.shared->in.add();
-        if (auto m = s.channels.receive(a.peer, a.message, s.shared->clock.now())) self->send(s.worker, Deliver{{{a.peer, *std::move(m)}}});
+        if (auto m = s.channels.receive(a.peer, a.message, s.shared->clock.now())) self->send(s.worker, Deliver{{{a.peer, *std::move(m), a.at}}});
         s.flush(s.shared->clock.now());
       },
       // A peer came or went: its streams are forgotten, and the worker decides where its work goes.
@@ -171,6 +171,11 @@ caf::behavior worker(caf::stateful_actor<WorkerState>* self, std::shared_ptr<Sha
         const auto start = s.shared->clock.now();
         for (const auto& m : d.messages) {
           handled.emplace_back(m.peer, m.message.head);
+          const auto& head = m.message.head;
+          if (head.remaining_ms > 0 && start - m.at > milliseconds(head.remaining_ms)) {   // nobody waits for this any more
+            s.shared->expired.add();
+            continue;
+          }
           s.guarded("handle a message", [&] { s.core->on_message(m.peer, m.message, s.shared->clock.now()); });
         }
         s.shared->handle_time.observe(std::chrono::duration<double>(s.shared->clock.now() - start).count());
@@ -235,7 +240,7 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
   s.in = counter("messages_received_total", "Messages from peers"), s.out = counter("messages_sent_total", "Messages to peers");
   s.refused = counter("messages_refused_total", "Messages that a full stream refused"), s.dropped = counter("messages_dropped_total", "Messages dropped because a queue was full");
   s.failed = counter("failures_total", "Exceptions caught in the service"), s.duplicates = counter("duplicates_total", "Messages that arrived again"), s.gaps = counter("gaps_total", "Messages that arrived before an earlier one");
-  s.resent = counter("messages_resent_total", "Messages sent again"), s.credit = counter("credit_exceeded_total", "Messages beyond the window"), s.malformed = counter("malformed_total", "Frames that are not messages");
+  s.resent = counter("messages_resent_total", "Messages sent again"), s.credit = counter("credit_exceeded_total", "Messages beyond the window"), s.expired = counter("expired_total", "Messages dropped because their budget was spent"), s.malformed = counter("malformed_total", "Frames that are not messages");
   s.unknown = counter("unknown_types_total", "Messages of a type this build does not know"), s.keys = counter("keys_refused_total", "Connections refused for their key");
   s.peers_gone = counter("peers_gone_total", "Peers that died or fell silent"), s.peers_hung = counter("peers_hung_total", "Peers whose work stood still");
   s.queue = s.metrics.gauge(prefix + "queue_messages", "Messages waiting for the service"), s.ready_gauge = s.metrics.gauge(prefix + "ready", "1 when requests can be served"), s.load = s.metrics.gauge(prefix + "load", "Sessions or utterances at work");
@@ -260,7 +265,7 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
                                                            {[shared = h.shared, bridge_of](const std::string& peer, protocol::Message m) {
                                                               if (shared->waiting >= shared->waiting_max) { shared->dropped.add(); return; }   // it will be sent again
                                                               ++shared->waiting;
-                                                              caf::anon_send(bridge_of(), Arrived{peer, std::move(m)});
+                                                              caf::anon_send(bridge_of(), Arrived{peer, std::move(m), shared->clock.now()});
                                                             },
                                                             [bridge_of](const transport::Peer& p, bool up) { caf::anon_send(bridge_of(), PeerChanged{p, up}); }}));
   h.bridge = system.spawn(bridge, h.shared, limits, h.worker);

@@ -36,6 +36,11 @@ protocol::Message Dialogue::message(const std::string& role, MessageType type, j
   protocol::Message m;
   m.head.type = type, m.head.session = id_, m.head.stream = streams_.at(role), m.head.turn = static_cast<std::uint32_t>(turns_ + 1);
   m.head.epoch = protocol::Epoch::of(epoch_, static_cast<std::uint32_t>(replays_));
+  // What is left of the answer's time; a close always arrives.
+  if (state_ != State::listening && state_ != State::hearing && type != MessageType::close) {
+    const auto left = std::chrono::duration_cast<milliseconds>(ended_at_ + std::chrono::seconds(config_.reply_seconds_max) - now_).count();
+    m.head.remaining_ms = static_cast<std::uint32_t>(std::max<std::int64_t>(1, left));
+  }
   m.body = body.dump(-1, ' ', false, json::error_handler_t::replace);
   m.payload = std::move(payload);
   return m;
@@ -98,13 +103,15 @@ void Dialogue::finish(const std::string& role) {
   wanted_.erase(role);
 }
 
-void Dialogue::open(const json& options, Time) {
+void Dialogue::open(const json& options, Time now) {
+  now_ = now;
   system_ = text_in(options, "system"), speaker_ = text_in(options, "speaker");
   speak_ = options.value("speak", true);
   start(kContext);
 }
 
 void Dialogue::audio(std::vector<std::byte> pcm, Time now) {
+  now_ = now;
   if (state_ != State::listening && state_ != State::hearing) return;   // over an answer: not heard yet
   const auto first = log_.size();
   log_.insert(log_.end(), pcm.begin(), pcm.end());
@@ -121,7 +128,8 @@ void Dialogue::audio(std::vector<std::byte> pcm, Time now) {
   }
 }
 
-void Dialogue::flush(Time) {
+void Dialogue::flush(Time now) {
+  now_ = now;
   if (state_ != State::listening && state_ != State::hearing) return;
   if (log_.empty()) return fail_turn("no_speech", "no audio came before the end of the turn");
   flushed_ = true;
@@ -130,6 +138,7 @@ void Dialogue::flush(Time) {
 }
 
 void Dialogue::text(const std::string& text, Time now) {
+  now_ = now;
   if (state_ != State::listening) return outlet_.to_client(MessageType::error, {{"code", "invalid_argument"}, {"message", "a turn is under way"}}, {});
   if (text.empty()) return outlet_.to_client(MessageType::error, {{"code", "invalid_argument"}, {"message", "the text is empty"}}, {});
   if (streams_.contains(kVad)) finish(kVad);
@@ -167,6 +176,7 @@ void Dialogue::end_speech(std::int64_t sample, Time now) {
 }
 
 void Dialogue::on_service(const std::string& role, const protocol::Message& m, Time now) {
+  now_ = now;
   const auto current = streams_.find(role);
   if (current == streams_.end() || current->second != m.head.stream) return;
   const auto body = protocol::body_of(m);
@@ -311,6 +321,7 @@ void Dialogue::reset() {
 }
 
 void Dialogue::service_lost(const std::string& role, Time now) {
+  now_ = now;
   if (!streams_.contains(role)) return;
   streams_.erase(role);
   ++replays_;
@@ -319,11 +330,13 @@ void Dialogue::service_lost(const std::string& role, Time now) {
   service_back(role, now);   // another replica may be live
 }
 
-void Dialogue::service_back(const std::string& role, Time) {
+void Dialogue::service_back(const std::string& role, Time now) {
+  now_ = now;
   if (wanted_.contains(role)) start(role);
 }
 
 void Dialogue::tick(Time now) {
+  now_ = now;
   if ((state_ == State::thinking || state_ == State::speaking || state_ == State::committing) && now - ended_at_ > std::chrono::seconds(config_.reply_seconds_max)) {
     std::string waiting;
     for (const auto& role : wanted_) waiting += (waiting.empty() ? "" : ", ") + role;

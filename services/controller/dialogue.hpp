@@ -101,7 +101,7 @@ class Dialogue {
   TextChunker chunker_;
   std::vector<Spoken> spoken_;
   std::int64_t samples_sent_ = 0;
-  Time ended_at_{};
+  Time ended_at_{}, now_{};                              ///< end of speech; latest time that was told
 };
 
 }  // namespace parlando::controller
