@@ -1,7 +1,7 @@
 """All stages of the nano model, from nothing to a report: `python -m tools.nano.make WORK [--minutes-scale 1.0] [--only stage,…]`.
 
 Every stage keeps its state in WORK and continues where it stopped; a longer budget on a finished stage trains it further. On two cores
-the default budgets take about 3.5 core-hours. Stages that do not depend on each other run side by side, one single-threaded process each.
+the default budgets take about 7 core-hours. Stages that do not depend on each other run side by side, one single-threaded process each.
 """
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ STAGES = [
     ("text", "text", [], None, ["speech"]),
     ("speaker", "train_speaker", [], 6, ["features"]),
     ("lm", "train_lm", [], 66, ["tokens", "text"]),
-    ("flow", "train_flow", [], 52, ["tokens", "speaker"]),
+    ("more", "more_replies", [], None, ["tokens"]),
+    ("tts", "train_tts", [], 80, ["lm", "more"]),
+    ("flow", "train_flow", [], 140, ["tokens", "speaker"]),
     ("vocoder", "train_vocoder", [], 28, ["features"]),
-    ("export", "export", ["models/nano"], None, ["lm", "flow", "vocoder", "speaker"]),
+    ("export", "export", ["models/nano"], None, ["lm", "tts", "flow", "vocoder", "speaker"]),
     ("evaluate", "evaluate", [], None, ["export"]),
     ("report", "report", [], None, ["evaluate"]),
 ]

@@ -234,7 +234,7 @@ def main():
             batch = []
             for d in window[k:k + 20]:
                 if rng.random() < 0.15:
-                    batch.append(data.transcribe(rng.choice(data.words) if rng.random() < 0.7 else d))
+                    batch.append(data.transcribe(rng.choice(data.words if rng.random() < 0.5 else data.replies) if rng.random() < 0.8 else d)   # replies, too: it hears itself)
                 else:
                     batch.append(data.chat_audio(d))
             del pool[:20]
