@@ -13,21 +13,11 @@ import urllib.request
 
 BIN, ROOT = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 sys.path.insert(0, str(ROOT / "tests/support"))
+from checks import check, finish  # noqa: E402
 from engine import Client, Engine, pcm  # noqa: E402
 from ws import WebSocket  # noqa: E402
 
 QUESTIONS = json.load(open(ROOT / "models/nano/questions/questions.json"))
-failed, passed = [], 0
-
-
-def check(name, good, detail=""):
-    global passed
-    if good:
-        passed += 1
-    else:
-        failed.append(f"{name}: {detail}")
-
-
 def question(name):
     return pcm(ROOT / f"models/nano/questions/{name}.wav")
 
@@ -190,6 +180,4 @@ with tempfile.TemporaryDirectory() as temporary:
         part()
     for part in (configurations, health, one_process, processes):
         part(pathlib.Path(temporary))
-print("\n".join(failed))
-print(f"{passed} passed, {len(failed)} failed")
-sys.exit(bool(failed))
+finish()

@@ -149,6 +149,16 @@ class Data:
         return ids, [self.tok.audio + c for c in d["codes"]] + [text.EOT]
 
 
+def rows_of(rows):
+    """[(prompt, answer)…] -> ids [B, T] and labels [B, T - 1], -100 where there is nothing to learn."""
+    size = max(len(p) + len(a) for p, a in rows)
+    ids, labels = torch.full((len(rows), size), text.EOT), torch.full((len(rows), size), -100)
+    for i, (p, a) in enumerate(rows):
+        ids[i, :len(p) + len(a)] = torch.tensor(p + a)
+        labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
+    return ids, labels[:, 1:]
+
+
 def start_rows(net, tok, work):
     """Audio rows begin at the centroids (rotated and scaled): near sounds are near for the model, too."""
     d = net.lm_head.weight.shape[1]
@@ -234,7 +244,7 @@ def main():
             batch = []
             for d in window[k:k + 20]:
                 if rng.random() < 0.15:
-                    batch.append(data.transcribe(rng.choice(data.words if rng.random() < 0.5 else data.replies) if rng.random() < 0.8 else d)   # replies, too: it hears itself)
+                    batch.append(data.transcribe(rng.choice(data.words if rng.random() < 0.5 else data.replies) if rng.random() < 0.8 else d))   # replies, too: it hears itself
                 else:
                     batch.append(data.chat_audio(d))
             del pool[:20]
@@ -247,12 +257,7 @@ def main():
         else:
             batch = [data.chat_text() if rng.random() < 0.78 else data.chat_tool() for _ in range(40)]
             task, rows = "text", [(p, data.tok.cut(a) + [text.EOT]) for p, a in batch]
-        size = max(len(p) + len(a) for p, a in rows)
-        ids, labels = torch.full((len(rows), size), text.EOT), torch.full((len(rows), size), -100)
-        for i, (p, a) in enumerate(rows):
-            ids[i, :len(p) + len(a)] = torch.tensor(p + a)
-            labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
-        labels = labels[:, 1:]
+        ids, labels = rows_of(rows)
         keep = labels != -100
         hidden = net.hidden(ids[:, :-1], dropout=0.05)
         loss = F.cross_entropy(net.lm_head(hidden[keep]), labels[keep])

@@ -13,17 +13,7 @@ import random
 import torch
 import torch.nn.functional as F
 
-from . import modules, more_replies, text, train_lm, trainer
-
-
-def rows_of(rows):
-    """[(prompt, answer)…] -> ids [B, T] and labels [B, T - 1], -100 where there is nothing to learn."""
-    size = max(len(p) + len(a) for p, a in rows)
-    ids, labels = torch.full((len(rows), size), text.EOT), torch.full((len(rows), size), -100)
-    for i, (p, a) in enumerate(rows):
-        ids[i, :len(p) + len(a)] = torch.tensor(p + a)
-        labels[i, len(p):len(p) + len(a)] = torch.tensor(a)
-    return ids, labels[:, 1:]
+from . import modules, more_replies, train_lm, trainer
 
 
 @torch.no_grad()
@@ -66,7 +56,7 @@ def main():
         source = data.others if data.others and rng.random() > 0.72 else more if more and rng.random() < 0.75 else data.slt
         window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
         k = rng.randrange(0, 120 - 12)
-        ids, labels = rows_of([data.speak(d) for d in window[k:k + 12]])
+        ids, labels = train_lm.rows_of([data.speak(d) for d in window[k:k + 12]])
         keep = labels != -100
         loss = F.cross_entropy(net.lm_head(net.hidden(ids[:, :-1], dropout=0.05)[keep]), labels[keep])
         run.step(loss, dict(speak=loss))

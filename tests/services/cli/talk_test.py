@@ -11,15 +11,8 @@ import wave
 
 PARLANDO, ROOT = sys.argv[1], pathlib.Path(sys.argv[2])
 NANO = ROOT / "models/nano"
-passed, failed = 0, []
-
-
-def check(name, good, detail=""):
-    global passed
-    if good:
-        passed += 1
-    else:
-        failed.append(f"{name}: {detail}")
+sys.path.insert(0, str(ROOT / "tests/support"))
+from checks import check, finish  # noqa: E402
 
 
 def run(*args, **kw):
@@ -106,6 +99,4 @@ with tempfile.TemporaryDirectory() as folder:
     code, out, err = run("bench", "vocoder", "--seconds", "0.5", "--json")
     check("bench", code == 0 and json.loads(out)["vocoder_s"]["median"] > 0, err)
 
-print("\n".join(failed))
-print(f"{passed} passed, {len(failed)} failed")
-sys.exit(bool(failed))
+finish()
