@@ -292,12 +292,12 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
 Host::~Host() {
   if (!impl_) return;
   impl_->metrics.reset();
-  if (impl_->bridge) caf::anon_send_exit(impl_->bridge, caf::exit_reason::user_shutdown);
-  if (impl_->worker) {
-    // The core, with all its threads, is gone when the worker is.
-    caf::scoped_actor self(impl_->worker->home_system());
-    caf::anon_send_exit(impl_->worker, caf::exit_reason::user_shutdown);
-    self->wait_for(impl_->worker);
+  // Nobody uses the transport, and the core with all its threads is gone, when both actors are.
+  for (const auto& actor : {impl_->bridge, impl_->worker}) {
+    if (!actor) continue;
+    caf::scoped_actor self(actor->home_system());
+    caf::anon_send_exit(actor, caf::exit_reason::user_shutdown);
+    self->wait_for(actor);
   }
   impl_->shared->transport.reset();   // its thread ends here
 }

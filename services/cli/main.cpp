@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/audio/audio_file.hpp"
+#include "common/audio/resampler.hpp"
 #include "common/base/codes.hpp"
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/import.hpp"
@@ -237,9 +238,18 @@ int speak(const Common& common, const SpeechJob& job, bool stream, bool clone) {
   return kOk;
 }
 
-int tokenize(const Common& common, const std::string& input, bool trim, bool no_norm, bool live) {
+int tokenize(const Common& common, const std::string& input, bool trim, bool no_norm, bool live, bool speech_only) {
   auto recording = audio::read_audio(input);
   if (!recording) return report(recording.error(), common.as_json);
+  if (speech_only) {   // as `talk` cuts it
+    const auto weights = vad::SileroWeights::load(find_models("silero-vad") / "silero_vad.safetensors");
+    if (!weights) return report(weights.error(), common.as_json);
+    const auto wave = audio::resample(recording->wave, recording->rate, 16000);
+    const auto segment = find_speech(wave, *weights);
+    if (!segment) return report(segment.error(), common.as_json);
+    recording->wave.assign(wave.begin() + static_cast<std::ptrdiff_t>(segment->first), wave.begin() + static_cast<std::ptrdiff_t>(segment->last));
+    recording->rate = 16000;
+  }
   const auto directory = fs::path(common.model_path) / "Step-Audio-Tokenizer";
   auto tokenizer = tokenizer::SpeechTokenizer::load(fs::exists(directory) ? directory : fs::path(common.model_path));
   if (!tokenizer) return report(tokenizer.error(), common.as_json);
@@ -278,7 +288,7 @@ int run(int argc, char** argv) {
   Common common;
   std::string input, text, output, system, speaker, batch_file, out_dir = "out", prompt_text, wav_path, import_to;
   double speed = 1, volume = 1;
-  bool live = false, no_speech = false, offline = false, trim = false, no_norm = false;
+  bool live = false, speech_only = false, no_speech = false, offline = false, trim = false, no_norm = false;
   BenchOptions bench;
 
   auto* c_talk = app.add_subcommand("talk", "answer a recorded question, or --text, with speech");
@@ -334,6 +344,13 @@ int run(int argc, char** argv) {
   c_doctor->add_option("--model-path", common.model_path);
   c_doctor->add_flag("--json", common.as_json);
 
+  c_tokenize->add_flag("--speech-only", speech_only, "only the speech that talk would hear in the recording");
+  std::string eval_model, eval_work = "work/nano";
+  auto* c_eval = app.add_subcommand("eval", "judge the bundled model through this runtime; needs the training data of `make nano`");
+  c_eval->add_option("model", eval_model, "nano")->required();
+  c_eval->add_option("--work", eval_work, "folder of the training data")->capture_default_str();
+  c_eval->footer("Passed on: --only listen|speak|style, --count N, --limit N, --humans DIR");
+  c_eval->allow_extras();
   UpOptions engine;
   std::vector<std::string> replicas;
   auto service_options = [&](CLI::App& c) {
@@ -367,7 +384,7 @@ int run(int argc, char** argv) {
     if (clone && wav_path.empty()) return report({Errc::invalid_argument, "clone needs --wav-path with a recording of the voice"}, common.as_json);
     return speak(common, {text, speaker, prompt_text, wav_path, output, speed, volume}, !offline, clone);
   }
-  if (*c_tokenize) return tokenize(common, input, trim, no_norm, live);
+  if (*c_tokenize) return tokenize(common, input, trim, no_norm, live, speech_only);
   if (*c_import) {
     const auto done = checkpoint::import_directory(input, import_to, bar);
     if (!done) return report(done.error(), false);
@@ -389,6 +406,22 @@ int run(int argc, char** argv) {
     }
     const auto done = run_bench(bench);
     return done ? kOk : report(done.error(), false);
+  }
+  if (*c_eval) {
+    if (eval_model != "nano") return report({Errc::invalid_argument, fmt::format("there is no evaluation of '{}'; there is one of nano", eval_model)}, false);
+    const auto root = find_models("nano").parent_path().parent_path();
+    const auto python = root / ".deps/venv/bin/python";
+    if (!fs::is_directory(root / eval_work / "speech") && !fs::is_directory(fs::path(eval_work) / "speech")) return report({Errc::not_found, fmt::format("'{}' holds no speech; `make nano` makes the data, trains and evaluates", eval_work)}, false);
+    if (::access(python.c_str(), X_OK) != 0) return report({Errc::not_found, fmt::format("'{}' is missing: run tools/setup.sh --nano", python.string())}, false);
+    const auto self = fs::canonical("/proc/self/exe").string();
+    std::vector<std::string> words{python.string(), "-W", "ignore", "-m", "tools.nano.evaluate", eval_work, "--parlando", self};
+    for (const auto& word : c_eval->remaining()) words.push_back(word);
+    std::vector<char*> arguments;
+    for (auto& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    fs::current_path(root);
+    ::execv(arguments[0], arguments.data());
+    return report({Errc::io, "python could not be started"}, false);
   }
   if (*c_up || *c_serve) {
     for (const auto& r : replicas) {

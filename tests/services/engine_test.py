@@ -94,7 +94,7 @@ def child(engine, role):
 
 
 def processes(folder):
-    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2")
+    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2", "--replicas", "llm-chat=2")
     client = Client(engine.port, speak=True)
     first = client.ask(question("capital_of_france"))
     check("a turn across processes", first["type"] == "turn" and first["user"] == "what is the capital of france", first)

@@ -185,24 +185,132 @@ def speak(args, count):
     yield dict(measure="spoken replies, heard by nano", utterances=len(texts), word_error=round(wrong / total, 4))
 
 
+def say(args, requests, command="tts"):
+    """Speaks JSON-lines requests through the runtime -> waves at 22.05 kHz."""
+    folder = f"{args.work}/eval/said"
+    os.makedirs(folder, exist_ok=True)
+    for path in glob.glob(f"{folder}/*.wav"):
+        os.remove(path)
+    with open(f"{folder}/requests.jsonl", "w") as f:
+        f.write("\n".join(json.dumps(dict(r, output=f"{i}.wav"), ensure_ascii=False) for i, r in enumerate(requests)))
+    done = subprocess.run([args.parlando, command, "--batch", f"{folder}/requests.jsonl", "--out-dir", folder, "--model-path", args.model, "--threads", "1", "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-500:])
+    return [load_wav(f"{folder}/{i}.wav")[0] for i in range(len(requests))]
+
+
+TAG_TEXTS = ["the capital of france is paris.", "two plus seven is nine.", "it is ten past four.", "nice to meet you, anna.", "today in rome it is sunny, twenty degrees.", "the sky is blue."]
+
+
+def tags(args):
+    """Tempo and pitch of each style tag against the same sentences without one (medians over sentences)."""
+    forms = {"neutral": "", "fast": domain.TAG["fast"], "slow": domain.TAG["slow"], "happy": domain.TAG["happy"], "sing": domain.TAG["sing"]}
+    waves = say(args, [dict(text=tag + text, speaker="Clara") for tag in forms.values() for text in TAG_TEXTS])
+    seconds, pitch, span = {}, {}, {}
+    for k, name in enumerate(forms):
+        part = waves[k * len(TAG_TEXTS):(k + 1) * len(TAG_TEXTS)]
+        seconds[name] = np.array([len(w) / 22050 for w in part])
+        tracks = [features.pitch(torch.from_numpy(w)).numpy() for w in part]
+        voiced = [12 * np.log2(t[t > 0] / 100) if (t > 0).any() else np.zeros(1) for t in tracks]
+        pitch[name], span[name] = np.array([np.median(v) for v in voiced]), np.array([np.percentile(v, 90) - np.percentile(v, 10) for v in voiced])
+    for name in list(forms)[1:]:
+        yield dict(measure=f"tag {name}", utterances=len(TAG_TEXTS), duration_ratio=round(float(np.median(seconds[name] / seconds["neutral"])), 3),
+                   pitch_semitones=round(float(np.median(pitch[name] - pitch["neutral"])), 2), pitch_span_ratio=round(float(np.median(span[name] / np.maximum(0.1, span["neutral"]))), 2))
+
+
+def clone(args, count=10):
+    """Does a clone move towards its reference? Cosine of speaker embeddings, references in voices that no stage has seen."""
+    from . import modules, train_speaker
+    net = modules.CamPlus(**train_speaker.SHAPE)
+    net.load_state_dict(torch.load(f"{args.work}/state/speaker.pt", weights_only=False)["nets"]["net"])
+    net.eval()
+
+    @torch.no_grad()
+    def embed(wave, rate):
+        bank = features.fbank(features.resample(torch.from_numpy(wave), rate, 16000), "povey", 1.0)
+        return torch.nn.functional.normalize(net((bank - bank.mean(0))[None])[0], dim=0)
+
+    references = [(r, w) for r, w in test_items(args.work, "unseen") if len(w) / r["rate"] > 1.2][:count]
+    os.makedirs(f"{args.work}/eval/references", exist_ok=True)
+    requests = []
+    for i, (r, w) in enumerate(references):
+        wave16 = features.resample(torch.from_numpy(w), r["rate"], 16000).numpy() if r["rate"] < 16000 else w
+        save_wav(f"{args.work}/eval/references/{i}.wav", wave16, max(16000, r["rate"]))
+        requests.append(dict(text=TAG_TEXTS[i % len(TAG_TEXTS)], speaker=f"voice{i}", prompt_text=r["text"], wav_path=os.path.abspath(f"{args.work}/eval/references/{i}.wav")))
+    clones = say(args, requests, "clone")
+    plain = say(args, [dict(text=r["text"], speaker="Clara") for r in requests])
+    near = np.array([float(embed(c, 22050) @ embed(w, r["rate"])) for c, (r, w) in zip(clones, references)])
+    far = np.array([float(embed(p, 22050) @ embed(w, r["rate"])) for p, (r, w) in zip(plain, references)])
+    return dict(measure="clone", utterances=len(references), cosine_to_reference=round(float(np.median(near)), 3), default_voice_to_reference=round(float(np.median(far)), 3), nearer=f"{int((near > far).sum())}/{len(near)}")
+
+
+HUMANS = {"jfk.wav": "and so my fellow americans ask not what your country can do for you ask what you can do for your country", "livekit_hello_world.wav": "hello world", "unmute_bear_or_shark.wav": None, "sglang_cough.wav": None}
+
+
+def humans(args):
+    """Recorded people, far outside the domain: what nano makes of them. Reported, no target."""
+    found = [n for n in HUMANS if os.path.exists(f"{args.humans}/{n}")]
+    if not found:
+        return
+    heard = ask(args, [dict(wav=f"{args.humans}/{n}", system="write down what you hear.") for n in found], ["--no-speech"])
+    replies = ask(args, [dict(wav=f"{args.humans}/{n}") for n in found], ["--no-speech"])
+    wrong = total = 0
+    for n, h in zip(found, heard):
+        if HUMANS[n]:
+            wrong, total = wrong + trainer.edit_distance(prepare.words(h.get("transcript", "")), HUMANS[n].split()), total + len(HUMANS[n].split())
+    yield dict(measure="recorded people", utterances=len(found), word_error=round(wrong / max(1, total), 3), examples=[f"{n}: {h.get('transcript', h.get('error'))} | {r.get('reply', r.get('error'))}" for n, h, r in zip(found, heard, replies)])
+
+
+def agreement(args, count=24):
+    """Transcript and reply of the C++ runtime and of PyTorch on the same weights and the same codes, greedy."""
+    from safetensors.torch import load_file
+
+    from . import modules, text
+    tok = text.Tokenizer(f"{args.work}/tokenizer.model")
+    folder = f"{args.model}/Step-Audio-Chat"
+    net = modules.Step1(**{k: v for k, v in json.load(open(f"{folder}/config.json")).items() if k not in ("reply_format", "tool_calls", "history_turns")})
+    net.load_state_dict({k: v.float() for k, v in load_file(f"{folder}/model.safetensors").items()})
+    net.eval()
+    same, paths = 0, sorted(glob.glob(f"{args.work}/eval/test_*.wav"))[:count]
+    answers = ask(args, [dict(wav=p) for p in paths], ["--no-speech"])
+    for path, answer in zip(paths, answers):
+        codes = json.loads(subprocess.run([args.parlando, "tokenize", path, "--speech-only", "--json", "--model-path", args.model], capture_output=True, text=True).stdout)["codes"]
+        with torch.no_grad():
+            got = tok.decode(net.greedy(tok.chat([{"role": "system", "content": text.PROMPTS["chat"]}, {"role": "user", "content": codes}]), 90)).replace("<|EOT|>", "")
+        heard, _, reply = got.partition("\n")
+        call = reply.startswith("<|CALL_START|>")
+        same += heard == answer.get("transcript") and (bool(answer["tool_calls"]) if call else reply == answer["reply"])
+    return dict(measure="greedy output, C++ and PyTorch", utterances=len(paths), equal=same)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--parlando", default="build/bin/parlando")
     parser.add_argument("--model", default="models/nano")
     parser.add_argument("--count", type=int, default=60, help="spoken replies")
-    parser.add_argument("--only", choices=["listen", "speak"], help="half of the measures")
+    parser.add_argument("--only", choices=["listen", "speak", "style"], help="part of the measures")
+    parser.add_argument("--humans", default="../shared/audio", help="folder with recordings of people; left out when it does not exist")
     parser.add_argument("--limit", type=int, help="listening tests: at most this many utterances")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.makedirs(f"{args.work}/eval", exist_ok=True)
-    results = [] if args.only == "speak" else [listen(args, "test", None, args.limit), listen(args, "unseen", None, args.limit), listen(args, "test", 10, args.limit)]
+    results = [] if args.only in ("speak", "style") else [listen(args, "test", None, args.limit), listen(args, "unseen", None, args.limit), listen(args, "test", 10, args.limit)]
     for r in results:
         print(json.dumps(r), flush=True)
-    for r in speak(args, args.count) if args.only != "listen" else []:
+    def rest():
+        if args.only in (None, "speak"):
+            yield from speak(args, args.count)
+        if args.only in (None, "style"):
+            yield from tags(args)
+            yield clone(args)
+            yield from humans(args)
+            yield agreement(args)
+
+    for r in rest():
         results.append(r)
         print(json.dumps(r, ensure_ascii=False), flush=True)
-    json.dump(results, open(f"{args.work}/eval/results.json", "w"), indent=1, ensure_ascii=False)
+    json.dump(results, open(f"{args.work}/eval/results{'-' + args.only if args.only else ''}.json", "w"), indent=1, ensure_ascii=False)
 
 
 if __name__ == "__main__":
