@@ -87,15 +87,18 @@ def listen(args, name, noise_db=None, limit=None):
         requests.append(dict(wav=path)), wants.append((r["text"], want)), kinds.append(r["kind"])
     wrong = total = good = 0
     by_kind = collections.defaultdict(lambda: [0, 0])
+    confusion = collections.defaultdict(collections.Counter)      # intent said -> intent understood, by the transcript
     for answer, (said, want), kind in zip(ask(args, requests, ["--no-speech"]), wants, kinds):
         ok = right(answer, want)
         good += ok
         by_kind[kind][0] += ok
+        understood = answers.get(answer.get("transcript", ""))
+        confusion[kind][understood.kind if understood else "another text"] += 1
         by_kind[kind][1] += 1
         wrong += trainer.edit_distance(answer.get("transcript", "").split(), said.split())
         total += len(said.split())
     return dict(measure=f"listen {name}" + (f" at {noise_db} dB" if noise_db is not None else ""), utterances=len(requests), word_error=round(wrong / total, 4),
-                reply_exact=round(good / len(requests), 4), kinds={k: f"{a}/{b}" for k, (a, b) in sorted(by_kind.items())})
+                reply_exact=round(good / len(requests), 4), kinds={k: f"{a}/{b}" for k, (a, b) in sorted(by_kind.items())}, confusion={k: dict(v) for k, v in sorted(confusion.items())})
 
 
 def make_judge(folder):

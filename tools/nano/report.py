@@ -21,6 +21,15 @@ def curve(rows, key, width=420, height=120):
             f"<figcaption>{html.escape(key)}: {points[0][1]:.3f} → {points[-1][1]:.3f} in {max(xs):.0f} core-minutes</figcaption></figure>")
 
 
+def confusion(result):
+    """Intents said (rows) and understood (columns); the diagonal is what was right."""
+    rows = result["confusion"]
+    columns = sorted({c for r in rows.values() for c in r} | set(rows))
+    cell = lambda row, column, n: f'<td style="background:rgba({"37,99,235" if row == column else "220,38,38"},{min(1, n / max(1, sum(rows[row].values()))):.2f})">{n or ""}'
+    body = "".join(f"<tr><th>{html.escape(row)}" + "".join(cell(row, c, rows[row].get(c, 0)) for c in columns) for row in rows)
+    return f"<h3>Intents, {html.escape(result['measure'])}</h3><table><tr><th>" + "".join(f"<th>{html.escape(c)}" for c in columns) + body + "</table>"
+
+
 def main():
     work = sys.argv[1]
     parts = ["<!doctype html><meta charset=utf-8><title>parlando-nano</title><style>body{font:15px system-ui;margin:2rem;max-width:70rem}figure{display:inline-block;margin:.5rem}"
@@ -31,11 +40,15 @@ def main():
         parts.append(f"<h2>{os.path.basename(path)[:-6]}</h2>" + "".join(curve(rows, k) for k in keys))
     if os.path.exists(f"{work}/eval/results.json"):
         parts.append("<h2>Evaluation through the C++ runtime</h2><table>")
-        for r in json.load(open(f"{work}/eval/results.json")):
-            rest = ", ".join(f"{k} {v}" for k, v in r.items() if k not in ("measure", "kinds", "examples"))
+        results = json.load(open(f"{work}/eval/results.json"))
+        for r in results:
+            rest = ", ".join(f"{k} {v}" for k, v in r.items() if k not in ("measure", "kinds", "examples", "confusion"))
             kinds = ", ".join(f"{k} {v}" for k, v in r.get("kinds", {}).items())
             parts.append(f"<tr><th>{html.escape(r['measure'])}<td>{html.escape(rest)}<td>{html.escape(kinds or ' · '.join(r.get('examples', [])))}</tr>")
         parts.append("</table>")
+        for r in results:
+            if "confusion" in r:
+                parts.append(confusion(r))
     samples = sorted(glob.glob("models/nano/samples/*.wav"))
     if samples:
         parts.append("<h2>Samples</h2>")
