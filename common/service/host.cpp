@@ -42,6 +42,8 @@ struct Runtime::Impl {
   caf::actor_system system;
 };
 
+std::string caf_version() { return fmt::format("{}.{}.{}", CAF_VERSION / 10000, CAF_VERSION / 100 % 100, CAF_VERSION % 100); }
+
 Runtime::Runtime() : impl(std::make_unique<Impl>()), context(std::make_shared<transport::ZmqContext>()) {}
 Runtime::~Runtime() = default;
 

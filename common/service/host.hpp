@@ -8,6 +8,9 @@
 
 namespace parlando::service {
 
+/// Of the actor library this was built with.
+std::string caf_version();
+
 /// The actor system and what services of one process share.
 class Runtime {
  public:

@@ -39,6 +39,12 @@ std::span<const std::byte> bytes_of(const zmq::message_t& m) { return {m.data<st
 ZmqContext::ZmqContext() : handle_(new zmq::context_t(1)) {}
 ZmqContext::~ZmqContext() { delete static_cast<zmq::context_t*>(handle_); }
 
+std::string zmq_version() {
+  int major = 0, minor = 0, patch = 0;
+  ::zmq_version(&major, &minor, &patch);
+  return fmt::format("{}.{}.{}, {}", major, minor, patch, zmq_has("curve") != 0 ? "CURVE" : "no CURVE");
+}
+
 Result<CurveKeys> CurveKeys::generate() {
   char open[41], secret[41];
   if (zmq_curve_keypair(open, secret) != 0) return fail(Errc::unsupported, "this ZeroMQ has no CURVE");

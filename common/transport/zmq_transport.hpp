@@ -25,6 +25,9 @@ class ZmqContext {
   void* handle_;
 };
 
+/// Of the ZeroMQ library in use, and whether it has CURVE: "4.3.4, CURVE".
+std::string zmq_version();
+
 /// Z85 keys of 40 characters. A connection whose key is not in `allowed` is refused and counted.
 struct CurveKeys {
   std::string public_key, secret_key;
