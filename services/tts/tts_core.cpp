@@ -1,5 +1,6 @@
 #include "services/tts/tts_core.hpp"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -39,6 +40,9 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
     if (found == core->voice_codes_.end()) return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", core->voice_now_);
     return found->second;
   }));
+  // Warm means that codes have become sound once.
+  PARLANDO_TRY(const auto warm, out->common_->synthesise({1, 2, 1024, 1025, 1026, 3, 4, 1027, 1028, 1029}, {{}, at::zeros({1, 0, 80}), at::ones({1, 192})}, 1));
+  if (warm.empty()) return fail(Errc::internal, "the decoder of '{}' gave no sound for ten codes", config.model);
   return std::unique_ptr<service::Core>(std::move(out));
 }
 
