@@ -28,13 +28,17 @@ Metrics::Histogram Metrics::histogram(const std::string& name, const std::string
   return {&prometheus::BuildHistogram().Name(name).Help(help).Register(impl_->registry).Add(labels(key, value), kBounds)};
 }
 
-void Metrics::Counter::add(double by) const { static_cast<prometheus::Counter*>(impl)->Increment(by); }
+void Metrics::Counter::add(double by) const {
+  if (impl != nullptr) static_cast<prometheus::Counter*>(impl)->Increment(by);
+}
 void Metrics::Counter::set_at_least(double total) const {
   auto& c = *static_cast<prometheus::Counter*>(impl);
   if (total > c.Value()) c.Increment(total - c.Value());
 }
 void Metrics::Gauge::set(double value) const { static_cast<prometheus::Gauge*>(impl)->Set(value); }
-void Metrics::Histogram::observe(double seconds) const { static_cast<prometheus::Histogram*>(impl)->Observe(seconds); }
+void Metrics::Histogram::observe(double seconds) const {
+  if (impl != nullptr) static_cast<prometheus::Histogram*>(impl)->Observe(seconds);
+}
 
 std::string Metrics::text() const { return prometheus::TextSerializer().Serialize(impl_->registry.Collect()); }
 

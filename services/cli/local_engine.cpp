@@ -72,12 +72,6 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::load(const EngineOptions& opti
   return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", options.model_path.string(), error.what());
 }
 
-std::string LocalEngine::default_speaker() const {
-  const auto names = voices();
-  if (std::find(names.begin(), names.end(), "Tingting") != names.end()) return "Tingting";
-  return names.empty() ? "" : names.front();
-}
-
 Result<TurnResult> LocalEngine::talk(const Question& question, const std::string& system, const std::string& speaker, std::vector<llm::Message>& history, bool speak_reply) {
   TurnResult out;
   const auto start = std::chrono::steady_clock::now();
@@ -145,23 +139,23 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
 Result<Spoken> LocalEngine::speak(const std::string& text, const std::string& speaker, const SpeakOptions& options) {
   const auto mode = tts_mode(text, speaker, false);
   PARLANDO_TRY(const auto voice, voices_->get(mode.speaker_key));
-  return synthesise(text, *voice, mode, false, options);
+  return synthesise(text, *voice, mode, options);
 }
 
 Result<Spoken> LocalEngine::speak_as(const std::string& text, const tts::Voice& voice, const SpeakOptions& options) {
-  return synthesise(text, voice, tts_mode(text, "", true), true, options);
+  return synthesise(text, voice, tts_mode(text, "", true), options);
 }
 
 Result<std::shared_ptr<const tts::Voice>> LocalEngine::clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) {
   return voices_->clone(name, text, wave, rate);
 }
 
-Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, bool clone, const SpeakOptions& options) {
+Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, const SpeakOptions& options) {
   Spoken out;
   const auto start = std::chrono::steady_clock::now();
   if (mode.vocoder == Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
   const auto& decoder = mode.vocoder == Vocoder::music ? music_ : common_;
-  PARLANDO_TRY(const auto system, speech_.speech_system(clone && mode.system_prompt == "with_speaker" ? "without_speaker" : mode.system_prompt, voice.name));
+  PARLANDO_TRY(const auto system, speech_.speech_system(mode.system_prompt, voice.name));
   const llm::PromptBuilder builder(speech_.text, true);
   const auto prompt = builder.tts({system, voice.text, text, voice.prompt.codes});
   constexpr std::int64_t kLengthMax = 8192;   // includes the prompt, as in the official call

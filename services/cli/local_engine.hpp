@@ -53,11 +53,11 @@ class LocalEngine {
   Result<std::shared_ptr<const tts::Voice>> clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate);
 
   std::vector<std::string> voices() const { return voices_ ? voices_->names() : std::vector<std::string>{}; }
-  std::string default_speaker() const;
+  std::string default_speaker() const { return voices_ ? voices_->default_name() : std::string(); }
   const tokenizer::SpeechTokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
-  Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, bool clone, const SpeakOptions& options);
+  Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, const SpeakOptions& options);
 
   EngineOptions options_;
   std::shared_ptr<const tokenizer::SpeechTokenizer> tokenizer_;

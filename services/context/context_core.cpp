@@ -47,7 +47,7 @@ void ContextCore::on_message(const std::string& peer, protocol::Message m, Time)
         if (!json::parse(record, nullptr, false).is_object()) return fail(Errc::bad_json, "the record of a turn is not a JSON object");
         if (!body.contains("turn") || !body["turn"].is_number_integer()) return fail(Errc::invalid_argument, "a turn needs its number");
         PARLANDO_TRY(const auto digest, store_->commit(session, body.value("epoch", 0u), body["turn"].get<std::int64_t>(), record));
-        if (turns_.impl != nullptr) turns_.add();
+        turns_.add();
         answer(peer, m.head, MessageType::turn, json{{"turn", body["turn"]}, {"digest", digest}}.dump());
         return {};
       }

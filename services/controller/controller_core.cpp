@@ -21,8 +21,8 @@ class ControllerCore::Session final : public Outlet {
   void to_client(MessageType type, const json& body, std::vector<std::byte> payload) override {
     protocol::Envelope to;
     to.session = id_, to.stream = kClientStream;
-    if (type == MessageType::error) core_.errors_.impl != nullptr ? core_.errors_.add() : void();
-    if (type == MessageType::turn && core_.turns_.impl != nullptr) {
+    if (type == MessageType::error) core_.errors_.add();
+    if (type == MessageType::turn) {
       core_.turns_.add();
       if (body.contains("stages") && body["stages"].contains("first_audio_ms")) core_.first_audio_.observe(body["stages"]["first_audio_ms"].get<double>() / 1000);
     }
@@ -143,7 +143,7 @@ void ControllerCore::on_peer(const transport::Peer& peer, bool up, Time now) {
     if (!s->lost(peer.role, peer.instance)) continue;
     const auto before = s->dialogue.replays();
     s->dialogue.service_lost(peer.role, now);
-    if (replays_.impl != nullptr) replays_.add(static_cast<double>(s->dialogue.replays() - before));
+    replays_.add(static_cast<double>(s->dialogue.replays() - before));
   }
 }
 

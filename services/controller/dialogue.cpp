@@ -90,11 +90,13 @@ void Dialogue::start(const std::string& role) {
       if (!send(role, MessageType::open, json::object())) return;
       send(role, MessageType::history, json::object());
     }
-    if (state_ == State::committing) {
-      const auto text = record_.dump(-1, ' ', false, json::error_handler_t::replace);
-      send(role, MessageType::turn, {{"turn", turns_ + 1}, {"epoch", epoch_}}, to_bytes(std::span<const char>(text)));
-    }
+    if (state_ == State::committing) send_record();
   }
+}
+
+void Dialogue::send_record() {
+  const auto text = record_.dump(-1, ' ', false, json::error_handler_t::replace);
+  send(kContext, MessageType::turn, {{"turn", turns_ + 1}, {"epoch", epoch_}}, to_bytes(std::span<const char>(text)));
 }
 
 void Dialogue::finish(const std::string& role) {
@@ -294,8 +296,7 @@ void Dialogue::maybe_commit(Time now) {
   state_ = State::committing;
   if (streams_.contains(kTts)) finish(kTts);
   if (streams_.contains(kContext) && epoch_ != 0) {
-    const auto text = record_.dump(-1, ' ', false, json::error_handler_t::replace);
-    send(kContext, MessageType::turn, {{"turn", turns_ + 1}, {"epoch", epoch_}}, to_bytes(std::span<const char>(text)));
+    send_record();
   } else if (!wanted_.contains(kContext) && !streams_.contains(kContext)) {
     start(kContext);
   }

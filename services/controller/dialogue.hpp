@@ -68,6 +68,7 @@ class Dialogue {
   /// Opens a stream to a role and says everything the turn knows so far; at the turn's start, and again when a replica has died.
   void start(const std::string& role);
   void finish(const std::string& role);
+  void send_record();
   void begin_speech(std::int64_t sample, Time now);
   void end_speech(std::int64_t sample, Time now);
   void speak(std::vector<std::string> pieces, bool last);

@@ -75,7 +75,7 @@ Result<void> GatewayCore::attach(Post post) {
 void GatewayCore::event(std::uint64_t id, const json& body) { server_->send(id, body.dump(-1, ' ', false, json::error_handler_t::replace), false); }
 
 void GatewayCore::complain(std::uint64_t id, Errc code, const std::string& message) {
-  if (refused_.impl != nullptr) refused_.add();
+  refused_.add();
   event(id, {{"type", "error"}, {"code", std::string(to_string(code))}, {"message", message}});
   const auto found = sockets_.find(id);
   if (found != sockets_.end() && ++found->second.strikes >= kStrikesMax) server_->close(id);
@@ -102,7 +102,7 @@ void GatewayCore::client_said(std::uint64_t id, const std::string& data, bool bi
   if (binary) {
     if (!c.opened) return complain(id, Errc::not_ready, "send {\"type\":\"open\"} before audio");
     if (data.size() % 2 != 0 || data.size() > kAudioBytesMax) return complain(id, Errc::bad_frame, fmt::format("an audio message of {} bytes, expected an even number up to {}", data.size(), kAudioBytesMax));
-    if (frames_.impl != nullptr) frames_.add();
+    frames_.add();
     return say(c, MessageType::audio, "{}", to_bytes(std::span<const char>(data)));
   }
   const auto body = nested_deeper_than(data, 32) ? json() : json::parse(data, nullptr, false);
@@ -140,7 +140,7 @@ void GatewayCore::on_message(const std::string&, protocol::Message m, Time) {
   auto body = protocol::body_of(m);
   switch (m.head.type) {
     case MessageType::speech:
-      if (audio_out_.impl != nullptr) audio_out_.add(static_cast<double>(m.payload.size()) / 2 / 22050);
+      audio_out_.add(static_cast<double>(m.payload.size()) / 2 / 22050);
       return server_->send(id, {reinterpret_cast<const char*>(m.payload.data()), m.payload.size()}, true);
     case MessageType::open: body["type"] = "opened", body["rate"] = 22050; break;
     case MessageType::speech_started: body["type"] = "speech_started"; break;

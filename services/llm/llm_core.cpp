@@ -184,7 +184,7 @@ void LlmCore::on_token(const TokenEvent& event) {
   const auto found = jobs_.find(event.sequence);
   if (found == jobs_.end()) return;
   auto& job = found->second;
-  if (tokens_.impl != nullptr && event.id >= 0) tokens_.add();
+  if (event.id >= 0) tokens_.add();
   if (job.chat) {
     const auto events = job.chat->on(event);
     if (!events) return answer_error(job.peer, job.head, events.error());

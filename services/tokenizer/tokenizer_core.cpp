@@ -63,7 +63,7 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
       if (s.live.samples() + s.pending.size() + samples.size() > static_cast<std::size_t>(config_.utterance_seconds_max) * 16000)
         return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("an utterance takes at most {} s", config_.utterance_seconds_max)});
       s.pending.insert(s.pending.end(), samples.begin(), samples.end());
-      if (seconds_.impl != nullptr) seconds_.add(static_cast<double>(samples.size()) / 16000);
+      seconds_.add(static_cast<double>(samples.size()) / 16000);
       queue(key, s);
       break;
     }
@@ -81,7 +81,7 @@ void TokenizerCore::queue(const Key& key, Stream& stream) {
 }
 
 void TokenizerCore::tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last, std::span<const std::int32_t> codes) {
-  if (codes_.impl != nullptr) codes_.add(static_cast<double>(codes.size()));
+  codes_.add(static_cast<double>(codes.size()));
   answer(peer, to, MessageType::tokens, fmt::format(R"({{"first_group":{},"final_groups":{},"last":{}}})", first_group, final_groups, last), to_bytes(codes));
 }
 

@@ -156,10 +156,7 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
 /// Asks for the codes of the first chunk. @error what the caller did wrong, or that a voice cannot be had
 Result<void> TtsCore::begin(Utterance& u, Time now) {
   auto& chunk = u.chunks.front();
-  if (chunk.speaker.empty()) {
-    const auto names = voices_->names();
-    chunk.speaker = std::find(names.begin(), names.end(), "Tingting") != names.end() ? "Tingting" : names.empty() ? "" : names.front();
-  }
+  if (chunk.speaker.empty()) chunk.speaker = voices_->default_name();
   const auto mode = tts_mode(chunk.text, chunk.speaker, false);
   if (mode.vocoder == Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
   voice_now_ = mode.speaker_key;
@@ -185,10 +182,10 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
     PARLANDO_TRY(const auto rest, u.stream->finish());
     wave.insert(wave.end(), rest.begin(), rest.end());
   }
-  if (!wave.empty() && u.samples == 0 && first_audio_.impl != nullptr) first_audio_.observe(std::chrono::duration<double>(now - u.begun).count());
+  if (!wave.empty() && u.samples == 0) first_audio_.observe(std::chrono::duration<double>(now - u.begun).count());
   const auto first = u.samples;
   u.samples += static_cast<std::int64_t>(wave.size());
-  if (seconds_.impl != nullptr) seconds_.add(static_cast<double>(wave.size()) / kMelRate);
+  seconds_.add(static_cast<double>(wave.size()) / kMelRate);
   std::size_t at = static_cast<std::size_t>(std::clamp<std::int64_t>(chunk.skip - first, 0, static_cast<std::int64_t>(wave.size())));
   do {
     const auto n = std::min(kSamplesPerMessage, wave.size() - at);

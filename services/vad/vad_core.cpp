@@ -38,7 +38,7 @@ void VadCore::on_message(const std::string& peer, protocol::Message m, Time) {
       std::size_t at = 0;
       for (; s.open.size() - at >= kFrameSamples; at += kFrameSamples) {
         const float p = s.net(std::span<const float, kFrameSamples>(s.open.data() + at, kFrameSamples));
-        if (frames_.impl != nullptr) frames_.add();
+        frames_.add();
         if (const auto event = s.detector.push(p, s.position)) tell(peer, m.head, *event);
         s.position += kFrameSamples;
       }

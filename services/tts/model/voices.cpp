@@ -45,6 +45,11 @@ Result<std::shared_ptr<const Voice>> Voices::get(const std::string& name) {
   return voice;
 }
 
+std::string Voices::default_name() const {
+  if (texts_.contains("Tingting")) return "Tingting";
+  return texts_.empty() ? "" : texts_.begin()->first;
+}
+
 Result<Voices::Recording> Voices::recording(const std::string& name) const {
   PARLANDO_TRY(auto file, audio::read_audio(directory_ / (name + "_prompt.wav")));
   return Recording{std::move(file.wave), file.rate};

@@ -25,6 +25,8 @@ class Voices {
   /// A voice from a recording. @error Errc::invalid_argument when it is too short, silent or longer than 30 s
   Result<std::shared_ptr<const Voice>> clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const;
   std::vector<std::string> names() const;
+  /// The official demo's voice where it exists, else the first; empty when there is none.
+  std::string default_name() const;
   struct Recording { std::vector<float> wave; int rate; };
   /// The file a built-in voice was made from. @error Errc::not_found, Errc::bad_format
   Result<Recording> recording(const std::string& name) const;
