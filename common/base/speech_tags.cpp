@@ -42,6 +42,7 @@ TtsMode tts_mode(std::string_view text, std::string_view speaker, bool clone) {
   const bool music = tag == "RAP" || tag == kHumming;
   mode.vocoder = music ? Vocoder::music : Vocoder::common;
   if (!clone) mode.speaker_key = music ? std::string(speaker) + tag : std::string(speaker);
+  if (!clone && !music && !tag.empty()) mode.styled_key = std::string(speaker) + tag;
   if (music) mode.system_prompt = text.find(kHumming) != std::string_view::npos ? "vocal" : "rap";
   else mode.system_prompt = clone ? "without_speaker" : "with_speaker";
   return mode;

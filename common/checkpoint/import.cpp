@@ -324,7 +324,7 @@ Result<json> read_vocoder_config(const fs::path& directory) {
                               {"attention_heads", get_or(encoder, "attention_heads", 8)}, {"linear_units", get_or(encoder, "linear_units", 2048)},
                               {"num_blocks", get_or(encoder, "num_blocks", 6)}}},
                  {"cfm", {{"sigma_min", get_or(cfm, "sigma_min", 1e-6)}, {"solver", get_or(cfm, "solver", "euler")}, {"t_scheduler", get_or(cfm, "t_scheduler", "cosine")},
-                          {"inference_cfg_rate", get_or(cfm, "inference_cfg_rate", 0.7)}}},
+                          {"inference_cfg_rate", get_or(cfm, "inference_cfg_rate", 0.7)}, {"n_timesteps", get_or(cfm, "n_timesteps", 10)}}},
                  {"estimator", {{"in_channels", get_or(estimator, "in_channels", 320)}, {"out_channels", get_or(estimator, "out_channels", 80)},
                                 {"channels", get_or(estimator, "channels", json::array({256, 256}))}, {"attention_head_dim", get_or(estimator, "attention_head_dim", 64)},
                                 {"n_blocks", get_or(estimator, "n_blocks", 4)}, {"num_mid_blocks", get_or(estimator, "num_mid_blocks", 12)},

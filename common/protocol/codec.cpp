@@ -151,6 +151,4 @@ Result<Message> decode(std::span<const std::span<const std::byte>> frames, std::
   return out;
 }
 
-nlohmann::json body_of(const Message& message) { return message.body.empty() ? nlohmann::json::object() : nlohmann::json::parse(message.body, nullptr, false); }
-
 }  // namespace parlando::protocol

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "common/protocol/body.hpp"
 #include "common/protocol/envelope.hpp"
 
 namespace parlando::protocol {
@@ -24,9 +25,6 @@ Result<Frames> encode(Message message);
 /// Checks everything: lengths, magic, version, type, limits, checksum, JSON. Nothing throws.
 /// @error Errc::bad_frame (truncated, oversized, sizes that disagree, checksum), Errc::bad_magic, Errc::bad_version, Errc::unknown_type, Errc::bad_json
 Result<Message> decode(std::span<const std::span<const std::byte>> frames, std::uint16_t version_min = kVersionMin, std::uint16_t version_max = kVersion);
-
-/// The body as JSON; an empty body is an empty object. Only after `decode`.
-nlohmann::json body_of(const Message& message);
 
 /// CRC-32C (Castagnoli), chained through `seed`.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t seed = 0);

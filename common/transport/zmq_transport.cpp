@@ -255,14 +255,12 @@ class ZmqTransport::Loop {
   /// @return the peer a HELLO speaks of and the version both know, or why not
   Result<Peer> read_hello(const Message& m, bool caller) {
     const auto body = body_of(m);
-    auto text = [&](const char* key) { return body.contains(key) && body[key].is_string() ? body[key].get<std::string>() : std::string(); };
-    auto number = [&](const char* key) { return body.contains(key) && body[key].is_number_unsigned() ? body[key].get<std::uint64_t>() : 0; };
-    Peer peer{text("instance"), text("role"), 0, caller};
+    Peer peer{text_in(body, "instance"), text_in(body, "role"), 0, caller};
     if (peer.instance.empty() || peer.instance.size() > 100 || peer.role.empty() || peer.role.size() > 40) return fail(Errc::bad_json, "HELLO names the instance '{}' of role '{}'", peer.instance.substr(0, 100), peer.role.substr(0, 40));
-    const auto low = std::max<std::uint64_t>(number("version_min"), kVersionMin), high = std::min<std::uint64_t>(number("version_max"), kVersion);
+    const auto low = std::max<std::int64_t>(integer_in(body, "version_min"), kVersionMin), high = std::min<std::int64_t>(integer_in(body, "version_max"), kVersion);
     if (low > high) {
       ++counters_.version_refused;
-      return fail(Errc::bad_version, "the peer speaks versions {} to {}, we {} to {}", number("version_min"), number("version_max"), kVersionMin, kVersion);
+      return fail(Errc::bad_version, "the peer speaks versions {} to {}, we {} to {}", integer_in(body, "version_min"), integer_in(body, "version_max"), kVersionMin, kVersion);
     }
     peer.version = static_cast<std::uint16_t>(high);
     return peer;
@@ -306,15 +304,15 @@ class ZmqTransport::Loop {
     }
     if (m.head.type == MessageType::heartbeat_reply) {
       const auto body = body_of(m);
-      const auto steps = body.value("progress", std::uint64_t{0});
-      if (steps != d.steps || !body.value("busy", false)) d.steps = steps, d.progressed = now;
-      if (now - d.progressed > milliseconds(body.value("step_limit_ms", 2000))) {
+      const auto steps = static_cast<std::uint64_t>(integer_in(body, "progress"));
+      if (steps != d.steps || !flag_in(body, "busy")) d.steps = steps, d.progressed = now;
+      if (now - d.progressed > milliseconds(integer_in(body, "step_limit_ms", 2000))) {
         ++counters_.peers_hung;
         lose(d, now);
       }
       return;
     }
-    if (m.head.type == MessageType::error && m.head.session == SessionId{} && body_of(m).value("code", "") == "not_ready") { d.said_hello = {}; return; }   // it has forgotten us
+    if (m.head.type == MessageType::error && m.head.session == SessionId{} && text_in(body_of(m), "code") == "not_ready") { d.said_hello = {}; return; }   // it has forgotten us
     if (d.peer) handlers_.message(d.peer->instance, std::move(m));
   }
 

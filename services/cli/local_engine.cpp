@@ -138,7 +138,7 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
 
 Result<Spoken> LocalEngine::speak(const std::string& text, const std::string& speaker, const SpeakOptions& options) {
   const auto mode = tts_mode(text, speaker, false);
-  PARLANDO_TRY(const auto voice, voices_->get(mode.speaker_key));
+  PARLANDO_TRY(const auto voice, voices_->get(voices_->entry(mode)));
   return synthesise(text, *voice, mode, options);
 }
 

@@ -27,8 +27,8 @@ class ControllerCore::Session final : public Outlet {
       if (body.contains("stages") && body["stages"].contains("first_audio_ms")) core_.first_audio_.observe(body["stages"]["first_audio_ms"].get<double>() / 1000);
     }
     // An error of one turn travels in order with the turn's other messages, so it must not be the exempt kind.
-    if (type == MessageType::error) core_.answer(client, to, MessageType::text, json{{"kind", "error"}, {"code", body.value("code", "")}, {"text", body.value("message", "")}}.dump());
-    else core_.answer(client, to, type, body.dump(-1, ' ', false, json::error_handler_t::replace), std::move(payload));
+    if (type == MessageType::error) core_.answer(client, to, MessageType::text, json{{"kind", "error"}, {"code", protocol::text_in(body, "code")}, {"text", protocol::text_in(body, "message")}}.dump());
+    else core_.answer(client, to, type, protocol::dump(body), std::move(payload));
   }
 
   bool to_service(const std::string& role, protocol::Message message) override {

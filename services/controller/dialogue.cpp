@@ -8,15 +8,12 @@
 
 namespace parlando::controller {
 using nlohmann::json;
-using protocol::MessageType;
+using protocol::MessageType, protocol::flag_in, protocol::integer_in, protocol::text_in;
 
 namespace {
 constexpr std::size_t kAudioBytesMax = 16 * 1024;     // of one message when the log is replayed
 constexpr std::int64_t kSpeechRate = 22050;
 constexpr const char *kVad = "vad", *kTokenizer = "tokenizer", *kChat = "llm-chat", *kTts = "tts", *kContext = "context";
-
-std::string text_in(const json& body, const char* key) { return body.contains(key) && body[key].is_string() ? body[key].get<std::string>() : std::string(); }
-std::int64_t number_in(const json& body, const char* key) { return body.contains(key) && body[key].is_number_integer() ? body[key].get<std::int64_t>() : 0; }
 }  // namespace
 
 std::vector<config::Problem> DialogueConfig::problems(const std::string& path) const {
@@ -41,7 +38,7 @@ protocol::Message Dialogue::message(const std::string& role, MessageType type, j
     const auto left = std::chrono::duration_cast<milliseconds>(ended_at_ + std::chrono::seconds(config_.reply_seconds_max) - now_).count();
     m.head.remaining_ms = static_cast<std::uint32_t>(std::max<std::int64_t>(1, left));
   }
-  m.body = body.dump(-1, ' ', false, json::error_handler_t::replace);
+  m.body = protocol::dump(body);
   m.payload = std::move(payload);
   return m;
 }
@@ -75,8 +72,8 @@ void Dialogue::start(const std::string& role) {
     if (ended) send(role, MessageType::flush, {{"samples", end_ - begin_}});
   } else if (role == kChat) {
     json past = json::array();
-    for (const auto& r : history_) past.push_back({{"role", "user"}, {"content", r.value("user", "")}}), past.push_back({{"role", "assistant"}, {"content", r.value("assistant", "")}});
-    const auto text = past.dump(-1, ' ', false, json::error_handler_t::replace);
+    for (const auto& r : history_) past.push_back({{"role", "user"}, {"content", text_in(r, "user")}}), past.push_back({{"role", "assistant"}, {"content", text_in(r, "assistant")}});
+    const auto text = protocol::dump(past);
     if (!send(role, MessageType::open, {{"kind", "chat"}, {"system", system_}}, to_bytes(std::span<const char>(text)))) return;
     if (typed_) send(role, MessageType::append, {{"text", *typed_}});
     else if (!codes_.empty()) send(role, MessageType::append, {{"first_group", 0}}, to_bytes(std::span<const std::int32_t>(codes_)));
@@ -95,7 +92,7 @@ void Dialogue::start(const std::string& role) {
 }
 
 void Dialogue::send_record() {
-  const auto text = record_.dump(-1, ' ', false, json::error_handler_t::replace);
+  const auto text = protocol::dump(record_);
   send(kContext, MessageType::turn, {{"turn", turns_ + 1}, {"epoch", epoch_}}, to_bytes(std::span<const char>(text)));
 }
 
@@ -108,7 +105,7 @@ void Dialogue::finish(const std::string& role) {
 void Dialogue::open(const json& options, Time now) {
   now_ = now;
   system_ = text_in(options, "system"), speaker_ = text_in(options, "speaker");
-  speak_ = options.value("speak", true);
+  speak_ = flag_in(options, "speak", true);
   start(kContext);
 }
 
@@ -183,16 +180,16 @@ void Dialogue::on_service(const std::string& role, const protocol::Message& m, T
   if (current == streams_.end() || current->second != m.head.stream) return;
   const auto body = protocol::body_of(m);
   switch (m.head.type) {
-    case MessageType::speech_started: return begin_speech(number_in(body, "sample"), now);
-    case MessageType::speech_ended: return end_speech(number_in(body, "sample"), now);
+    case MessageType::speech_started: return begin_speech(integer_in(body, "sample"), now);
+    case MessageType::speech_ended: return end_speech(integer_in(body, "sample"), now);
     case MessageType::tokens: {
       const auto codes = from_bytes<std::int32_t>(m.payload);
-      const auto at = static_cast<std::size_t>(std::max<std::int64_t>(0, number_in(body, "first_group"))) * kCodesPerGroup;
+      const auto at = static_cast<std::size_t>(std::max<std::int64_t>(0, integer_in(body, "first_group"))) * kCodesPerGroup;
       if (at > codes_.size()) return;
       codes_.resize(at);
       codes_.insert(codes_.end(), codes.begin(), codes.end());
-      if (streams_.contains(kChat)) send(kChat, MessageType::append, {{"first_group", number_in(body, "first_group")}}, m.payload);
-      if (!body.value("last", false)) return;
+      if (streams_.contains(kChat)) send(kChat, MessageType::append, {{"first_group", integer_in(body, "first_group")}}, m.payload);
+      if (!flag_in(body, "last")) return;
       tokens_done_ = true;
       timings_["tokenizer_ms"] = ms_since_end(now);
       finish(kTokenizer);
@@ -202,19 +199,19 @@ void Dialogue::on_service(const std::string& role, const protocol::Message& m, T
     }
     case MessageType::text: return on_text(body, now);
     case MessageType::speech: return on_speech(body, m, now);
-    case MessageType::open: epoch_ = static_cast<std::uint32_t>(number_in(body, "epoch")); return;
+    case MessageType::open: epoch_ = static_cast<std::uint32_t>(integer_in(body, "epoch")); return;
     case MessageType::history: {
       const auto list = json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
       if (!history_known_ && list.is_array())
         for (const auto& t : list)
-          if (t.is_object() && t.contains("record")) history_.push_back(t["record"]), turns_ = std::max(turns_, number_in(t, "turn"));
+          if (t.is_object() && t.contains("record")) history_.push_back(t["record"]), turns_ = std::max(turns_, integer_in(t, "turn"));
       history_known_ = true;
       while (static_cast<int>(history_.size()) > config_.history_turns) history_.pop_front();
       outlet_.to_client(MessageType::open, {{"turns", turns_}, {"epoch", epoch_}}, {});
       return;
     }
     case MessageType::turn: {
-      if (state_ != State::committing || number_in(body, "turn") != turns_ + 1) return;
+      if (state_ != State::committing || integer_in(body, "turn") != turns_ + 1) return;
       ++turns_;
       history_.push_back(record_);
       while (static_cast<int>(history_.size()) > config_.history_turns) history_.pop_front();
@@ -273,11 +270,11 @@ void Dialogue::speak(std::vector<std::string> pieces, bool last) {
 }
 
 void Dialogue::on_speech(const json& body, const protocol::Message& m, Time now) {
-  const auto chunk = static_cast<std::size_t>(std::max<std::int64_t>(0, number_in(body, "chunk")));
+  const auto chunk = static_cast<std::size_t>(std::max<std::int64_t>(0, integer_in(body, "chunk")));
   if (chunk >= spoken_.size() || spoken_[chunk].done) return;
   auto& s = spoken_[chunk];
   // After a replay the first message may overlap what was sent.
-  const auto first = number_in(body, "sample"), count = static_cast<std::int64_t>(m.payload.size() / 2), skip = std::clamp<std::int64_t>(s.samples - first, 0, count);
+  const auto first = integer_in(body, "sample"), count = static_cast<std::int64_t>(m.payload.size() / 2), skip = std::clamp<std::int64_t>(s.samples - first, 0, count);
   if (first > s.samples) return;   // cannot happen: streams keep their order
   if (skip < count) {
     if (samples_sent_ == 0) timings_["first_audio_ms"] = ms_since_end(now);
@@ -285,7 +282,7 @@ void Dialogue::on_speech(const json& body, const protocol::Message& m, Time now)
     outlet_.to_client(MessageType::speech, {{"sample", samples_sent_}, {"rate", kSpeechRate}}, {m.payload.begin() + static_cast<std::ptrdiff_t>(2 * skip), m.payload.end()});
     s.samples += count - skip, samples_sent_ += count - skip;
   }
-  s.done = body.value("last", false);
+  s.done = flag_in(body, "last");
   maybe_commit(now);
 }
 

@@ -22,6 +22,16 @@ std::string type_of(const fs::path& file) {
   const auto e = file.extension();
   return e == ".html" ? "text/html; charset=utf-8" : e == ".js" ? "text/javascript; charset=utf-8" : e == ".css" ? "text/css; charset=utf-8" : e == ".json" ? "application/json" : e == ".wav" ? "audio/wav" : "application/octet-stream";
 }
+/// What is wrong with an `open` message; empty when nothing is.
+std::string wrong_option(const json& body) {
+  for (const auto& [key, value] : body.items()) {
+    if (key == "type") continue;
+    if (key == "system" || key == "speaker") { if (!value.is_string()) return fmt::format("open: {} is {}, expected a text", key, protocol::dump(value).substr(0, 40)); }
+    else if (key == "speak") { if (!value.is_boolean()) return fmt::format("open: speak is {}, expected true or false", protocol::dump(value).substr(0, 40)); }
+    else return fmt::format("open: '{}' is unknown, expected system, speaker or speak", key.substr(0, 40));
+  }
+  return {};
+}
 }  // namespace
 
 std::vector<config::Problem> GatewayConfig::problems(const std::string& path) const {
@@ -72,7 +82,7 @@ Result<void> GatewayCore::attach(Post post) {
   return {};
 }
 
-void GatewayCore::event(std::uint64_t id, const json& body) { server_->send(id, body.dump(-1, ' ', false, json::error_handler_t::replace), false); }
+void GatewayCore::event(std::uint64_t id, const json& body) { server_->send(id, protocol::dump(body), false); }
 
 void GatewayCore::complain(std::uint64_t id, Errc code, const std::string& message) {
   refused_.add();
@@ -114,14 +124,18 @@ void GatewayCore::client_said(std::uint64_t id, const std::string& data, bool bi
     if (!index) return complain(id, Errc::unavailable, "no controller is connected; try again");
     c.controller = controllers_[*index];
     c.opened = true;
+    if (const auto wrong = wrong_option(body); !wrong.empty()) return complain(id, Errc::invalid_argument, wrong);
     auto options = body;
     options.erase("type");
-    return say(c, MessageType::open, options.dump(-1, ' ', false, json::error_handler_t::replace));
+    return say(c, MessageType::open, protocol::dump(options));
   }
   if (!c.opened) return complain(id, Errc::not_ready, "send {\"type\":\"open\"} first");
   if (type == "flush") return say(c, MessageType::flush, "{}");
   if (type == "cancel") return say(c, MessageType::cancel, "{}");
-  if (type == "text") return say(c, MessageType::text, json{{"text", body.value("text", json(""))}}.dump(-1, ' ', false, json::error_handler_t::replace));
+  if (type == "text") {
+    if (!body.contains("text") || !body["text"].is_string()) return complain(id, Errc::invalid_argument, "a text message needs a text");
+    return say(c, MessageType::text, protocol::dump(json{{"text", body["text"]}}));
+  }
   complain(id, Errc::unknown_type, "the type is '" + type.substr(0, 40) + "', expected open, flush, text or cancel");
 }
 
@@ -148,8 +162,8 @@ void GatewayCore::on_message(const std::string&, protocol::Message m, Time) {
     case MessageType::turn: body["type"] = "turn"; break;
     case MessageType::error: body["type"] = "error"; break;
     case MessageType::text:
-      body["type"] = body.value("kind", "") == "error" ? "error" : "text";
-      if (body["type"] == "error") body["message"] = body.value("text", "");
+      body["type"] = protocol::text_in(body, "kind") == "error" ? "error" : "text";
+      if (body["type"] == "error") body["message"] = protocol::text_in(body, "text");
       break;
     default: return;
   }

@@ -33,7 +33,6 @@ Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
 }
 
 std::string name_of(const std::string& peer, const protocol::Envelope& head) { return fmt::format("{}/{:x}{:016x}/{}", peer, head.session.high, head.session.low, head.stream); }
-std::string text_in(const json& body, const char* key) { return body.contains(key) && body[key].is_string() ? body[key].get<std::string>() : std::string(); }
 }  // namespace
 
 /// Codes of one synthesis on their way out.
@@ -132,26 +131,26 @@ void LlmCore::on_message(const std::string& peer, protocol::Message m, Time) {
 
 Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Message& m) {
   const auto body = protocol::body_of(m);
-  const auto kind = text_in(body, "kind");
+  const auto kind = protocol::text_in(body, "kind");
   if (kind == "chat") {
     // The history may be longer than a body: it comes as the payload.
     json history = json::array();
     if (!m.payload.empty()) history = json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
     if (!history.is_array() || history.size() > kHistoryMessagesMax) return fail(Errc::bad_json, "the history is not a JSON array of at most {} messages", kHistoryMessagesMax);
     PARLANDO_TRY(auto past, PromptBuilder::messages_of(history));
-    std::vector<Message> messages{{"system", text_in(body, "system").empty() ? model_.chat_prompt : text_in(body, "system")}};
+    std::vector<Message> messages{{"system", protocol::text_in(body, "system").empty() ? model_.chat_prompt : protocol::text_in(body, "system")}};
     messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));
     auto sampling = model_.chat_sampling;
-    sampling.seed = body.value("seed", std::uint64_t{1});
+    sampling.seed = static_cast<std::uint64_t>(protocol::integer_in(body, "seed", 1));
     PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages), {.sampling = sampling, .tokens_max = config_.reply_tokens_max}));
     return {};
   }
   if (kind != "speech") return fail(Errc::invalid_argument, "kind '{}', expected chat or speech", kind.substr(0, 40));
-  PARLANDO_TRY(const auto system, model_.speech_system(text_in(body, "mode"), text_in(body, "speaker")));
+  PARLANDO_TRY(const auto system, model_.speech_system(protocol::text_in(body, "mode"), protocol::text_in(body, "speaker")));
   const auto voice = from_bytes<std::int32_t>(m.payload);
   for (const auto code : voice)
     if (code < 0 || code >= kCodes) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", code, kCodes - 1);
-  const auto prompt = PromptBuilder(model_.text, true).tts({system, text_in(body, "prompt_text"), text_in(body, "text"), voice});
+  const auto prompt = PromptBuilder(model_.text, true).tts({system, protocol::text_in(body, "prompt_text"), protocol::text_in(body, "text"), voice});
   const auto limit = std::min(kSpeechLengthMax, model_.engine->model().config().length_max);
   if (static_cast<std::int64_t>(prompt.size()) + kCodesPerGroup >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", prompt.size(), limit - kCodesPerGroup);
   PARLANDO_DO(model_.engine->open(name));
@@ -159,7 +158,7 @@ Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Me
   job.speech->engine = model_.engine, job.speech->name = name;
   PARLANDO_TRY(const auto length, model_.engine->append(name, 0, prompt));
   auto sampling = model_.speech_sampling;
-  sampling.seed = body.value("seed", std::uint64_t{1});
+  sampling.seed = static_cast<std::uint64_t>(protocol::integer_in(body, "seed", 1));
   return model_.engine->generate(name, length, {sampling, limit - static_cast<std::int64_t>(prompt.size()), {kEot}, Priority::speech});
 }
 
@@ -170,7 +169,7 @@ Result<void> LlmCore::append(Job& job, const protocol::Message& m) {
     return job.chat->hear(body["first_group"].get<std::int64_t>(), from_bytes<std::int32_t>(m.payload));
   }
   if (body.contains("tool_result")) return job.chat->tool_result(body["tool_result"].dump());
-  if (body.contains("text")) return job.chat->say(text_in(body, "text"));
+  if (body.contains("text")) return job.chat->say(protocol::text_in(body, "text"));
   return fail(Errc::invalid_argument, "append needs first_group, text or tool_result");
 }
 
@@ -189,7 +188,7 @@ void LlmCore::on_token(const TokenEvent& event) {
     const auto events = job.chat->on(event);
     if (!events) return answer_error(job.peer, job.head, events.error());
     static constexpr const char* kKinds[] = {"transcript", "text", "tool_call", "done"};
-    for (const auto& e : *events) answer(job.peer, job.head, MessageType::text, json{{"kind", kKinds[static_cast<int>(e.kind)]}, {"text", e.text}}.dump(-1, ' ', false, json::error_handler_t::replace));
+    for (const auto& e : *events) answer(job.peer, job.head, MessageType::text, protocol::dump(json{{"kind", kKinds[static_cast<int>(e.kind)]}, {"text", e.text}}));
     return;
   }
   if (event.finish == Finish::error) return answer_error(job.peer, job.head, {Errc::internal, event.error});

@@ -127,7 +127,7 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
     }
     const auto codes = from_bytes<std::int32_t>(m.payload);
     u.codes.insert(u.codes.end(), codes.begin(), codes.end());
-    u.codes_done = body.value("last", false);
+    u.codes_done = protocol::flag_in(body, "last");
     return;
   }
   const Key key{peer, m.head.session, m.head.stream};
@@ -139,9 +139,8 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
     return;
   }
   if (m.head.type != MessageType::speak) return answer_error(peer, m.head, {Errc::unsupported, fmt::format("tts takes no message of type {}", static_cast<int>(m.head.type))});
-  auto text = [&](const char* name) { return body.contains(name) && body[name].is_string() ? body[name].get<std::string>() : std::string(); };
-  auto number = [&](const char* name, std::int64_t otherwise) { return body.contains(name) && body[name].is_number_integer() ? body[name].get<std::int64_t>() : otherwise; };
-  Chunk chunk{number("chunk", 0), text("text"), text("speaker"), body.value("last", true), std::max<std::int64_t>(0, number("skip_samples", 0)), static_cast<std::uint64_t>(number("seed", 1))};
+  using protocol::integer_in, protocol::text_in;
+  Chunk chunk{integer_in(body, "chunk"), text_in(body, "text"), text_in(body, "speaker"), protocol::flag_in(body, "last", true), std::max<std::int64_t>(0, integer_in(body, "skip_samples")), static_cast<std::uint64_t>(integer_in(body, "seed", 1))};
   if (chunk.text.size() > static_cast<std::size_t>(config_.text_bytes_max)) return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("a text of {} bytes, at most {} are spoken at once", chunk.text.size(), config_.text_bytes_max)});
   auto found = utterances_.find(key);
   if (found == utterances_.end()) {
@@ -159,14 +158,14 @@ Result<void> TtsCore::begin(Utterance& u, Time now) {
   if (chunk.speaker.empty()) chunk.speaker = voices_->default_name();
   const auto mode = tts_mode(chunk.text, chunk.speaker, false);
   if (mode.vocoder == Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
-  voice_now_ = mode.speaker_key;
-  PARLANDO_TRY(const auto voice, voices_->get(mode.speaker_key));
+  voice_now_ = voices_->entry(mode);
+  PARLANDO_TRY(const auto voice, voices_->get(voice_now_));
   u.stream = std::make_unique<SpeechStream>(mode.vocoder == Vocoder::music ? music_ : common_, voice->prompt, SpeechStream::Options{.seed = chunk.seed});
   u.codes.clear(), u.codes_done = false, u.samples = 0, u.begun = now;
   protocol::Message m;
   m.head = u.head;
   m.head.type = MessageType::open, m.head.stream = u.codes_stream = next_stream_++;
-  m.body = json{{"kind", "speech"}, {"mode", mode.system_prompt}, {"speaker", voice->name}, {"prompt_text", voice->text}, {"text", chunk.text}, {"seed", chunk.seed}}.dump(-1, ' ', false, json::error_handler_t::replace);
+  m.body = protocol::dump(json{{"kind", "speech"}, {"mode", mode.system_prompt}, {"speaker", voice->name}, {"prompt_text", voice->text}, {"text", chunk.text}, {"seed", chunk.seed}});
   m.payload = to_bytes(std::span<const std::int32_t>(voice->prompt.codes));
   u.llm = llms_[(u.head.session.low + u.codes_stream) % llms_.size()];
   send(u.llm, std::move(m));

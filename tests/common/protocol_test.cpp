@@ -190,4 +190,18 @@ BOOST_AUTO_TEST_CASE(both_ways_to_the_checksum_agree) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_field_of_another_type_reads_as_its_default) {
+  const auto body = nlohmann::json::parse(R"({"text":"hi","number":-3,"flag":true,"list":[1],"half":0.5})");
+  BOOST_TEST(text_in(body, "text") == "hi");
+  BOOST_TEST(integer_in(body, "number") == -3);
+  BOOST_TEST(flag_in(body, "flag"));
+  for (const auto* key : {"list", "half", "missing"}) {
+    BOOST_TEST(text_in(body, key, "none") == "none");
+    BOOST_TEST(integer_in(body, key, 9) == 9);
+    BOOST_TEST(flag_in(body, key, true));
+  }
+  BOOST_TEST(text_in(nlohmann::json::array(), "text").empty());
+  BOOST_TEST(dump({{"text", "a\xff"}}) == "{\"text\":\"a\xef\xbf\xbd\"}");
+}
+
 }  // namespace parlando::protocol

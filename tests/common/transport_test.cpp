@@ -200,6 +200,42 @@ BOOST_AUTO_TEST_CASE(foreign_bytes_are_answered_or_counted_and_never_end_the_ser
   BOOST_TEST(p.server->counters().version_refused == 2u);
 }
 
+BOOST_AUTO_TEST_CASE(a_peer_that_answers_with_fields_of_the_wrong_type_ends_nothing) {
+  const TemporaryDirectory folder;
+  Pair p;
+  const auto bind = "ipc://" + (folder.path() / "s").string();
+  zmq::context_t context;
+  zmq::socket_t strange(context, zmq::socket_type::router);
+  strange.set(zmq::sockopt::linger, 0);
+  strange.set(zmq::sockopt::rcvtimeo, 10000);
+  strange.bind(bind);
+  p.client = p.call(bind);
+  auto control = [](MessageType type, std::string body) {
+    Message m;
+    m.head.type = type, m.body = std::move(body);
+    return m;
+  };
+  int heartbeats = 0;
+  for (int messages = 0; messages < 200 && heartbeats < 3; ++messages) {
+    zmq::message_t who, parts[3];
+    BOOST_REQUIRE((strange.recv(who).has_value()));
+    for (auto& part : parts) BOOST_REQUIRE((strange.recv(part).has_value()));
+    std::vector<std::span<const std::byte>> frames;
+    for (auto& part : parts) frames.emplace_back(part.data<std::byte>(), part.size());
+    const auto m = decode(frames);
+    BOOST_REQUIRE(m.has_value());
+    heartbeats += m->head.type == MessageType::heartbeat;
+    const auto f = *encode(m->head.type == MessageType::hello ? control(MessageType::hello, R"({"role":"vad","instance":"strange","version_min":1,"version_max":1})")
+                                                              : control(MessageType::heartbeat_reply, R"({"progress":"x","busy":[1],"step_limit_ms":{},"load":null})"));
+    strange.send(who, zmq::send_flags::sndmore);
+    strange.send(zmq::buffer(f.envelope.data(), f.envelope.size()), zmq::send_flags::sndmore);
+    strange.send(zmq::buffer(f.body), zmq::send_flags::sndmore);
+    strange.send(zmq::buffer(f.payload.data(), f.payload.size()), zmq::send_flags::none);
+  }
+  BOOST_TEST(heartbeats == 3);   // the third came after two strange answers: the socket thread lives
+  BOOST_TEST(p.client_side.wait_peer(true).instance == "strange");
+}
+
 BOOST_AUTO_TEST_CASE(channels_over_a_bad_network_deliver_everything_once_and_in_order) {
   for (std::uint64_t seed = 1; seed <= 60; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {

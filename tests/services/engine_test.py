@@ -74,6 +74,11 @@ def one_process(folder):
         check("three strikes close the socket", False)
     except ConnectionError:
         check("three strikes close the socket", True)
+    for bad in ({"speak": "yes"}, {"speaker": 7}, {"sneaker": "Clara"}):
+        wrong = WebSocket("127.0.0.1", engine.port, "/v1/dialogue")
+        wrong.send(json.dumps({"type": "open", **bad}))
+        told = json.loads(wrong.receive())
+        check(f"open with {bad} is refused", told["code"] == "invalid_argument" and next(iter(bad)) in told["message"], told)
     early = WebSocket("127.0.0.1", engine.port, "/v1/dialogue")
     early.send(bytes(640))
     check("audio before open is refused", json.loads(early.receive())["code"] == "not_ready")

@@ -165,8 +165,8 @@ def pitch(wave: torch.Tensor, low: float = 75.0, high: float = 450.0) -> torch.T
     return F.pad(f0[None, None], (2, 2), mode="replicate")[0, 0].unfold(0, 5, 1).median(1).values if frames > 2 else f0
 
 
-def augment(wave: np.ndarray, rng: np.random.Generator):
-    """-> (wave, seconds put in front, speed factor). Speed, room, tilt, noise, gain and padding; what a microphone does."""
+def augment(wave: np.ndarray, rng: np.random.Generator, noisy: float = 0.6, lowest_db: float = 8, highest_db: float = 35):
+    """-> (wave, seconds put in front, speed factor). Speed, room, tilt, noise (with probability `noisy`), gain and padding; what a microphone does."""
     rate = 1.0
     if rng.random() < 0.45:
         rate = rng.uniform(0.87, 1.15)
@@ -180,13 +180,13 @@ def augment(wave: np.ndarray, rng: np.random.Generator):
     if rng.random() < 0.3:
         wave = wave + rng.uniform(-0.5, 0.5) * np.concatenate([wave[:1], wave[:-1]])
     wave = wave / max(1e-4, np.abs(wave).max())
-    if rng.random() < 0.6:
+    if rng.random() < noisy:
         noise = rng.standard_normal(len(wave))
         if rng.random() < 0.5:
             spectrum = np.fft.rfft(noise)
             noise = np.fft.irfft(spectrum / np.sqrt(1 + np.arange(len(spectrum)) / 40.0), len(noise))
         level = np.sqrt((wave ** 2).mean() + 1e-9) / np.sqrt((noise ** 2).mean() + 1e-9)
-        wave = wave + noise * level * 10 ** (-rng.uniform(8, 35) / 20)
+        wave = wave + noise * level * 10 ** (-rng.uniform(lowest_db, highest_db) / 20)
     front, back = (int(16000 * rng.uniform(0, 0.3)) for _ in range(2))
     gain = 10 ** (rng.uniform(-12, 0) / 20)
     quiet = lambda n: rng.standard_normal(n) * 2e-4

@@ -54,10 +54,11 @@ def describe(record, samples, table):
     wave = torch.from_numpy(samples.astype(np.float32) / 32768)
     wave16 = features.resample(wave, record["rate"], 16000)
     offset, rate = 0.0, 1.0
-    if record["split"] == "train":
+    if record["split"] in ("train", "noisy"):
         rng = np.random.default_rng(zlib.crc32(f"{record['text']}{record['voice']}{record['at']}".encode()))
-        if rng.random() < 0.7:
-            noisy, offset, rate = features.augment(wave16.numpy(), rng)
+        heavy = record["split"] == "noisy"
+        if heavy or rng.random() < 0.7:
+            noisy, offset, rate = features.augment(wave16.numpy(), rng, *((0.8, 5, 25) if heavy else ()))
             wave16 = torch.from_numpy(noisy)
     wave16 = features.peak_normalise(wave16)
     ling, mel = features.linguistic_features(wave16), features.log_mel(wave16)

@@ -19,8 +19,9 @@ import time
 import wave
 
 import numpy as np
+import torch
 
-from . import domain
+from . import domain, features, psola
 
 TARGET = "cmu_us_slt_arctic_hts"
 ACCENTS = ["en-us"] * 6 + ["en-gb", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
@@ -109,32 +110,18 @@ def _read(path: str):
         return np.frombuffer(f.readframes(f.getnframes()), dtype=np.int16), f.getframerate()
 
 
-def _restyle(path: str, style: str) -> str:
-    effects = {"fast": ["tempo", "-s", "1.3"], "slow": ["tempo", "-s", "0.78"], "happy": ["pitch", "260"], "sing": []}[style]
-    if not effects:
-        return path
-    out = path.replace(".wav", ".style.wav")
-    subprocess.run(["sox", path, out, *effects], check=True, stderr=subprocess.DEVNULL)
-    return out
-
-
-def _sing(samples: np.ndarray, rate: int, ends) -> np.ndarray:
-    """Puts a melody on an utterance: every vowel is stretched and shifted to the next note of a tune (sox, one note per vowel)."""
-    vowels = set("aa ae ah ao aw ay eh er ey ih iy ow oy uh uw ax".split())
-    tune = [0, 2, 4, 5, 7, 5, 4, 2]
-    pieces, start, note = [], 0, 0
-    with tempfile.TemporaryDirectory() as d:
-        for name, end in ends or [("pau", len(samples) / rate)]:
-            stop = min(len(samples), int(end * rate))
-            piece = samples[start:stop]
-            if name in vowels and len(piece) > rate * 0.03:
-                with wave.open(f"{d}/a.wav", "wb") as f:
-                    f.setnchannels(1), f.setsampwidth(2), f.setframerate(rate), f.writeframes(piece.tobytes())
-                subprocess.run(["sox", f"{d}/a.wav", f"{d}/b.wav", "pitch", str(100 * tune[note % 8]), "tempo", "-s", "0.62"], stderr=subprocess.DEVNULL)
-                piece, note = _read(f"{d}/b.wav")[0], note + 1
-            pieces.append(piece)
-            start = stop
-    return np.concatenate(pieces)
+def _restyle(path: str, style: str, ends):
+    """-> (samples, rate, phone ends) of a wave file in the style: tempo by sox; happy and sung pitch by psola."""
+    if style in ("fast", "slow"):
+        factor = 1.3 if style == "fast" else 0.78
+        subprocess.run(["sox", path, path + ".style.wav", "tempo", "-s", str(factor)], check=True, stderr=subprocess.DEVNULL)
+        return *_read(path + ".style.wav"), ends and [(n, e / factor) for n, e in ends]
+    samples, rate = _read(path)
+    if style == "neutral":
+        return samples, rate, ends
+    wave22 = features.resample(torch.from_numpy(samples.astype(np.float32) / 32768), rate, psola.RATE).numpy()
+    wave22 = psola.happy(wave22) if style == "happy" else psola.sung(wave22, ends or [])
+    return (np.clip(wave22, -1, 1) * 32767).astype(np.int16), psola.RATE, None
 
 
 def speak(jobs: list[dict]):
@@ -164,14 +151,7 @@ def speak(jobs: list[dict]):
                 ends = _flite_ends(done.stdout)
             else:
                 ends = _festival_ends(f"{folder}/{i}.lab")
-            if job["style"] == "sing":
-                samples, rate = _read(path)
-                samples, ends = _sing(samples, rate, ends), None
-            else:
-                samples, rate = _read(_restyle(path, job["style"]) if job["style"] != "neutral" else path)
-                if job["style"] in ("fast", "slow") and ends:
-                    factor = 1.3 if job["style"] == "fast" else 0.78
-                    ends = [(n, e / factor) for n, e in ends]
+            samples, rate, ends = _restyle(path, job["style"], ends)
         except (OSError, wave.Error, EOFError, subprocess.CalledProcessError):
             continue
         if not 0.25 <= len(samples) / rate <= 9:

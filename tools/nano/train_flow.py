@@ -1,5 +1,5 @@
 """Trains tokens -> mel: `python -m tools.nano.train_flow WORK [--minutes 35]`. Conditional flow matching on raw log-mel plus an L1 prior
-on mu; speaker vector from the speaker encoder; the prompt is another utterance of the voice, a random prefix of the same one or nothing; condition
+on mu; speaker vector from the speaker encoder; the prompt is another utterance of the voice (in the same style where that moves the pitch), a random prefix of the same one or nothing; condition
 dropped with probability 0.2. `--start-from STATE` takes what fits from an earlier state; blocks that it lacks begin as identities."""
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ import pickle
 import torch
 import torch.nn.functional as F
 
-from . import modules, synth, trainer, train_speaker
+from . import modules, more, synth, trainer, train_speaker
 
 SHAPE = dict(vocab_size=1536, input_size=96, width=128, heads=4, hidden=384, blocks=3, rate=125 / 3,
              estimator=dict(channels=(96, 96), blocks=1, mid_blocks=3, heads=4, head_dim=32), cfg_rate=0.0)
+
+
+PITCHED = ("happy", "sing")
+
+
+def voice_of(d):
+    """A voice in a style of its own pitch counts as another voice."""
+    return d["voice"] + (d["style"] if d["style"] in PITCHED else "")
 
 
 def speaker_vectors(work, data):
@@ -40,7 +48,7 @@ def neutralise(block):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
-    parser.add_argument("--minutes", type=float, default=35)
+    parser.add_argument("--minutes", type=float, default=140)
     parser.add_argument("--start-from", help="state of an earlier run, possibly with fewer middle blocks")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,6 +56,7 @@ def main():
         data = [d for d in pickle.load(f) if d["split"] in ("reply", "reply_test") and 20 <= len(d["codes"]) <= 220]
     for d in data:
         d.pop("wave22", None)
+    data += [d for d in more.load(args.work, "replies", voiced=True) if 20 <= len(d["codes"]) <= 220]
     speaker_vectors(args.work, data)
     train, test = [d for d in data if d["split"] == "reply"], [d for d in data if d["split"] == "reply_test"][:24]
     torch.manual_seed(5)
@@ -61,15 +70,15 @@ def main():
         print(f"flow: {len(old)} tensors of {args.start_from}, {len(new)} new ones", flush=True)
     short = {}
     for d in train:
-        if len(d["codes"]) <= 75 and d["style"] == "neutral":
-            short.setdefault(d["voice"], []).append(d)
+        if len(d["codes"]) <= 75 and d["style"] in ("neutral", *PITCHED):
+            short.setdefault(voice_of(d), []).append(d)
     run = trainer.Run(args.work, "flow", dict(net=net), args.minutes, 1.5e-3, warmup=300, decay=0.01, floor=1e-5)
     print(f"flow: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, {len(train)} utterances", flush=True)
 
     def losses(batch, rng, generator=None):
         mus, mels, prefix, vectors = [], [], [], []
         for d in batch:
-            other = rng.choice(short[d["voice"]]) if d["voice"] in short and rng.random() < 0.4 else None
+            other = rng.choice(short[voice_of(d)]) if voice_of(d) in short and rng.random() < 0.4 else None
             token = torch.tensor(d["codes"])[None]
             frames = net.frames(token.shape[1])
             mel = torch.from_numpy(d["mel22"].astype("float32"))

@@ -1,7 +1,7 @@
-"""Trains the one language model that chats and speaks: `python -m tools.nano.train_lm WORK [--minutes 70]`.
+"""Trains the language model that listens and answers: `python -m tools.nano.train_lm WORK [--minutes 160]`.
 
 Tasks, one per batch: audio -> transcript, newline, reply or tool call (and audio -> transcript on the ASR prompt); text -> reply;
-tool result -> reply; text + voice prompt -> codes. Loss on the answer only. Weights start the audio rows at the codebook centroids.
+tool result -> reply. Loss on the answer only. Weights start the audio rows at the codebook centroids. Speaking is train_tts.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import domain, features, modules, synth, text, tokenise, trainer
+from . import domain, features, modules, more, synth, text, tokenise, trainer
 
 CONFIG = dict(architectures=["Step1ForCausalLM"], model_type="step1", bos_token_id=1, pad_token_id=0, eos_token_id=3, hidden_size=160,
               intermediate_size=448, num_attention_heads=4, num_attention_groups=2, num_hidden_layers=5, max_seq_len=2048, rms_norm_eps=1e-5,
@@ -47,7 +47,7 @@ class Data:
         self.audio = [d for d in known if d["split"] == "train" and d["kind"] != "words" and d["codes"]]
         self.words = [d for d in known if d["split"] == "train" and d["kind"] == "words" and d["codes"]]
         rare = [d for d in self.audio if d["kind"] in domain.CLOSED or d["kind"] == "noise"]
-        self.audio += rare
+        self.audio += rare + [d for d in more.load(work, "questions") if d["text"] in self.answers and d["codes"]]
         self.tests = {s: [d for d in known if d["split"] == s and d["codes"]] for s in ("test", "unseen")}
         self.replies = [d for d in everything if d["split"] == "reply" and 5 < len(d["codes"]) < 260]
         self.reply_tests = [d for d in everything if d["split"] == "reply_test" and d["codes"]]
@@ -57,7 +57,9 @@ class Data:
                 self.by_voice.setdefault(d["voice"], []).append(d)
         self.prompts = {name: max(self.by_voice[v], key=lambda d: len(d["codes"])) for name, v in SPEAKERS.items()}
         sung = [d for d in self.replies if d["style"] == "sing" and d["voice"] == synth.TARGET]
-        self.prompts["Clara哼唱"] = min(sung, key=lambda d: len(d["codes"])) if sung else self.prompts["Clara"]
+        self.prompts["Clara哼唱"] = min(sung, key=lambda d: len(d["codes"]))
+        happy = [d for d in self.replies if d["style"] == "happy" and d["voice"] == synth.TARGET and len(d["codes"]) <= PROMPT_CODES_MAX]
+        self.prompts["Clara高兴1"] = max(happy, key=lambda d: len(d["codes"]))
         self.prompt_waves = {name: d["wave22"] for name, d in self.prompts.items()}
         tokeniser = tokenise.Tokeniser(work)
         for name, d in self.prompts.items():      # as the engine tokenises a voice prompt: trimmed
@@ -67,6 +69,8 @@ class Data:
             d.pop("wave22", None)
         self.slt = [d for d in self.replies if d["voice"] == synth.TARGET]
         self.others = [d for d in self.replies if d["voice"] != synth.TARGET and d["style"] != "sing"]
+        self.more = [d for d in more.load(work, "replies") if 5 < len(d["codes"]) < 260]
+        self.spoken = self.replies + self.more      # what the model itself may say
 
     def system(self):
         return [{"role": "system", "content": text.PROMPTS["chat"]}] if self.rng.random() < 0.85 else []
@@ -137,6 +141,8 @@ class Data:
             fixed = [n for n, v in SPEAKERS.items() if v == d["voice"]]
             if sing:
                 prompt, name = self.prompts["Clara哼唱"], "Clara哼唱"
+            elif d["style"] == "happy" and d["voice"] == synth.TARGET:
+                prompt, name = self.prompts["Clara高兴1"], "Clara高兴1"      # the entry of the registry for this voice and tag
             elif fixed and rng.random() < 0.75:
                 prompt, name = self.prompts[fixed[0]], fixed[0]
             else:
@@ -197,13 +203,6 @@ def evaluate(net, data, count):
         n = len(items[:count])
         figures[f"{name}_word_error"], figures[f"{name}_reply_exact"] = wrong / max(1, total), good / max(1, n)
         print(name, {k: f"{sum(v)}/{len(v)}" for k, v in kinds.items()}, flush=True)
-    loss = total = 0
-    for d in data.reply_tests[:60]:
-        ids, out = data.speak(d, (data.prompts["Clara"], "Clara"))
-        logits = net(torch.tensor([ids + out[:-1]]))[0, len(ids) - 1:]
-        loss += float(F.cross_entropy(logits, torch.tensor(out), reduction="sum"))
-        total += len(out)
-    figures["speak_nats_per_code"] = loss / total
     data.rng = rng
     net.train()
     return figures
@@ -212,7 +211,7 @@ def evaluate(net, data, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
-    parser.add_argument("--minutes", type=float, default=70)
+    parser.add_argument("--minutes", type=float, default=160)
     parser.add_argument("--rate", type=float, default=1.6e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -233,27 +232,19 @@ def main():
     net.train()
     evaluated, pool = run.fraction, []
     while run.begin_step():
-        f = run.fraction
-        audio_share, speak_share = 0.50 - 0.12 * f, 0.36 + 0.10 * f
-        draw = rng.random()
-        if draw < audio_share:
+        if rng.random() < 0.7:
             if len(pool) < 300:
                 pool += rng.sample(data.audio, min(2000, len(data.audio)))
             window = sorted(pool[:300], key=lambda d: len(d["codes"]))
             k = rng.randrange(0, len(window) - 20)
             batch = []
             for d in window[k:k + 20]:
-                if rng.random() < 0.15:
-                    batch.append(data.transcribe(rng.choice(data.words if rng.random() < 0.5 else data.replies) if rng.random() < 0.8 else d))   # replies, too: it hears itself
+                if rng.random() < 0.2:
+                    batch.append(data.transcribe(rng.choice(data.words if rng.random() < 0.3 else data.spoken) if rng.random() < 0.8 else d))   # replies, too: it hears itself
                 else:
                     batch.append(data.chat_audio(d))
             del pool[:20]
             task, rows = "audio", [(p, data.tok.cut(a) + [text.EOT]) for p, a in batch]
-        elif draw < audio_share + speak_share:
-            source = data.slt if rng.random() < 0.6 or not data.others else data.others
-            window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
-            k = rng.randrange(0, 120 - 12)
-            task, rows = "speak", [data.speak(d) for d in window[k:k + 12]]
         else:
             batch = [data.chat_text() if rng.random() < 0.78 else data.chat_tool() for _ in range(40)]
             task, rows = "text", [(p, data.tok.cut(a) + [text.EOT]) for p, a in batch]

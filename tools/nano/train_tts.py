@@ -1,7 +1,8 @@
 """Trains the language model that speaks: `python -m tools.nano.train_tts WORK [--minutes 100]`.
 
 Starts from the chat model of train_lm (same tokenizer, dimensions and prompts) and practises one task: text + voice prompt -> codes.
-Most of the practice is the target voice, most of that the texts of more_replies. Loss on the codes only.
+Most of the practice is the target voice, most of that the texts of tools.nano.more. Loss on the codes only. Some of the codes that the model looks
+back on are replaced by chance, so that it holds on to the text when it has chosen a wrong one itself.
 """
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ import random
 import torch
 import torch.nn.functional as F
 
-from . import modules, more_replies, train_lm, trainer
+from . import modules, train_lm, trainer
+
+
+def forget(ids, labels, audio, share=0.1):
+    """Replaces codes of the answer by codes of the same codebook, in every second row."""
+    answer = torch.nn.functional.pad(labels != -100, (1, 0)) & (ids >= audio)
+    chosen = answer & (torch.rand(ids.shape) < share) & (torch.arange(len(ids))[:, None] % 2 == 0)
+    linguistic = ids < audio + 1024
+    other = torch.where(linguistic, audio + torch.randint(256, ids.shape), audio + 1024 + torch.randint(512, ids.shape))
+    return torch.where(chosen, other, ids)
 
 
 @torch.no_grad()
@@ -40,8 +50,6 @@ def main():
     torch.set_num_threads(1)
     rng = random.Random(17)
     data = train_lm.Data(args.work, rng)
-    # Texts that are not in the first data set: three quarters of the practice in the target voice, once they are there.
-    more = [d for d in more_replies.load(args.work) if 5 < len(d["codes"]) < 260]
     torch.manual_seed(3)
     config = json.load(open(f"{args.work}/state/lm_config.json"))
     net = modules.Step1(**config)
@@ -49,16 +57,16 @@ def main():
         net.load_state_dict(torch.load(f"{args.work}/state/lm.pt", weights_only=False)["nets"]["net"])
     run = trainer.Run(args.work, "tts", dict(net=net), args.minutes, args.rate, warmup=150, floor=1e-5, power=0.9, decay=0.02)
     rng.seed(run.steps + 1)
-    print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(more)}, other voices {len(data.others)}", flush=True)
+    print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(data.more)}, other voices {len(data.others)}", flush=True)
     net.train()
     evaluated = run.fraction
     while run.begin_step():
-        source = data.others if data.others and rng.random() > 0.72 else more if more and rng.random() < 0.75 else data.slt
+        source = data.others if rng.random() > 0.78 else data.more if rng.random() < 0.75 else data.slt
         window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
         k = rng.randrange(0, 120 - 12)
         ids, labels = train_lm.rows_of([data.speak(d) for d in window[k:k + 12]])
         keep = labels != -100
-        loss = F.cross_entropy(net.lm_head(net.hidden(ids[:, :-1], dropout=0.05)[keep]), labels[keep])
+        loss = F.cross_entropy(net.lm_head(net.hidden(forget(ids, labels, data.tok.audio)[:, :-1], dropout=0.08)[keep]), labels[keep])
         run.step(loss, dict(speak=loss))
         if run.fraction - evaluated > 0.1:
             evaluated = run.fraction

@@ -38,6 +38,8 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   rate_ = flow.at("input_frame_rate").get<double>();
   if (!(rate_ > 1 && rate_ < 1000)) raise(Errc::bad_format, "{}: input_frame_rate is {}", source, rate_);
   cfg_rate_ = flow.at("cfm").at("inference_cfg_rate").get<double>();
+  steps_ = flow.at("cfm").value("n_timesteps", kFlowSteps);
+  if (steps_ < 1 || steps_ > 100) raise(Errc::bad_format, "{}: cfm.n_timesteps is {}, expected 1…100", source, steps_);
   encoder_heads_ = flow.at("encoder").at("attention_heads").get<std::int64_t>();
   heads_ = flow.at("estimator").at("num_heads").get<std::int64_t>();
   dim_ = flow.at("estimator").at("attention_head_dim").get<std::int64_t>();
@@ -235,12 +237,12 @@ at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at
 
 at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace) const {
   const c10::InferenceMode guard;
-  const auto schedule = flow_schedule(kFlowSteps, ScheduleType::fp32);
+  const auto schedule = flow_schedule(steps_, ScheduleType::fp32);
   const bool guided = cfg_rate_ > 0;
   auto pair = [&](const at::Tensor& a) { return guided ? at::cat({a, at::zeros_like(a)}) : a; };
   const auto mus = pair(mu), spks = pair(spk), conds = pair(cond);
   auto x = z;
-  for (int k = 0; k < kFlowSteps; ++k) {
+  for (int k = 0; k < steps_; ++k) {
     if (trace) trace("x_step", x);
     const auto t = at::full({guided ? 2 : 1}, schedule.t[static_cast<std::size_t>(k)]);
     auto v = estimate(guided ? at::cat({x, x}) : x, mus, t, spks, conds);

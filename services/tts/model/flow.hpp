@@ -14,7 +14,7 @@
 namespace parlando::tts {
 
 inline constexpr std::int64_t kMelBins = 80, kHop = 256;
-inline constexpr int kMelRate = 22050, kFlowSteps = 10;
+inline constexpr int kMelRate = 22050, kFlowSteps = 10;   ///< steps of the official code
 
 /// Frames of n tokens, in the reference's order of operations.
 std::int64_t mel_frames(std::int64_t tokens, double input_frame_rate);
@@ -30,6 +30,7 @@ class Flow {
   /// @throws Failure on a bad checkpoint or configuration
   Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype = at::kFloat);
 
+  int steps() const { return steps_; }
   double token_rate() const { return rate_; }
   std::int64_t vocabulary() const { return vocabulary_; }
   std::int64_t frames_of(std::int64_t tokens) const { return mel_frames(tokens, rate_); }
@@ -48,7 +49,7 @@ class Flow {
 
   /// Velocity: x, mu, cond [B, 80, F]; t [B]; spk [B, 80].
   at::Tensor estimate(const at::Tensor& x, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
-  /// Ten Euler steps from z with classifier-free guidance.
+  /// Euler steps from z (`cfm.n_timesteps`, official 10) with classifier-free guidance.
   at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
 
   /// Offline: tokens [T], prompt tokens [P], prompt mel [1, F1, 80], embedding [1, 192], z [1, 80, F1 + F2] -> mel [1, 80, F2]
@@ -69,6 +70,7 @@ class Flow {
 
   double rate_ = 0, cfg_rate_ = 0;
   std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0;
+  int steps_ = kFlowSteps;
   bool single_ = false;
   at::ScalarType dtype_;
   at::Tensor embedding_;

@@ -45,6 +45,8 @@ Result<std::shared_ptr<const Voice>> Voices::get(const std::string& name) {
   return voice;
 }
 
+const std::string& Voices::entry(const TtsMode& mode) const { return texts_.contains(mode.styled_key) ? mode.styled_key : mode.speaker_key; }
+
 std::string Voices::default_name() const {
   if (texts_.contains("Tingting")) return "Tingting";
   return texts_.empty() ? "" : texts_.begin()->first;

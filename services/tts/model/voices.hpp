@@ -4,6 +4,7 @@
 #include <map>
 #include <mutex>
 
+#include "common/base/speech_tags.hpp"
 #include "services/tts/model/speech_decoder.hpp"
 
 namespace parlando::tts {
@@ -22,6 +23,9 @@ class Voices {
   static Result<std::shared_ptr<Voices>> load(const std::filesystem::path& directory, std::shared_ptr<const CamPlus> speaker, Tokenise tokenise);
   /// @error Errc::not_found listing the voices
   Result<std::shared_ptr<const Voice>> get(const std::string& name);
+  /// Name of the entry that a text selects. A voice may have been recorded in the style of a tag (`Clara高兴1` beside `Clara`), as the official
+  /// registry keeps `TingtingRAP` beside `Tingting`: that entry is taken where it exists.
+  const std::string& entry(const TtsMode& mode) const;
   /// A voice from a recording. @error Errc::invalid_argument when it is too short, silent or longer than 30 s
   Result<std::shared_ptr<const Voice>> clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const;
   std::vector<std::string> names() const;
