@@ -155,19 +155,11 @@ Result<Spoken> LocalEngine::synthesise(const std::string& text, const tts::Voice
   const auto start = std::chrono::steady_clock::now();
   if (mode.vocoder == Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
   const auto& decoder = mode.vocoder == Vocoder::music ? music_ : common_;
-  PARLANDO_TRY(const auto system, speech_.speech_system(mode.system_prompt, voice.name));
-  const llm::PromptBuilder builder(speech_.text, true);
-  const auto prompt = builder.tts({system, voice.text, text, voice.prompt.codes});
-  constexpr std::int64_t kLengthMax = 8192;   // includes the prompt, as in the official call
-  const auto limit = std::min(kLengthMax, speech_.engine->model().config().length_max);
-  if (static_cast<std::int64_t>(prompt.size()) + 5 >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", prompt.size(), limit - 5);
   const auto name = fmt::format("speech-{}", names_++);
   const auto run = [&]() -> Result<void> {
-    PARLANDO_DO(speech_.engine->open(name));
-    PARLANDO_TRY(const auto length, speech_.engine->append(name, 0, prompt));
     auto sampling = options.sampling.value_or(speech_.speech_sampling);
     sampling.seed = options.seed;
-    PARLANDO_DO(speech_.engine->generate(name, length, {sampling, limit - static_cast<std::int64_t>(prompt.size()), {kEot}, llm::Priority::speech}));
+    PARLANDO_DO(speech_.start_speech(name, {mode.system_prompt, voice.name, voice.text, text, voice.prompt.codes, sampling}));
     GroupCollector groups;
     std::vector<std::int32_t> all;
     tts::SpeechStream stream(decoder, voice.prompt, {.seed = options.seed});

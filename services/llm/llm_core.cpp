@@ -79,11 +79,20 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
   return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", directory.string(), error.what());
 }
 
-Result<std::string> LlmModel::speech_system(const std::string& mode, const std::string& speaker) const {
+Result<void> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
+  const auto& mode = speech.mode;
   if (mode != "with_speaker" && mode != "without_speaker" && mode != "rap" && mode != "vocal") return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal", mode.substr(0, 40));
   auto system = mode == "vocal" ? prompts.vocal : mode == "rap" ? prompts.rap : mode == "without_speaker" ? prompts.without_speaker : prompts.with_speaker;
-  if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, speaker);
-  return system;
+  if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, speech.speaker);
+  for (const auto code : speech.codes)
+    if (code < 0 || code >= kCodes) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", code, kCodes - 1);
+  const auto prompt = PromptBuilder(text, true).tts({system, speech.prompt_text, speech.text, {speech.codes.begin(), speech.codes.end()}});
+  const auto limit = std::min(kSpeechLengthMax, engine->model().config().length_max), size = static_cast<std::int64_t>(prompt.size());
+  if (size + kCodesPerGroup >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", size, limit - kCodesPerGroup);
+  PARLANDO_DO(engine->open(name));
+  auto begun = engine->append(name, 0, prompt).and_then([&](std::int64_t length) { return engine->generate(name, length, {speech.sampling, limit - size, {kEot}, Priority::speech}); });
+  if (!begun) engine->release(name);
+  return begun;
 }
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
@@ -146,20 +155,13 @@ Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Me
     return {};
   }
   if (kind != "speech") return fail(Errc::invalid_argument, "kind '{}', expected chat or speech", kind.substr(0, 40));
-  PARLANDO_TRY(const auto system, model_.speech_system(protocol::text_in(body, "mode"), protocol::text_in(body, "speaker")));
   const auto voice = from_bytes<std::int32_t>(m.payload);
-  for (const auto code : voice)
-    if (code < 0 || code >= kCodes) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", code, kCodes - 1);
-  const auto prompt = PromptBuilder(model_.text, true).tts({system, protocol::text_in(body, "prompt_text"), protocol::text_in(body, "text"), voice});
-  const auto limit = std::min(kSpeechLengthMax, model_.engine->model().config().length_max);
-  if (static_cast<std::int64_t>(prompt.size()) + kCodesPerGroup >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", prompt.size(), limit - kCodesPerGroup);
-  PARLANDO_DO(model_.engine->open(name));
-  job.speech = std::make_unique<SpeechGroups>();
-  job.speech->engine = model_.engine, job.speech->name = name;
-  PARLANDO_TRY(const auto length, model_.engine->append(name, 0, prompt));
   auto sampling = model_.speech_sampling;
   sampling.seed = static_cast<std::uint64_t>(protocol::integer_in(body, "seed", 1));
-  return model_.engine->generate(name, length, {sampling, limit - static_cast<std::int64_t>(prompt.size()), {kEot}, Priority::speech});
+  PARLANDO_DO(model_.start_speech(name, {protocol::text_in(body, "mode"), protocol::text_in(body, "speaker"), protocol::text_in(body, "prompt_text"), protocol::text_in(body, "text"), voice, sampling}));
+  job.speech = std::make_unique<SpeechGroups>();
+  job.speech->engine = model_.engine, job.speech->name = name;
+  return {};
 }
 
 Result<void> LlmCore::append(Job& job, const protocol::Message& m) {

@@ -29,8 +29,15 @@ struct LlmModel {
   TtsPrompts prompts;
   /// @error Errc::not_found, Errc::checkpoint_mismatch, Errc::bad_json naming the file
   static Result<LlmModel> load(const std::filesystem::path& directory, at::ScalarType dtype, LmEngine::Limits limits);
-  /// The system prompt of a synthesis: mode is with_speaker, without_speaker, rap or vocal. @error Errc::invalid_argument
-  Result<std::string> speech_system(const std::string& mode, const std::string& speaker) const;
+  /// What a synthesis needs. mode: with_speaker, without_speaker, rap or vocal; codes: the voice's, 0…5119.
+  struct Speech {
+    std::string mode, speaker, prompt_text, text;
+    std::span<const std::int32_t> codes;
+    Sampling sampling;
+  };
+  /// Opens the sequence `name` and starts to generate codes for it. On an error the sequence is released.
+  /// @error Errc::invalid_argument (mode, prompt too long), Errc::token_out_of_range, and those of the engine
+  Result<void> start_speech(const std::string& name, const Speech& speech) const;
 };
 
 class LlmCore final : public service::Core {
