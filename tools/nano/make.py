@@ -1,7 +1,8 @@
-"""All stages of the nano model, from nothing to a report: `python -m tools.nano.make WORK [--minutes-scale 1.0] [--only stage,…]`.
+"""All stages of the nano model, from nothing to a report: `python -m tools.nano.make WORK [--model models/nano] [--scale 1.0] [--only stage,…]`.
 
-Every stage keeps its state in WORK and continues where it stopped; a longer budget on a finished stage trains it further. On two cores
-the default budgets take about 7 core-hours. Stages that do not depend on each other run side by side, one single-threaded process each.
+Every stage keeps its state in WORK and continues where it stopped; a longer budget on a finished stage trains it further. The default budgets
+take about ten core-hours. Stages that do not depend on each other run side by side, one single-threaded process each. `--scale 0.02` goes
+the whole way with little data and time: a check of the recipe, not a model.
 """
 from __future__ import annotations
 
@@ -10,63 +11,98 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 
-# name, module, arguments after WORK, core-minutes at scale 1, stages it waits for
-STAGES = [
-    ("speech", "synth", ["--users", "10000", "--replies", "5500"], None, []),
-    ("features", "prepare", [], None, ["speech"]),
-    ("linguistic", "train_encoders", [], 26, ["features"]),
-    ("semantic", "train_encoders", [], 26, ["features"]),
-    ("tokens", "tokenise", [], None, ["linguistic", "semantic"]),
-    ("text", "text", [], None, ["speech"]),
-    ("speaker", "train_speaker", [], 6, ["features"]),
-    ("lm", "train_lm", [], 66, ["tokens", "text"]),
-    ("more", "more_replies", [], None, ["tokens"]),
-    ("tts", "train_tts", [], 80, ["lm", "more"]),
-    ("flow", "train_flow", [], 140, ["tokens", "speaker"]),
-    ("vocoder", "train_vocoder", [], 28, ["features"]),
-    ("export", "export", ["models/nano"], None, ["lm", "tts", "flow", "vocoder", "speaker"]),
-    ("evaluate", "evaluate", [], None, ["export"]),
-    ("report", "report", [], None, ["evaluate"]),
-]
+
+@dataclass
+class Stage:
+    name: str
+    module: str
+    before: list = field(default_factory=list)    # arguments in front of WORK
+    after: list = field(default_factory=list)
+    minutes: float = 0                            # core-minutes of training at scale 1
+    counts: dict = field(default_factory=dict)    # option -> utterances at scale 1
+    expected: float = 1                           # core-minutes of a stage without a budget, for the time left
+    needs: tuple = ()
+
+    def command(self, work, scale):
+        arguments = [*self.before, work, *self.after]
+        for option, count in self.counts.items():
+            arguments += [option, str(max(20, round(count * scale)))]
+        if self.minutes:
+            arguments += ["--minutes", str(self.minutes * scale)]
+        return [sys.executable, "-W", "ignore", "-m", f"tools.nano.{self.module}", *arguments]
+
+    def core_minutes(self, scale):
+        return (self.minutes or self.expected) * scale
+
+
+def stages(model):
+    return [
+        Stage("speech", "synth", after=["--jobs", "1"], counts={"--users": 10000, "--replies": 5500}, expected=12),
+        Stage("features", "prepare", expected=8, needs=("speech",)),
+        Stage("linguistic", "train_encoders", before=["linguistic"], minutes=26, needs=("features",)),
+        Stage("semantic", "train_encoders", before=["semantic"], minutes=26, needs=("features",)),
+        Stage("tokens", "tokenise", expected=3, needs=("linguistic", "semantic")),
+        Stage("text", "text", needs=("speech",)),
+        Stage("speaker", "train_speaker", minutes=6, needs=("features",)),
+        Stage("questions", "more", after=["questions", "--jobs", "1"], counts={"--count": 8000}, expected=8, needs=("tokens",)),
+        Stage("replies", "more", after=["replies", "--jobs", "1"], counts={"--count": 13000}, expected=38, needs=("tokens",)),
+        Stage("lm", "train_lm", minutes=136, needs=("text", "questions", "replies")),
+        Stage("tts", "train_tts", minutes=146, needs=("lm",)),
+        Stage("flow", "train_flow", minutes=132, needs=("speaker", "replies")),
+        Stage("vocoder", "train_vocoder", minutes=36, needs=("replies",)),
+        Stage("export", "export", after=[model], needs=("lm", "tts", "flow", "vocoder", "speaker")),
+        Stage("evaluate", "evaluate", after=["--model", model], expected=5, needs=("export",)),
+        Stage("report", "report", after=[model], needs=("evaluate",)),
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
-    parser.add_argument("--minutes-scale", type=float, default=1.0)
+    parser.add_argument("--model", default="models/nano", help="folder that export writes and evaluate judges")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of data and training time")
     parser.add_argument("--only", help="comma-separated stages")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
-    wanted = args.only.split(",") if args.only else [s[0] for s in STAGES]
-    todo = [s for s in STAGES if s[0] in wanted]
-    done, running = {s[0] for s in STAGES if s[0] not in wanted}, {}
-    started = time.time()
+    every = stages(args.model)
+    wanted = args.only.split(",") if args.only else [s.name for s in every]
+    unknown = set(wanted) - {s.name for s in every}
+    if unknown:
+        sys.exit(f"there is no stage {sorted(unknown)[0]}; the stages are {', '.join(s.name for s in every)}")
+    todo, running = [s for s in every if s.name in wanted], {}
+    done = {s.name for s in every if s.name not in wanted}
+    started, count = time.time(), len(todo)
     env = dict(os.environ, OMP_NUM_THREADS="1")
+
+    def say(text):
+        left = sum(s.core_minutes(args.scale) for s in todo) / args.jobs
+        left += max([max(0.0, s.core_minutes(args.scale) - (time.time() - began) / 60) for s, _, began in running.values()], default=0)
+        print(f"[{(time.time() - started) / 60:6.1f} min] {text}; {count - len(todo) - len(running)} of {count} stages done, about {left:.0f} min left", flush=True)
+
     while todo or running:
         for stage in list(todo):
-            name, module, extra, minutes, needs = stage
-            if len(running) >= args.jobs or not all(n in done for n in needs):
+            if len(running) >= args.jobs or not all(n in done for n in stage.needs):
                 continue
-            command = [sys.executable, "-W", "ignore", "-m", f"tools.nano.{module}"] + ([name] if module == "train_encoders" else []) + [args.work, *extra]
-            if minutes:
-                command += ["--minutes", str(minutes * args.minutes_scale)]
-            log = open(f"{args.work}/{name}.log", "a")
-            running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=env, preexec_fn=lambda: os.nice(10))
+            with open(f"{args.work}/{stage.name}.log", "a") as log:
+                process = subprocess.Popen(stage.command(args.work, args.scale), stdout=log, stderr=log, env=env, preexec_fn=lambda: os.nice(10))
+            running[stage.name] = stage, process, time.time()
             todo.remove(stage)
-            print(f"[{(time.time() - started) / 60:6.1f} min] {name} started, progress in {args.work}/{name}.log", flush=True)
+            say(f"{stage.name} started, its progress is in {args.work}/{stage.name}.log")
         time.sleep(1)
-        for name, process in list(running.items()):
+        for name, (stage, process, _) in list(running.items()):
             if process.poll() is None:
                 continue
             del running[name]
             if process.returncode != 0:
-                for other in running.values():
+                for _, other, _ in running.values():
                     other.terminate()
-                sys.exit(f"stage {name} failed, see {args.work}/{name}.log; start again to continue")
+                tail = "".join(open(f"{args.work}/{name}.log").readlines()[-5:])
+                sys.exit(f"stage {name} failed, start again to continue; the end of {args.work}/{name}.log:\n{tail}")
             done.add(name)
-            print(f"[{(time.time() - started) / 60:6.1f} min] {name} done", flush=True)
+            say(f"{name} done")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,6 @@ def plan_questions(work, count):
 
 def _work(task):
     work, path, jobs = task
-    os.nice(10)
     torch.set_num_threads(1)
     records, audio = synth.speak(jobs)
     tokeniser, table, out = tokenise.Tokeniser(work), {}, []
@@ -120,7 +119,7 @@ def main():
     tasks = [(args.work, f"{folder}/{k:04d}.pkl", jobs[i:i + SHARD]) for k, i in enumerate(range(0, len(jobs), SHARD))]
     todo = [t for t in tasks if not os.path.exists(t[1])]
     started, made = time.time(), 0
-    with multiprocessing.Pool(args.jobs) as pool:
+    with multiprocessing.Pool(args.jobs, os.nice, (5,)) as pool:
         for k, n in enumerate(pool.imap_unordered(_work, todo), 1):
             made += n
             print(f"{args.what} {k}/{len(todo)} shards, {made} utterances, {(time.time() - started) / k * (len(todo) - k):.0f} s left", flush=True)

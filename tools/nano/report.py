@@ -1,4 +1,4 @@
-"""One page with the curves of all stages, the evaluation table and audio samples: `python -m tools.nano.report WORK` -> WORK/report.html."""
+"""One page with the curves of all stages, the evaluation table and audio samples: `python -m tools.nano.report WORK [MODEL]` -> WORK/report.html."""
 from __future__ import annotations
 
 import base64
@@ -31,7 +31,7 @@ def confusion(result):
 
 
 def main():
-    work = sys.argv[1]
+    work, model = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "models/nano"
     parts = ["<!doctype html><meta charset=utf-8><title>parlando-nano</title><style>body{font:15px system-ui;margin:2rem;max-width:70rem}figure{display:inline-block;margin:.5rem}"
              "td,th{border:1px solid #ccc;padding:.3rem .6rem;text-align:left}table{border-collapse:collapse}</style><h1>parlando-nano: training report</h1>"]
     for path in sorted(glob.glob(f"{work}/state/*.jsonl")):
@@ -49,7 +49,7 @@ def main():
         for r in results:
             if "confusion" in r:
                 parts.append(confusion(r))
-    samples = sorted(glob.glob("models/nano/samples/*.wav"))
+    samples = sorted(glob.glob(f"{model}/samples/*.wav"))
     if samples:
         parts.append("<h2>Samples</h2>")
     for path in samples:

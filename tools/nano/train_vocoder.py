@@ -1,4 +1,4 @@
-"""Trains mel -> wave: `python -m tools.nano.train_vocoder WORK [--minutes 30]`. Multi-resolution STFT + mel + F0 losses; the true F0
+"""Trains mel -> wave: `python -m tools.nano.train_vocoder WORK [--minutes 36]`. Multi-resolution STFT + mel + F0 losses; the true F0
 drives the source in training, the predicted one in service."""
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 import torch
 
-from . import features, modules, synth, trainer
+from . import features, modules, more, synth, trainer
 
 SHAPE = dict(base=96, cond=96)
 SEGMENT, BATCH = 32, 6
@@ -31,13 +31,14 @@ def losses(got, want):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=36)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = trainer.load_features(args.work, {"reply", "reply_test"})
     for d in data:
         for k in ("ling", "mel", "speaker", "ling_frames", "mel_frames"):
             d.pop(k, None)
+    data += [d for d in more.load(args.work, "replies", voiced=True) if "wave22" in d]      # happy and sung: higher than the rest
     train = [d for d in data if d["split"] == "reply" and d["mel22"].shape[1] > SEGMENT + 2]
     test = [d for d in data if d["split"] == "reply_test"][:12]
     target, others = [d for d in train if d["voice"] == synth.TARGET], [d for d in train if d["voice"] != synth.TARGET]
