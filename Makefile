@@ -34,10 +34,20 @@ nano: ## make the nano model from nothing: data, training, export, report
 	@tools/setup.sh --nano
 	@.deps/venv/bin/python -m tools.nano.make work/nano
 
-format: ## format the C++ sources
-	@git ls-files '*.cpp' '*.hpp' '*.cu' | xargs clang-format -i
+SOURCES = git ls-files '*.cpp' '*.hpp' '*.cu'
+.deps/venv/bin/clang-format: tools/check_requirements.txt
+	@tools/setup.sh --check
+	@touch $@
 
-check: ## what a reviewer runs: formatting of headers, includes, tests of the layout
+format: .deps/venv/bin/clang-format ## format the C++ sources
+	@$(SOURCES) | xargs $< -i
+
+check: .deps/venv/bin/clang-format ## what a reviewer runs: formatting, direction of includes, headers alone
+	@$(SOURCES) | xargs $< --dry-run --Werror
 	@python3 tests/layout_test.py
 
-.PHONY: help setup build run serve test bench nano format check
+FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
+tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
+	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
+
+.PHONY: help setup build run serve test bench nano format check tidy

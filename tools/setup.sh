@@ -1,10 +1,25 @@
 #!/usr/bin/env bash
 # Installs what the project needs and nothing else: system packages (added, never removed) and libtorch in .deps/. Safe to run again.
 #   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
+#   tools/setup.sh --check      only what `make check` and `make format` need, in .deps/
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail() { echo "setup: $*" >&2; exit 1; }
 step() { echo "setup: $*"; }
+
+pip=".deps/venv/bin/pip --disable-pip-version-check -q"
+make_venv() {
+  mkdir -p .deps
+  python=$(command -v python3) || fail "python3 is missing"
+  "$python" -c 'import ensurepip' 2>/dev/null || fail "python3 has no venv module (Debian: python3-venv)"
+  [ -x .deps/venv/bin/pip ] || "$python" -m venv .deps/venv || fail "python3 -m venv failed"
+}
+if [ "${1:-}" = --check ]; then
+  make_venv
+  step "installing the formatter"
+  $pip install -r tools/check_requirements.txt || fail "pip could not install tools/check_requirements.txt; is there a network?"
+  exit 0
+fi
 
 [ "$(uname -m)" = x86_64 ] || fail "this processor is $(uname -m); only x86_64 is supported"
 if ! command -v apt-get >/dev/null; then
@@ -34,11 +49,7 @@ if [ -z "${PARLANDO_SKIP_APT:-}" ]; then
   fi
 fi
 
-mkdir -p .deps
-python=$(command -v python3) || fail "python3 is missing"
-"$python" -c 'import ensurepip' 2>/dev/null || fail "python3 has no venv module (Debian: python3-venv)"
-[ -x .deps/venv/bin/pip ] || "$python" -m venv .deps/venv || fail "python3 -m venv failed"
-pip=".deps/venv/bin/pip --disable-pip-version-check -q"
+make_venv
 step "installing libtorch (about 500 MB to fetch the first time)"
 # torch alone: a CPU process needs of CUDA only the runtime and CUPTI.
 $pip install --no-deps -r tools/requirements.txt || fail "pip could not install tools/requirements.txt; is there a network?"

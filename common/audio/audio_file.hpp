@@ -9,8 +9,8 @@
 namespace parlando::audio {
 
 struct Recording {
-  int rate = 0;               ///< Hz
-  std::vector<float> wave;    ///< mono (mean over channels), [-1, 1]
+  int rate = 0;             ///< Hz
+  std::vector<float> wave;  ///< mono (mean over channels), [-1, 1]
   double seconds() const { return rate > 0 ? static_cast<double>(wave.size()) / rate : 0.0; }
 };
 

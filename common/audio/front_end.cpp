@@ -144,7 +144,8 @@ Features prompt_mel(std::span<const float> wave) {
     fft.power(frame, power);
     for (auto& p : power) p = std::sqrt(p + 1e-9);
     for (int b = 0; b < kBins; ++b)
-      out.values[static_cast<std::size_t>(f) * kBins + b] = static_cast<float>(std::log(std::max(weighted(filters, kColumns, b, first[b], last[b], power), 1e-5)));
+      out.values[static_cast<std::size_t>(f) * kBins + b] =
+          static_cast<float>(std::log(std::max(weighted(filters, kColumns, b, first[b], last[b], power), 1e-5)));
   }
   return out;
 }

@@ -49,7 +49,10 @@ Features prompt_mel(std::span<const float> wave22k);
 void peak_normalise(std::span<float> wave);
 
 /// Cuts silence at both ends as the reference does: 50 ms before, 220 ms after, length ≡ 4320 (mod 240).
-struct Trimmed { std::vector<float> wave; std::size_t start = 0, end = 0; };
+struct Trimmed {
+  std::vector<float> wave;
+  std::size_t start = 0, end = 0;
+};
 Trimmed trim_silence(std::span<const float> wave16k);
 
 }  // namespace parlando::audio

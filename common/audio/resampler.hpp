@@ -9,7 +9,7 @@ namespace parlando::audio {
 /// Kernel of a rate pair: `phases` rows of `taps` values, read at offset −`width` from each block of `block` input samples.
 struct ResampleKernel {
   int block = 1, phases = 1, width = 0, taps = 0;
-  std::vector<float> values;   ///< [phases, taps], zeros included
+  std::vector<float> values;     ///< [phases, taps], zeros included
   std::vector<int> first, last;  ///< per phase: range of taps that are not zero
 };
 

@@ -3,10 +3,10 @@
 #include <cstdio>
 #include <cstdlib>
 
-#define PARLANDO_ASSERT(condition, why)                                                                         \
-  do {                                                                                                          \
-    if (!(condition)) [[unlikely]] {                                                                            \
-      std::fprintf(stderr, "%s:%d: assertion '%s' failed: %s\n", __FILE__, __LINE__, #condition, why);          \
-      std::abort();                                                                                             \
-    }                                                                                                           \
+#define PARLANDO_ASSERT(condition, why)                                                                \
+  do {                                                                                                 \
+    if (!(condition)) [[unlikely]] {                                                                   \
+      std::fprintf(stderr, "%s:%d: assertion '%s' failed: %s\n", __FILE__, __LINE__, #condition, why); \
+      std::abort();                                                                                    \
+    }                                                                                                  \
   } while (false)

@@ -19,7 +19,9 @@ inline constexpr std::int32_t kLinguisticCodes = 1024, kSemanticCodes = 4096, kC
 /// @error Errc::token_out_of_range, naming the stream and index.
 Result<std::vector<std::int32_t>> interleave(std::span<const std::int32_t> linguistic, std::span<const std::int32_t> semantic);
 
-struct SplitCodes { std::vector<std::int32_t> linguistic, semantic; };
+struct SplitCodes {
+  std::vector<std::int32_t> linguistic, semantic;
+};
 /// Inverse of `interleave` on whole groups. @error Errc::token_out_of_range for a code that does not fit its place.
 Result<SplitCodes> split_codes(std::span<const std::int32_t> codes);
 

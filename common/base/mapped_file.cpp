@@ -13,9 +13,8 @@ namespace parlando {
 
 Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0)
-    return fail(errno == ENOENT ? Errc::not_found : Errc::io, "cannot open '{}': {}", path.string(), std::strerror(errno));
-  struct stat info{};
+  if (fd < 0) return fail(errno == ENOENT ? Errc::not_found : Errc::io, "cannot open '{}': {}", path.string(), std::strerror(errno));
+  struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
     return fail(Errc::io, "'{}' is not a regular file", path.string());
@@ -62,8 +61,7 @@ Result<void> write_file(const std::filesystem::path& path, std::string_view cont
   const auto temporary = path.string() + ".tmp";
   {
     std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
-    if (!stream.write(content.data(), static_cast<std::streamsize>(content.size())).flush())
-      return fail(Errc::io, "cannot write '{}'", temporary);
+    if (!stream.write(content.data(), static_cast<std::streamsize>(content.size())).flush()) return fail(Errc::io, "cannot write '{}'", temporary);
   }
   std::error_code code;
   std::filesystem::rename(temporary, path, code);

@@ -68,12 +68,11 @@ template <class... Args>
 #define PARLANDO_CAT2(a, b) a##b
 #define PARLANDO_CAT(a, b) PARLANDO_CAT2(a, b)
 /// `PARLANDO_TRY(auto x, f());` declares x from a Result or returns its error.
-#define PARLANDO_TRY(declaration, expression)                        \
-  auto PARLANDO_CAT(result_, __LINE__) = (expression);               \
-  if (!PARLANDO_CAT(result_, __LINE__))                              \
-    return tl::make_unexpected(std::move(PARLANDO_CAT(result_, __LINE__)).error()); \
+#define PARLANDO_TRY(declaration, expression)                                                                           \
+  auto PARLANDO_CAT(result_, __LINE__) = (expression);                                                                  \
+  if (!PARLANDO_CAT(result_, __LINE__)) return tl::make_unexpected(std::move(PARLANDO_CAT(result_, __LINE__)).error()); \
   declaration = *std::move(PARLANDO_CAT(result_, __LINE__))
 /// `PARLANDO_DO(f());` returns the error of a Result<void>.
-#define PARLANDO_DO(expression) \
+#define PARLANDO_DO(expression)                                                              \
   if (auto PARLANDO_CAT(result_, __LINE__) = (expression); !PARLANDO_CAT(result_, __LINE__)) \
-    return tl::make_unexpected(std::move(PARLANDO_CAT(result_, __LINE__)).error())
+  return tl::make_unexpected(std::move(PARLANDO_CAT(result_, __LINE__)).error())

@@ -11,9 +11,9 @@ std::string leading_tag(std::string_view text);
 enum class Vocoder { common, music };
 struct TtsMode {
   Vocoder vocoder = Vocoder::common;
-  std::string speaker_key;      ///< registry entry; empty when cloning
-  std::string styled_key;       ///< entry that is preferred where the registry has it: the speaker in the style of the tag; else empty
-  std::string system_prompt;    ///< which text: with_speaker, without_speaker, rap, vocal
+  std::string speaker_key;    ///< registry entry; empty when cloning
+  std::string styled_key;     ///< entry that is preferred where the registry has it: the speaker in the style of the tag; else empty
+  std::string system_prompt;  ///< which text: with_speaker, without_speaker, rap, vocal
 };
 /// What a text selects. Cloning uses the caller's recording and never a name.
 TtsMode tts_mode(std::string_view text, std::string_view speaker, bool clone);

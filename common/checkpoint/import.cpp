@@ -24,7 +24,8 @@ Result<std::string> sha256_of(const fs::path& path) {
   PARLANDO_TRY(const auto file, MappedFile::open(path));
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int size = 0;
-  if (EVP_Digest(file.bytes().data(), file.bytes().size(), digest, &size, EVP_sha256(), nullptr) != 1) return fail(Errc::internal, "SHA-256 of '{}' failed", path.string());
+  if (EVP_Digest(file.bytes().data(), file.bytes().size(), digest, &size, EVP_sha256(), nullptr) != 1)
+    return fail(Errc::internal, "SHA-256 of '{}' failed", path.string());
   std::string out;
   for (unsigned int i = 0; i < size; ++i) out += fmt::format("{:02x}", digest[i]);
   return out;
@@ -135,7 +136,9 @@ class Importer {
   }
 
  private:
-  void tell(const std::string& what, double done) const { if (progress_) progress_((source_ / what).string(), done); }
+  void tell(const std::string& what, double done) const {
+    if (progress_) progress_((source_ / what).string(), done);
+  }
 
   Result<void> save(const std::string& file, const TensorMap& tensors, const std::map<std::string, std::string>& metadata, const std::string& from) {
     PARLANDO_DO(write_safetensors(target_ / file, tensors, metadata));
@@ -186,8 +189,10 @@ class Importer {
       heads = file.metadata["n_head"];
       if (heads.empty()) return fail(Errc::bad_format, "'{}' lacks the metadata key n_head", torch_form.string());
     }
-    PARLANDO_DO(save("semantic.safetensors", semantic, {{"n_head", heads}}, fs::exists(onnx_form) ? "speech_tokenizer_v1.onnx" : "speech_tokenizer_v1.safetensors"));
-    const json config = {{"linguistic", {{"heads", encoder["attention_heads"]}, {"dither", 0.0}, {"dither_official", get_or(front, "dither", 1.0)}}}, {"semantic", {{"heads", std::stoll(heads)}}}};
+    PARLANDO_DO(
+        save("semantic.safetensors", semantic, {{"n_head", heads}}, fs::exists(onnx_form) ? "speech_tokenizer_v1.onnx" : "speech_tokenizer_v1.safetensors"));
+    const json config = {{"linguistic", {{"heads", encoder["attention_heads"]}, {"dither", 0.0}, {"dither_official", get_or(front, "dither", 1.0)}}},
+                         {"semantic", {{"heads", std::stoll(heads)}}}};
     tell("done", 1.0);
     return write_file(target_ / "tokenizer.json", config.dump(1) + "\n");
   }
@@ -207,7 +212,8 @@ class Importer {
     for (const char* part : {"flow", "hift"}) {
       tell(part, done += 0.3);
       PARLANDO_TRY(const auto tensors, read_tensors(source_ / part));
-      PARLANDO_DO(save(std::string(part) + ".safetensors", tensors, {}, fs::exists(source_ / (std::string(part) + ".pt")) ? std::string(part) + ".pt" : std::string(part) + ".safetensors"));
+      PARLANDO_DO(save(std::string(part) + ".safetensors", tensors, {},
+                       fs::exists(source_ / (std::string(part) + ".pt")) ? std::string(part) + ".pt" : std::string(part) + ".safetensors"));
     }
     if (fs::exists(source_ / "campplus.onnx")) {
       tell("speaker encoder", 0.9);
@@ -256,9 +262,11 @@ class Importer {
       ++count;
     }
     if (count == 0)
-      return fail(Errc::not_found,
-                  "'{}' is no model directory: expected linguistic_tokenizer.npy (tokenizer), cosyvoice.yaml (vocoder), config.json + model.safetensors (language "
-                  "model), or sub-directories Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B", source_.string());
+      return fail(
+          Errc::not_found,
+          "'{}' is no model directory: expected linguistic_tokenizer.npy (tokenizer), cosyvoice.yaml (vocoder), config.json + model.safetensors (language "
+          "model), or sub-directories Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B",
+          source_.string());
     return copy_plain_directories();
   }
 
@@ -294,7 +302,8 @@ Result<Cmvn> parse_cmvn(std::string_view text, const std::string& name) {
   };
   PARLANDO_TRY(auto shift, section("<AddShift>"));
   PARLANDO_TRY(auto rescale, section("<Rescale>"));
-  if (shift.size() != 560 || rescale.size() != 560) return fail(Errc::bad_format, "'{}' has {} shifts and {} scales, 560 are expected", name, shift.size(), rescale.size());
+  if (shift.size() != 560 || rescale.size() != 560)
+    return fail(Errc::bad_format, "'{}' has {} shifts and {} scales, 560 are expected", name, shift.size(), rescale.size());
   return Cmvn{std::move(shift), std::move(rescale)};
 }
 
@@ -318,24 +327,49 @@ Result<json> read_vocoder_config(const fs::path& directory) {
   json out;
   out["sample_rate"] = get_or(raw, "sample_rate", 22050);
   out["spk_embed_dim"] = get_or(raw, "spk_embed_dim", 192);
-  out["flow"] = {{"input_size", get_or(flow, "input_size", 512)}, {"output_size", get_or(flow, "output_size", 80)}, {"vocab_size", get_or(flow, "vocab_size", 4096)},
+  out["flow"] = {{"input_size", get_or(flow, "input_size", 512)},
+                 {"output_size", get_or(flow, "output_size", 80)},
+                 {"vocab_size", get_or(flow, "vocab_size", 4096)},
                  {"input_frame_rate", flow["input_frame_rate"]},
-                 {"encoder", {{"input_size", get_or(encoder, "input_size", 512)}, {"output_size", get_or(encoder, "output_size", 512)},
-                              {"attention_heads", get_or(encoder, "attention_heads", 8)}, {"linear_units", get_or(encoder, "linear_units", 2048)},
-                              {"num_blocks", get_or(encoder, "num_blocks", 6)}}},
-                 {"cfm", {{"sigma_min", get_or(cfm, "sigma_min", 1e-6)}, {"solver", get_or(cfm, "solver", "euler")}, {"t_scheduler", get_or(cfm, "t_scheduler", "cosine")},
-                          {"inference_cfg_rate", get_or(cfm, "inference_cfg_rate", 0.7)}, {"n_timesteps", get_or(cfm, "n_timesteps", 10)}}},
-                 {"estimator", {{"in_channels", get_or(estimator, "in_channels", 320)}, {"out_channels", get_or(estimator, "out_channels", 80)},
-                                {"channels", get_or(estimator, "channels", json::array({256, 256}))}, {"attention_head_dim", get_or(estimator, "attention_head_dim", 64)},
-                                {"n_blocks", get_or(estimator, "n_blocks", 4)}, {"num_mid_blocks", get_or(estimator, "num_mid_blocks", 12)},
-                                {"num_heads", get_or(estimator, "num_heads", 8)}, {"act_fn", get_or(estimator, "act_fn", "gelu")}}}};
+                 {"encoder",
+                  {{"input_size", get_or(encoder, "input_size", 512)},
+                   {"output_size", get_or(encoder, "output_size", 512)},
+                   {"attention_heads", get_or(encoder, "attention_heads", 8)},
+                   {"linear_units", get_or(encoder, "linear_units", 2048)},
+                   {"num_blocks", get_or(encoder, "num_blocks", 6)}}},
+                 {"cfm",
+                  {{"sigma_min", get_or(cfm, "sigma_min", 1e-6)},
+                   {"solver", get_or(cfm, "solver", "euler")},
+                   {"t_scheduler", get_or(cfm, "t_scheduler", "cosine")},
+                   {"inference_cfg_rate", get_or(cfm, "inference_cfg_rate", 0.7)},
+                   {"n_timesteps", get_or(cfm, "n_timesteps", 10)}}},
+                 {"estimator",
+                  {{"in_channels", get_or(estimator, "in_channels", 320)},
+                   {"out_channels", get_or(estimator, "out_channels", 80)},
+                   {"channels", get_or(estimator, "channels", json::array({256, 256}))},
+                   {"attention_head_dim", get_or(estimator, "attention_head_dim", 64)},
+                   {"n_blocks", get_or(estimator, "n_blocks", 4)},
+                   {"num_mid_blocks", get_or(estimator, "num_mid_blocks", 12)},
+                   {"num_heads", get_or(estimator, "num_heads", 8)},
+                   {"act_fn", get_or(estimator, "act_fn", "gelu")}}}};
   auto& h = out["hift"];
   h = hift;
-  for (const auto& [key, value] : std::initializer_list<std::pair<const char*, json>>{
-           {"in_channels", 80}, {"base_channels", 512}, {"nb_harmonics", 8}, {"sampling_rate", 22050}, {"nsf_alpha", 0.1}, {"nsf_sigma", 0.003}, {"nsf_voiced_threshold", 10},
-           {"upsample_rates", {8, 8}}, {"upsample_kernel_sizes", {16, 16}}, {"istft_params", {{"n_fft", 16}, {"hop_len", 4}}}, {"resblock_kernel_sizes", {3, 7, 11}},
-           {"resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}, {1, 3, 5}}}, {"source_resblock_kernel_sizes", {7, 11}},
-           {"source_resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}}}, {"lrelu_slope", 0.1}, {"audio_limit", 0.99}})
+  for (const auto& [key, value] : std::initializer_list<std::pair<const char*, json>>{{"in_channels", 80},
+                                                                                      {"base_channels", 512},
+                                                                                      {"nb_harmonics", 8},
+                                                                                      {"sampling_rate", 22050},
+                                                                                      {"nsf_alpha", 0.1},
+                                                                                      {"nsf_sigma", 0.003},
+                                                                                      {"nsf_voiced_threshold", 10},
+                                                                                      {"upsample_rates", {8, 8}},
+                                                                                      {"upsample_kernel_sizes", {16, 16}},
+                                                                                      {"istft_params", {{"n_fft", 16}, {"hop_len", 4}}},
+                                                                                      {"resblock_kernel_sizes", {3, 7, 11}},
+                                                                                      {"resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}, {1, 3, 5}}},
+                                                                                      {"source_resblock_kernel_sizes", {7, 11}},
+                                                                                      {"source_resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}}},
+                                                                                      {"lrelu_slope", 0.1},
+                                                                                      {"audio_limit", 0.99}})
     if (!h.contains(key)) h[key] = value;
   return out;
 }

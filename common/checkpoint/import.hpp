@@ -28,7 +28,9 @@ Result<void> import_directory(const std::filesystem::path& source, const std::fi
 Result<nlohmann::json> read_vocoder_config(const std::filesystem::path& directory);
 
 /// `am.mvn`: {shift, rescale}. @error Errc::bad_format when a section is missing or not a number.
-struct Cmvn { std::vector<float> shift, rescale; };
+struct Cmvn {
+  std::vector<float> shift, rescale;
+};
 Result<Cmvn> parse_cmvn(std::string_view text, const std::string& name);
 
 /// Reads flow.safetensors, or flow.pt when there is no safetensors file; likewise hift.

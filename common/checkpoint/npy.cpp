@@ -19,20 +19,30 @@ Result<TensorData> parse_npy(std::span<const std::byte> bytes, std::shared_ptr<c
   }
   if (header > text.size() - start) return fail(Errc::bad_format, "'{}': NPY header of {} bytes does not fit the file", name, header);
   const auto dict = text.substr(start, header);
-  auto after = [&](std::string_view key) { const auto at = dict.find(key); return at == std::string_view::npos ? std::string_view{} : dict.substr(at + key.size()); };
+  auto after = [&](std::string_view key) {
+    const auto at = dict.find(key);
+    return at == std::string_view::npos ? std::string_view{} : dict.substr(at + key.size());
+  };
   const auto descr = after("'descr':");
   TensorData out;
-  if (descr.find("'<f4'") != std::string_view::npos) out.dtype = Dtype::f32;
-  else if (descr.find("'<f8'") != std::string_view::npos) out.dtype = Dtype::f64;
-  else if (descr.find("'<f2'") != std::string_view::npos) out.dtype = Dtype::f16;
-  else return fail(Errc::unsupported, "'{}': only little-endian floats are read, header is {}", name, dict.substr(0, 100));
+  if (descr.find("'<f4'") != std::string_view::npos)
+    out.dtype = Dtype::f32;
+  else if (descr.find("'<f8'") != std::string_view::npos)
+    out.dtype = Dtype::f64;
+  else if (descr.find("'<f2'") != std::string_view::npos)
+    out.dtype = Dtype::f16;
+  else
+    return fail(Errc::unsupported, "'{}': only little-endian floats are read, header is {}", name, dict.substr(0, 100));
   if (after("'fortran_order':").substr(0, 8).find("True") != std::string_view::npos) return fail(Errc::unsupported, "'{}' is in Fortran order", name);
   auto shape = after("'shape':");
   const auto open = shape.find('('), close = shape.find(')');
   if (open == std::string_view::npos || close == std::string_view::npos || close < open) return fail(Errc::bad_format, "'{}': NPY header without shape", name);
   shape = shape.substr(open + 1, close - open - 1);
   while (!shape.empty()) {
-    if (shape.front() == ' ' || shape.front() == ',') { shape.remove_prefix(1); continue; }
+    if (shape.front() == ' ' || shape.front() == ',') {
+      shape.remove_prefix(1);
+      continue;
+    }
     std::int64_t dim = 0;
     const auto [end, error] = std::from_chars(shape.data(), shape.data() + shape.size(), dim);
     if (error != std::errc{} || dim < 0 || dim > (std::int64_t{1} << 40)) return fail(Errc::bad_format, "'{}': NPY shape '{}'", name, shape);

@@ -30,7 +30,8 @@ TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, co
   each(bytes, file, "a tensor", [&](const ProtobufReader::Field& f) {
     switch (f.number) {
       case 1:  // dims, packed or not
-        if (f.wire == 0) out.shape.push_back(static_cast<std::int64_t>(f.value));
+        if (f.wire == 0)
+          out.shape.push_back(static_cast<std::int64_t>(f.value));
         else if (f.wire == 2)
           for (auto rest = f.bytes; !rest.empty();) {
             const auto v = ProtobufReader::varint(rest);
@@ -38,29 +39,62 @@ TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, co
             out.shape.push_back(static_cast<std::int64_t>(*v));
           }
         break;
-      case 2: type = f.value; break;
-      case 4: if (f.wire == 2) floats = f.bytes; else if (f.wire == 5) single_floats.push_back(f.as_float()); break;
-      case 5: int32s = f.bytes; break;
-      case 7: int64s = f.bytes; break;
-      case 8: name = std::string(f.text()); break;
-      case 9: raw = f.bytes; has_raw = true; break;
-      case 13: case 14:
+      case 2:
+        type = f.value;
+        break;
+      case 4:
+        if (f.wire == 2)
+          floats = f.bytes;
+        else if (f.wire == 5)
+          single_floats.push_back(f.as_float());
+        break;
+      case 5:
+        int32s = f.bytes;
+        break;
+      case 7:
+        int64s = f.bytes;
+        break;
+      case 8:
+        name = std::string(f.text());
+        break;
+      case 9:
+        raw = f.bytes;
+        has_raw = true;
+        break;
+      case 13:
+      case 14:
         if (f.number == 13 || f.value == 1) raise(Errc::unsupported, "'{}': tensor '{}' keeps its data in another file", file, name);
         break;
-      default: break;
+      default:
+        break;
     }
   });
   const auto count = elements_of(out.shape);
   if (!count || out.shape.size() > 8) raise(Errc::bad_format, "'{}': tensor '{}' has shape {}", file, name, to_string(out.shape));
   switch (type) {
-    case 1: out.dtype = Dtype::f32; break;
-    case 6: out.dtype = Dtype::i32; break;
-    case 7: out.dtype = Dtype::i64; break;
-    case 9: out.dtype = Dtype::boolean; break;
-    case 10: out.dtype = Dtype::f16; break;
-    case 11: out.dtype = Dtype::f64; break;
-    case 16: out.dtype = Dtype::bf16; break;
-    default: raise(Errc::unsupported, "'{}': tensor '{}' has ONNX type {}", file, name, type);
+    case 1:
+      out.dtype = Dtype::f32;
+      break;
+    case 6:
+      out.dtype = Dtype::i32;
+      break;
+    case 7:
+      out.dtype = Dtype::i64;
+      break;
+    case 9:
+      out.dtype = Dtype::boolean;
+      break;
+    case 10:
+      out.dtype = Dtype::f16;
+      break;
+    case 11:
+      out.dtype = Dtype::f64;
+      break;
+    case 16:
+      out.dtype = Dtype::bf16;
+      break;
+    default:
+      raise(Errc::unsupported, "'{}': tensor '{}' has ONNX type {}", file, name, type);
   }
   if (!has_raw) {
     if (!single_floats.empty()) {
@@ -91,21 +125,30 @@ TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, co
 OnnxNode read_node(Bytes bytes, const std::shared_ptr<const void>& owner, const std::string& file) {
   OnnxNode node;
   each(bytes, file, "a node", [&](const ProtobufReader::Field& f) {
-    if (f.number == 1) node.inputs.emplace_back(f.text());
-    else if (f.number == 2) node.outputs.emplace_back(f.text());
-    else if (f.number == 3) node.name = f.text();
-    else if (f.number == 4) node.op = f.text();
+    if (f.number == 1)
+      node.inputs.emplace_back(f.text());
+    else if (f.number == 2)
+      node.outputs.emplace_back(f.text());
+    else if (f.number == 3)
+      node.name = f.text();
+    else if (f.number == 4)
+      node.op = f.text();
     else if (f.number == 5) {
       std::string name, unused;
       std::vector<std::int64_t> ints;
       std::optional<float> number;
       std::optional<TensorData> tensor;
       each(f.bytes, file, "an attribute", [&](const ProtobufReader::Field& a) {
-        if (a.number == 1) name = a.text();
-        else if (a.number == 2) number = a.as_float();
-        else if (a.number == 3) ints.push_back(static_cast<std::int64_t>(a.value));
-        else if (a.number == 5) tensor = read_tensor(a.bytes, owner, file, unused);
-        else if (a.number == 8 && a.wire == 0) ints.push_back(static_cast<std::int64_t>(a.value));
+        if (a.number == 1)
+          name = a.text();
+        else if (a.number == 2)
+          number = a.as_float();
+        else if (a.number == 3)
+          ints.push_back(static_cast<std::int64_t>(a.value));
+        else if (a.number == 5)
+          tensor = read_tensor(a.bytes, owner, file, unused);
+        else if (a.number == 8 && a.wire == 0)
+          ints.push_back(static_cast<std::int64_t>(a.value));
         else if (a.number == 8)
           for (auto rest = a.bytes; !rest.empty();) {
             const auto v = ProtobufReader::varint(rest);
@@ -190,8 +233,7 @@ Result<OnnxGraph> parse_onnx(Bytes bytes, std::shared_ptr<const void> owner, con
   });
   if (!found) return fail(Errc::bad_format, "'{}' holds no ONNX graph", name);
   for (const auto& node : graph.nodes)
-    if (node.op == "Constant" && !node.outputs.empty() && node.tensors.contains("value"))
-      graph.initializers.emplace(node.outputs[0], node.tensors.at("value"));
+    if (node.op == "Constant" && !node.outputs.empty() && node.tensors.contains("value")) graph.initializers.emplace(node.outputs[0], node.tensors.at("value"));
   return graph;
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
@@ -247,8 +289,14 @@ Result<SemanticWeights> semantic_weights_of(const OnnxGraph& graph, const std::s
 
 Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string& name) try {
   // Convolutions come in module order; their node names are not relied upon.
-  struct Conv { std::vector<float> weight, bias; Shape shape; std::string output; };
-  struct Norm { std::vector<float> scale, shift; };
+  struct Conv {
+    std::vector<float> weight, bias;
+    Shape shape;
+    std::string output;
+  };
+  struct Norm {
+    std::vector<float> scale, shift;
+  };
   std::vector<Conv> convs;
   std::vector<Norm> norms;
   auto floats = [&](const std::string& input, const char* what) {
@@ -263,9 +311,12 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
       Conv conv;
       std::tie(conv.weight, conv.shape) = floats(node.inputs[1], "a convolution weight");
       if (conv.shape.empty()) raise(Errc::checkpoint_mismatch, "'{}': a convolution without shape", name);
-      if (node.inputs.size() > 2) conv.bias = floats(node.inputs[2], "a convolution bias").first;
-      else conv.bias.assign(static_cast<std::size_t>(conv.shape[0]), 0.0f);
-      if (conv.bias.size() != static_cast<std::size_t>(conv.shape[0])) raise(Errc::checkpoint_mismatch, "'{}': a convolution bias of {} values", name, conv.bias.size());
+      if (node.inputs.size() > 2)
+        conv.bias = floats(node.inputs[2], "a convolution bias").first;
+      else
+        conv.bias.assign(static_cast<std::size_t>(conv.shape[0]), 0.0f);
+      if (conv.bias.size() != static_cast<std::size_t>(conv.shape[0]))
+        raise(Errc::checkpoint_mismatch, "'{}': a convolution bias of {} values", name, conv.bias.size());
       conv.output = node.outputs[0];
       convs.push_back(std::move(conv));
     } else if (node.op == "BatchNormalization") {
@@ -273,7 +324,8 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
       const auto w = floats(node.inputs[1], "a batch norm").first, b = floats(node.inputs[2], "a batch norm").first,
                  mean = floats(node.inputs[3], "a batch norm").first, var = floats(node.inputs[4], "a batch norm").first;
       const float epsilon = node.floats.contains("epsilon") ? node.floats.at("epsilon") : 1e-5f;
-      if (b.size() != w.size() || mean.size() != w.size() || var.size() != w.size()) raise(Errc::checkpoint_mismatch, "'{}': a batch norm of unequal parts", name);
+      if (b.size() != w.size() || mean.size() != w.size() || var.size() != w.size())
+        raise(Errc::checkpoint_mismatch, "'{}': a batch norm of unequal parts", name);
       Norm norm;
       for (std::size_t i = 0; i < w.size(); ++i) {
         const double scale = w[i] / std::sqrt(static_cast<double>(var[i]) + epsilon);

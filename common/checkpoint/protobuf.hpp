@@ -13,8 +13,8 @@ class ProtobufReader {
  public:
   struct Field {
     std::uint32_t number = 0;
-    std::uint32_t wire = 0;       ///< 0 varint, 1 fixed64, 2 bytes, 5 fixed32
-    std::uint64_t value = 0;      ///< varint and fixed fields
+    std::uint32_t wire = 0;            ///< 0 varint, 1 fixed64, 2 bytes, 5 fixed32
+    std::uint64_t value = 0;           ///< varint and fixed fields
     std::span<const std::byte> bytes;  ///< wire type 2
 
     std::string_view text() const { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }

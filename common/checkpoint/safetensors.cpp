@@ -47,18 +47,19 @@ Result<Safetensors> parse_safetensors(std::span<const std::byte> bytes, std::sha
     TensorData tensor;
     tensor.dtype = *dtype;
     for (const auto& dim : entry["shape"]) {
-      if (!dim.is_number_unsigned() || dim.get<std::uint64_t>() > (1ull << 40)) return fail(Errc::bad_format, "'{}': tensor '{}' has a bad dimension", name, key);
+      if (!dim.is_number_unsigned() || dim.get<std::uint64_t>() > (1ull << 40))
+        return fail(Errc::bad_format, "'{}': tensor '{}' has a bad dimension", name, key);
       tensor.shape.push_back(dim.get<std::int64_t>());
     }
     const auto& offsets = entry["data_offsets"];
-    if (!offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned())
-      return fail(Errc::bad_format, "'{}': tensor '{}' has bad offsets", name, key);
+    if (!offsets[0].is_number_unsigned() || !offsets[1].is_number_unsigned()) return fail(Errc::bad_format, "'{}': tensor '{}' has bad offsets", name, key);
     const auto begin = offsets[0].get<std::uint64_t>(), end = offsets[1].get<std::uint64_t>();
     const auto count = elements_of(tensor.shape);
     if (begin > end || end > data.size())
       return fail(Errc::bad_format, "'{}': tensor '{}' lies at [{}, {}), the file holds {} data bytes (truncated?)", name, key, begin, end, data.size());
     if (!count || static_cast<std::uint64_t>(*count) > data.size() || static_cast<std::uint64_t>(*count) * bytes_of(*dtype) != end - begin)
-      return fail(Errc::bad_format, "'{}': tensor '{}' of shape {} and type {} does not fill {} bytes", name, key, to_string(tensor.shape), name_of(*dtype), end - begin);
+      return fail(Errc::bad_format, "'{}': tensor '{}' of shape {} and type {} does not fill {} bytes", name, key, to_string(tensor.shape), name_of(*dtype),
+                  end - begin);
     tensor.bytes = data.subspan(begin, end - begin);
     tensor.owner = owner;
     if (end > begin) ranges.emplace_back(begin, end);
@@ -104,8 +105,7 @@ Result<Safetensors> read_safetensors_model(const std::filesystem::path& path) {
     }
     const auto& tensors = shards[shard_name].tensors;
     const auto found = tensors.find(name);
-    if (found == tensors.end())
-      return fail(Errc::checkpoint_mismatch, "'{}' says that '{}' holds '{}', it does not", index_path.string(), shard_name, name);
+    if (found == tensors.end()) return fail(Errc::checkpoint_mismatch, "'{}' says that '{}' holds '{}', it does not", index_path.string(), shard_name, name);
     out.tensors.emplace(name, found->second);
   }
   return out;

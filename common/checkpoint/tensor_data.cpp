@@ -8,17 +8,25 @@ namespace parlando::checkpoint {
 
 std::size_t bytes_of(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f64: case Dtype::i64: return 8;
-    case Dtype::f32: case Dtype::i32: return 4;
-    case Dtype::f16: case Dtype::bf16: case Dtype::i16: return 2;
-    default: return 1;
+    case Dtype::f64:
+    case Dtype::i64:
+      return 8;
+    case Dtype::f32:
+    case Dtype::i32:
+      return 4;
+    case Dtype::f16:
+    case Dtype::bf16:
+    case Dtype::i16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
 namespace {
-constexpr std::pair<Dtype, std::string_view> kNames[] = {
-    {Dtype::f64, "F64"}, {Dtype::f32, "F32"}, {Dtype::f16, "F16"}, {Dtype::bf16, "BF16"}, {Dtype::i64, "I64"},
-    {Dtype::i32, "I32"}, {Dtype::i16, "I16"}, {Dtype::i8, "I8"},   {Dtype::u8, "U8"},     {Dtype::boolean, "BOOL"}};
+constexpr std::pair<Dtype, std::string_view> kNames[] = {{Dtype::f64, "F64"}, {Dtype::f32, "F32"},     {Dtype::f16, "F16"}, {Dtype::bf16, "BF16"},
+                                                         {Dtype::i64, "I64"}, {Dtype::i32, "I32"},     {Dtype::i16, "I16"}, {Dtype::i8, "I8"},
+                                                         {Dtype::u8, "U8"},   {Dtype::boolean, "BOOL"}};
 
 float half_to_float(std::uint16_t h) {
   const std::uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023u;
@@ -71,7 +79,9 @@ Result<std::vector<float>> to_f32(const TensorData& tensor) {
     return v;
   };
   switch (tensor.dtype) {
-    case Dtype::f32: std::memcpy(out.data(), bytes, 4 * count); break;
+    case Dtype::f32:
+      std::memcpy(out.data(), bytes, 4 * count);
+      break;
     case Dtype::f64:
       for (std::size_t i = 0; i < count; ++i) {
         double v;
@@ -85,7 +95,8 @@ Result<std::vector<float>> to_f32(const TensorData& tensor) {
     case Dtype::bf16:
       for (std::size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(load16(i)) << 16);
       break;
-    default: return fail(Errc::unsupported, "a tensor of type {} is not a floating-point tensor", name_of(tensor.dtype));
+    default:
+      return fail(Errc::unsupported, "a tensor of type {} is not a floating-point tensor", name_of(tensor.dtype));
   }
   return out;
 }

@@ -16,8 +16,8 @@ namespace parlando::checkpoint {
 enum class Dtype : std::uint8_t { f64, f32, f16, bf16, i64, i32, i16, i8, u8, boolean };
 
 std::size_t bytes_of(Dtype dtype);
-std::string_view name_of(Dtype dtype);           ///< safetensors spelling: F32, BF16, …
-std::optional<Dtype> dtype_of(std::string_view); ///< inverse of name_of
+std::string_view name_of(Dtype dtype);            ///< safetensors spelling: F32, BF16, …
+std::optional<Dtype> dtype_of(std::string_view);  ///< inverse of name_of
 
 using Shape = std::vector<std::int64_t>;
 

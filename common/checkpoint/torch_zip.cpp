@@ -61,7 +61,8 @@ std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& name) {
   if (bytes.size() < 22) raise(Errc::bad_format, "'{}' has {} bytes, a zip archive has at least 22", name, bytes.size());
   std::size_t end = bytes.size() - 22;
   while (u32(end) != 0x06054b50u) {
-    if (end == 0 || bytes.size() - end > 65557) raise(Errc::bad_format, "'{}' is not a zip archive (no end record); older torch files must be saved again", name);
+    if (end == 0 || bytes.size() - end > 65557)
+      raise(Errc::bad_format, "'{}' is not a zip archive (no end record); older torch files must be saved again", name);
     --end;
   }
   std::uint64_t count = u16(end + 10), at = u32(end + 16);
@@ -106,17 +107,33 @@ std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& name) {
 struct Value;
 using ValuePtr = std::shared_ptr<Value>;
 struct Mark {};
-struct Global { std::string name; };
-struct Storage { Dtype dtype; std::string key; std::int64_t elements; };
-struct Tensor { Storage storage; std::int64_t offset; Shape shape, stride; };
-struct Tuple { std::vector<ValuePtr> items; };
-struct Dict { std::vector<std::pair<std::string, ValuePtr>> items; };
-struct Value { std::variant<std::monostate, Mark, bool, std::int64_t, std::string, Global, Storage, Tensor, Tuple, Dict> v; };
+struct Global {
+  std::string name;
+};
+struct Storage {
+  Dtype dtype;
+  std::string key;
+  std::int64_t elements;
+};
+struct Tensor {
+  Storage storage;
+  std::int64_t offset;
+  Shape shape, stride;
+};
+struct Tuple {
+  std::vector<ValuePtr> items;
+};
+struct Dict {
+  std::vector<std::pair<std::string, ValuePtr>> items;
+};
+struct Value {
+  std::variant<std::monostate, Mark, bool, std::int64_t, std::string, Global, Storage, Tensor, Tuple, Dict> v;
+};
 
 std::optional<Dtype> storage_type(std::string_view name) {
   static const std::unordered_map<std::string_view, Dtype> types = {
-      {"torch.FloatStorage", Dtype::f32}, {"torch.DoubleStorage", Dtype::f64}, {"torch.HalfStorage", Dtype::f16}, {"torch.BFloat16Storage", Dtype::bf16},
-      {"torch.LongStorage", Dtype::i64},  {"torch.IntStorage", Dtype::i32},    {"torch.ShortStorage", Dtype::i16}, {"torch.CharStorage", Dtype::i8},
+      {"torch.FloatStorage", Dtype::f32}, {"torch.DoubleStorage", Dtype::f64},  {"torch.HalfStorage", Dtype::f16},  {"torch.BFloat16Storage", Dtype::bf16},
+      {"torch.LongStorage", Dtype::i64},  {"torch.IntStorage", Dtype::i32},     {"torch.ShortStorage", Dtype::i16}, {"torch.CharStorage", Dtype::i8},
       {"torch.ByteStorage", Dtype::u8},   {"torch.BoolStorage", Dtype::boolean}};
   const auto found = types.find(name);
   return found == types.end() ? std::nullopt : std::optional(found->second);
@@ -132,26 +149,67 @@ class Pickle {
       if (stack_.size() > 4'000'000 || memo_.size() > 4'000'000) raise(Errc::bad_format, "'{}': the pickle is too large", name_);
       const auto op = in_.read<unsigned char>();
       switch (op) {
-        case 0x80: in_.read<unsigned char>(); break;                                   // PROTO
-        case 'c': global(); break;
-        case '}': push(Dict{}); break;                                                 // EMPTY_DICT
-        case ']': case ')': push(Tuple{}); break;                                      // EMPTY_LIST, EMPTY_TUPLE
-        case '(': push(Mark{}); break;
-        case 't': case 'l': { auto items = to_mark(); push(Tuple{std::move(items)}); break; }
-        case 'e': { auto items = to_mark(); auto& list = as<Tuple>(top(), "APPENDS"); for (auto& i : items) list.items.push_back(i); break; }
-        case 'a': { auto item = pop(); as<Tuple>(top(), "APPEND").items.push_back(item); break; }
-        case 0x85: case 0x86: case 0x87: {                                             // TUPLE1-3
+        case 0x80:
+          in_.read<unsigned char>();
+          break;  // PROTO
+        case 'c':
+          global();
+          break;
+        case '}':
+          push(Dict{});
+          break;  // EMPTY_DICT
+        case ']':
+        case ')':
+          push(Tuple{});
+          break;  // EMPTY_LIST, EMPTY_TUPLE
+        case '(':
+          push(Mark{});
+          break;
+        case 't':
+        case 'l': {
+          auto items = to_mark();
+          push(Tuple{std::move(items)});
+          break;
+        }
+        case 'e': {
+          auto items = to_mark();
+          auto& list = as<Tuple>(top(), "APPENDS");
+          for (auto& i : items) list.items.push_back(i);
+          break;
+        }
+        case 'a': {
+          auto item = pop();
+          as<Tuple>(top(), "APPEND").items.push_back(item);
+          break;
+        }
+        case 0x85:
+        case 0x86:
+        case 0x87: {  // TUPLE1-3
           std::vector<ValuePtr> items(op - 0x84);
           for (std::size_t i = items.size(); i-- > 0;) items[i] = pop();
           push(Tuple{std::move(items)});
           break;
         }
-        case 'X': { const auto size = in_.read<std::uint32_t>(); push(text(size)); break; }   // BINUNICODE
-        case 0x8c: { const auto size = in_.read<std::uint8_t>(); push(text(size)); break; }   // SHORT_BINUNICODE
-        case 'J': push(static_cast<std::int64_t>(in_.read<std::int32_t>())); break;
-        case 'K': push(static_cast<std::int64_t>(in_.read<std::uint8_t>())); break;
-        case 'M': push(static_cast<std::int64_t>(in_.read<std::uint16_t>())); break;
-        case 0x8a: {                                                                   // LONG1
+        case 'X': {
+          const auto size = in_.read<std::uint32_t>();
+          push(text(size));
+          break;
+        }  // BINUNICODE
+        case 0x8c: {
+          const auto size = in_.read<std::uint8_t>();
+          push(text(size));
+          break;
+        }  // SHORT_BINUNICODE
+        case 'J':
+          push(static_cast<std::int64_t>(in_.read<std::int32_t>()));
+          break;
+        case 'K':
+          push(static_cast<std::int64_t>(in_.read<std::uint8_t>()));
+          break;
+        case 'M':
+          push(static_cast<std::int64_t>(in_.read<std::uint16_t>()));
+          break;
+        case 0x8a: {  // LONG1
           const auto size = in_.read<std::uint8_t>();
           if (size > 8) raise(Errc::bad_format, "'{}': an integer of {} bytes", name_, size);
           const auto raw = in_.take(size);
@@ -161,17 +219,44 @@ class Pickle {
           push(value);
           break;
         }
-        case 0x88: push(true); break;
-        case 0x89: push(false); break;
-        case 'N': push(std::monostate{}); break;
-        case 'q': memo_[in_.read<std::uint8_t>()] = top(); break;
-        case 'r': memo_[in_.read<std::uint32_t>()] = top(); break;
-        case 0x94: { const auto n = static_cast<std::uint32_t>(memo_.size()); memo_[n] = top(); break; }
-        case 'h': recall(in_.read<std::uint8_t>()); break;
-        case 'j': recall(in_.read<std::uint32_t>()); break;
-        case 'Q': persistent(); break;
-        case 'R': reduce(); break;
-        case 's': { auto value = pop(); auto key = pop(); as<Dict>(top(), "SETITEM").items.emplace_back(as<std::string>(key, "a key"), value); break; }
+        case 0x88:
+          push(true);
+          break;
+        case 0x89:
+          push(false);
+          break;
+        case 'N':
+          push(std::monostate{});
+          break;
+        case 'q':
+          memo_[in_.read<std::uint8_t>()] = top();
+          break;
+        case 'r':
+          memo_[in_.read<std::uint32_t>()] = top();
+          break;
+        case 0x94: {
+          const auto n = static_cast<std::uint32_t>(memo_.size());
+          memo_[n] = top();
+          break;
+        }
+        case 'h':
+          recall(in_.read<std::uint8_t>());
+          break;
+        case 'j':
+          recall(in_.read<std::uint32_t>());
+          break;
+        case 'Q':
+          persistent();
+          break;
+        case 'R':
+          reduce();
+          break;
+        case 's': {
+          auto value = pop();
+          auto key = pop();
+          as<Dict>(top(), "SETITEM").items.emplace_back(as<std::string>(key, "a key"), value);
+          break;
+        }
         case 'u': {
           auto items = to_mark();
           auto& dict = as<Dict>(top(), "SETITEMS");
@@ -179,16 +264,23 @@ class Pickle {
           for (std::size_t i = 0; i < items.size(); i += 2) dict.items.emplace_back(as<std::string>(items[i], "a key"), items[i + 1]);
           break;
         }
-        case 'b': pop(); top(); break;                                                 // BUILD attaches _metadata; dropped
-        case '.': return pop();
-        default: raise(Errc::unsupported, "'{}': pickle opcode 0x{:02x} at byte {} is not one that a dictionary of tensors needs; refused", name_, op, in_.at() - 1);
+        case 'b':
+          pop();
+          top();
+          break;  // BUILD attaches _metadata; dropped
+        case '.':
+          return pop();
+        default:
+          raise(Errc::unsupported, "'{}': pickle opcode 0x{:02x} at byte {} is not one that a dictionary of tensors needs; refused", name_, op, in_.at() - 1);
       }
     }
   }
 
  private:
   template <class T>
-  void push(T value) { stack_.push_back(std::make_shared<Value>(Value{std::move(value)})); }
+  void push(T value) {
+    stack_.push_back(std::make_shared<Value>(Value{std::move(value)}));
+  }
   ValuePtr& top() {
     if (stack_.empty()) raise(Errc::bad_format, "'{}': the pickle takes from an empty stack", name_);
     return stack_.back();
@@ -227,7 +319,7 @@ class Pickle {
     push(Global{std::move(full)});
   }
   void persistent() {
-    const auto held = pop();   // owns the tuple while it is read
+    const auto held = pop();  // owns the tuple while it is read
     auto& id = as<Tuple>(held, "a storage id").items;
     if (id.size() != 5 || as<std::string>(id[0], "a storage id") != "storage") raise(Errc::bad_format, "'{}': a persistent id that is no storage", name_);
     const auto dtype = storage_type(as<Global>(id[1], "a storage class").name);
@@ -261,7 +353,8 @@ class Pickle {
   std::unordered_map<std::uint32_t, ValuePtr> memo_;
 };
 
-TensorData resolve(const Tensor& tensor, const std::string& key, const std::map<std::string, Bytes>& storages, const std::shared_ptr<const void>& owner, const std::string& file) {
+TensorData resolve(const Tensor& tensor, const std::string& key, const std::map<std::string, Bytes>& storages, const std::shared_ptr<const void>& owner,
+                   const std::string& file) {
   const auto found = storages.find(tensor.storage.key);
   if (found == storages.end()) raise(Errc::bad_format, "'{}': tensor '{}' refers to storage '{}', which the archive lacks", file, key, tensor.storage.key);
   const std::size_t width = bytes_of(tensor.storage.dtype);
@@ -337,8 +430,7 @@ Result<TensorMap> parse_torch_file(Bytes bytes, std::shared_ptr<const void> owne
     if (std::holds_alternative<Tensor>(value->v) && !key.starts_with("module.")) module_prefix = false;
   TensorMap out;
   for (const auto& [key, value] : dict->items)
-    if (const auto* tensor = std::get_if<Tensor>(&value->v))
-      out[module_prefix ? key.substr(7) : key] = resolve(*tensor, key, storages, owner, name);
+    if (const auto* tensor = std::get_if<Tensor>(&value->v)) out[module_prefix ? key.substr(7) : key] = resolve(*tensor, key, storages, owner, name);
   if (out.empty()) return fail(Errc::bad_format, "'{}' holds no tensors", name);
   return out;
 } catch (const Failure& failure) {

@@ -1,9 +1,9 @@
 #pragma once
 /// Strict reading of configuration structs: one field list per struct serves reading and printing; unknown keys, wrong types and missing
 /// values are all reported at once, with path, value and expectation.
-#include <nlohmann/json.hpp>
 #include <algorithm>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <string>
 #include <vector>
@@ -12,7 +12,9 @@
 
 namespace parlando::config {
 
-struct Problem { std::string path, text; };
+struct Problem {
+  std::string path, text;
+};
 std::string to_text(const std::vector<Problem>& problems);
 
 /// Reads the keys of `object` into a struct that has `template <class V> void fields(V&& v)` calling `v("key", member)`.
@@ -24,31 +26,44 @@ class Reader {
   template <class T>
   void operator()(const char* key, T& value) {
     known_.insert(key);
-    if (!object_.is_object() || !object_.contains(key)) return;   // the default stands
+    if (!object_.is_object() || !object_.contains(key)) return;  // the default stands
     const auto& j = object_.at(key);
     const auto wrong = [&](const char* expected) { problems_.push_back({path_ + "." + key, "is " + j.dump().substr(0, 60) + ", expected " + expected}); };
     if constexpr (std::is_same_v<T, bool>) {
-      if (j.is_boolean()) value = j.get<bool>();
-      else wrong("true or false");
+      if (j.is_boolean())
+        value = j.get<bool>();
+      else
+        wrong("true or false");
     } else if constexpr (std::is_integral_v<T>) {
-      if (j.is_number_integer()) value = j.get<T>();
-      else wrong("a whole number");
+      if (j.is_number_integer())
+        value = j.get<T>();
+      else
+        wrong("a whole number");
     } else if constexpr (std::is_floating_point_v<T>) {
-      if (j.is_number()) value = j.get<T>();
-      else wrong("a number");
+      if (j.is_number())
+        value = j.get<T>();
+      else
+        wrong("a number");
     } else if constexpr (std::is_same_v<T, std::string>) {
-      if (j.is_string()) value = j.get<std::string>();
-      else wrong("a text");
+      if (j.is_string())
+        value = j.get<std::string>();
+      else
+        wrong("a text");
     } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
-      if (j.is_array() && std::all_of(j.begin(), j.end(), [](const auto& x) { return x.is_string(); })) value = j.get<T>();
-      else wrong("a list of texts");
+      if (j.is_array() && std::all_of(j.begin(), j.end(), [](const auto& x) { return x.is_string(); }))
+        value = j.get<T>();
+      else
+        wrong("a list of texts");
     } else if constexpr (std::is_same_v<T, std::map<std::string, std::vector<std::string>>>) {
       bool good = j.is_object();
       if (good)
-        for (const auto& [name, list] : j.items()) good = good && list.is_array() && std::all_of(list.begin(), list.end(), [](const auto& x) { return x.is_string(); });
-      if (good) value = j.get<T>();
-      else wrong("an object of lists of texts");
-    } else {   // a nested struct
+        for (const auto& [name, list] : j.items())
+          good = good && list.is_array() && std::all_of(list.begin(), list.end(), [](const auto& x) { return x.is_string(); });
+      if (good)
+        value = j.get<T>();
+      else
+        wrong("an object of lists of texts");
+    } else {  // a nested struct
       Reader inner(j, path_ + "." + key, problems_);
       value.fields(inner);
       inner.finish();

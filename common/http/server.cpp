@@ -30,7 +30,7 @@ struct Server::Impl : std::enable_shared_from_this<Server::Impl> {
   std::atomic<int> connections{0};
   std::atomic<std::size_t> socket_count{0};
   std::uint64_t next_id = 1;
-  std::map<std::uint64_t, std::shared_ptr<Socket>> sockets;   // io thread only
+  std::map<std::uint64_t, std::shared_ptr<Socket>> sockets;  // io thread only
   std::thread thread;
   int port = 0;
 
@@ -46,7 +46,8 @@ class Socket : public std::enable_shared_from_this<Socket> {
   void start(bhttp::request<bhttp::string_body> request) {
     beast::get_lowest_layer(ws_).expires_never();
     auto timeout = ws::stream_base::timeout::suggested(beast::role_type::server);
-    timeout.handshake_timeout = std::chrono::seconds(server_->limits.header_seconds_max), timeout.idle_timeout = std::chrono::seconds(server_->limits.idle_seconds_max), timeout.keep_alive_pings = true;
+    timeout.handshake_timeout = std::chrono::seconds(server_->limits.header_seconds_max),
+    timeout.idle_timeout = std::chrono::seconds(server_->limits.idle_seconds_max), timeout.keep_alive_pings = true;
     ws_.set_option(timeout);
     ws_.read_message_max(server_->limits.message_bytes_max);
     request_ = std::move(request);
@@ -127,7 +128,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
       auto request = self->parser_->release();
       const std::string target(request.target());
       if (ws::is_upgrade(request)) {
-        if (self->server_->handlers.path.empty() || target.substr(0, target.find('?')) != self->server_->handlers.path) return self->answer({404, "text/plain", "no WebSocket here\n"}, false);
+        if (self->server_->handlers.path.empty() || target.substr(0, target.find('?')) != self->server_->handlers.path)
+          return self->answer({404, "text/plain", "no WebSocket here\n"}, false);
         self->handed_over_ = true;
         std::make_shared<Socket>(std::move(self->stream_), self->server_, self->server_->next_id++)->start(std::move(request));
         return;
@@ -168,12 +170,13 @@ void Server::Impl::accept() {
     if (!ec && self->connections < self->limits.connections_max) {
       ++self->connections;
       std::make_shared<Connection>(std::move(socket), self)->read();
-    }   // above the limit the connection is closed at once
+    }  // above the limit the connection is closed at once
     self->accept();
   });
 }
 
-Result<std::unique_ptr<Server>> Server::start(const std::string& address, std::function<Response(const Request&)> handle, SocketHandlers sockets, Limits limits) try {
+Result<std::unique_ptr<Server>> Server::start(const std::string& address, std::function<Response(const Request&)> handle, SocketHandlers sockets,
+                                              Limits limits) try {
   const auto colon = address.rfind(':');
   if (colon == std::string::npos) return fail(Errc::invalid_argument, "the address '{}' has no port, expected host:port", address);
   std::unique_ptr<Server> out(new Server);

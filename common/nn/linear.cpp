@@ -8,7 +8,7 @@
 namespace parlando::nn {
 
 PackedLinear::PackedLinear(const at::Tensor& w, const at::Tensor& b) {
-  if (!w.defined()) return;   // reported by the loader
+  if (!w.defined()) return;  // reported by the loader
   const auto weights = w.contiguous();
   rows_ = w.size(0), columns_ = w.size(1);
   packed_ = at::empty({kernels::packed_size(rows_, columns_)});
@@ -29,7 +29,7 @@ at::Tensor PackedLinear::operator()(const at::Tensor& x) const {
     kernels::gemm_packed_f32(weights, rows_, columns_, from, count, bias, to);
     return out;
   }
-  at::parallel_for(0, panels, 8, [&](std::int64_t first, std::int64_t last) {   // each thread its panels, into its own block
+  at::parallel_for(0, panels, 8, [&](std::int64_t first, std::int64_t last) {  // each thread its panels, into its own block
     const auto begin = first * 16, n = std::min(rows_, last * 16) - begin;
     std::vector<float> part(static_cast<std::size_t>(n * count));
     kernels::gemm_packed_f32(weights + begin * columns_, n, columns_, from, count, bias == nullptr ? nullptr : bias + begin, part.data());

@@ -14,12 +14,16 @@ inline constexpr int kBodyDepthMax = 32;
 
 struct Message {
   Envelope head;
-  std::string body;                  ///< a JSON object, or empty
+  std::string body;  ///< a JSON object, or empty
   std::vector<std::byte> payload;
 };
 
 /// Frames in the order they are sent. @error Errc::bad_frame when body or payload is over its limit
-struct Frames { std::array<std::byte, kEnvelopeBytes> envelope; std::string body; std::vector<std::byte> payload; };
+struct Frames {
+  std::array<std::byte, kEnvelopeBytes> envelope;
+  std::string body;
+  std::vector<std::byte> payload;
+};
 Result<Frames> encode(Message message);
 
 /// Checks everything: lengths, magic, version, type, limits, checksum, JSON. Nothing throws.

@@ -9,7 +9,7 @@ Inbox::Verdict Inbox::judge(const Envelope& head) {
   auto found = streams_.find(key);
   const bool start = (head.flags & kFlagStart) != 0;
   if (found == streams_.end()) {
-    if (!start) return Verdict::gap;   // the beginning was lost; it will be sent again
+    if (!start) return Verdict::gap;  // the beginning was lost; it will be sent again
     if (streams_.size() >= streams_max_)
       streams_.erase(std::min_element(streams_.begin(), streams_.end(), [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
     streams_[key] = {head.epoch, head.sequence, ++clock_};

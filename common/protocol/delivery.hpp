@@ -28,7 +28,10 @@ class Inbox {
 
  private:
   using Key = std::pair<SessionId, std::uint32_t>;
-  struct State { Epoch epoch; std::uint64_t last = 0, used = 0; };
+  struct State {
+    Epoch epoch;
+    std::uint64_t last = 0, used = 0;
+  };
   std::map<Key, State> streams_;
   std::size_t streams_max_;
   std::uint64_t clock_ = 0;

@@ -11,8 +11,8 @@
 
 namespace parlando::protocol {
 
-inline constexpr std::uint32_t kMagic = 0x444c5250;   // "PRLD"
-inline constexpr std::uint16_t kVersion = 1, kVersionMin = 1;   ///< this build writes kVersion and reads from kVersionMin on
+inline constexpr std::uint32_t kMagic = 0x444c5250;            // "PRLD"
+inline constexpr std::uint16_t kVersion = 1, kVersionMin = 1;  ///< this build writes kVersion and reads from kVersionMin on
 inline constexpr std::size_t kEnvelopeBytes = 80;
 
 struct SessionId {
@@ -44,18 +44,18 @@ enum class MessageType : std::uint16_t {
   speech_started = 34,  ///< {sample}
   speech_maybe_ended = 35,
   speech_ended = 36,
-  tokens = 48,          ///< {first_group, final_groups}, int32 payload
-  append = 64,          ///< ids behind a position of a sequence
+  tokens = 48,  ///< {first_group, final_groups}, int32 payload
+  append = 64,  ///< ids behind a position of a sequence
   fork = 65,
   truncate = 66,
   generate = 67,
   adopt = 68,
   release = 69,
-  text = 70,            ///< generated text and ids
-  speak = 80,           ///< text chunk to be spoken
-  speech = 81,          ///< generated PCM, s16le payload
-  turn = 96,            ///< a turn's record for the store; answered when it is durable
-  history = 97,         ///< committed turns of a session
+  text = 70,     ///< generated text and ids
+  speak = 80,    ///< text chunk to be spoken
+  speech = 81,   ///< generated PCM, s16le payload
+  turn = 96,     ///< a turn's record for the store; answered when it is durable
+  history = 97,  ///< committed turns of a session
 };
 /// Bound on the type numbers, for tables.
 inline constexpr std::uint16_t kTypeMax = 128;
@@ -72,7 +72,7 @@ struct Envelope {
   std::uint16_t version = kVersion;
   MessageType type = MessageType::hello;
   std::uint16_t flags = 0;
-  std::uint32_t remaining_ms = 0;      ///< 0 = no deadline
+  std::uint32_t remaining_ms = 0;  ///< 0 = no deadline
   SessionId session;
   Epoch epoch;
   std::uint32_t turn = 0, stream = 0;

@@ -5,7 +5,8 @@ namespace parlando::service {
 std::vector<config::Problem> WireConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
   auto endpoint = [&](const std::string& key, const std::string& value) {
-    if (!value.starts_with("inproc://") && !value.starts_with("ipc://") && !value.starts_with("tcp://")) out.push_back({path + "." + key, "is '" + value + "', expected inproc://, ipc:// or tcp://"});
+    if (!value.starts_with("inproc://") && !value.starts_with("ipc://") && !value.starts_with("tcp://"))
+      out.push_back({path + "." + key, "is '" + value + "', expected inproc://, ipc:// or tcp://"});
   };
   if (!bind.empty()) endpoint("bind", bind);
   for (const auto& [role, endpoints] : connect)
@@ -16,7 +17,8 @@ std::vector<config::Problem> WireConfig::problems(const std::string& path) const
   config::expect_range(out, path + ".window_messages", window_messages, 1, 65536);
   config::expect_range(out, path + ".queue_messages_max", queue_messages_max, 16, 1 << 20);
   if (!metrics.empty() && metrics.rfind(':') == std::string::npos) out.push_back({path + ".metrics", "is '" + metrics + "', expected host:port"});
-  if (curve.secret_key_file.empty() != curve.public_key_file.empty()) out.push_back({path + ".curve", "names one of secret_key_file and public_key_file, expected both or none"});
+  if (curve.secret_key_file.empty() != curve.public_key_file.empty())
+    out.push_back({path + ".curve", "names one of secret_key_file and public_key_file, expected both or none"});
   return out;
 }
 
@@ -26,7 +28,9 @@ Result<std::optional<transport::CurveKeys>> keys_of(const CurveConfig& config) {
   CurveKeys keys;
   PARLANDO_TRY(keys.secret_key, CurveKeys::read_key(config.secret_key_file));
   PARLANDO_TRY(keys.public_key, CurveKeys::read_key(config.public_key_file));
-  if (!config.server_key_file.empty()) { PARLANDO_TRY(keys.server_key, CurveKeys::read_key(config.server_key_file)); }
+  if (!config.server_key_file.empty()) {
+    PARLANDO_TRY(keys.server_key, CurveKeys::read_key(config.server_key_file));
+  }
   for (const auto& file : config.allowed_key_files) {
     PARLANDO_TRY(auto key, CurveKeys::read_key(file));
     keys.allowed.push_back(std::move(key));

@@ -13,7 +13,10 @@
 
 namespace parlando::service {
 
-struct Out { std::string peer; protocol::Message message; };
+struct Out {
+  std::string peer;
+  protocol::Message message;
+};
 
 class Core {
  public:

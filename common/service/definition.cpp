@@ -25,13 +25,15 @@ Result<Instance> read_instance(const nlohmann::json& object, const std::string& 
   }
   if (definition == nullptr) problems.push_back({path + ".service", "is '" + out.service + "', expected " + names});
   out.role = object.contains("role") && object["role"].is_string() ? object["role"].get<std::string>() : out.service;
-  if (out.role.empty() || out.role.size() > 40) problems.push_back({path + ".role", "has " + std::to_string(out.role.size()) + " characters, expected 1 to 40"});
+  if (out.role.empty() || out.role.size() > 40)
+    problems.push_back({path + ".role", "has " + std::to_string(out.role.size()) + " characters, expected 1 to 40"});
   if (object.contains("wire")) out.wire = config::read<WireConfig>(object["wire"], path + ".wire", problems);
   if (object.contains("core")) out.core = object["core"];
   if (definition != nullptr) {
     definition->check(out.core, path + ".core", problems);
     for (const auto& [role, endpoints] : out.wire.connect)
-      if (std::find(definition->calls.begin(), definition->calls.end(), role) == definition->calls.end()) problems.push_back({path + ".wire.connect." + role, "is a role that " + out.service + " does not call"});
+      if (std::find(definition->calls.begin(), definition->calls.end(), role) == definition->calls.end())
+        problems.push_back({path + ".wire.connect." + role, "is a role that " + out.service + " does not call"});
   }
   if (!problems.empty()) return fail(Errc::invalid_argument, "{}", config::to_text(problems));
   return out;
@@ -94,7 +96,9 @@ int run(int argc, char** argv, const Definition& definition) {
   }
   block_signals();
   auto core = definition.make(instance->core);
-  if (!core) return complain(core.error(), core.error().code == Errc::checkpoint_mismatch || core.error().code == Errc::not_found || core.error().code == Errc::bad_format ? 78 : 1);
+  if (!core)
+    return complain(core.error(),
+                    core.error().code == Errc::checkpoint_mismatch || core.error().code == Errc::not_found || core.error().code == Errc::bad_format ? 78 : 1);
   Runtime runtime;
   auto host = Host::start(runtime, instance->role, instance->wire, *std::move(core));
   if (!host) return complain(host.error(), 1);
@@ -107,7 +111,7 @@ int run(int argc, char** argv, const Definition& definition) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
-    if (sigtimedwait(&set, nullptr, &pause) > 0) break;   // asked twice: now
+    if (sigtimedwait(&set, nullptr, &pause) > 0) break;  // asked twice: now
   }
   telemetry::log(telemetry::Level::info, "{} ends instance={}", instance->role, (*host)->instance());
   return 0;

@@ -5,9 +5,9 @@
 namespace parlando::service {
 
 struct Definition {
-  std::string name;                               ///< section of the configuration and of the executable: vad, llm, …
+  std::string name;  ///< section of the configuration and of the executable: vad, llm, …
   std::string help;
-  std::vector<std::string> calls;                 ///< roles it connects to
+  std::vector<std::string> calls;  ///< roles it connects to
   /// Reads the section `core` of the configuration; problems are added, nothing is loaded.
   std::function<void(const nlohmann::json& section, const std::string& path, std::vector<config::Problem>& problems)> check;
   /// Loads models and opens stores; may take a while.
@@ -18,7 +18,9 @@ struct Definition {
 template <class Config>
 Definition define(std::string name, std::string help, std::vector<std::string> calls, Result<std::unique_ptr<Core>> (*make)(const Config&)) {
   return {std::move(name), std::move(help), std::move(calls),
-          [](const nlohmann::json& section, const std::string& path, std::vector<config::Problem>& problems) { (void)config::read<Config>(section, path, problems); },
+          [](const nlohmann::json& section, const std::string& path, std::vector<config::Problem>& problems) {
+            (void)config::read<Config>(section, path, problems);
+          },
           [make](const nlohmann::json& section) -> Result<std::unique_ptr<Core>> {
             std::vector<config::Problem> problems;
             const auto config = config::read<Config>(section, "core", problems);

@@ -13,11 +13,25 @@
 namespace parlando::service {
 
 // What the two actors say to each other. They live in one process, so nothing of it is ever serialised.
-struct Arrived { std::string peer; protocol::Message message; Time at; };
-struct PeerChanged { transport::Peer peer; bool up = false; };
-struct Deliver { std::vector<Arrived> messages; };
-struct Done { std::vector<std::pair<std::string, protocol::Envelope>> handled; std::vector<Out> out; };
-struct Call { std::shared_ptr<std::function<void(Core&, Time)>> function; };
+struct Arrived {
+  std::string peer;
+  protocol::Message message;
+  Time at;
+};
+struct PeerChanged {
+  transport::Peer peer;
+  bool up = false;
+};
+struct Deliver {
+  std::vector<Arrived> messages;
+};
+struct Done {
+  std::vector<std::pair<std::string, protocol::Envelope>> handled;
+  std::vector<Out> out;
+};
+struct Call {
+  std::shared_ptr<std::function<void(Core&, Time)>> function;
+};
 struct Tick {};
 struct Step {};
 
@@ -36,7 +50,7 @@ namespace parlando::service {
 struct Runtime::Impl {
   Impl() : config(), system(config) {}
   struct Config : caf::actor_system_config {
-    Config() { set("scheduler.max-threads", 2); }   // bridges are light; workers have threads of their own
+    Config() { set("scheduler.max-threads", 2); }  // bridges are light; workers have threads of their own
   };
   Config config;
   caf::actor_system system;
@@ -68,11 +82,14 @@ struct Shared {
   SteadyClock clock;
 
   void count_transport(const transport::ChannelCounters& c) {
-    duplicates.set_at_least(static_cast<double>(c.duplicates)), gaps.set_at_least(static_cast<double>(c.gaps)), resent.set_at_least(static_cast<double>(c.resent));
+    duplicates.set_at_least(static_cast<double>(c.duplicates)), gaps.set_at_least(static_cast<double>(c.gaps)),
+        resent.set_at_least(static_cast<double>(c.resent));
     credit.set_at_least(static_cast<double>(c.credit_exceeded)), refused.set_at_least(static_cast<double>(c.refused));
     const auto& z = transport->counters();
-    malformed.set_at_least(static_cast<double>(z.malformed)), unknown.set_at_least(static_cast<double>(z.unknown_type)), keys.set_at_least(static_cast<double>(z.keys_refused));
-    peers_gone.set_at_least(static_cast<double>(z.peers_gone)), peers_hung.set_at_least(static_cast<double>(z.peers_hung)), dropped.set_at_least(static_cast<double>(z.dropped_full));
+    malformed.set_at_least(static_cast<double>(z.malformed)), unknown.set_at_least(static_cast<double>(z.unknown_type)),
+        keys.set_at_least(static_cast<double>(z.keys_refused));
+    peers_gone.set_at_least(static_cast<double>(z.peers_gone)), peers_hung.set_at_least(static_cast<double>(z.peers_hung)),
+        dropped.set_at_least(static_cast<double>(z.dropped_full));
     queue.set(static_cast<double>(waiting.load()));
   }
 };
@@ -174,7 +191,7 @@ caf::behavior worker(caf::stateful_actor<WorkerState>* self, std::shared_ptr<Sha
         for (const auto& m : d.messages) {
           handled.emplace_back(m.peer, m.message.head);
           const auto& head = m.message.head;
-          if (head.remaining_ms > 0 && start - m.at > milliseconds(head.remaining_ms)) {   // nobody waits for this any more
+          if (head.remaining_ms > 0 && start - m.at > milliseconds(head.remaining_ms)) {  // nobody waits for this any more
             s.shared->expired.add();
             continue;
           }
@@ -240,13 +257,21 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
   std::replace(prefix.begin(), prefix.end(), '-', '_');
   auto counter = [&](const char* name, const char* help) { return s.metrics.counter(prefix + name, help); };
   s.in = counter("messages_received_total", "Messages from peers"), s.out = counter("messages_sent_total", "Messages to peers");
-  s.refused = counter("messages_refused_total", "Messages that a full stream refused"), s.dropped = counter("messages_dropped_total", "Messages dropped because a queue was full");
-  s.failed = counter("failures_total", "Exceptions caught in the service"), s.duplicates = counter("duplicates_total", "Messages that arrived again"), s.gaps = counter("gaps_total", "Messages that arrived before an earlier one");
-  s.resent = counter("messages_resent_total", "Messages sent again"), s.credit = counter("credit_exceeded_total", "Messages beyond the window"), s.expired = counter("expired_total", "Messages dropped because their budget was spent"), s.malformed = counter("malformed_total", "Frames that are not messages");
-  s.unknown = counter("unknown_types_total", "Messages of a type this build does not know"), s.keys = counter("keys_refused_total", "Connections refused for their key");
+  s.refused = counter("messages_refused_total", "Messages that a full stream refused"),
+  s.dropped = counter("messages_dropped_total", "Messages dropped because a queue was full");
+  s.failed = counter("failures_total", "Exceptions caught in the service"), s.duplicates = counter("duplicates_total", "Messages that arrived again"),
+  s.gaps = counter("gaps_total", "Messages that arrived before an earlier one");
+  s.resent = counter("messages_resent_total", "Messages sent again"), s.credit = counter("credit_exceeded_total", "Messages beyond the window"),
+  s.expired = counter("expired_total", "Messages dropped because their budget was spent"),
+  s.malformed = counter("malformed_total", "Frames that are not messages");
+  s.unknown = counter("unknown_types_total", "Messages of a type this build does not know"),
+  s.keys = counter("keys_refused_total", "Connections refused for their key");
   s.peers_gone = counter("peers_gone_total", "Peers that died or fell silent"), s.peers_hung = counter("peers_hung_total", "Peers whose work stood still");
-  s.queue = s.metrics.gauge(prefix + "queue_messages", "Messages waiting for the service"), s.ready_gauge = s.metrics.gauge(prefix + "ready", "1 when requests can be served"), s.load = s.metrics.gauge(prefix + "load", "Sessions or utterances at work");
-  s.step_time = s.metrics.histogram(prefix + "step_seconds", "Time of one unit of work"), s.handle_time = s.metrics.histogram(prefix + "handle_seconds", "Time of handling one message");
+  s.queue = s.metrics.gauge(prefix + "queue_messages", "Messages waiting for the service"),
+  s.ready_gauge = s.metrics.gauge(prefix + "ready", "1 when requests can be served"),
+  s.load = s.metrics.gauge(prefix + "load", "Sessions or utterances at work");
+  s.step_time = s.metrics.histogram(prefix + "step_seconds", "Time of one unit of work"),
+  s.handle_time = s.metrics.histogram(prefix + "handle_seconds", "Time of handling one message");
   core->add_metrics(s.metrics);
 
   auto& system = runtime.impl->system;
@@ -255,7 +280,8 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
   transport::ChannelLimits limits;
   limits.window_messages = static_cast<std::uint64_t>(wire.window_messages);
   transport::ZmqOptions options;
-  options.self = {s.instance, role}, options.bind = wire.bind, options.heartbeat = milliseconds(wire.heartbeat_ms), options.misses_max = wire.misses_max, options.progress = s.progress;
+  options.self = {s.instance, role}, options.bind = wire.bind, options.heartbeat = milliseconds(wire.heartbeat_ms), options.misses_max = wire.misses_max,
+  options.progress = s.progress;
   options.queue_messages_max = static_cast<std::size_t>(wire.queue_messages_max);
   PARLANDO_TRY(options.curve, keys_of(wire.curve));
   for (const auto& [called, endpoints] : wire.connect)
@@ -265,25 +291,33 @@ Result<std::unique_ptr<Host>> Host::start(Runtime& runtime, const std::string& r
   auto bridge_of = [future = promised->get_future().share()] { return future.get(); };
   PARLANDO_TRY(s.transport, transport::ZmqTransport::start(runtime.context, std::move(options),
                                                            {[shared = h.shared, bridge_of](const std::string& peer, protocol::Message m) {
-                                                              if (shared->waiting >= shared->waiting_max) { shared->dropped.add(); return; }   // it will be sent again
+                                                              if (shared->waiting >= shared->waiting_max) {
+                                                                shared->dropped.add();
+                                                                return;
+                                                              }  // it will be sent again
                                                               ++shared->waiting;
                                                               caf::anon_send(bridge_of(), Arrived{peer, std::move(m), shared->clock.now()});
                                                             },
-                                                            [bridge_of](const transport::Peer& p, bool up) { caf::anon_send(bridge_of(), PeerChanged{p, up}); }}));
+                                                            [bridge_of](const transport::Peer& p, bool up) {
+                                                              caf::anon_send(bridge_of(), PeerChanged{p, up});
+                                                            }}));
   h.bridge = system.spawn(bridge, h.shared, limits, h.worker);
   caf::anon_send(h.worker, h.bridge);
   promised->set_value(h.bridge);
   if (!wire.metrics.empty()) {
-    PARLANDO_TRY(h.metrics, http::Server::start(wire.metrics, [shared = h.shared](const http::Request& r) -> http::Response {
-      if (r.target == "/metrics") return {200, "text/plain; version=0.0.4", shared->metrics.text()};
-      if (r.target == "/healthz") return {200, "text/plain", "alive\n"};
-      if (r.target == "/readyz") {
-        const std::lock_guard lock(shared->mutex);
-        if (shared->draining) return {503, "text/plain", "draining\n"};
-        return shared->why_not_ready.empty() ? http::Response{200, "text/plain", "ready\n"} : http::Response{503, "text/plain", shared->why_not_ready + "\n"};
-      }
-      return {404, "text/plain", "there are /metrics, /healthz and /readyz\n"};
-    }, {}, {.connections_max = 16}));
+    PARLANDO_TRY(h.metrics, http::Server::start(wire.metrics,
+                                                [shared = h.shared](const http::Request& r) -> http::Response {
+                                                  if (r.target == "/metrics") return {200, "text/plain; version=0.0.4", shared->metrics.text()};
+                                                  if (r.target == "/healthz") return {200, "text/plain", "alive\n"};
+                                                  if (r.target == "/readyz") {
+                                                    const std::lock_guard lock(shared->mutex);
+                                                    if (shared->draining) return {503, "text/plain", "draining\n"};
+                                                    return shared->why_not_ready.empty() ? http::Response{200, "text/plain", "ready\n"}
+                                                                                         : http::Response{503, "text/plain", shared->why_not_ready + "\n"};
+                                                  }
+                                                  return {404, "text/plain", "there are /metrics, /healthz and /readyz\n"};
+                                                },
+                                                {}, {.connections_max = 16}));
   }
   PARLANDO_DO(front->attach([host = host.get()](std::function<void(Core&, Time)> f) { return host->post(std::move(f)); }));
   h.listening_port = front->listening_port();
@@ -301,11 +335,14 @@ Host::~Host() {
     caf::anon_send_exit(actor, caf::exit_reason::user_shutdown);
     self->wait_for(actor);
   }
-  impl_->shared->transport.reset();   // its thread ends here
+  impl_->shared->transport.reset();  // its thread ends here
 }
 
 bool Host::post(std::function<void(Core&, Time)> function) {
-  if (impl_->shared->waiting >= impl_->shared->waiting_max) { impl_->shared->dropped.add(); return false; }
+  if (impl_->shared->waiting >= impl_->shared->waiting_max) {
+    impl_->shared->dropped.add();
+    return false;
+  }
   ++impl_->shared->waiting;
   caf::anon_send(impl_->worker, Call{std::make_shared<std::function<void(Core&, Time)>>(std::move(function))});
   return true;

@@ -8,7 +8,9 @@
 
 namespace parlando::telemetry {
 
-struct Metrics::Impl { prometheus::Registry registry; };
+struct Metrics::Impl {
+  prometheus::Registry registry;
+};
 
 namespace {
 prometheus::Labels labels(const std::string& key, const std::string& value) { return key.empty() ? prometheus::Labels{} : prometheus::Labels{{key, value}}; }

@@ -9,10 +9,24 @@ class Metrics {
  public:
   Metrics();
   ~Metrics();
-  /// Handles stay valid as long as the object; a counter or histogram that was never made counts nothing (a core without a host). `label` is an optional key=value of few values.
-  class Counter { public: void add(double by = 1) const; void set_at_least(double total) const; void* impl = nullptr; };
-  class Gauge { public: void set(double value) const; void* impl = nullptr; };
-  class Histogram { public: void observe(double seconds) const; void* impl = nullptr; };
+  /// Handles stay valid as long as the object; a counter or histogram that was never made counts nothing (a core without a host). `label` is an optional
+  /// key=value of few values.
+  class Counter {
+   public:
+    void add(double by = 1) const;
+    void set_at_least(double total) const;
+    void* impl = nullptr;
+  };
+  class Gauge {
+   public:
+    void set(double value) const;
+    void* impl = nullptr;
+  };
+  class Histogram {
+   public:
+    void observe(double seconds) const;
+    void* impl = nullptr;
+  };
   Counter counter(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
   Gauge gauge(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
   /// Buckets from 0.1 ms to 10 s.

@@ -12,16 +12,26 @@ namespace {
 at::ScalarType scalar_type(checkpoint::Dtype dtype) {
   using checkpoint::Dtype;
   switch (dtype) {
-    case Dtype::f64: return at::kDouble;
-    case Dtype::f32: return at::kFloat;
-    case Dtype::f16: return at::kHalf;
-    case Dtype::bf16: return at::kBFloat16;
-    case Dtype::i64: return at::kLong;
-    case Dtype::i32: return at::kInt;
-    case Dtype::i16: return at::kShort;
-    case Dtype::i8: return at::kChar;
-    case Dtype::u8: return at::kByte;
-    case Dtype::boolean: return at::kBool;
+    case Dtype::f64:
+      return at::kDouble;
+    case Dtype::f32:
+      return at::kFloat;
+    case Dtype::f16:
+      return at::kHalf;
+    case Dtype::bf16:
+      return at::kBFloat16;
+    case Dtype::i64:
+      return at::kLong;
+    case Dtype::i32:
+      return at::kInt;
+    case Dtype::i16:
+      return at::kShort;
+    case Dtype::i8:
+      return at::kChar;
+    case Dtype::u8:
+      return at::kByte;
+    case Dtype::boolean:
+      return at::kBool;
   }
   return at::kFloat;
 }
@@ -36,7 +46,8 @@ at::Tensor view_of(const checkpoint::TensorData& data) {
     return out;
   }
   auto owner = data.owner;
-  return at::from_blob(const_cast<std::byte*>(data.bytes.data()), data.shape, [owner](void*) {}, at::TensorOptions(type));
+  return at::from_blob(
+      const_cast<std::byte*>(data.bytes.data()), data.shape, [owner](void*) {}, at::TensorOptions(type));
 }
 }  // namespace
 
@@ -44,13 +55,15 @@ at::Tensor view_of(const checkpoint::TensorData& data) {
 void drop_pages(const checkpoint::TensorData& data) {
   if (!data.mapped || data.bytes.empty()) return;
   constexpr std::uintptr_t kPage = 4096;
-  const auto begin = reinterpret_cast<std::uintptr_t>(data.bytes.data()), first = (begin + kPage - 1) / kPage * kPage, last = (begin + data.bytes.size()) / kPage * kPage;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data.bytes.data()), first = (begin + kPage - 1) / kPage * kPage,
+             last = (begin + data.bytes.size()) / kPage * kPage;
   if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 at::Tensor to_torch(const checkpoint::TensorData& data) { return view_of(data).clone(); }
 
-Weights::Weights(checkpoint::TensorMap tensors, std::string source, at::ScalarType dtype) : tensors_(std::move(tensors)), source_(std::move(source)), dtype_(dtype) {}
+Weights::Weights(checkpoint::TensorMap tensors, std::string source, at::ScalarType dtype)
+    : tensors_(std::move(tensors)), source_(std::move(source)), dtype_(dtype) {}
 
 checkpoint::Shape Weights::shape_of(const std::string& name) const {
   const auto found = tensors_.find(name);

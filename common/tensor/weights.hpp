@@ -20,7 +20,11 @@ class Weights {
   /// Rows [first, first + count) of dimension `dim`; reads only those bytes.
   at::Tensor take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first, std::int64_t count);
   /// Several tensors (or rows [first, first + count) of them) one below the other in one new tensor: fused projections.
-  struct Part { std::string name; std::vector<std::int64_t> shape; std::int64_t first = 0, count = -1; };
+  struct Part {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    std::int64_t first = 0, count = -1;
+  };
   at::Tensor stack(const std::vector<Part>& parts);
   bool has(const std::string& name) const { return tensors_.contains(name); }
   /// Shape as stored; empty when missing.

@@ -46,7 +46,7 @@ std::optional<Message> Channels::receive(const std::string& peer, Message messag
   if (is_control(head.type)) return message;
   auto& side = sides_.try_emplace(peer, Side{Inbox(limits_.streams_max), {}}).first->second;
   const auto place = side.incoming.find(key);
-  if (place != side.incoming.end() && head.sequence > place->second.handled + 2 * limits_.window_messages) {   // twice: our last window may be under way
+  if (place != side.incoming.end() && head.sequence > place->second.handled + 2 * limits_.window_messages) {  // twice: our last window may be under way
     ++counters_.credit_exceeded;
     return {};
   }
@@ -58,11 +58,17 @@ std::optional<Message> Channels::receive(const std::string& peer, Message messag
       }
       return message;
     }
-    case Inbox::Verdict::duplicate: ++counters_.duplicates; break;
-    case Inbox::Verdict::stale: ++counters_.stale; return {};
-    case Inbox::Verdict::gap: ++counters_.gaps; break;
+    case Inbox::Verdict::duplicate:
+      ++counters_.duplicates;
+      break;
+    case Inbox::Verdict::stale:
+      ++counters_.stale;
+      return {};
+    case Inbox::Verdict::gap:
+      ++counters_.gaps;
+      break;
   }
-  if (place != side.incoming.end()) place->second.tell = true;   // the sender has missed our last word, or we one of its messages
+  if (place != side.incoming.end()) place->second.tell = true;  // the sender has missed our last word, or we one of its messages
   return {};
 }
 

@@ -17,7 +17,9 @@ struct ChannelLimits {
   milliseconds resend_after{250};                  ///< without an acknowledgement
 };
 
-struct ChannelCounters { std::uint64_t duplicates = 0, stale = 0, gaps = 0, resent = 0, credit_exceeded = 0, refused = 0; };
+struct ChannelCounters {
+  std::uint64_t duplicates = 0, stale = 0, gaps = 0, resent = 0, credit_exceeded = 0, refused = 0;
+};
 
 class Channels {
  public:
@@ -31,7 +33,10 @@ class Channels {
   /// The message has been worked on: its place in the window is free again.
   void handled(const std::string& peer, const protocol::Envelope& head);
   /// Acknowledgements, new messages within the window, and messages that were not acknowledged in time.
-  struct Due { std::string peer; protocol::Message message; };
+  struct Due {
+    std::string peer;
+    protocol::Message message;
+  };
   std::vector<Due> due(Time now);
   /// The peer is gone: everything of it is forgotten; the application decides where its work goes.
   void forget(const std::string& peer);
@@ -42,8 +47,15 @@ class Channels {
 
  private:
   using Key = std::pair<protocol::SessionId, std::uint32_t>;
-  struct Outgoing { protocol::Outbox box; Time last_progress; bool fresh = true, closing = false; };
-  struct Incoming { std::uint64_t handled = 0, told = 0; bool tell = false, closing = false; };
+  struct Outgoing {
+    protocol::Outbox box;
+    Time last_progress;
+    bool fresh = true, closing = false;
+  };
+  struct Incoming {
+    std::uint64_t handled = 0, told = 0;
+    bool tell = false, closing = false;
+  };
   struct Side {
     protocol::Inbox inbox;
     std::map<Key, Incoming> incoming;

@@ -14,9 +14,7 @@ class SimTransport final : public Transport {
   std::string self_;
 };
 
-bool SimNetwork::linked(const Node& a, const Node& b) const {
-  return std::find(a.callees.begin(), a.callees.end(), b.self.role) != a.callees.end();
-}
+bool SimNetwork::linked(const Node& a, const Node& b) const { return std::find(a.callees.begin(), a.callees.end(), b.self.role) != a.callees.end(); }
 
 std::unique_ptr<Transport> SimNetwork::join(Peer self, std::vector<std::string> callees, Handlers handlers) {
   const auto name = self.instance;
@@ -27,8 +25,10 @@ std::unique_ptr<Transport> SimNetwork::join(Peer self, std::vector<std::string> 
   };
   for (auto& [other_name, other] : nodes_) {
     if (other_name == name) continue;
-    if (linked(fresh, other)) tell(fresh, other.self, false), tell(other, fresh.self, true);
-    else if (linked(other, fresh)) tell(fresh, other.self, true), tell(other, fresh.self, false);
+    if (linked(fresh, other))
+      tell(fresh, other.self, false), tell(other, fresh.self, true);
+    else if (linked(other, fresh))
+      tell(fresh, other.self, true), tell(other, fresh.self, false);
   }
   return std::make_unique<SimTransport>(*this, name);
 }

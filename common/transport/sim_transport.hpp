@@ -11,8 +11,8 @@
 namespace parlando::transport {
 
 struct SimFaults {
-  double loss = 0, duplication = 0;          ///< probabilities per message
-  milliseconds delay_min{0}, delay_max{0};   ///< uniform; unequal delays reorder
+  double loss = 0, duplication = 0;         ///< probabilities per message
+  milliseconds delay_min{0}, delay_max{0};  ///< uniform; unequal delays reorder
 };
 
 class SimNetwork {
@@ -30,8 +30,15 @@ class SimNetwork {
 
  private:
   friend class SimTransport;
-  struct Node { Peer self; std::vector<std::string> callees; Handlers handlers; };
-  struct Flight { std::string from, to; protocol::Frames frames; };
+  struct Node {
+    Peer self;
+    std::vector<std::string> callees;
+    Handlers handlers;
+  };
+  struct Flight {
+    std::string from, to;
+    protocol::Frames frames;
+  };
   Result<void> send(const std::string& from, const std::string& to, protocol::Message message);
   bool linked(const Node& a, const Node& b) const;
   std::mt19937_64 random_;

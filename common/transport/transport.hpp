@@ -10,17 +10,17 @@ namespace parlando::transport {
 
 /// Another instance, as its HELLO names it.
 struct Peer {
-  std::string instance;            ///< unique per process start; the routing id
-  std::string role;                ///< vad, tokenizer, llm-chat, …
-  std::uint16_t version = 1;       ///< protocol version both sides know
-  bool caller = false;             ///< it connected to us; else we connected to it
+  std::string instance;       ///< unique per process start; the routing id
+  std::string role;           ///< vad, tokenizer, llm-chat, …
+  std::uint16_t version = 1;  ///< protocol version both sides know
+  bool caller = false;        ///< it connected to us; else we connected to it
   bool operator==(const Peer&) const = default;
 };
 
 /// Called on the transport's own thread; they hand over and return.
 struct Handlers {
   std::function<void(const std::string& peer, protocol::Message)> message;
-  std::function<void(const Peer&, bool up)> peer;   ///< up after HELLO; down when it is gone or hung
+  std::function<void(const Peer&, bool up)> peer;  ///< up after HELLO; down when it is gone or hung
 };
 
 class Transport {

@@ -22,14 +22,16 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::size_t kMessageBytesMax = 8u << 20;   // above the largest payload of any type
+constexpr std::size_t kMessageBytesMax = 8u << 20;  // above the largest payload of any type
 constexpr int kFramesMax = 3;
 constexpr const char* kZapEndpoint = "inproc://zeromq.zap.01";
 constexpr std::chrono::microseconds kSpin{40};
-constexpr int kDrainMax = 256;                       // messages read from one socket before the others get their turn
+constexpr int kDrainMax = 256;  // messages read from one socket before the others get their turn
 
 template <class Option, class Value>
-void set(zmq::socket_t& socket, Option option, Value value) { socket.set(option, value); }
+void set(zmq::socket_t& socket, Option option, Value value) {
+  socket.set(option, value);
+}
 
 std::string text_of(const zmq::message_t& m) { return {m.data<char>(), m.size()}; }
 std::span<const std::byte> bytes_of(const zmq::message_t& m) { return {m.data<std::byte>(), m.size()}; }
@@ -57,7 +59,8 @@ Result<std::string> CurveKeys::read_key(const std::string& file) {
   PARLANDO_TRY(auto text, read_file(file, 4096));
   while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
   std::uint8_t raw[32];
-  if (text.size() != 40 || zmq_z85_decode(raw, text.c_str()) == nullptr) return fail(Errc::bad_format, "'{}' holds {} characters, a key has 40 in Z85", file, text.size());
+  if (text.size() != 40 || zmq_z85_decode(raw, text.c_str()) == nullptr)
+    return fail(Errc::bad_format, "'{}' holds {} characters, a key has 40 in Z85", file, text.size());
   return text;
 }
 
@@ -65,7 +68,11 @@ Result<std::string> CurveKeys::read_key(const std::string& file) {
 class ZmqTransport::Loop {
  public:
   Loop(std::shared_ptr<ZmqContext> context, ZmqOptions options, Handlers handlers, ZmqCounters& counters)
-      : shared_(std::move(context)), context_(*static_cast<zmq::context_t*>(shared_->handle())), options_(std::move(options)), handlers_(std::move(handlers)), counters_(counters),
+      : shared_(std::move(context)),
+        context_(*static_cast<zmq::context_t*>(shared_->handle())),
+        options_(std::move(options)),
+        handlers_(std::move(handlers)),
+        counters_(counters),
         wake_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
     PARLANDO_ASSERT(wake_ >= 0, "an event descriptor is needed to wake the socket thread");
   }
@@ -126,13 +133,16 @@ class ZmqTransport::Loop {
   struct Dealer {
     std::string role, endpoint;
     zmq::socket_t socket;
-    std::optional<Peer> peer;               // after HELLO
+    std::optional<Peer> peer;  // after HELLO
     Time said_hello{}, beaten{}, heard{}, progressed{};
     std::uint64_t steps = 0;
     int generation = 0;
-    bool sent = false;                      // since its last EAGAIN
+    bool sent = false;  // since its last EAGAIN
   };
-  struct Caller { Peer peer; Time heard; };
+  struct Caller {
+    Peer peer;
+    Time heard;
+  };
 
   void common(zmq::socket_t& s) {
     set(s, zmq::sockopt::linger, 200), set(s, zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(kMessageBytesMax));
@@ -145,8 +155,10 @@ class ZmqTransport::Loop {
   void connect(Dealer& d) {
     d.socket = zmq::socket_t(context_, zmq::socket_type::dealer);
     common(d.socket);
-    set(d.socket, zmq::sockopt::immediate, 1);   // without it a DEALER accepts frames for a dead peer
-    set(d.socket, zmq::sockopt::routing_id, fmt::format("{}#{}.{}", options_.self.instance, std::find_if(dealers_.begin(), dealers_.end(), [&](const auto& x) { return x.get() == &d; }) - dealers_.begin(), d.generation++));
+    set(d.socket, zmq::sockopt::immediate, 1);  // without it a DEALER accepts frames for a dead peer
+    set(d.socket, zmq::sockopt::routing_id,
+        fmt::format("{}#{}.{}", options_.self.instance,
+                    std::find_if(dealers_.begin(), dealers_.end(), [&](const auto& x) { return x.get() == &d; }) - dealers_.begin(), d.generation++));
     if (options_.curve && d.endpoint.starts_with("tcp:")) {
       set(d.socket, zmq::sockopt::curve_serverkey, options_.curve->server_key);
       set(d.socket, zmq::sockopt::curve_publickey, options_.curve->public_key), set(d.socket, zmq::sockopt::curve_secretkey, options_.curve->secret_key);
@@ -186,11 +198,14 @@ class ZmqTransport::Loop {
     ++counters_.unroutable;
     return fail(Errc::unavailable, "'{}' is not connected to '{}'", options_.self.instance, peer);
   } catch (const zmq::error_t& e) {
-    ++counters_.unroutable;   // EHOSTUNREACH: the connection is gone, its heartbeat will tell
+    ++counters_.unroutable;  // EHOSTUNREACH: the connection is gone, its heartbeat will tell
     return fail(Errc::unavailable, "'{}' cannot be reached: {}", peer, e.what());
   }
   Result<void> sent(bool done, const std::string& peer) {
-    if (done) { ++counters_.sent; return {}; }
+    if (done) {
+      ++counters_.sent;
+      return {};
+    }
     ++counters_.dropped_full;
     return fail(Errc::overloaded, "the connection to '{}' is full", peer);
   }
@@ -202,15 +217,21 @@ class ZmqTransport::Loop {
     return *encode(std::move(m));
   }
   Frames hello() {
-    return control(MessageType::hello, {{"role", options_.self.role}, {"instance", options_.self.instance}, {"version_min", kVersionMin}, {"version_max", kVersion}, {"message_bytes_max", kMessageBytesMax}});
+    return control(MessageType::hello, {{"role", options_.self.role},
+                                        {"instance", options_.self.instance},
+                                        {"version_min", kVersionMin},
+                                        {"version_max", kVersion},
+                                        {"message_bytes_max", kMessageBytesMax}});
   }
   Frames error(Errc code, const std::string& message) { return control(MessageType::error, {{"code", std::string(to_string(code))}, {"message", message}}); }
 
   void know(const Peer& peer, bool up) {
     {
       const std::lock_guard lock(mutex_);
-      if (up) known_.insert_or_assign(peer.instance, 1);
-      else known_.erase(peer.instance);
+      if (up)
+        known_.insert_or_assign(peer.instance, 1);
+      else
+        known_.erase(peer.instance);
     }
     handlers_.peer(peer, up);
   }
@@ -237,18 +258,25 @@ class ZmqTransport::Loop {
       (dealer == nullptr ? router_sent_ : dealer->sent) = true;
       try {
         send_frames(socket, dealer == nullptr ? &who : nullptr, f);
-      } catch (const zmq::error_t&) { ++counters_.unroutable; }
+      } catch (const zmq::error_t&) {
+        ++counters_.unroutable;
+      }
     };
     if (!message) {
-      if (message.error().code == Errc::unknown_type) { ++counters_.unknown_type; return true; }
+      if (message.error().code == Errc::unknown_type) {
+        ++counters_.unknown_type;
+        return true;
+      }
       ++(message.error().code == Errc::bad_version ? counters_.version_refused : counters_.malformed);
       answer(error(message.error().code, message.error().message));
       return true;
     }
     ++counters_.received;
     active_ = message->head.type != MessageType::heartbeat && message->head.type != MessageType::heartbeat_reply;
-    if (dealer != nullptr) from_callee(*dealer, *std::move(message), now);
-    else from_caller(who, *std::move(message), now, answer);
+    if (dealer != nullptr)
+      from_callee(*dealer, *std::move(message), now);
+    else
+      from_caller(who, *std::move(message), now, answer);
     return true;
   }
 
@@ -256,11 +284,14 @@ class ZmqTransport::Loop {
   Result<Peer> read_hello(const Message& m, bool caller) {
     const auto body = body_of(m);
     Peer peer{text_in(body, "instance"), text_in(body, "role"), 0, caller};
-    if (peer.instance.empty() || peer.instance.size() > 100 || peer.role.empty() || peer.role.size() > 40) return fail(Errc::bad_json, "HELLO names the instance '{}' of role '{}'", peer.instance.substr(0, 100), peer.role.substr(0, 40));
-    const auto low = std::max<std::int64_t>(integer_in(body, "version_min"), kVersionMin), high = std::min<std::int64_t>(integer_in(body, "version_max"), kVersion);
+    if (peer.instance.empty() || peer.instance.size() > 100 || peer.role.empty() || peer.role.size() > 40)
+      return fail(Errc::bad_json, "HELLO names the instance '{}' of role '{}'", peer.instance.substr(0, 100), peer.role.substr(0, 40));
+    const auto low = std::max<std::int64_t>(integer_in(body, "version_min"), kVersionMin),
+               high = std::min<std::int64_t>(integer_in(body, "version_max"), kVersion);
     if (low > high) {
       ++counters_.version_refused;
-      return fail(Errc::bad_version, "the peer speaks versions {} to {}, we {} to {}", integer_in(body, "version_min"), integer_in(body, "version_max"), kVersionMin, kVersion);
+      return fail(Errc::bad_version, "the peer speaks versions {} to {}, we {} to {}", integer_in(body, "version_min"), integer_in(body, "version_max"),
+                  kVersionMin, kVersion);
     }
     peer.version = static_cast<std::uint16_t>(high);
     return peer;
@@ -273,7 +304,10 @@ class ZmqTransport::Loop {
       const auto peer = read_hello(m, true);
       if (!peer) return answer(error(peer.error().code, peer.error().message));
       answer(hello());
-      if (known != callers_.end()) { known->second.heard = now; return; }
+      if (known != callers_.end()) {
+        known->second.heard = now;
+        return;
+      }
       // A caller that made its socket anew keeps its instance: the older route is forgotten without a word.
       const auto older = std::find_if(callers_.begin(), callers_.end(), [&](const auto& c) { return c.second.peer.instance == peer->instance; });
       const bool again = older != callers_.end();
@@ -286,7 +320,12 @@ class ZmqTransport::Loop {
     known->second.heard = now;
     if (m.head.type == MessageType::heartbeat) {
       json body{{"progress", 0}, {"busy", false}, {"step_limit_ms", 2000}, {"load", 0}, {"slots", 0}};
-      if (const auto& p = options_.progress) body = {{"progress", p->steps.load()}, {"busy", p->busy.load()}, {"step_limit_ms", p->step_limit_ms.load()}, {"load", p->load.load()}, {"slots", p->slots.load()}};
+      if (const auto& p = options_.progress)
+        body = {{"progress", p->steps.load()},
+                {"busy", p->busy.load()},
+                {"step_limit_ms", p->step_limit_ms.load()},
+                {"load", p->load.load()},
+                {"slots", p->slots.load()}};
       return answer(control(MessageType::heartbeat_reply, body));
     }
     handlers_.message(known->second.peer.instance, std::move(m));
@@ -312,7 +351,10 @@ class ZmqTransport::Loop {
       }
       return;
     }
-    if (m.head.type == MessageType::error && m.head.session == SessionId{} && text_in(body_of(m), "code") == "not_ready") { d.said_hello = {}; return; }   // it has forgotten us
+    if (m.head.type == MessageType::error && m.head.session == SessionId{} && text_in(body_of(m), "code") == "not_ready") {
+      d.said_hello = {};
+      return;
+    }  // it has forgotten us
     if (d.peer) handlers_.message(d.peer->instance, std::move(m));
   }
 
@@ -332,12 +374,15 @@ class ZmqTransport::Loop {
     for (const auto& d : dealers_) {
       if (!d->peer) {
         if (now - d->said_hello >= options_.heartbeat) {
-          send_frames(d->socket, nullptr, hello());   // EAGAIN while nobody is connected: the next beat tries again
+          send_frames(d->socket, nullptr, hello());  // EAGAIN while nobody is connected: the next beat tries again
           d->said_hello = now;
         }
         continue;
       }
-      if (now - d->heard > silence_max) { lose(*d, now); continue; }
+      if (now - d->heard > silence_max) {
+        lose(*d, now);
+        continue;
+      }
       if (now - d->beaten >= options_.heartbeat) {
         send_frames(d->socket, nullptr, control(MessageType::heartbeat, json::object()));
         d->beaten = now;
@@ -345,7 +390,10 @@ class ZmqTransport::Loop {
       }
     }
     for (auto it = callers_.begin(); it != callers_.end();) {
-      if (now - it->second.heard <= 3 * silence_max) { ++it; continue; }
+      if (now - it->second.heard <= 3 * silence_max) {
+        ++it;
+        continue;
+      }
       const auto gone = it->second.peer;
       it = callers_.erase(it);
       ++counters_.peers_gone;
@@ -377,11 +425,13 @@ class ZmqTransport::Loop {
 
   /// Everything that waits on the sockets. Sending may take in a socket's signal for new messages, so a socket that was sent to is read again.
   void drain() {
-    while (zap_ && zap()) {}
+    while (zap_ && zap()) {
+    }
     for (bool again = true; again && !stop_;) {
       again = false;
       if (router_ && std::exchange(router_sent_, false))
-        for (int n = 0; (again = receive(router_, nullptr)) && n < kDrainMax; ++n) {}
+        for (int n = 0; (again = receive(router_, nullptr)) && n < kDrainMax; ++n) {
+        }
       if (again) router_sent_ = true;
       for (const auto& d : dealers_) {
         if (!std::exchange(d->sent, false)) continue;
@@ -403,7 +453,7 @@ class ZmqTransport::Loop {
           const std::lock_guard lock(mutex_);
           outgoing_.swap(queue_);
         }
-        for (const auto& [peer, frames] : outgoing_) (void)send_now(peer, frames);   // counted; the sender sends again what is not acknowledged
+        for (const auto& [peer, frames] : outgoing_) (void)send_now(peer, frames);  // counted; the sender sends again what is not acknowledged
         outgoing_.clear();
         router_sent_ = static_cast<bool>(router_);
         for (const auto& d : dealers_) d->sent = true;
@@ -412,7 +462,7 @@ class ZmqTransport::Loop {
         if (now >= next) {
           beat(now);
           next = now + options_.heartbeat / 4;
-          continue;   // beating sends
+          continue;  // beating sends
         }
         if (std::exchange(sockets_changed_, false)) {
           items.assign(1, {wake_, POLLIN, 0});
@@ -432,7 +482,7 @@ class ZmqTransport::Loop {
         }
       } catch (const zmq::error_t& e) {
         if (e.num() == ETERM) return;
-        ++counters_.malformed;   // a single operation failed; the loop lives
+        ++counters_.malformed;  // a single operation failed; the loop lives
       }
     }
   }

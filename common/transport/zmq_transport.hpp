@@ -2,9 +2,9 @@
 /// Messages over ZeroMQ: one ROUTER for callers, one DEALER per replica that is called, one thread that owns all sockets.
 /// `inproc`, `ipc` and `tcp`; CURVE where keys are given. HELLO agrees on the version, heartbeats find dead and hung peers. architecture.md §4,
 /// reliability.md §1. ZeroMQ stays in the source file.
-#include <optional>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "common/base/clock.hpp"
@@ -31,8 +31,8 @@ std::string zmq_version();
 /// Z85 keys of 40 characters. A connection whose key is not in `allowed` is refused and counted.
 struct CurveKeys {
   std::string public_key, secret_key;
-  std::vector<std::string> allowed;     ///< callers' public keys; for the listening side
-  std::string server_key;               ///< public key of the services called; for the connecting side
+  std::vector<std::string> allowed;  ///< callers' public keys; for the listening side
+  std::string server_key;            ///< public key of the services called; for the connecting side
   /// A fresh pair. @error Errc::unsupported when this ZeroMQ was built without CURVE
   static Result<CurveKeys> generate();
   /// Reads one key from a file with 40 characters. @error Errc::not_found, Errc::bad_format naming the file
@@ -41,26 +41,27 @@ struct CurveKeys {
 
 /// What the working thread tells the socket thread, and heartbeats tell callers.
 struct Progress {
-  std::atomic<std::uint64_t> steps{0};       ///< grows with every unit of work
-  std::atomic<bool> busy{false};             ///< a unit is under way
+  std::atomic<std::uint64_t> steps{0};  ///< grows with every unit of work
+  std::atomic<bool> busy{false};        ///< a unit is under way
   std::atomic<std::int64_t> step_limit_ms{2000};
   std::atomic<std::int64_t> load{0}, slots{0};
 };
 
 struct ZmqOptions {
   Peer self;
-  std::string bind;                                             ///< empty: nothing listens; tcp may end in :*
-  std::vector<std::pair<std::string, std::string>> connect;     ///< role, endpoint
-  std::optional<CurveKeys> curve;                               ///< tcp only
+  std::string bind;                                          ///< empty: nothing listens; tcp may end in :*
+  std::vector<std::pair<std::string, std::string>> connect;  ///< role, endpoint
+  std::optional<CurveKeys> curve;                            ///< tcp only
   milliseconds heartbeat{100};
   int misses_max = 3;
-  std::size_t queue_messages_max = 4096;                        ///< of messages on their way to the socket thread
-  int high_water_messages = 512;                                ///< per connection, ZeroMQ's own
+  std::size_t queue_messages_max = 4096;  ///< of messages on their way to the socket thread
+  int high_water_messages = 512;          ///< per connection, ZeroMQ's own
   std::shared_ptr<const Progress> progress;
 };
 
 struct ZmqCounters {
-  std::atomic<std::uint64_t> received{0}, sent{0}, malformed{0}, unknown_type{0}, version_refused{0}, keys_refused{0}, dropped_full{0}, unroutable{0}, peers_gone{0}, peers_hung{0};
+  std::atomic<std::uint64_t> received{0}, sent{0}, malformed{0}, unknown_type{0}, version_refused{0}, keys_refused{0}, dropped_full{0}, unroutable{0},
+      peers_gone{0}, peers_hung{0};
 };
 
 class ZmqTransport final : public Transport {

@@ -61,8 +61,7 @@ void Attend(const PagedAttention& a) {
       float* out = a.out + (t * a.heads + g * per_group) * a.dim;
       for (std::int64_t j = 0; j <= i; ++j) {
         const float* k = load(a.keys, j, g);
-        for (std::int64_t h = 0; h < per_group; ++h)
-          scores[h * last + j] = dot(q + h * a.dim, k, a.dim) * scale - a.slopes[g * per_group + h] * roots[i - j];
+        for (std::int64_t h = 0; h < per_group; ++h) scores[h * last + j] = dot(q + h * a.dim, k, a.dim) * scale - a.slopes[g * per_group + h] * roots[i - j];
       }
       for (std::int64_t h = 0; h < per_group; ++h) {
         float* s = scores.data() + h * last;

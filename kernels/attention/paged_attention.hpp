@@ -7,15 +7,15 @@
 namespace parlando::kernels {
 
 struct PagedAttention {
-  const float* q = nullptr;            ///< [tokens, heads, dim]
-  float* out = nullptr;                ///< [tokens, heads, dim]
+  const float* q = nullptr;                     ///< [tokens, heads, dim]
+  float* out = nullptr;                         ///< [tokens, heads, dim]
   std::int64_t tokens = 0, first_position = 0;  ///< token t stands at first_position + t
-  const void* keys = nullptr;          ///< [blocks, block_size, groups, dim] fp32 or bf16
+  const void* keys = nullptr;                   ///< [blocks, block_size, groups, dim] fp32 or bf16
   const void* values = nullptr;
   bool bf16 = false;
   const std::int32_t* blocks = nullptr;  ///< block table of the sequence
   std::int64_t block_size = 0, heads = 0, groups = 0, dim = 0;
-  const float* slopes = nullptr;       ///< [heads]
+  const float* slopes = nullptr;  ///< [heads]
 };
 
 void paged_attention(const PagedAttention& a);

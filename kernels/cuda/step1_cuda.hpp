@@ -10,7 +10,7 @@ extern "C" {
 struct ParlandoCudaConfig {
   std::int64_t hidden, inner, heads, groups, layers, vocabulary, blocks, block_size;
   float norm_eps;
-  int bf16;   ///< 1 = bf16 weights and activations, 0 = fp32 (TF32 off)
+  int bf16;  ///< 1 = bf16 weights and activations, 0 = fp32 (TF32 off)
   int device;
 };
 
@@ -23,7 +23,7 @@ void* parlando_cuda_create(const ParlandoCudaConfig* config, const float* slopes
 int parlando_cuda_upload(void* model, int layer, int tensor, const void* data, std::size_t bytes);
 /// A ragged batch: token t has id ids[t], stands at positions[t] of sequence rows[t]; row r of `tables` [sequences, table_width] lists that
 /// sequence's blocks. Keys and values are written to the cache; logits [count, vocabulary] fp32 of the tokens in `wanted` come back.
-int parlando_cuda_forward(void* model, const std::int32_t* ids, const std::int32_t* positions, const std::int32_t* rows, int tokens, const std::int32_t* tables, int sequences,
-                          int table_width, const std::int32_t* wanted, int count, float* logits);
+int parlando_cuda_forward(void* model, const std::int32_t* ids, const std::int32_t* positions, const std::int32_t* rows, int tokens, const std::int32_t* tables,
+                          int sequences, int table_width, const std::int32_t* wanted, int count, float* logits);
 void parlando_cuda_destroy(void* model);
 }

@@ -27,7 +27,8 @@ void rows_f32(const float* HWY_RESTRICT w, std::int64_t columns, const float* HW
       s3 = hn::MulAdd(hn::LoadU(d, w3 + c), v, s3);
     }
   }
-  float sum[4] = {hn::GetLane(hn::SumOfLanes(d, s0)), hn::GetLane(hn::SumOfLanes(d, s1)), hn::GetLane(hn::SumOfLanes(d, s2)), hn::GetLane(hn::SumOfLanes(d, s3))};
+  float sum[4] = {hn::GetLane(hn::SumOfLanes(d, s0)), hn::GetLane(hn::SumOfLanes(d, s1)), hn::GetLane(hn::SumOfLanes(d, s2)),
+                  hn::GetLane(hn::SumOfLanes(d, s3))};
   for (std::int64_t c = full; c < columns; ++c)
     for (int r = 0; r < kRows; ++r) sum[r] += w[r * columns + c] * x[c];
   for (int r = 0; r < kRows; ++r) y[r] = sum[r];
@@ -67,15 +68,24 @@ void tile_packed(const float* HWY_RESTRICT packed, std::int64_t columns, const f
 template <int kP>
 void run_tile(int count, const float* packed, std::int64_t columns, const float* x, float (*out)[kPanel * 2]) {
   switch (count) {
-    case 1: return tile_packed<kP, 1>(packed, columns, x, out);
-    case 2: return tile_packed<kP, 2>(packed, columns, x, out);
-    case 3: return tile_packed<kP, 3>(packed, columns, x, out);
-    case 4: return tile_packed<kP, 4>(packed, columns, x, out);
-    case 5: return tile_packed<kP, 5>(packed, columns, x, out);
-    case 6: return tile_packed<kP, 6>(packed, columns, x, out);
-    case 7: return tile_packed<kP, 7>(packed, columns, x, out);
-    case 8: return tile_packed<kP, 8>(packed, columns, x, out);
-    default: return tile_packed<kP, 9>(packed, columns, x, out);
+    case 1:
+      return tile_packed<kP, 1>(packed, columns, x, out);
+    case 2:
+      return tile_packed<kP, 2>(packed, columns, x, out);
+    case 3:
+      return tile_packed<kP, 3>(packed, columns, x, out);
+    case 4:
+      return tile_packed<kP, 4>(packed, columns, x, out);
+    case 5:
+      return tile_packed<kP, 5>(packed, columns, x, out);
+    case 6:
+      return tile_packed<kP, 6>(packed, columns, x, out);
+    case 7:
+      return tile_packed<kP, 7>(packed, columns, x, out);
+    case 8:
+      return tile_packed<kP, 8>(packed, columns, x, out);
+    default:
+      return tile_packed<kP, 9>(packed, columns, x, out);
   }
 }
 
@@ -89,8 +99,10 @@ void GemmPackedF32(const float* packed, std::int64_t rows, std::int64_t columns,
     const std::int64_t wide = kP == 2 && p + 2 <= panels ? 2 : 1, first = p * kPanel, last = std::min(rows, (p + wide) * kPanel);
     for (std::int64_t n = 0; n < count; n += kX) {
       const int take = static_cast<int>(std::min<std::int64_t>(kX, count - n));
-      if (wide == 2) run_tile<2>(take, packed + p * size, columns, x + n * columns, out);
-      else run_tile<1>(take, packed + p * size, columns, x + n * columns, out);
+      if (wide == 2)
+        run_tile<2>(take, packed + p * size, columns, x + n * columns, out);
+      else
+        run_tile<1>(take, packed + p * size, columns, x + n * columns, out);
       for (int i = 0; i < take; ++i)
         for (std::int64_t r = first; r < last; ++r) y[(n + i) * rows + r] = out[i][r - first] + (bias != nullptr ? bias[r] : 0.0f);
     }
@@ -101,7 +113,8 @@ void GemmPackedF32(const float* packed, std::int64_t rows, std::int64_t columns,
 // Two neighbouring bf16 weights are one 32-bit word: the odd one is its upper half as it stands, the even one its lower half shifted up.
 // x comes split into even and odd elements, so no shuffle is needed.
 template <int kRows>
-void rows_bf16(const std::uint16_t* HWY_RESTRICT w, std::int64_t columns, const float* HWY_RESTRICT even, const float* HWY_RESTRICT odd, float* HWY_RESTRICT y) {
+void rows_bf16(const std::uint16_t* HWY_RESTRICT w, std::int64_t columns, const float* HWY_RESTRICT even, const float* HWY_RESTRICT odd,
+               float* HWY_RESTRICT y) {
   const hn::ScalableTag<float> d;
   const hn::RebindToUnsigned<decltype(d)> du;
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d)), pairs = columns / 2, full = pairs / lanes * lanes;
@@ -172,7 +185,9 @@ void pack_f32(const float* w, std::int64_t rows, std::int64_t columns, float* pa
     for (std::int64_t c = 0; c < columns; ++c)
       for (std::int64_t i = 0; i < 16; ++i) *packed++ = p * 16 + i < rows ? w[(p * 16 + i) * columns + c] : 0.0f;
 }
-void gemv_bf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y) { HWY_DYNAMIC_DISPATCH(GemvBf16)(w, rows, columns, x, y); }
+void gemv_bf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y) {
+  HWY_DYNAMIC_DISPATCH(GemvBf16)(w, rows, columns, x, y);
+}
 const char* gemv_target() { return HWY_DYNAMIC_DISPATCH(Target)(); }
 
 void gemv_reference(const float* w, std::int64_t rows, std::int64_t columns, const float* x, const float* bias, double* y) {

@@ -24,18 +24,20 @@ namespace parlando::cli {
 using nlohmann::json;
 
 std::int64_t peak_memory_bytes() {
-  struct rusage usage{};
+  struct rusage usage {};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
 namespace {
 
-struct Spread { double median = 0, low = 0, high = 0; };
+struct Spread {
+  double median = 0, low = 0, high = 0;
+};
 
 template <class F>
 Spread measure(int runs, F&& work) {
-  work();   // warm-up
+  work();  // warm-up
   std::vector<double> seconds;
   for (int i = 0; i < std::max(5, runs); ++i) {
     const auto start = std::chrono::steady_clock::now();
@@ -59,14 +61,15 @@ std::vector<float> speechlike(double seconds, int rate) {
   std::vector<float> wave(static_cast<std::size_t>(seconds * rate));
   for (std::size_t i = 0; i < wave.size(); ++i) {
     const double t = static_cast<double>(i) / rate;
-    wave[i] = static_cast<float>(0.3 * std::sin(2 * M_PI * (120 + 30 * std::sin(3 * t)) * t) * (0.6 + 0.4 * std::sin(17 * t)) + 0.1 * std::sin(2 * M_PI * 1700 * t));
+    wave[i] =
+        static_cast<float>(0.3 * std::sin(2 * M_PI * (120 + 30 * std::sin(3 * t)) * t) * (0.6 + 0.4 * std::sin(17 * t)) + 0.1 * std::sin(2 * M_PI * 1700 * t));
   }
   return wave;
 }
 
 /// Read bandwidth of this machine with the given number of threads: a sum over a block far larger than the caches.
 double read_bandwidth(int threads) {
-  const std::size_t count = std::size_t{1} << 28;   // 1 GiB of float32
+  const std::size_t count = std::size_t{1} << 28;  // 1 GiB of float32
   auto data = at::ones({static_cast<std::int64_t>(count)});
   const float* p = data.data_ptr<float>();
   std::vector<float> x(8192, 1.0f);
@@ -88,8 +91,10 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
   std::shared_ptr<const tokenizer::SpeechTokenizer> loaded;
   if (!o.random_weights.empty()) {
     PARLANDO_TRY(const auto c, config_of(o.random_weights));
-    linguistic = std::make_shared<tokenizer::LinguisticEncoder>(random_linguistic(c.at("linguistic")), c.at("linguistic").at("heads").get<int>(), "random linguistic weights");
-    semantic = std::make_shared<tokenizer::SemanticEncoder>(random_semantic(c.at("semantic")), c.at("semantic").at("heads").get<int>(), "random semantic weights");
+    linguistic = std::make_shared<tokenizer::LinguisticEncoder>(random_linguistic(c.at("linguistic")), c.at("linguistic").at("heads").get<int>(),
+                                                                "random linguistic weights");
+    semantic =
+        std::make_shared<tokenizer::SemanticEncoder>(random_semantic(c.at("semantic")), c.at("semantic").at("heads").get<int>(), "random semantic weights");
   } else {
     PARLANDO_TRY(loaded, tokenizer::SpeechTokenizer::load(o.model_path / "Step-Audio-Tokenizer"));
     linguistic = loaded->linguistic();
@@ -103,15 +108,23 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
   });
   const auto offline = measure(o.runs, [&] { linguistic->quantise(linguistic->encode(linguistic->features(wave))); });
   const auto pass = measure(o.runs, [&] { sem.ids(wave); });
-  const auto live = measure(o.runs, [&] {   // the `stable` live mode: the whole semantic branch again every 240 ms
+  const auto live = measure(o.runs, [&] {  // the `stable` live mode: the whole semantic branch again every 240 ms
     for (std::size_t n = 3840; n <= wave.size(); n += 3840) sem.ids(std::span(wave).first(n));
   });
   const double rtf = (stream.median + pass.median) / o.seconds;
   fmt::print("tokenizer, {:.1f} s of audio, {} thread(s), fp32\n", o.seconds, o.threads);
-  auto line = [&](const char* what, const Spread& s) { fmt::print("  {:<44} {:8.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", what, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds); };
-  line("linguistic, streamed in 20 ms packets", stream), line("linguistic, whole utterance in parallel", offline), line("semantic, one pass at the endpoint", pass), line("semantic, `stable` live mode", live);
+  auto line = [&](const char* what, const Spread& s) {
+    fmt::print("  {:<44} {:8.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", what, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
+  };
+  line("linguistic, streamed in 20 ms packets", stream), line("linguistic, whole utterance in parallel", offline),
+      line("semantic, one pass at the endpoint", pass), line("semantic, `stable` live mode", live);
   fmt::print("  stream + one semantic pass: real-time factor {:.3f}\n", rtf);
-  return json{{"bench", "tokenizer"}, {"real_time_factor", rtf}, {"linguistic_stream_s", spread_json(stream)}, {"linguistic_offline_s", spread_json(offline)}, {"semantic_s", spread_json(pass)}, {"semantic_live_s", spread_json(live)}};
+  return json{{"bench", "tokenizer"},
+              {"real_time_factor", rtf},
+              {"linguistic_stream_s", spread_json(stream)},
+              {"linguistic_offline_s", spread_json(offline)},
+              {"semantic_s", spread_json(pass)},
+              {"semantic_live_s", spread_json(live)}};
 }
 
 Result<json> bench_lm(const BenchOptions& o) {
@@ -132,7 +145,10 @@ Result<json> bench_lm(const BenchOptions& o) {
   auto forward = [&](std::span<const std::int32_t> ids) {
     llm::Step1::Chunk chunk{&sequence, ids};
     const auto hidden = model->forward(*pool, {&chunk, 1});
-    if (!hidden) { error = hidden.error().message; return; }
+    if (!hidden) {
+      error = hidden.error().message;
+      return;
+    }
     model->logits(hidden->narrow(0, hidden->size(0) - 1, 1));
   };
   const auto prefill = measure(o.runs, [&] { sequence.truncate(0), forward(prompt); });
@@ -140,53 +156,73 @@ Result<json> bench_lm(const BenchOptions& o) {
   const auto decode = measure(std::max(o.runs, 10), [&] { sequence.truncate(256), forward({&next, 1}); });
   if (!error.empty()) return fail(Errc::internal, "{}", error);
   const double bandwidth = read_bandwidth(o.threads), bytes = static_cast<double>(model->decode_bytes()), achieved = bytes / decode.median;
-  fmt::print("language model, {:.2f} B parameters, {}, {} thread(s), {} kernels\n", static_cast<double>(model->weight_bytes()) / static_cast<double>(at::elementSize(dtype)) / 1e9, o.bf16 ? "bf16" : "fp32", o.threads, kernels::gemv_target());
-  fmt::print("  prefill of 256 tokens   {:9.1f} ms ({:.1f}…{:.1f})   {:.1f} tokens/s\n", 1e3 * prefill.median, 1e3 * prefill.low, 1e3 * prefill.high, 256 / prefill.median);
-  fmt::print("  decode step             {:9.2f} ms ({:.2f}…{:.2f})   {:.1f} tokens/s\n", 1e3 * decode.median, 1e3 * decode.low, 1e3 * decode.high, 1 / decode.median);
+  fmt::print("language model, {:.2f} B parameters, {}, {} thread(s), {} kernels\n",
+             static_cast<double>(model->weight_bytes()) / static_cast<double>(at::elementSize(dtype)) / 1e9, o.bf16 ? "bf16" : "fp32", o.threads,
+             kernels::gemv_target());
+  fmt::print("  prefill of 256 tokens   {:9.1f} ms ({:.1f}…{:.1f})   {:.1f} tokens/s\n", 1e3 * prefill.median, 1e3 * prefill.low, 1e3 * prefill.high,
+             256 / prefill.median);
+  fmt::print("  decode step             {:9.2f} ms ({:.2f}…{:.2f})   {:.1f} tokens/s\n", 1e3 * decode.median, 1e3 * decode.low, 1e3 * decode.high,
+             1 / decode.median);
   fmt::print("  decode reads {:.2f} GB/s of {:.2f} GB/s measured read bandwidth: {:.0f} %\n", achieved / 1e9, bandwidth / 1e9, 100 * achieved / bandwidth);
-  fmt::print("  weights {:.2f} GB, peak memory after loading {:.2f} GB\n", static_cast<double>(model->weight_bytes()) / 1e9, static_cast<double>(load_peak) / 1e9);
-  return json{{"bench", "lm"}, {"decode_s", spread_json(decode)}, {"prefill256_s", spread_json(prefill)}, {"bandwidth_share", achieved / bandwidth}, {"bandwidth", bandwidth}, {"weight_bytes", model->weight_bytes()}, {"peak_bytes", load_peak}};
+  fmt::print("  weights {:.2f} GB, peak memory after loading {:.2f} GB\n", static_cast<double>(model->weight_bytes()) / 1e9,
+             static_cast<double>(load_peak) / 1e9);
+  return json{{"bench", "lm"},
+              {"decode_s", spread_json(decode)},
+              {"prefill256_s", spread_json(prefill)},
+              {"bandwidth_share", achieved / bandwidth},
+              {"bandwidth", bandwidth},
+              {"weight_bytes", model->weight_bytes()},
+              {"peak_bytes", load_peak}};
 }
 
 struct Decoder {
   std::shared_ptr<const tts::Flow> flow;
   std::shared_ptr<const tts::Hift> hift;
-  double flow_operations_per_frame = 0, hift_operations_per_frame = 0;   ///< multiplications and additions of the convolutions and linear layers
+  double flow_operations_per_frame = 0, hift_operations_per_frame = 0;  ///< multiplications and additions of the convolutions and linear layers
 };
 
 /// Operations of a network: every weight is multiplied and added once per row it is applied to. Attention scores are not counted.
 double operations(const checkpoint::TensorMap& tensors, const std::function<double(const std::string& name)>& rows) {
   double sum = 0;
   for (const auto& [name, t] : tensors)
-    if (t.shape.size() > 1 && (name.ends_with("weight") || name.ends_with("weight_v")) && name.find("embedding") == std::string::npos) sum += 2 * static_cast<double>(t.elements()) * rows(name);
+    if (t.shape.size() > 1 && (name.ends_with("weight") || name.ends_with("weight_v")) && name.find("embedding") == std::string::npos)
+      sum += 2 * static_cast<double>(t.elements()) * rows(name);
   return sum;
 }
 
 void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const checkpoint::TensorMap& hift, const json& config) {
   const auto& f = config.at("flow");
-  const double tokens = f.at("input_frame_rate").get<double>() / (static_cast<double>(tts::kMelRate) / tts::kHop);   // per mel frame
+  const double tokens = f.at("input_frame_rate").get<double>() / (static_cast<double>(tts::kMelRate) / tts::kHop);  // per mel frame
   const auto levels = static_cast<int>(f.at("estimator").at("channels").size());
   const double calls = 10.0 * (f.at("cfm").value("inference_cfg_rate", 0.7) > 0 ? 2 : 1);
   d.flow_operations_per_frame = operations(flow, [&](const std::string& name) {
     if (name.starts_with("encoder")) return tokens;
     if (name.starts_with("length_regulator")) return 1.0;
-    if (!name.starts_with("decoder.estimator.") || name.find("time_mlp") != std::string::npos || name.find(".mlp.1.") != std::string::npos) return 0.0;   // once per call, not per frame
-    int level = 0;   // the U-Net halves the frames once per level below the first
-    if (const auto at = name.find("down_blocks."); at != std::string::npos) level = name[at + 12] - '0';
-    else if (name.find("mid_blocks.") != std::string::npos) level = levels - 1;
-    else if (const auto up = name.find("up_blocks."); up != std::string::npos) level = levels - 1 - (name[up + 10] - '0');
+    if (!name.starts_with("decoder.estimator.") || name.find("time_mlp") != std::string::npos || name.find(".mlp.1.") != std::string::npos)
+      return 0.0;   // once per call, not per frame
+    int level = 0;  // the U-Net halves the frames once per level below the first
+    if (const auto at = name.find("down_blocks."); at != std::string::npos)
+      level = name[at + 12] - '0';
+    else if (name.find("mid_blocks.") != std::string::npos)
+      level = levels - 1;
+    else if (const auto up = name.find("up_blocks."); up != std::string::npos)
+      level = levels - 1 - (name[up + 10] - '0');
     return calls / (1 << level);
   });
   const auto rates = config.at("hift").at("upsample_rates").get<std::vector<int>>();
   const auto per_level = config.at("hift").at("resblock_kernel_sizes").size();
-  auto frames_at = [&](std::size_t level) { double n = 1; for (std::size_t i = 0; i < level; ++i) n *= rates[i]; return n; };
+  auto frames_at = [&](std::size_t level) {
+    double n = 1;
+    for (std::size_t i = 0; i < level; ++i) n *= rates[i];
+    return n;
+  };
   auto index_of = [](const std::string& name) { return static_cast<std::size_t>(std::stoi(name.substr(name.find('.') + 1))); };
   d.hift_operations_per_frame = operations(hift, [&](const std::string& name) {
     if (name.starts_with("ups.")) return frames_at(index_of(name));
     if (name.starts_with("resblocks.")) return frames_at(index_of(name) / per_level + 1);
     if (name.starts_with("source_")) return frames_at(index_of(name) + 1);
     if (name.starts_with("conv_post")) return frames_at(rates.size());
-    return 1.0;   // F0 predictor, conv_pre
+    return 1.0;  // F0 predictor, conv_pre
   });
 }
 
@@ -211,7 +247,8 @@ Result<Decoder> decoder_of(const BenchOptions& o) {
   auto flow = random_flow(c), hift = random_hift(c);
   Decoder out;
   count_operations(out, flow, hift, c);
-  out.flow = std::make_shared<tts::Flow>(std::move(flow), c, "random flow weights"), out.hift = std::make_shared<tts::Hift>(std::move(hift), c, "random vocoder weights");
+  out.flow = std::make_shared<tts::Flow>(std::move(flow), c, "random flow weights"),
+  out.hift = std::make_shared<tts::Hift>(std::move(hift), c, "random vocoder weights");
   return out;
 }
 
@@ -239,13 +276,15 @@ Result<json> bench_decoder(const BenchOptions& o) {
   };
   if (with_flow) {
     flow = measure(o.runs, [&] { mel = decoder.flow->mel(tokens, none, no_mel, embedding, z); });
-    fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high, flow.median / audio);
+    fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high,
+               flow.median / audio);
     out["flow_s"] = spread_json(flow);
     share("flow_gemm_share", decoder.flow_operations_per_frame, flow);
   }
   if (with_hift) {
     hift = measure(o.runs, [&] { (*decoder.hift)(mel, phase, source_noise); });
-    fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high, hift.median / audio);
+    fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high,
+               hift.median / audio);
     out["vocoder_s"] = spread_json(hift);
     share("vocoder_gemm_share", decoder.hift_operations_per_frame, hift);
   }
@@ -266,9 +305,12 @@ Result<json> bench_speaker(const BenchOptions& o) {
   }
   const auto wave = speechlike(o.seconds, 16000);
   std::string error;
-  const auto s = measure(o.runs, [&] { if (const auto done = (*net)(wave); !done) error = done.error().message; });
+  const auto s = measure(o.runs, [&] {
+    if (const auto done = (*net)(wave); !done) error = done.error().message;
+  });
   if (!error.empty()) return fail(Errc::internal, "{}", error);
-  fmt::print("speaker encoder, {:.1f} s of audio, {} thread(s), fp32\n  embedding   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", o.seconds, o.threads, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
+  fmt::print("speaker encoder, {:.1f} s of audio, {} thread(s), fp32\n  embedding   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", o.seconds,
+             o.threads, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
   return json{{"bench", "speaker"}, {"embedding_s", spread_json(s)}, {"real_time_factor", s.median / o.seconds}};
 }
 

@@ -8,12 +8,12 @@
 namespace parlando::cli {
 
 struct BenchOptions {
-  std::string name;                        ///< tokenizer | lm | flow | vocoder | tts
-  std::filesystem::path model_path;        ///< measured when no random weights are asked for
-  std::filesystem::path random_weights;    ///< a configuration: random weights of that size
+  std::string name;                      ///< tokenizer | lm | flow | vocoder | tts
+  std::filesystem::path model_path;      ///< measured when no random weights are asked for
+  std::filesystem::path random_weights;  ///< a configuration: random weights of that size
   int threads = 1, runs = 5;
-  double seconds = 3;                      ///< of audio
-  bool bf16 = true;                        ///< for the language model
+  double seconds = 3;  ///< of audio
+  bool bf16 = true;    ///< for the language model
 };
 
 /// @return one JSON object with the figures that were also printed

@@ -2,9 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <dlfcn.h>
-#include <torch/csrc/api/include/torch/version.h>
 #include <fmt/core.h>
 #include <sqlite3.h>
+#include <torch/csrc/api/include/torch/version.h>
 
 #include <fstream>
 #include <iostream>
@@ -25,14 +25,24 @@ int doctor(const fs::path& model_path, bool as_json) {
   auto& cpu = out["cpu"];
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);)
-    if (line.starts_with("model name")) { cpu["model"] = line.substr(line.find(':') + 2); break; }
+    if (line.starts_with("model name")) {
+      cpu["model"] = line.substr(line.find(':') + 2);
+      break;
+    }
   cpu["threads"] = std::thread::hardware_concurrency();
   cpu["kernels"] = kernels::gemv_target();
   __builtin_cpu_init();
-  cpu["features"] = {{"avx2", static_cast<bool>(__builtin_cpu_supports("avx2"))}, {"avx512f", static_cast<bool>(__builtin_cpu_supports("avx512f"))}, {"avx512_bf16", static_cast<bool>(__builtin_cpu_supports("avx512bf16"))}};
+  cpu["features"] = {{"avx2", static_cast<bool>(__builtin_cpu_supports("avx2"))},
+                     {"avx512f", static_cast<bool>(__builtin_cpu_supports("avx512f"))},
+                     {"avx512_bf16", static_cast<bool>(__builtin_cpu_supports("avx512bf16"))}};
   std::ifstream memory("/proc/meminfo");
   for (std::string key; memory >> key;)
-    if (key == "MemAvailable:") { long kb = 0; memory >> kb; out["memory_available_bytes"] = static_cast<std::int64_t>(kb) * 1024; break; }
+    if (key == "MemAvailable:") {
+      long kb = 0;
+      memory >> kb;
+      out["memory_available_bytes"] = static_cast<std::int64_t>(kb) * 1024;
+      break;
+    }
   // The driver library is opened, never linked: every executable starts on a machine without a GPU.
   int devices = 0;
   if (void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)) {
@@ -60,11 +70,13 @@ int doctor(const fs::path& model_path, bool as_json) {
     return complete ? 0 : 3;
   }
   fmt::print("processor   {} ({} threads), kernels for {}\n", cpu.value("model", "unknown"), cpu["threads"].get<unsigned>(), cpu["kernels"].get<std::string>());
-  fmt::print("            AVX2 {}, AVX-512 {}, bf16 {}\n", cpu["features"]["avx2"].dump(), cpu["features"]["avx512f"].dump(), cpu["features"]["avx512_bf16"].dump());
+  fmt::print("            AVX2 {}, AVX-512 {}, bf16 {}\n", cpu["features"]["avx2"].dump(), cpu["features"]["avx512f"].dump(),
+             cpu["features"]["avx512_bf16"].dump());
   fmt::print("memory      {:.1f} GB available\n", out.value("memory_available_bytes", std::int64_t{0}) / 1e9);
   fmt::print("GPUs        {}\n", devices == 0 ? "none (the CPU is used)" : std::to_string(devices));
   std::string libraries;
-  for (const auto& [name, version] : out["libraries"].items()) libraries += fmt::format("{}{} {}", libraries.empty() ? "" : " · ", name, version.get<std::string>());
+  for (const auto& [name, version] : out["libraries"].items())
+    libraries += fmt::format("{}{} {}", libraries.empty() ? "" : " · ", name, version.get<std::string>());
   fmt::print("libraries   {}\nports       {} {}\n", libraries, kPage, out["ports"][kPage].get<std::string>());
   fmt::print("models      {}\n", model_path.string());
   for (const auto& [name, there] : models.items()) fmt::print("            {:<22} {}\n", name, there.get<bool>() ? "found" : "missing");

@@ -13,13 +13,17 @@ using nlohmann::json;
 
 namespace {
 
-double ms_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count(); }
+double ms_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
 
 constexpr std::int32_t kEot = 3;
 
 Result<std::string> expect_directory(const fs::path& root, const char* name, const char* what) {
   if (fs::is_directory(root / name)) return (root / name).string();
-  return fail(Errc::not_found, "'{}' does not exist: the model path '{}' must hold Step-Audio-Tokenizer, Step-Audio-Chat and Step-Audio-TTS-3B ({}); official downloads are converted by `parlando import DIR OUT`",
+  return fail(Errc::not_found,
+              "'{}' does not exist: the model path '{}' must hold Step-Audio-Tokenizer, Step-Audio-Chat and Step-Audio-TTS-3B ({}); official downloads are "
+              "converted by `parlando import DIR OUT`",
               (root / name).string(), root.string(), what);
 }
 
@@ -36,7 +40,8 @@ Result<Segment> find_speech(std::span<const float> wave, const std::shared_ptr<c
     if (p >= 0.35f && first >= 0) last = static_cast<std::ptrdiff_t>(at + vad::kFrameSamples);
   }
   if (first < 0) return fail(Errc::no_speech, "no speech was found in {:.2f} s of audio", static_cast<double>(wave.size()) / 16000);
-  const std::size_t begin = static_cast<std::size_t>(std::max<std::ptrdiff_t>(0, first - 4800)), end = std::min(wave.size(), static_cast<std::size_t>(last) + 3200);
+  const std::size_t begin = static_cast<std::size_t>(std::max<std::ptrdiff_t>(0, first - 4800)),
+                    end = std::min(wave.size(), static_cast<std::size_t>(last) + 3200);
   return Segment{begin, end};
 }
 
@@ -64,15 +69,16 @@ Result<std::unique_ptr<LocalEngine>> LocalEngine::load(const EngineOptions& opti
     auto tokenizer = e->tokenizer_;
     const auto speakers = fs::is_directory(speech_dir / "speakers") ? speech_dir / "speakers" : root / "speakers";
     PARLANDO_TRY(e->voices_, tts::Voices::load(speakers, e->common_->speaker(), [tokenizer](std::span<const float> wave, int rate) {
-      return tokenizer->codes(wave, rate, {.trim = true, .energy_norm = true});
-    }));
+                   return tokenizer->codes(wave, rate, {.trim = true, .energy_norm = true});
+                 }));
   }
   return e;
 } catch (const json::exception& error) {
   return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", options.model_path.string(), error.what());
 }
 
-Result<TurnResult> LocalEngine::talk(const Question& question, const std::string& system, const std::string& speaker, std::vector<llm::Message>& history, bool speak_reply) {
+Result<TurnResult> LocalEngine::talk(const Question& question, const std::string& system, const std::string& speaker, std::vector<llm::Message>& history,
+                                     bool speak_reply) {
   TurnResult out;
   const auto start = std::chrono::steady_clock::now();
   std::vector<llm::Message> messages;
@@ -96,8 +102,11 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
   auto sampling = chat_.chat_sampling;
   sampling.seed = options_.seed;
   PARLANDO_TRY(const auto chat, llm::Chat::open(chat_.engine, chat_.text, fmt::format("chat-{}", names_++), std::move(messages), {.sampling = sampling}));
-  if (spoken) { PARLANDO_DO(chat->hear(0, codes)); }
-  else { PARLANDO_DO(chat->say(*question.text)); }
+  if (spoken) {
+    PARLANDO_DO(chat->hear(0, codes));
+  } else {
+    PARLANDO_DO(chat->say(*question.text));
+  }
   PARLANDO_DO(chat->reply());
   for (bool done = false; !done;) {
     const auto tokens = chat_.engine->step();

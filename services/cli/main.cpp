@@ -30,10 +30,18 @@ constexpr int kOk = 0, kFailed = 1, kUsage = 2, kNotFound = 3, kBadInput = 4, kN
 
 int exit_code(Errc code) {
   switch (code) {
-    case Errc::not_found: return kNotFound;
-    case Errc::bad_format: case Errc::bad_json: case Errc::invalid_argument: case Errc::unsupported: case Errc::checkpoint_mismatch: return kBadInput;
-    case Errc::no_speech: return kNoSpeech;
-    default: return kFailed;
+    case Errc::not_found:
+      return kNotFound;
+    case Errc::bad_format:
+    case Errc::bad_json:
+    case Errc::invalid_argument:
+    case Errc::unsupported:
+    case Errc::checkpoint_mismatch:
+      return kBadInput;
+    case Errc::no_speech:
+      return kNoSpeech;
+    default:
+      return kFailed;
   }
 }
 
@@ -87,10 +95,12 @@ Result<std::vector<std::string>> read_lines(const std::string& file) {
 }
 
 json timings_json(const Timings& t) {
-  return {{"vad_ms", t.vad}, {"tokenizer_ms", t.tokenizer}, {"first_text_ms", t.first_text}, {"text_ms", t.text}, {"first_code_ms", t.first_code}, {"total_ms", t.total}};
+  return {{"vad_ms", t.vad},   {"tokenizer_ms", t.tokenizer},   {"first_text_ms", t.first_text},
+          {"text_ms", t.text}, {"first_code_ms", t.first_code}, {"total_ms", t.total}};
 }
 
-int talk(const Common& common, const std::string& input, const std::string& text, const std::string& output, const std::string& system, const std::string& speaker) {
+int talk(const Common& common, const std::string& input, const std::string& text, const std::string& output, const std::string& system,
+         const std::string& speaker) {
   if (input.empty() == text.empty()) return report({Errc::invalid_argument, "give either a recording or --text"}, common.as_json);
   LocalEngine::Question question;
   if (!text.empty()) {
@@ -112,19 +122,27 @@ int talk(const Common& common, const std::string& input, const std::string& text
     if (auto done = audio::write_wav(output, turn->wave, tts::kMelRate); !done) return report(done.error(), common.as_json);
   }
   if (common.as_json) {
-    json out{{"transcript", turn->transcript}, {"reply", turn->reply}, {"tool_calls", turn->tool_calls}, {"audio_seconds", seconds}, {"first_audio_ms", turn->timings.first_audio}, {"stages", timings_json(turn->timings)}};
+    json out{{"transcript", turn->transcript},
+             {"reply", turn->reply},
+             {"tool_calls", turn->tool_calls},
+             {"audio_seconds", seconds},
+             {"first_audio_ms", turn->timings.first_audio},
+             {"stages", timings_json(turn->timings)}};
     if (!output.empty()) out["output"] = output;
     std::cout << out.dump() << "\n";
     return kOk;
   }
   fmt::print("you:      {}\n", turn->transcript);
-  for (const auto& call : turn->tool_calls) fmt::print("tool:     {} {} -> {}\n", call["name"].get<std::string>(), call["arguments"].dump(), call["result"].dump());
+  for (const auto& call : turn->tool_calls)
+    fmt::print("tool:     {} {} -> {}\n", call["name"].get<std::string>(), call["arguments"].dump(), call["result"].dump());
   fmt::print("parlando: {}\n\n", turn->reply);
   const auto& t = turn->timings;
   fmt::print("stage                          ready after\n");
   if (text.empty()) fmt::print("  speech found (vad)           {:8.1f} ms\n  tokens (tokenizer)           {:8.1f} ms\n", t.vad, t.tokenizer);
-  fmt::print("  first text token (llm)       {:8.1f} ms\n  text complete (llm)          {:8.1f} ms\n  first code (tts llm)         {:8.1f} ms\n  first audio (flow, vocoder)  {:8.1f} ms\n  all audio                    {:8.1f} ms   for {:.2f} s of speech\n",
-             t.first_text, t.text, t.first_code, t.first_audio, t.total, seconds);
+  fmt::print(
+      "  first text token (llm)       {:8.1f} ms\n  text complete (llm)          {:8.1f} ms\n  first code (tts llm)         {:8.1f} ms\n  first audio (flow, "
+      "vocoder)  {:8.1f} ms\n  all audio                    {:8.1f} ms   for {:.2f} s of speech\n",
+      t.first_text, t.text, t.first_code, t.first_audio, t.total, seconds);
   if (!output.empty()) fmt::print("\nanswer written to {}\n", output);
   return kOk;
 }
@@ -156,8 +174,13 @@ int talk_batch(const Common& common, const std::string& file, const std::string&
       }
       auto text = [&](const char* key) { return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : std::string(); };
       PARLANDO_TRY(const auto turn, (*engine)->talk(question, text("system"), text("speaker"), history, !no_speech));
-      json out{{"line", n + 1}, {"transcript", turn.transcript}, {"reply", turn.reply}, {"tool_calls", turn.tool_calls}, {"first_audio_ms", turn.timings.first_audio},
-               {"audio_seconds", static_cast<double>(turn.wave.size()) / tts::kMelRate}, {"stages", timings_json(turn.timings)}};
+      json out{{"line", n + 1},
+               {"transcript", turn.transcript},
+               {"reply", turn.reply},
+               {"tool_calls", turn.tool_calls},
+               {"first_audio_ms", turn.timings.first_audio},
+               {"audio_seconds", static_cast<double>(turn.wave.size()) / tts::kMelRate},
+               {"stages", timings_json(turn.timings)}};
       if (!no_speech) {
         const auto output = fs::path(folder) / (text("output").empty() ? fmt::format("{:05}.wav", n + 1) : text("output"));
         std::error_code code;
@@ -168,12 +191,17 @@ int talk_batch(const Common& common, const std::string& file, const std::string&
       return out;
     }();
     if (!answer) ++failed;
-    std::cout << (answer ? *answer : json{{"line", n + 1}, {"error", {{"code", to_string(answer.error().code)}, {"message", answer.error().message}}}}).dump() << "\n" << std::flush;
+    std::cout << (answer ? *answer : json{{"line", n + 1}, {"error", {{"code", to_string(answer.error().code)}, {"message", answer.error().message}}}}).dump()
+              << "\n"
+              << std::flush;
   }
   return failed == 0 ? kOk : kFailed;
 }
 
-struct SpeechJob { std::string text, speaker, prompt_text, wav_path, output; double speed = 1, volume = 1; };
+struct SpeechJob {
+  std::string text, speaker, prompt_text, wav_path, output;
+  double speed = 1, volume = 1;
+};
 
 Result<json> speak_job(LocalEngine& engine, const SpeechJob& job, std::uint64_t seed, bool stream, bool clone) {
   if (job.text.empty()) return fail(Errc::invalid_argument, "the text is empty");
@@ -190,8 +218,12 @@ Result<json> speak_job(LocalEngine& engine, const SpeechJob& job, std::uint64_t 
   std::error_code code;
   if (const auto parent = fs::path(job.output).parent_path(); !parent.empty()) fs::create_directories(parent, code);
   PARLANDO_DO(audio::write_wav(job.output, spoken->wave, tts::kMelRate));
-  return json{{"output", job.output}, {"audio_seconds", static_cast<double>(spoken->wave.size()) / tts::kMelRate}, {"codes", spoken->codes},
-              {"first_code_ms", spoken->first_code_ms}, {"first_audio_ms", spoken->first_audio_ms}, {"total_ms", spoken->total_ms}};
+  return json{{"output", job.output},
+              {"audio_seconds", static_cast<double>(spoken->wave.size()) / tts::kMelRate},
+              {"codes", spoken->codes},
+              {"first_code_ms", spoken->first_code_ms},
+              {"first_audio_ms", spoken->first_audio_ms},
+              {"total_ms", spoken->total_ms}};
 }
 
 /// One JSON object a line: {text, speaker?, output?, speed?, volume?, prompt_text?, wav_path?}. Lines whose output exists are skipped.
@@ -205,15 +237,21 @@ int batch(const Common& common, const std::string& file, const std::string& fold
     const auto request = json::parse((*lines)[n], nullptr, false);
     SpeechJob job;
     if (request.is_object()) {
-      auto text = [&](const char* key, std::string fallback = {}) { return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : fallback; };
+      auto text = [&](const char* key, std::string fallback = {}) {
+        return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : fallback;
+      };
       job = {text("text"), text("speaker"), text("prompt_text"), text("wav_path"), text("output", fmt::format("{:05}.wav", n + 1)), 1, 1};
       if (request.contains("speed") && request["speed"].is_number()) job.speed = request["speed"].get<double>();
       if (request.contains("volume") && request["volume"].is_number()) job.volume = request["volume"].get<double>();
       job.output = (fs::path(folder) / job.output).string();
     }
     bar(fmt::format("{} of {}", n + 1, lines->size()), static_cast<double>(n + 1) / static_cast<double>(lines->size()));
-    if (request.is_object() && fs::exists(job.output)) { ++skipped; continue; }
-    auto done = request.is_object() ? speak_job(**engine, job, common.seed, stream, clone) : Result<json>(fail(Errc::bad_json, "line {} is not a JSON object", n + 1));
+    if (request.is_object() && fs::exists(job.output)) {
+      ++skipped;
+      continue;
+    }
+    auto done =
+        request.is_object() ? speak_job(**engine, job, common.seed, stream, clone) : Result<json>(fail(Errc::bad_json, "line {} is not a JSON object", n + 1));
     if (done) {
       ++made;
       (*done)["line"] = n + 1;
@@ -221,7 +259,8 @@ int batch(const Common& common, const std::string& file, const std::string& fold
     } else {
       ++failed;
       std::cerr << "parlando: line " << n + 1 << ": " << done.error().message << "\n";
-      if (common.as_json) std::cout << json{{"line", n + 1}, {"error", {{"code", to_string(done.error().code)}, {"message", done.error().message}}}}.dump() << "\n";
+      if (common.as_json)
+        std::cout << json{{"line", n + 1}, {"error", {{"code", to_string(done.error().code)}, {"message", done.error().message}}}}.dump() << "\n";
     }
   }
   if (!common.as_json) fmt::print("{} made, {} skipped, {} failed\n", made, skipped, failed);
@@ -233,15 +272,18 @@ int speak(const Common& common, const SpeechJob& job, bool stream, bool clone) {
   if (!engine) return report(engine.error(), common.as_json);
   const auto done = speak_job(**engine, job, common.seed, stream, clone);
   if (!done) return report(done.error(), common.as_json);
-  if (common.as_json) std::cout << done->dump() << "\n";
-  else fmt::print("{:.2f} s of speech written to {} ({:.0f} ms, first audio after {:.0f} ms)\n", (*done)["audio_seconds"].get<double>(), job.output, (*done)["total_ms"].get<double>(), (*done)["first_audio_ms"].get<double>());
+  if (common.as_json)
+    std::cout << done->dump() << "\n";
+  else
+    fmt::print("{:.2f} s of speech written to {} ({:.0f} ms, first audio after {:.0f} ms)\n", (*done)["audio_seconds"].get<double>(), job.output,
+               (*done)["total_ms"].get<double>(), (*done)["first_audio_ms"].get<double>());
   return kOk;
 }
 
 int tokenize(const Common& common, const std::string& input, bool trim, bool no_norm, bool live, bool speech_only) {
   auto recording = audio::read_audio(input);
   if (!recording) return report(recording.error(), common.as_json);
-  if (speech_only) {   // as `talk` cuts it
+  if (speech_only) {  // as `talk` cuts it
     const auto weights = vad::SileroWeights::load(find_models("silero-vad") / "silero_vad.safetensors");
     if (!weights) return report(weights.error(), common.as_json);
     const auto wave = audio::resample(recording->wave, recording->rate, 16000);
@@ -267,15 +309,21 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
     if (!exact || !stable) return report(exact ? stable.error() : exact.error(), common.as_json);
     std::size_t differ = 0;
     for (std::size_t i = 0; i < exact->size(); ++i) differ += i >= stable->size() || (*exact)[i] != (*stable)[i];
-    const json out{{"seconds", recording->seconds()}, {"codes", exact->size()}, {"frozen_while_speaking", frozen * kCodesPerGroup}, {"differ_from_exact", differ}};
-    if (common.as_json) std::cout << out.dump() << "\n";
-    else fmt::print("{} codes, {} frozen while speaking, {} ({:.1f} %) differ from the exact ones\n", exact->size(), frozen * kCodesPerGroup, differ, exact->empty() ? 0.0 : 100.0 * static_cast<double>(differ) / static_cast<double>(exact->size()));
+    const json out{
+        {"seconds", recording->seconds()}, {"codes", exact->size()}, {"frozen_while_speaking", frozen * kCodesPerGroup}, {"differ_from_exact", differ}};
+    if (common.as_json)
+      std::cout << out.dump() << "\n";
+    else
+      fmt::print("{} codes, {} frozen while speaking, {} ({:.1f} %) differ from the exact ones\n", exact->size(), frozen * kCodesPerGroup, differ,
+                 exact->empty() ? 0.0 : 100.0 * static_cast<double>(differ) / static_cast<double>(exact->size()));
     return kOk;
   }
   const auto codes = (*tokenizer)->codes(recording->wave, recording->rate, {trim, !no_norm});
   if (!codes) return report(codes.error(), common.as_json);
-  if (common.as_json) std::cout << json{{"seconds", recording->seconds()}, {"codes", *codes}}.dump() << "\n";
-  else std::cout << to_token_string(*codes) << "\n";
+  if (common.as_json)
+    std::cout << json{{"seconds", recording->seconds()}, {"codes", *codes}}.dump() << "\n";
+  else
+    std::cout << to_token_string(*codes) << "\n";
   return kOk;
 }
 
@@ -361,7 +409,8 @@ int run(int argc, char** argv) {
     c.add_option("--replicas", replicas, "ROLE=N, for vad, tokenizer, llm-chat, llm-tts, tts");
     c.add_option("--listen", engine.listen, "address of the gateway")->capture_default_str();
     c.add_option("--store", engine.store, "file of committed turns; :memory: keeps none")->capture_default_str();
-    c.add_option("--metrics-port", engine.metrics_port, "first of consecutive ports with /metrics, /healthz and /readyz, one per instance")->check(CLI::Range(0, 65000));
+    c.add_option("--metrics-port", engine.metrics_port, "first of consecutive ports with /metrics, /healthz and /readyz, one per instance")
+        ->check(CLI::Range(0, 65000));
     c.add_option("--threads", engine.threads, "threads of each model")->capture_default_str();
     c.add_flag("--bf16", engine.bf16, "language models in bfloat16");
   };
@@ -394,7 +443,7 @@ int run(int argc, char** argv) {
   if (*c_bench) {
     bench.model_path = common.model_path;
     bench.bf16 = !fp32;
-    if (common.as_json) {   // figures only: the table goes to stderr
+    if (common.as_json) {  // figures only: the table goes to stderr
       const int saved = dup(1);
       dup2(2, 1);
       const auto done = run_bench(bench);
@@ -411,8 +460,10 @@ int run(int argc, char** argv) {
     if (eval_model != "nano") return report({Errc::invalid_argument, fmt::format("there is no evaluation of '{}'; there is one of nano", eval_model)}, false);
     const auto root = find_models("nano").parent_path().parent_path();
     const auto python = root / ".deps/venv/bin/python";
-    if (!fs::is_directory(root / eval_work / "speech") && !fs::is_directory(fs::path(eval_work) / "speech")) return report({Errc::not_found, fmt::format("'{}' holds no speech; `make nano` makes the data, trains and evaluates", eval_work)}, false);
-    if (::access(python.c_str(), X_OK) != 0) return report({Errc::not_found, fmt::format("'{}' is missing: run tools/setup.sh --nano", python.string())}, false);
+    if (!fs::is_directory(root / eval_work / "speech") && !fs::is_directory(fs::path(eval_work) / "speech"))
+      return report({Errc::not_found, fmt::format("'{}' holds no speech; `make nano` makes the data, trains and evaluates", eval_work)}, false);
+    if (::access(python.c_str(), X_OK) != 0)
+      return report({Errc::not_found, fmt::format("'{}' is missing: run tools/setup.sh --nano", python.string())}, false);
     const auto self = fs::canonical("/proc/self/exe").string();
     std::vector<std::string> words{python.string(), "-W", "ignore", "-m", "tools.nano.evaluate", eval_work, "--parlando", self};
     for (const auto& word : c_eval->remaining()) words.push_back(word);
@@ -434,7 +485,8 @@ int run(int argc, char** argv) {
       }
       engine.replicas[role] = n;
     }
-    engine.model_path = common.model_path, engine.vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string(), engine.source = find_models("silero-vad").parent_path().parent_path().string(), engine.page = c_serve->parsed();
+    engine.model_path = common.model_path, engine.vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string(),
+    engine.source = find_models("silero-vad").parent_path().parent_path().string(), engine.page = c_serve->parsed();
     engine.bin = fs::canonical("/proc/self/exe").parent_path().string();
     const auto done = up(engine);
     return done ? *done : report(done.error(), false);

@@ -84,16 +84,19 @@ TensorMap random_flow(const nlohmann::json& config) {
     m.norm(at + "norm_mha", w), m.norm(at + "norm_ff", w);
   }
   m.norm("encoder.after_norm", w), m.linear("encoder_proj", 80, w);
-  for (int n = 0; n < 4; ++n) m.conv(fmt::format("length_regulator.model.{}", 3 * n), 80, 80, 3), m.norm(fmt::format("length_regulator.model.{}", 3 * n + 1), 80);
+  for (int n = 0; n < 4; ++n)
+    m.conv(fmt::format("length_regulator.model.{}", 3 * n), 80, 80, 3), m.norm(fmt::format("length_regulator.model.{}", 3 * n + 1), 80);
   m.conv("length_regulator.model.12", 80, 80, 1);
   m.linear("spk_embed_affine_layer", 80, config.value("spk_embed_dim", 192));
   const auto channels = s.at("channels").get<std::vector<std::int64_t>>();
-  const std::int64_t inputs = s.at("in_channels"), time = 4 * channels[0], inner = s.at("num_heads").get<std::int64_t>() * s.at("attention_head_dim").get<std::int64_t>();
+  const std::int64_t inputs = s.at("in_channels"), time = 4 * channels[0],
+                     inner = s.at("num_heads").get<std::int64_t>() * s.at("attention_head_dim").get<std::int64_t>();
   const std::string d = "decoder.estimator.";
   m.linear(d + "time_mlp.linear_1", time, inputs), m.linear(d + "time_mlp.linear_2", time, time);
   auto stage = [&](const std::string& at, std::int64_t i, std::int64_t o) {
     m.linear(at + ".0.mlp.1", o, time);
-    m.conv(at + ".0.block1.block.0", o, i, 3), m.norm(at + ".0.block1.block.1", o), m.conv(at + ".0.block2.block.0", o, o, 3), m.norm(at + ".0.block2.block.1", o);
+    m.conv(at + ".0.block1.block.0", o, i, 3), m.norm(at + ".0.block1.block.1", o), m.conv(at + ".0.block2.block.0", o, o, 3),
+        m.norm(at + ".0.block2.block.1", o);
     m.conv(at + ".0.res_conv", o, i, 1);
     for (std::int64_t n = 0; n < s.at("n_blocks").get<std::int64_t>(); ++n) {
       const auto t = fmt::format("{}.1.{}.", at, n);
@@ -143,7 +146,8 @@ TensorMap random_hift(const nlohmann::json& config) {
     for (std::size_t j = i + 1; j < rates.size(); ++j) u *= rates[j];
     m.conv(fmt::format("source_downs.{}", i), out, 18, u == 1 ? 1 : 2 * u);
     block(fmt::format("source_resblocks.{}", i), out, source_kernels[i], h.at("source_resblock_dilation_sizes").at(i).size());
-    for (std::size_t j = 0; j < kernels.size(); ++j) block(fmt::format("resblocks.{}", i * kernels.size() + j), out, kernels[j], h.at("resblock_dilation_sizes").at(j).size());
+    for (std::size_t j = 0; j < kernels.size(); ++j)
+      block(fmt::format("resblocks.{}", i * kernels.size() + j), out, kernels[j], h.at("resblock_dilation_sizes").at(j).size());
   }
   m.conv("conv_post", 18, base >> rates.size(), 7);
   return std::move(m.out);

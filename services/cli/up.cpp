@@ -27,12 +27,16 @@ using nlohmann::json;
 namespace {
 
 std::vector<service::Definition> definitions() {
-  return {vad::definition(), tokenizer::definition(), llm::definition(), tts::definition(), context::definition(), controller::definition(), gateway::definition()};
+  return {vad::definition(),     tokenizer::definition(),  llm::definition(),    tts::definition(),
+          context::definition(), controller::definition(), gateway::definition()};
 }
 
 /// Every service of one machine. `prefix` + name is an endpoint.
 json topology(const UpOptions& o, const std::string& prefix) {
-  auto count = [&](const std::string& role) { const auto found = o.replicas.find(role); return found == o.replicas.end() ? 1 : found->second; };
+  auto count = [&](const std::string& role) {
+    const auto found = o.replicas.find(role);
+    return found == o.replicas.end() ? 1 : found->second;
+  };
   auto endpoints = [&](const std::string& role) {
     json out = json::array();
     for (int n = 1; n <= count(role); ++n) out.push_back(fmt::format("{}{}-{}", prefix, role, n));
@@ -45,22 +49,41 @@ json topology(const UpOptions& o, const std::string& prefix) {
   auto add = [&](const std::string& service, const std::string& role, json core, json connect = json::object()) {
     for (const auto& bind : endpoints(role)) {
       const auto metrics = o.metrics_port == 0 ? std::string() : fmt::format("127.0.0.1:{}", o.metrics_port + static_cast<int>(all.size()));
-      all.push_back({{"service", service}, {"role", role}, {"wire", {{"bind", bind}, {"connect", connect}, {"metrics", metrics}, {"heartbeat_ms", 100}, {"misses_max", o.processes ? 5 : 30}, {"step_limit_ms", 10000}}}, {"core", core}});
+      all.push_back({{"service", service},
+                     {"role", role},
+                     {"wire",
+                      {{"bind", bind},
+                       {"connect", connect},
+                       {"metrics", metrics},
+                       {"heartbeat_ms", 100},
+                       {"misses_max", o.processes ? 5 : 30},
+                       {"step_limit_ms", 10000}}},
+                     {"core", core}});
     }
   };
   add("vad", "vad", {{"weights", o.vad_weights}});
   add("tokenizer", "tokenizer", {{"model", (model / "Step-Audio-Tokenizer").string()}, {"threads", o.threads}});
   add("llm", "llm-chat", {{"model", (model / "Step-Audio-Chat").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
   add("llm", "llm-tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
-  add("tts", "tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}}, {{"llm-tts", endpoints("llm-tts")}, {"tokenizer", endpoints("tokenizer")}});
+  add("tts", "tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}},
+      {{"llm-tts", endpoints("llm-tts")}, {"tokenizer", endpoints("tokenizer")}});
   add("context", "context", {{"store", o.store}});
   // What the model can make use of is the model's own matter: its configuration may say how many turns of history.
   json core{{"tokenizer_mode", "exact"}};
-  if (const auto config = config::load_file((model / "Step-Audio-Chat/config.json").string()); config && config->contains("history_turns")) core["history_turns"] = (*config)["history_turns"];
+  if (const auto config = config::load_file((model / "Step-Audio-Chat/config.json").string()); config && config->contains("history_turns"))
+    core["history_turns"] = (*config)["history_turns"];
   add("controller", "controller", core,
-      {{"vad", endpoints("vad")}, {"tokenizer", endpoints("tokenizer")}, {"llm-chat", endpoints("llm-chat")}, {"tts", endpoints("tts")}, {"context", endpoints("context")}});
+      {{"vad", endpoints("vad")},
+       {"tokenizer", endpoints("tokenizer")},
+       {"llm-chat", endpoints("llm-chat")},
+       {"tts", endpoints("tts")},
+       {"context", endpoints("context")}});
   const fs::path source = o.source;
-  add("gateway", "gateway", {{"listen", o.listen}, {"page", o.page ? (source / "services/gateway/page").string() : ""}, {"questions", o.page ? (source / "models/nano/questions").string() : ""}}, {{"controller", endpoints("controller")}});
+  add("gateway", "gateway",
+      {{"listen", o.listen},
+       {"page", o.page ? (source / "services/gateway/page").string() : ""},
+       {"questions", o.page ? (source / "models/nano/questions").string() : ""}},
+      {{"controller", endpoints("controller")}});
   return all;
 }
 
@@ -170,7 +193,9 @@ class Supervisor {
         const auto now = clock_.now();
         if (now - c.started > std::chrono::seconds(10)) c.back_off = milliseconds(100);
         c.pid = 0, c.start_at = now + c.back_off;
-        if (tell) std::cerr << fmt::format("parlando: {} ended ({} {}), starts again in {} ms\n", c.role, WIFSIGNALED(status) ? "signal" : "exit", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), c.back_off.count());
+        if (tell)
+          std::cerr << fmt::format("parlando: {} ended ({} {}), starts again in {} ms\n", c.role, WIFSIGNALED(status) ? "signal" : "exit",
+                                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), c.back_off.count());
         c.back_off = std::min(c.back_off * 2, milliseconds(5000));
       }
   }
@@ -186,7 +211,14 @@ Result<int> up(const UpOptions& options) {
   // ipc endpoints and the children's configurations lie in a folder that only this user may enter.
   std::string folder = "/tmp/parlando-XXXXXX";
   if (options.processes && ::mkdtemp(folder.data()) == nullptr) return fail(Errc::io, "no folder can be made in /tmp");
-  struct Remove { std::string path; bool active; ~Remove() { std::error_code ignored; if (active) fs::remove_all(path, ignored); } } remove{folder, options.processes};
+  struct Remove {
+    std::string path;
+    bool active;
+    ~Remove() {
+      std::error_code ignored;
+      if (active) fs::remove_all(path, ignored);
+    }
+  } remove{folder, options.processes};
   json list;
   if (options.config.empty()) {
     list = topology(options, options.processes ? "ipc://" + folder + "/" : "inproc://");
@@ -200,8 +232,10 @@ Result<int> up(const UpOptions& options) {
   std::string problems;
   for (std::size_t n = 0; n < list.size(); ++n) {
     auto instance = service::read_instance(list[n], fmt::format("instances[{}]", n), known);
-    if (instance) instances.push_back(*std::move(instance));
-    else problems += (problems.empty() ? "" : "\n") + instance.error().message;
+    if (instance)
+      instances.push_back(*std::move(instance));
+    else
+      problems += (problems.empty() ? "" : "\n") + instance.error().message;
   }
   if (!problems.empty()) return fail(Errc::invalid_argument, "{}", problems);
   if (options.check) {
@@ -246,7 +280,11 @@ Result<int> up(const UpOptions& options) {
     if (sigtimedwait(&set, nullptr, &wait) > 0) break;
   }
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  auto drained = [&] { bool all = true; for (const auto& h : hosts) all = h->drain() && all; return all; };
+  auto drained = [&] {
+    bool all = true;
+    for (const auto& h : hosts) all = h->drain() && all;
+    return all;
+  };
   while (!drained() && std::chrono::steady_clock::now() < until) {
     const timespec wait{0, 50'000'000};
     if (sigtimedwait(&set, nullptr, &wait) > 0) break;

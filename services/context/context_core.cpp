@@ -46,13 +46,17 @@ void ContextCore::on_message(const std::string& peer, protocol::Message m, Time)
         const std::string record(reinterpret_cast<const char*>(m.payload.data()), m.payload.size());
         if (!json::parse(record, nullptr, false).is_object()) return fail(Errc::bad_json, "the record of a turn is not a JSON object");
         if (!body.contains("turn") || !body["turn"].is_number_integer()) return fail(Errc::invalid_argument, "a turn needs its number");
-        PARLANDO_TRY(const auto digest, store_->commit(session, static_cast<std::uint32_t>(protocol::integer_in(body, "epoch")), body["turn"].get<std::int64_t>(), record));
+        PARLANDO_TRY(const auto digest,
+                     store_->commit(session, static_cast<std::uint32_t>(protocol::integer_in(body, "epoch")), body["turn"].get<std::int64_t>(), record));
         turns_.add();
         answer(peer, m.head, MessageType::turn, json{{"turn", body["turn"]}, {"digest", digest}}.dump());
         return {};
       }
-      case MessageType::close: case MessageType::cancel: return {};
-      default: return fail(Errc::unsupported, "context takes no message of type {}", static_cast<int>(m.head.type));
+      case MessageType::close:
+      case MessageType::cancel:
+        return {};
+      default:
+        return fail(Errc::unsupported, "context takes no message of type {}", static_cast<int>(m.head.type));
     }
   }();
   if (!done) answer_error(peer, m.head, done.error());

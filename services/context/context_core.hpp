@@ -9,8 +9,11 @@ namespace parlando::context {
 
 struct ContextConfig {
   std::string store = "out/context.sqlite";
-  int turns_max = 20;          ///< of a history answered at once
-  template <class V> void fields(V&& v) { v("store", store), v("turns_max", turns_max); }
+  int turns_max = 20;  ///< of a history answered at once
+  template <class V>
+  void fields(V&& v) {
+    v("store", store), v("turns_max", turns_max);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 

@@ -28,11 +28,19 @@ class Statement {
   ~Statement() { sqlite3_finalize(s_); }
   Statement(const Statement&) = delete;
   Statement& operator=(const Statement&) = delete;
-  Statement& bind(const std::string& v) { sqlite3_bind_text(s_, ++at_, v.data(), static_cast<int>(v.size()), SQLITE_TRANSIENT); return *this; }
-  Statement& bind(std::int64_t v) { sqlite3_bind_int64(s_, ++at_, v); return *this; }
+  Statement& bind(const std::string& v) {
+    sqlite3_bind_text(s_, ++at_, v.data(), static_cast<int>(v.size()), SQLITE_TRANSIENT);
+    return *this;
+  }
+  Statement& bind(std::int64_t v) {
+    sqlite3_bind_int64(s_, ++at_, v);
+    return *this;
+  }
   int step() { return s_ == nullptr ? SQLITE_ERROR : sqlite3_step(s_); }
   std::int64_t number(int column) { return sqlite3_column_int64(s_, column); }
-  std::string text(int column) { return {reinterpret_cast<const char*>(sqlite3_column_text(s_, column)), static_cast<std::size_t>(sqlite3_column_bytes(s_, column))}; }
+  std::string text(int column) {
+    return {reinterpret_cast<const char*>(sqlite3_column_text(s_, column)), static_cast<std::size_t>(sqlite3_column_bytes(s_, column))};
+  }
 
  private:
   sqlite3_stmt* s_ = nullptr;
@@ -60,8 +68,10 @@ Result<std::unique_ptr<Store>> Store::open(const std::filesystem::path& file) {
   if (sqlite3_open(s.file.c_str(), &s.db) != SQLITE_OK) return tl::make_unexpected(s.error());
   sqlite3_busy_timeout(s.db, 2000);
   PARLANDO_DO(s.run("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"));
-  PARLANDO_DO(s.run("CREATE TABLE IF NOT EXISTS sessions(id TEXT PRIMARY KEY, epoch INTEGER NOT NULL);"
-                    "CREATE TABLE IF NOT EXISTS turns(session TEXT NOT NULL, turn INTEGER NOT NULL, record TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY(session, turn)) WITHOUT ROWID;"));
+  PARLANDO_DO(
+      s.run("CREATE TABLE IF NOT EXISTS sessions(id TEXT PRIMARY KEY, epoch INTEGER NOT NULL);"
+            "CREATE TABLE IF NOT EXISTS turns(session TEXT NOT NULL, turn INTEGER NOT NULL, record TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY(session, "
+            "turn)) WITHOUT ROWID;"));
   return out;
 }
 
@@ -80,7 +90,8 @@ Result<std::string> Store::commit(const std::string& session, std::uint32_t epoc
   const auto inside = [&]() -> Result<std::string> {
     Statement owner(impl_->db, "SELECT epoch FROM sessions WHERE id = ?1");
     if (owner.bind(session).step() != SQLITE_ROW) return fail(Errc::not_found, "session '{}' was never adopted", session);
-    if (owner.number(0) != epoch) return fail(Errc::stale_epoch, "session '{}' is owned under epoch {}, the turn comes from {}", session, owner.number(0), epoch);
+    if (owner.number(0) != epoch)
+      return fail(Errc::stale_epoch, "session '{}' is owned under epoch {}, the turn comes from {}", session, owner.number(0), epoch);
     Statement present(impl_->db, "SELECT record, digest FROM turns WHERE session = ?1 AND turn = ?2");
     if (present.bind(session).bind(turn).step() == SQLITE_ROW) {
       if (present.text(0) != record) return fail(Errc::invalid_argument, "turn {} of session '{}' is committed with other content", turn, session);

@@ -11,7 +11,10 @@
 
 namespace parlando::context {
 
-struct StoredTurn { std::int64_t turn; std::string record, digest; };
+struct StoredTurn {
+  std::int64_t turn;
+  std::string record, digest;
+};
 
 class Store {
  public:

@@ -16,7 +16,8 @@ const char* const kRoles[] = {"vad", "tokenizer", "llm-chat", "tts", "context"};
 /// A dialogue with its client's address and its replicas.
 class ControllerCore::Session final : public Outlet {
  public:
-  Session(ControllerCore& core, protocol::SessionId id, std::string client) : core_(core), id_(id), client(std::move(client)), dialogue(id, core.config_, *this) {}
+  Session(ControllerCore& core, protocol::SessionId id, std::string client)
+      : core_(core), id_(id), client(std::move(client)), dialogue(id, core.config_, *this) {}
 
   void to_client(MessageType type, const json& body, std::vector<std::byte> payload) override {
     protocol::Envelope to;
@@ -24,11 +25,15 @@ class ControllerCore::Session final : public Outlet {
     if (type == MessageType::error) core_.errors_.add();
     if (type == MessageType::turn) {
       core_.turns_.add();
-      if (body.contains("stages") && body["stages"].contains("first_audio_ms")) core_.first_audio_.observe(body["stages"]["first_audio_ms"].get<double>() / 1000);
+      if (body.contains("stages") && body["stages"].contains("first_audio_ms"))
+        core_.first_audio_.observe(body["stages"]["first_audio_ms"].get<double>() / 1000);
     }
     // An error of one turn travels in order with the turn's other messages, so it must not be the exempt kind.
-    if (type == MessageType::error) core_.answer(client, to, MessageType::text, json{{"kind", "error"}, {"code", protocol::text_in(body, "code")}, {"text", protocol::text_in(body, "message")}}.dump());
-    else core_.answer(client, to, type, protocol::dump(body), std::move(payload));
+    if (type == MessageType::error)
+      core_.answer(client, to, MessageType::text,
+                   json{{"kind", "error"}, {"code", protocol::text_in(body, "code")}, {"text", protocol::text_in(body, "message")}}.dump());
+    else
+      core_.answer(client, to, type, protocol::dump(body), std::move(payload));
   }
 
   bool to_service(const std::string& role, protocol::Message message) override {
@@ -63,7 +68,9 @@ class ControllerCore::Session final : public Outlet {
 ControllerCore::ControllerCore(DialogueConfig config) : config_(std::move(config)) {}
 ControllerCore::~ControllerCore() = default;
 
-Result<std::unique_ptr<service::Core>> ControllerCore::make(const DialogueConfig& config) { return std::unique_ptr<service::Core>(std::make_unique<ControllerCore>(config)); }
+Result<std::unique_ptr<service::Core>> ControllerCore::make(const DialogueConfig& config) {
+  return std::unique_ptr<service::Core>(std::make_unique<ControllerCore>(config));
+}
 
 void ControllerCore::add_metrics(telemetry::Metrics& metrics) {
   turns_ = metrics.counter("parlando_controller_turns_total", "Committed turns");
@@ -94,9 +101,13 @@ void ControllerCore::on_message(const std::string& peer, protocol::Message m, Ti
   }
   const auto body = protocol::body_of(m);
   if (m.head.type == MessageType::open) {
-    if (found != sessions_.end() && found->second->client != peer) return answer_error(peer, m.head, {Errc::invalid_argument, "the session belongs to another gateway"});
+    if (found != sessions_.end() && found->second->client != peer)
+      return answer_error(peer, m.head, {Errc::invalid_argument, "the session belongs to another gateway"});
     if (found != sessions_.end()) return;
-    if (draining_ || load() >= config_.sessions_max) return answer_error(peer, m.head, {Errc::overloaded, draining_ ? "this controller takes no new sessions" : fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)});
+    if (draining_ || load() >= config_.sessions_max)
+      return answer_error(peer, m.head,
+                          {Errc::overloaded, draining_ ? "this controller takes no new sessions"
+                                                       : fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)});
     auto session = std::make_unique<Session>(*this, m.head.session, peer);
     auto& s = *sessions_.emplace(m.head.session, std::move(session)).first->second;
     s.dialogue.open(body, now);
@@ -108,15 +119,24 @@ void ControllerCore::on_message(const std::string& peer, protocol::Message m, Ti
   }
   auto& d = found->second->dialogue;
   switch (m.head.type) {
-    case MessageType::audio: d.audio(std::move(m.payload), now); break;
-    case MessageType::flush: d.flush(now); break;
-    case MessageType::text: d.text(body.contains("text") && body["text"].is_string() ? body["text"].get<std::string>() : "", now); break;
-    case MessageType::cancel: d.cancel(now); break;
+    case MessageType::audio:
+      d.audio(std::move(m.payload), now);
+      break;
+    case MessageType::flush:
+      d.flush(now);
+      break;
+    case MessageType::text:
+      d.text(body.contains("text") && body["text"].is_string() ? body["text"].get<std::string>() : "", now);
+      break;
+    case MessageType::cancel:
+      d.cancel(now);
+      break;
     case MessageType::close:
       d.close();
       sessions_.erase(found);
       break;
-    default: answer_error(peer, m.head, {Errc::unsupported, fmt::format("controller takes no message of type {}", static_cast<int>(m.head.type))});
+    default:
+      answer_error(peer, m.head, {Errc::unsupported, fmt::format("controller takes no message of type {}", static_cast<int>(m.head.type))});
   }
 }
 
@@ -124,7 +144,10 @@ void ControllerCore::on_peer(const transport::Peer& peer, bool up, Time now) {
   if (peer.caller) {
     if (up) return;
     for (auto it = sessions_.begin(); it != sessions_.end();) {
-      if (it->second->client != peer.instance) { ++it; continue; }
+      if (it->second->client != peer.instance) {
+        ++it;
+        continue;
+      }
       it->second->dialogue.close();
       it = sessions_.erase(it);
     }

@@ -24,8 +24,8 @@ class ControllerCore final : public service::Core {
  private:
   class Session;
   DialogueConfig config_;
-  std::map<std::string, std::vector<std::string>> replicas_;   ///< role -> live instances
-  std::map<std::string, std::string> roles_;                   ///< instance -> role
+  std::map<std::string, std::vector<std::string>> replicas_;  ///< role -> live instances
+  std::map<std::string, std::string> roles_;                  ///< instance -> role
   std::map<protocol::SessionId, std::unique_ptr<Session>> sessions_;
   bool draining_ = false;
   telemetry::Metrics::Counter turns_, replays_, errors_;

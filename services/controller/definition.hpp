@@ -4,6 +4,8 @@
 
 namespace parlando::controller {
 
-inline service::Definition definition() { return service::define<DialogueConfig>("controller", "leads the conversations", {"vad", "tokenizer", "llm-chat", "tts", "context"}, &ControllerCore::make); }
+inline service::Definition definition() {
+  return service::define<DialogueConfig>("controller", "leads the conversations", {"vad", "tokenizer", "llm-chat", "tts", "context"}, &ControllerCore::make);
+}
 
 }  // namespace parlando::controller

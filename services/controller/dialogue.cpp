@@ -11,7 +11,7 @@ using nlohmann::json;
 using protocol::MessageType, protocol::flag_in, protocol::integer_in, protocol::text_in;
 
 namespace {
-constexpr std::size_t kAudioBytesMax = 16 * 1024;     // of one message when the log is replayed
+constexpr std::size_t kAudioBytesMax = 16 * 1024;  // of one message when the log is replayed
 constexpr std::int64_t kSpeechRate = 22050;
 constexpr const char *kVad = "vad", *kTokenizer = "tokenizer", *kChat = "llm-chat", *kTts = "tts", *kContext = "context";
 }  // namespace
@@ -24,7 +24,8 @@ std::vector<config::Problem> DialogueConfig::problems(const std::string& path) c
   config::expect_range(out, path + ".reply_seconds_max", reply_seconds_max, 1, 600);
   config::expect_range(out, path + ".history_turns", history_turns, 0, 100);
   config::expect_range(out, path + ".sessions_max", sessions_max, 1, 1 << 16);
-  if (tokenizer_mode != "stable" && tokenizer_mode != "exact") out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
+  if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
+    out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
   if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});
   return out;
 }
@@ -54,7 +55,8 @@ bool Dialogue::send(const std::string& role, MessageType type, json body, std::v
 void Dialogue::send_audio(const std::string& role, std::size_t first, std::size_t last) {
   for (auto at = first; at < last; at += kAudioBytesMax) {
     const auto end = std::min(last, at + kAudioBytesMax);
-    if (!send(role, MessageType::audio, json::object(), {log_.begin() + static_cast<std::ptrdiff_t>(at), log_.begin() + static_cast<std::ptrdiff_t>(end)})) return;
+    if (!send(role, MessageType::audio, json::object(), {log_.begin() + static_cast<std::ptrdiff_t>(at), log_.begin() + static_cast<std::ptrdiff_t>(end)}))
+      return;
   }
 }
 
@@ -72,16 +74,25 @@ void Dialogue::start(const std::string& role) {
     if (ended) send(role, MessageType::flush, {{"samples", end_ - begin_}});
   } else if (role == kChat) {
     json past = json::array();
-    for (const auto& r : history_) past.push_back({{"role", "user"}, {"content", text_in(r, "user")}}), past.push_back({{"role", "assistant"}, {"content", text_in(r, "assistant")}});
+    for (const auto& r : history_)
+      past.push_back({{"role", "user"}, {"content", text_in(r, "user")}}), past.push_back({{"role", "assistant"}, {"content", text_in(r, "assistant")}});
     const auto text = protocol::dump(past);
     if (!send(role, MessageType::open, {{"kind", "chat"}, {"system", system_}}, to_bytes(std::span<const char>(text)))) return;
-    if (typed_) send(role, MessageType::append, {{"text", *typed_}});
-    else if (!codes_.empty()) send(role, MessageType::append, {{"first_group", 0}}, to_bytes(std::span<const std::int32_t>(codes_)));
+    if (typed_)
+      send(role, MessageType::append, {{"text", *typed_}});
+    else if (!codes_.empty())
+      send(role, MessageType::append, {{"first_group", 0}}, to_bytes(std::span<const std::int32_t>(codes_)));
     if (typed_ || tokens_done_) send(role, MessageType::generate, json::object());
   } else if (role == kTts) {
     // From the first piece that is not wholly there; what was sent of it is skipped.
     for (std::size_t i = 0; i < spoken_.size(); ++i)
-      if (!spoken_[i].done && !send(role, MessageType::speak, {{"chunk", i}, {"text", spoken_[i].text}, {"speaker", speaker_}, {"last", all_spoken_ && i + 1 == spoken_.size()}, {"skip_samples", spoken_[i].samples}})) return;
+      if (!spoken_[i].done && !send(role, MessageType::speak,
+                                    {{"chunk", i},
+                                     {"text", spoken_[i].text},
+                                     {"speaker", speaker_},
+                                     {"last", all_spoken_ && i + 1 == spoken_.size()},
+                                     {"skip_samples", spoken_[i].samples}}))
+        return;
   } else if (role == kContext) {
     if (epoch_ == 0) {
       if (!send(role, MessageType::open, json::object())) return;
@@ -111,14 +122,17 @@ void Dialogue::open(const json& options, Time now) {
 
 void Dialogue::audio(std::vector<std::byte> pcm, Time now) {
   now_ = now;
-  if (state_ != State::listening && state_ != State::hearing) return;   // over an answer: not heard yet
+  if (state_ != State::listening && state_ != State::hearing) return;  // over an answer: not heard yet
   const auto first = log_.size();
   log_.insert(log_.end(), pcm.begin(), pcm.end());
-  if (!streams_.contains(kVad) && !wanted_.contains(kVad)) start(kVad);
-  else if (streams_.contains(kVad)) send_audio(kVad, first, log_.size());
+  if (!streams_.contains(kVad) && !wanted_.contains(kVad))
+    start(kVad);
+  else if (streams_.contains(kVad))
+    send_audio(kVad, first, log_.size());
   if (state_ == State::hearing) send_audio(kTokenizer, first, log_.size());
   const auto limit = static_cast<std::size_t>(config_.turn_seconds_max) * 32000;
-  if (state_ == State::hearing && log_.size() / 2 - static_cast<std::size_t>(begin_) >= limit / 2) return end_speech(static_cast<std::int64_t>(log_.size() / 2), now);
+  if (state_ == State::hearing && log_.size() / 2 - static_cast<std::size_t>(begin_) >= limit / 2)
+    return end_speech(static_cast<std::int64_t>(log_.size() / 2), now);
   // Silence before a turn need not be kept longer than the pre-roll can reach back; start again now and then.
   if (state_ == State::listening && !flushed_ && log_.size() >= limit) {
     finish(kVad);
@@ -132,8 +146,10 @@ void Dialogue::flush(Time now) {
   if (state_ != State::listening && state_ != State::hearing) return;
   if (log_.empty()) return fail_turn("no_speech", "no audio came before the end of the turn");
   flushed_ = true;
-  if (streams_.contains(kVad)) send(kVad, MessageType::flush, json::object());
-  else if (!wanted_.contains(kVad)) start(kVad);
+  if (streams_.contains(kVad))
+    send(kVad, MessageType::flush, json::object());
+  else if (!wanted_.contains(kVad))
+    start(kVad);
 }
 
 void Dialogue::text(const std::string& text, Time now) {
@@ -147,7 +163,7 @@ void Dialogue::text(const std::string& text, Time now) {
 }
 
 void Dialogue::cancel(Time) {
-  if (state_ == State::committing) return;   // it is as good as done
+  if (state_ == State::committing) return;  // it is as good as done
   reset();
 }
 
@@ -180,8 +196,10 @@ void Dialogue::on_service(const std::string& role, const protocol::Message& m, T
   if (current == streams_.end() || current->second != m.head.stream) return;
   const auto body = protocol::body_of(m);
   switch (m.head.type) {
-    case MessageType::speech_started: return begin_speech(integer_in(body, "sample"), now);
-    case MessageType::speech_ended: return end_speech(integer_in(body, "sample"), now);
+    case MessageType::speech_started:
+      return begin_speech(integer_in(body, "sample"), now);
+    case MessageType::speech_ended:
+      return end_speech(integer_in(body, "sample"), now);
     case MessageType::tokens: {
       const auto codes = from_bytes<std::int32_t>(m.payload);
       const auto at = static_cast<std::size_t>(std::max<std::int64_t>(0, integer_in(body, "first_group"))) * kCodesPerGroup;
@@ -193,15 +211,21 @@ void Dialogue::on_service(const std::string& role, const protocol::Message& m, T
       tokens_done_ = true;
       timings_["tokenizer_ms"] = ms_since_end(now);
       finish(kTokenizer);
-      if (codes_.empty()) return fail_turn("no_speech", fmt::format("{:.2f} s of speech are too short to be understood", static_cast<double>(end_ - begin_) / 16000));
+      if (codes_.empty())
+        return fail_turn("no_speech", fmt::format("{:.2f} s of speech are too short to be understood", static_cast<double>(end_ - begin_) / 16000));
       send(kChat, MessageType::generate, json::object());
       return;
     }
-    case MessageType::text: return on_text(body, now);
-    case MessageType::speech: return on_speech(body, m, now);
-    case MessageType::open: epoch_ = static_cast<std::uint32_t>(integer_in(body, "epoch")); return;
+    case MessageType::text:
+      return on_text(body, now);
+    case MessageType::speech:
+      return on_speech(body, m, now);
+    case MessageType::open:
+      epoch_ = static_cast<std::uint32_t>(integer_in(body, "epoch"));
+      return;
     case MessageType::history: {
-      const auto list = json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
+      const auto list =
+          json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
       if (!history_known_ && list.is_array())
         for (const auto& t : list)
           if (t.is_object() && t.contains("record")) history_.push_back(t["record"]), turns_ = std::max(turns_, integer_in(t, "turn"));
@@ -221,8 +245,10 @@ void Dialogue::on_service(const std::string& role, const protocol::Message& m, T
       outlet_.to_client(MessageType::turn, done, {});
       return;
     }
-    case MessageType::error: return fail_turn(text_in(body, "code"), text_in(body, "message"));
-    default: return;
+    case MessageType::error:
+      return fail_turn(text_in(body, "code"), text_in(body, "message"));
+    default:
+      return;
   }
 }
 
@@ -266,7 +292,9 @@ void Dialogue::speak(std::vector<std::string> pieces, bool last) {
     if (!wanted_.contains(kTts)) start(kTts);
     return;
   }
-  for (auto i = first; i < spoken_.size(); ++i) send(kTts, MessageType::speak, {{"chunk", i}, {"text", spoken_[i].text}, {"speaker", speaker_}, {"last", last && i + 1 == spoken_.size()}, {"skip_samples", 0}});
+  for (auto i = first; i < spoken_.size(); ++i)
+    send(kTts, MessageType::speak,
+         {{"chunk", i}, {"text", spoken_[i].text}, {"speaker", speaker_}, {"last", last && i + 1 == spoken_.size()}, {"skip_samples", 0}});
 }
 
 void Dialogue::on_speech(const json& body, const protocol::Message& m, Time now) {
@@ -274,12 +302,14 @@ void Dialogue::on_speech(const json& body, const protocol::Message& m, Time now)
   if (chunk >= spoken_.size() || spoken_[chunk].done) return;
   auto& s = spoken_[chunk];
   // After a replay the first message may overlap what was sent.
-  const auto first = integer_in(body, "sample"), count = static_cast<std::int64_t>(m.payload.size() / 2), skip = std::clamp<std::int64_t>(s.samples - first, 0, count);
-  if (first > s.samples) return;   // cannot happen: streams keep their order
+  const auto first = integer_in(body, "sample"), count = static_cast<std::int64_t>(m.payload.size() / 2),
+             skip = std::clamp<std::int64_t>(s.samples - first, 0, count);
+  if (first > s.samples) return;  // cannot happen: streams keep their order
   if (skip < count) {
     if (samples_sent_ == 0) timings_["first_audio_ms"] = ms_since_end(now);
     if (state_ == State::thinking) state_ = State::speaking;
-    outlet_.to_client(MessageType::speech, {{"sample", samples_sent_}, {"rate", kSpeechRate}}, {m.payload.begin() + static_cast<std::ptrdiff_t>(2 * skip), m.payload.end()});
+    outlet_.to_client(MessageType::speech, {{"sample", samples_sent_}, {"rate", kSpeechRate}},
+                      {m.payload.begin() + static_cast<std::ptrdiff_t>(2 * skip), m.payload.end()});
     s.samples += count - skip, samples_sent_ += count - skip;
   }
   s.done = flag_in(body, "last");
@@ -325,7 +355,7 @@ void Dialogue::service_lost(const std::string& role, Time now) {
   ++replays_;
   if (role == kChat && (!reply_.empty() || !tool_calls_.empty())) return fail_turn("unavailable", "the language model died in the middle of the answer");
   wanted_.insert(role);
-  service_back(role, now);   // another replica may be live
+  service_back(role, now);  // another replica may be live
 }
 
 void Dialogue::service_back(const std::string& role, Time now) {
@@ -335,10 +365,12 @@ void Dialogue::service_back(const std::string& role, Time now) {
 
 void Dialogue::tick(Time now) {
   now_ = now;
-  if ((state_ == State::thinking || state_ == State::speaking || state_ == State::committing) && now - ended_at_ > std::chrono::seconds(config_.reply_seconds_max)) {
+  if ((state_ == State::thinking || state_ == State::speaking || state_ == State::committing) &&
+      now - ended_at_ > std::chrono::seconds(config_.reply_seconds_max)) {
     std::string waiting;
     for (const auto& role : wanted_) waiting += (waiting.empty() ? "" : ", ") + role;
-    fail_turn(waiting.empty() ? "deadline_exceeded" : "unavailable", waiting.empty() ? fmt::format("the turn took more than {} s", config_.reply_seconds_max) : "no replica is live of: " + waiting);
+    fail_turn(waiting.empty() ? "deadline_exceeded" : "unavailable",
+              waiting.empty() ? fmt::format("the turn took more than {} s", config_.reply_seconds_max) : "no replica is live of: " + waiting);
   }
 }
 

@@ -15,16 +15,17 @@
 namespace parlando::controller {
 
 struct DialogueConfig {
-  int preroll_ms = 300, tail_ms = 200;         ///< audio kept in front of and behind detected speech
-  int turn_seconds_max = 30;                   ///< of one turn's audio; the turn ends there
-  int reply_seconds_max = 60;                  ///< from the end of speech to the committed turn
+  int preroll_ms = 300, tail_ms = 200;  ///< audio kept in front of and behind detected speech
+  int turn_seconds_max = 30;            ///< of one turn's audio; the turn ends there
+  int reply_seconds_max = 60;           ///< from the end of speech to the committed turn
   int history_turns = 20;
-  std::string tokenizer_mode = "stable";       ///< or exact: the turn is tokenised again at its end
-  std::string tools = "demo";                  ///< or none
+  std::string tokenizer_mode = "stable";  ///< or exact: the turn is tokenised again at its end
+  std::string tools = "demo";             ///< or none
   int sessions_max = 64;
-  template <class V> void fields(V&& v) {
-    v("preroll_ms", preroll_ms), v("tail_ms", tail_ms), v("turn_seconds_max", turn_seconds_max), v("reply_seconds_max", reply_seconds_max), v("history_turns", history_turns), v("tokenizer_mode", tokenizer_mode), v("tools", tools),
-        v("sessions_max", sessions_max);
+  template <class V>
+  void fields(V&& v) {
+    v("preroll_ms", preroll_ms), v("tail_ms", tail_ms), v("turn_seconds_max", turn_seconds_max), v("reply_seconds_max", reply_seconds_max),
+        v("history_turns", history_turns), v("tokenizer_mode", tokenizer_mode), v("tools", tools), v("sessions_max", sessions_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -44,10 +45,10 @@ class Dialogue {
 
   // What the client says.
   void open(const nlohmann::json& options, Time now);
-  void audio(std::vector<std::byte> pcm, Time now);    ///< s16le at 16 kHz
-  void flush(Time now);                                ///< "I have finished speaking"
-  void text(const std::string& text, Time now);        ///< a typed turn
-  void cancel(Time now);                               ///< drops the turn under way
+  void audio(std::vector<std::byte> pcm, Time now);  ///< s16le at 16 kHz
+  void flush(Time now);                              ///< "I have finished speaking"
+  void text(const std::string& text, Time now);      ///< a typed turn
+  void cancel(Time now);                             ///< drops the turn under way
   void close();
   // What services say. Messages of streams that are not current are ignored: they come from before a replay.
   void on_service(const std::string& role, const protocol::Message& message, Time now);
@@ -61,7 +62,11 @@ class Dialogue {
   std::uint64_t replays() const { return replays_; }
 
  private:
-  struct Spoken { std::string text; std::int64_t samples = 0; bool done = false; };
+  struct Spoken {
+    std::string text;
+    std::int64_t samples = 0;
+    bool done = false;
+  };
   protocol::Message message(const std::string& role, protocol::MessageType type, nlohmann::json body, std::vector<std::byte> payload = {}) const;
   bool send(const std::string& role, protocol::MessageType type, nlohmann::json body, std::vector<std::byte> payload = {});
   void send_audio(const std::string& role, std::size_t first, std::size_t last);
@@ -83,17 +88,17 @@ class Dialogue {
   const DialogueConfig& config_;
   Outlet& outlet_;
   State state_ = State::listening;
-  std::uint32_t epoch_ = 0, next_stream_ = 2;            ///< 1 is the client's
-  std::map<std::string, std::uint32_t> streams_;         ///< role -> stream of the turn
-  std::set<std::string> wanted_;                         ///< roles that have no live replica and are needed
+  std::uint32_t epoch_ = 0, next_stream_ = 2;     ///< 1 is the client's
+  std::map<std::string, std::uint32_t> streams_;  ///< role -> stream of the turn
+  std::set<std::string> wanted_;                  ///< roles that have no live replica and are needed
   std::string system_, speaker_;
   bool speak_ = true, history_known_ = false;
-  std::deque<nlohmann::json> history_;                   ///< records of committed turns
+  std::deque<nlohmann::json> history_;  ///< records of committed turns
   std::int64_t turns_ = 0;
   std::uint64_t replays_ = 0;
   // The turn under way.
-  std::vector<std::byte> log_;                           ///< its PCM, from the first frame on
-  std::int64_t begin_ = 0, end_ = 0;                     ///< samples of speech within the log
+  std::vector<std::byte> log_;        ///< its PCM, from the first frame on
+  std::int64_t begin_ = 0, end_ = 0;  ///< samples of speech within the log
   bool flushed_ = false, tokens_done_ = false, text_done_ = false, all_spoken_ = false;
   std::optional<std::string> typed_;
   std::vector<std::int32_t> codes_;
@@ -102,7 +107,7 @@ class Dialogue {
   TextChunker chunker_;
   std::vector<Spoken> spoken_;
   std::int64_t samples_sent_ = 0;
-  Time ended_at_{}, now_{};                              ///< end of speech; latest time that was told
+  Time ended_at_{}, now_{};  ///< end of speech; latest time that was told
 };
 
 }  // namespace parlando::controller

@@ -9,7 +9,9 @@ namespace parlando::controller {
 
 class TextChunker {
  public:
-  struct Options { std::size_t comma_bytes = 80, bytes_max = 200; };
+  struct Options {
+    std::size_t comma_bytes = 80, bytes_max = 200;
+  };
   TextChunker() = default;
   explicit TextChunker(Options options) : options_(options) {}
   /// Pieces that are complete now.

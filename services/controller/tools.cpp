@@ -14,7 +14,8 @@ json run_demo_tool(const std::string& name, const json& arguments) {
   std::tm local{};
   localtime_r(&now, &local);
   static constexpr const char* kDays[] = {"sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"};
-  static constexpr const char* kMonths[] = {"january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"};
+  static constexpr const char* kMonths[] = {"january", "february", "march",     "april",   "may",      "june",
+                                            "july",    "august",   "september", "october", "november", "december"};
   if (name == "get_time") return {{"hour", (local.tm_hour + 11) % 12 + 1}, {"minute", local.tm_min}};
   if (name == "get_date") return {{"day", kDays[local.tm_wday]}, {"month", kMonths[local.tm_mon]}, {"date", local.tm_mday}};
   if (name == "set_timer") return {{"amount", integer_in(arguments, "amount")}, {"unit", text_in(arguments, "unit", "minute")}};

@@ -15,20 +15,28 @@ using nlohmann::json;
 using protocol::MessageType;
 
 namespace {
-constexpr int kStrikesMax = 3;                       // malformed messages before a socket is closed
+constexpr int kStrikesMax = 3;  // malformed messages before a socket is closed
 constexpr std::size_t kAudioBytesMax = 32 * 1024;
 
 std::string type_of(const fs::path& file) {
   const auto e = file.extension();
-  return e == ".html" ? "text/html; charset=utf-8" : e == ".js" ? "text/javascript; charset=utf-8" : e == ".css" ? "text/css; charset=utf-8" : e == ".json" ? "application/json" : e == ".wav" ? "audio/wav" : "application/octet-stream";
+  return e == ".html"   ? "text/html; charset=utf-8"
+         : e == ".js"   ? "text/javascript; charset=utf-8"
+         : e == ".css"  ? "text/css; charset=utf-8"
+         : e == ".json" ? "application/json"
+         : e == ".wav"  ? "audio/wav"
+                        : "application/octet-stream";
 }
 /// What is wrong with an `open` message; empty when nothing is.
 std::string wrong_option(const json& body) {
   for (const auto& [key, value] : body.items()) {
     if (key == "type") continue;
-    if (key == "system" || key == "speaker") { if (!value.is_string()) return fmt::format("open: {} is {}, expected a text", key, protocol::dump(value).substr(0, 40)); }
-    else if (key == "speak") { if (!value.is_boolean()) return fmt::format("open: speak is {}, expected true or false", protocol::dump(value).substr(0, 40)); }
-    else return fmt::format("open: '{}' is unknown, expected system, speaker or speak", key.substr(0, 40));
+    if (key == "system" || key == "speaker") {
+      if (!value.is_string()) return fmt::format("open: {} is {}, expected a text", key, protocol::dump(value).substr(0, 40));
+    } else if (key == "speak") {
+      if (!value.is_boolean()) return fmt::format("open: speak is {}, expected true or false", protocol::dump(value).substr(0, 40));
+    } else
+      return fmt::format("open: '{}' is unknown, expected system, speaker or speak", key.substr(0, 40));
   }
   return {};
 }
@@ -54,8 +62,12 @@ Result<std::unique_ptr<service::Core>> GatewayCore::make(const GatewayConfig& co
     }
     return {};
   };
-  if (!config.page.empty()) { PARLANDO_DO(load(config.page, "/")); }
-  if (!config.questions.empty()) { PARLANDO_DO(load(config.questions, "/questions/")); }
+  if (!config.page.empty()) {
+    PARLANDO_DO(load(config.page, "/"));
+  }
+  if (!config.questions.empty()) {
+    PARLANDO_DO(load(config.questions, "/questions/"));
+  }
   if (out->files_.contains("/index.html")) out->files_["/"] = out->files_["/index.html"];
   return std::unique_ptr<service::Core>(std::move(out));
 }
@@ -72,13 +84,17 @@ Result<void> GatewayCore::attach(Post post) {
   sockets.path = "/v1/dialogue";
   sockets.opened = [on](std::uint64_t id) { on([id](GatewayCore& g, Time now) { g.client_opened(id, now); }); };
   sockets.closed = [on](std::uint64_t id) { on([id](GatewayCore& g, Time) { g.client_closed(id); }); };
-  sockets.message = [on](std::uint64_t id, std::string data, bool binary) { on([id, data = std::move(data), binary](GatewayCore& g, Time now) { g.client_said(id, data, binary, now); }); };
-  PARLANDO_TRY(server_, http::Server::start(config_.listen, [this](const http::Request& r) -> http::Response {
-    const auto path = r.target.substr(0, r.target.find('?'));
-    if (r.method != "GET") return {405, "text/plain", "only GET\n"};
-    const auto found = files_.find(path);   // written before the server starts, never after
-    return found != files_.end() ? found->second : http::Response{404, "text/plain", "not found\n"};
-  }, std::move(sockets), {.connections_max = config_.connections_max}));
+  sockets.message = [on](std::uint64_t id, std::string data, bool binary) {
+    on([id, data = std::move(data), binary](GatewayCore& g, Time now) { g.client_said(id, data, binary, now); });
+  };
+  PARLANDO_TRY(server_, http::Server::start(config_.listen,
+                                            [this](const http::Request& r) -> http::Response {
+                                              const auto path = r.target.substr(0, r.target.find('?'));
+                                              if (r.method != "GET") return {405, "text/plain", "only GET\n"};
+                                              const auto found = files_.find(path);  // written before the server starts, never after
+                                              return found != files_.end() ? found->second : http::Response{404, "text/plain", "not found\n"};
+                                            },
+                                            std::move(sockets), {.connections_max = config_.connections_max}));
   return {};
 }
 
@@ -111,12 +127,14 @@ void GatewayCore::client_said(std::uint64_t id, const std::string& data, bool bi
   auto& c = found->second;
   if (binary) {
     if (!c.opened) return complain(id, Errc::not_ready, "send {\"type\":\"open\"} before audio");
-    if (data.size() % 2 != 0 || data.size() > kAudioBytesMax) return complain(id, Errc::bad_frame, fmt::format("an audio message of {} bytes, expected an even number up to {}", data.size(), kAudioBytesMax));
+    if (data.size() % 2 != 0 || data.size() > kAudioBytesMax)
+      return complain(id, Errc::bad_frame, fmt::format("an audio message of {} bytes, expected an even number up to {}", data.size(), kAudioBytesMax));
     frames_.add();
     return say(c, MessageType::audio, "{}", to_bytes(std::span<const char>(data)));
   }
   const auto body = nested_deeper_than(data, 32) ? json() : json::parse(data, nullptr, false);
-  if (!body.is_object() || !body.contains("type") || !body["type"].is_string()) return complain(id, Errc::bad_json, "the message is not a JSON object with a type");
+  if (!body.is_object() || !body.contains("type") || !body["type"].is_string())
+    return complain(id, Errc::bad_json, "the message is not a JSON object with a type");
   const auto type = body["type"].get<std::string>();
   if (type == "open") {
     if (c.opened) return complain(id, Errc::invalid_argument, "the session is open already");
@@ -156,16 +174,27 @@ void GatewayCore::on_message(const std::string&, protocol::Message m, Time) {
     case MessageType::speech:
       audio_out_.add(static_cast<double>(m.payload.size()) / 2 / 22050);
       return server_->send(id, {reinterpret_cast<const char*>(m.payload.data()), m.payload.size()}, true);
-    case MessageType::open: body["type"] = "opened", body["rate"] = 22050; break;
-    case MessageType::speech_started: body["type"] = "speech_started"; break;
-    case MessageType::speech_ended: body["type"] = "speech_ended"; break;
-    case MessageType::turn: body["type"] = "turn"; break;
-    case MessageType::error: body["type"] = "error"; break;
+    case MessageType::open:
+      body["type"] = "opened", body["rate"] = 22050;
+      break;
+    case MessageType::speech_started:
+      body["type"] = "speech_started";
+      break;
+    case MessageType::speech_ended:
+      body["type"] = "speech_ended";
+      break;
+    case MessageType::turn:
+      body["type"] = "turn";
+      break;
+    case MessageType::error:
+      body["type"] = "error";
+      break;
     case MessageType::text:
       body["type"] = protocol::text_in(body, "kind") == "error" ? "error" : "text";
       if (body["type"] == "error") body["message"] = protocol::text_in(body, "text");
       break;
-    default: return;
+    default:
+      return;
   }
   event(id, body);
 }
@@ -173,7 +202,10 @@ void GatewayCore::on_message(const std::string&, protocol::Message m, Time) {
 void GatewayCore::on_peer(const transport::Peer& peer, bool up, Time) {
   if (peer.caller) return;
   std::erase(controllers_, peer.instance);
-  if (up) { controllers_.push_back(peer.instance); return; }
+  if (up) {
+    controllers_.push_back(peer.instance);
+    return;
+  }
   for (auto& [id, c] : sockets_) {
     if (c.controller != peer.instance || !c.opened) continue;
     c.opened = false;

@@ -9,11 +9,14 @@ namespace parlando::gateway {
 
 struct GatewayConfig {
   std::string listen = "127.0.0.1:7860";
-  std::string page = "services/gateway/page";            ///< folder of the page; empty: none
-  std::string questions = "models/nano/questions";       ///< example recordings the page offers; empty: none
+  std::string page = "services/gateway/page";       ///< folder of the page; empty: none
+  std::string questions = "models/nano/questions";  ///< example recordings the page offers; empty: none
   int connections_max = 256;
   int session_seconds_max = 1800;
-  template <class V> void fields(V&& v) { v("listen", listen), v("page", page), v("questions", questions), v("connections_max", connections_max), v("session_seconds_max", session_seconds_max); }
+  template <class V>
+  void fields(V&& v) {
+    v("listen", listen), v("page", page), v("questions", questions), v("connections_max", connections_max), v("session_seconds_max", session_seconds_max);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -33,7 +36,13 @@ class GatewayCore final : public service::Core {
   void add_metrics(telemetry::Metrics& metrics) override;
 
  private:
-  struct Client { protocol::SessionId session; std::string controller; bool opened = false; int strikes = 0; Time since; };
+  struct Client {
+    protocol::SessionId session;
+    std::string controller;
+    bool opened = false;
+    int strikes = 0;
+    Time since;
+  };
   void client_opened(std::uint64_t id, Time now);
   void client_said(std::uint64_t id, const std::string& data, bool binary, Time now);
   void client_closed(std::uint64_t id);

@@ -14,7 +14,8 @@ constexpr std::int32_t kCallStart = 5, kCallEnd = 6, kEot = 3;
 Chat::Chat(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text, std::string name, Options options)
     : engine_(std::move(engine)), tokenizer_(std::move(text)), name_(std::move(name)), options_(options) {}
 
-Result<std::unique_ptr<Chat>> Chat::open(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text, std::string name, std::vector<Message> messages, Options options) {
+Result<std::unique_ptr<Chat>> Chat::open(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text, std::string name,
+                                         std::vector<Message> messages, Options options) {
   PARLANDO_DO(engine->open(name));
   std::unique_ptr<Chat> chat(new Chat(std::move(engine), std::move(text), std::move(name), options));
   chat->messages_ = std::move(messages);
@@ -35,7 +36,8 @@ Result<void> Chat::hear(std::int64_t first_group, std::span<const std::int32_t> 
   const auto at = static_cast<std::size_t>(std::max<std::int64_t>(0, first_group)) * kCodesPerGroup;
   if (first_group < 0 || at > codes_.size() || codes.size() % kCodesPerGroup != 0)
     return fail(Errc::position_mismatch, "{} codes from group {}, {} groups are known", codes.size(), first_group, codes_.size() / kCodesPerGroup);
-  if (const auto bad = std::find_if(codes.begin(), codes.end(), [](std::int32_t c) { return c < 0 || c >= kCodes; }); bad != codes.end()) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", *bad, kCodes - 1);
+  if (const auto bad = std::find_if(codes.begin(), codes.end(), [](std::int32_t c) { return c < 0 || c >= kCodes; }); bad != codes.end())
+    return fail(Errc::token_out_of_range, "code {} is outside 0…{}", *bad, kCodes - 1);
   codes_.resize(at);
   codes_.insert(codes_.end(), codes.begin(), codes.end());
   spoken_ = said_ = true;
@@ -89,9 +91,12 @@ Result<std::vector<ChatEvent>> Chat::on(const TokenEvent& event) {
   std::vector<ChatEvent> out;
   if (event.id >= 0) {
     ids_.push_back(event.id);
-    if (event.id == kCallStart) calling_ = true;
-    else if (event.id == kCallEnd) calling_ = false;
-    else if (event.id != kEot) (calling_ ? call_ : pending_) += decoder_->push(event.id);
+    if (event.id == kCallStart)
+      calling_ = true;
+    else if (event.id == kCallEnd)
+      calling_ = false;
+    else if (event.id != kEot)
+      (calling_ ? call_ : pending_) += decoder_->push(event.id);
   }
   const bool done = event.finish != Finish::none;
   if (done) pending_ += decoder_->finish();
@@ -99,9 +104,9 @@ Result<std::vector<ChatEvent>> Chat::on(const TokenEvent& event) {
     const auto cut = pending_.find('\n');
     if (cut == std::string::npos && !done) return out;
     const auto transcript = pending_.substr(0, cut);
-    pending_ = cut != std::string::npos ? pending_.substr(cut + 1) : call_.empty() ? "please repeat." : "";   // a transcript without a reply
+    pending_ = cut != std::string::npos ? pending_.substr(cut + 1) : call_.empty() ? "please repeat." : "";  // a transcript without a reply
     transcribed_ = true;
-    messages_.back().content = transcript;   // history and the tool round see the text, as the context manager will
+    messages_.back().content = transcript;  // history and the tool round see the text, as the context manager will
     out.push_back({Kind::transcript, transcript});
   }
   const bool call = done && engine_->model().config().tool_calls && !call_.empty() && round_ < options_.tool_rounds_max;

@@ -10,14 +10,19 @@ namespace parlando::llm {
 
 struct ChatEvent {
   enum class Kind { transcript, text, tool_call, done } kind;
-  std::string text;   ///< transcript; piece of the reply; call as JSON {name, arguments}; whole reply
+  std::string text;  ///< transcript; piece of the reply; call as JSON {name, arguments}; whole reply
 };
 
 class Chat {
  public:
-  struct Options { Sampling sampling; std::int64_t tokens_max = 2048; int tool_rounds_max = 3; };
+  struct Options {
+    Sampling sampling;
+    std::int64_t tokens_max = 2048;
+    int tool_rounds_max = 3;
+  };
   /// Opens a sequence. `messages`: system prompt and history. @error Errc::overloaded at the engine's limit
-  static Result<std::unique_ptr<Chat>> open(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text, std::string name, std::vector<Message> messages, Options options);
+  static Result<std::unique_ptr<Chat>> open(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text, std::string name,
+                                            std::vector<Message> messages, Options options);
   ~Chat() { engine_->release(name_); }
   Chat(const Chat&) = delete;
   Chat& operator=(const Chat&) = delete;

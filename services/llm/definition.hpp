@@ -4,6 +4,8 @@
 
 namespace parlando::llm {
 
-inline service::Definition definition() { return service::define<LlmConfig>("llm", "serves one Step-1 checkpoint to chats or to text-to-speech", {}, &LlmCore::make); }
+inline service::Definition definition() {
+  return service::define<LlmConfig>("llm", "serves one Step-1 checkpoint to chats or to text-to-speech", {}, &LlmCore::make);
+}
 
 }  // namespace parlando::llm

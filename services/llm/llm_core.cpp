@@ -15,7 +15,7 @@ using protocol::MessageType;
 
 namespace {
 constexpr std::int32_t kEot = 3;
-constexpr std::int64_t kSpeechLengthMax = 8192;   // includes the prompt, as in the official call
+constexpr std::int64_t kSpeechLengthMax = 8192;  // includes the prompt, as in the official call
 constexpr std::size_t kHistoryMessagesMax = 200;
 
 /// Defaults of the official calls, overridden by the checkpoint's generation_config.json.
@@ -32,7 +32,9 @@ Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
   return defaults;
 }
 
-std::string name_of(const std::string& peer, const protocol::Envelope& head) { return fmt::format("{}/{:x}{:016x}/{}", peer, head.session.high, head.session.low, head.stream); }
+std::string name_of(const std::string& peer, const protocol::Envelope& head) {
+  return fmt::format("{}/{:x}{:016x}/{}", peer, head.session.high, head.session.low, head.stream);
+}
 }  // namespace
 
 /// Codes of one synthesis on their way out.
@@ -66,13 +68,14 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
   PARLANDO_TRY(out.text, TextTokenizer::load(directory));
   PARLANDO_TRY(out.chat_sampling, sampling_of(directory, Sampling::chat()));
   PARLANDO_TRY(out.speech_sampling, sampling_of(directory, Sampling::tts()));
-  out.chat_prompt = "适配用户的语言，用简短口语化的文字回答";   // default of the official demo
+  out.chat_prompt = "适配用户的语言，用简短口语化的文字回答";  // default of the official demo
   out.prompts = TtsPrompts::official();
   if (fs::exists(directory / "prompts.json")) {
     PARLANDO_TRY(const auto text, read_file(directory / "prompts.json", 1u << 20));
     const auto p = json::parse(text);
     out.chat_prompt = p.value("chat", out.chat_prompt);
-    out.prompts = {p.value("sys_prompt_with_spk", out.prompts.with_speaker), p.value("sys_prompt_wo_spk", out.prompts.without_speaker), p.value("sys_prompt_for_rap", out.prompts.rap), p.value("sys_prompt_for_vocal", out.prompts.vocal)};
+    out.prompts = {p.value("sys_prompt_with_spk", out.prompts.with_speaker), p.value("sys_prompt_wo_spk", out.prompts.without_speaker),
+                   p.value("sys_prompt_for_rap", out.prompts.rap), p.value("sys_prompt_for_vocal", out.prompts.vocal)};
   }
   return out;
 } catch (const json::exception& error) {
@@ -81,7 +84,8 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
 
 Result<void> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
   const auto& mode = speech.mode;
-  if (mode != "with_speaker" && mode != "without_speaker" && mode != "rap" && mode != "vocal") return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal", mode.substr(0, 40));
+  if (mode != "with_speaker" && mode != "without_speaker" && mode != "rap" && mode != "vocal")
+    return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal", mode.substr(0, 40));
   auto system = mode == "vocal" ? prompts.vocal : mode == "rap" ? prompts.rap : mode == "without_speaker" ? prompts.without_speaker : prompts.with_speaker;
   if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, speech.speaker);
   for (const auto code : speech.codes)
@@ -90,13 +94,16 @@ Result<void> LlmModel::start_speech(const std::string& name, const Speech& speec
   const auto limit = std::min(kSpeechLengthMax, engine->model().config().length_max), size = static_cast<std::int64_t>(prompt.size());
   if (size + kCodesPerGroup >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", size, limit - kCodesPerGroup);
   PARLANDO_DO(engine->open(name));
-  auto begun = engine->append(name, 0, prompt).and_then([&](std::int64_t length) { return engine->generate(name, length, {speech.sampling, limit - size, {kEot}, Priority::speech}); });
+  auto begun = engine->append(name, 0, prompt).and_then([&](std::int64_t length) {
+    return engine->generate(name, length, {speech.sampling, limit - size, {kEot}, Priority::speech});
+  });
   if (!begun) engine->release(name);
   return begun;
 }
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
-  PARLANDO_TRY(auto model, LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat, {.cache_tokens = config.cache_tokens, .sequences = config.sequences_max}));
+  PARLANDO_TRY(auto model, LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
+                                          {.cache_tokens = config.cache_tokens, .sequences = config.sequences_max}));
   // Ready means that one real token went through the model.
   auto& engine = *model.engine;
   const std::int32_t id = 1;
@@ -144,8 +151,11 @@ Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Me
   if (kind == "chat") {
     // The history may be longer than a body: it comes as the payload.
     json history = json::array();
-    if (!m.payload.empty()) history = json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
-    if (!history.is_array() || history.size() > kHistoryMessagesMax) return fail(Errc::bad_json, "the history is not a JSON array of at most {} messages", kHistoryMessagesMax);
+    if (!m.payload.empty())
+      history =
+          json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
+    if (!history.is_array() || history.size() > kHistoryMessagesMax)
+      return fail(Errc::bad_json, "the history is not a JSON array of at most {} messages", kHistoryMessagesMax);
     PARLANDO_TRY(auto past, PromptBuilder::messages_of(history));
     std::vector<Message> messages{{"system", protocol::text_in(body, "system").empty() ? model_.chat_prompt : protocol::text_in(body, "system")}};
     messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));
@@ -158,7 +168,8 @@ Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Me
   const auto voice = from_bytes<std::int32_t>(m.payload);
   auto sampling = model_.speech_sampling;
   sampling.seed = static_cast<std::uint64_t>(protocol::integer_in(body, "seed", 1));
-  PARLANDO_DO(model_.start_speech(name, {protocol::text_in(body, "mode"), protocol::text_in(body, "speaker"), protocol::text_in(body, "prompt_text"), protocol::text_in(body, "text"), voice, sampling}));
+  PARLANDO_DO(model_.start_speech(name, {protocol::text_in(body, "mode"), protocol::text_in(body, "speaker"), protocol::text_in(body, "prompt_text"),
+                                         protocol::text_in(body, "text"), voice, sampling}));
   job.speech = std::make_unique<SpeechGroups>();
   job.speech->engine = model_.engine, job.speech->name = name;
   return {};
@@ -167,7 +178,8 @@ Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Me
 Result<void> LlmCore::append(Job& job, const protocol::Message& m) {
   const auto body = protocol::body_of(m);
   if (body.contains("first_group")) {
-    if (!body["first_group"].is_number_integer()) return fail(Errc::invalid_argument, "first_group is {}, expected a whole number", body["first_group"].dump().substr(0, 40));
+    if (!body["first_group"].is_number_integer())
+      return fail(Errc::invalid_argument, "first_group is {}, expected a whole number", body["first_group"].dump().substr(0, 40));
     return job.chat->hear(body["first_group"].get<std::int64_t>(), from_bytes<std::int32_t>(m.payload));
   }
   if (body.contains("tool_result")) return job.chat->tool_result(body["tool_result"].dump());
@@ -190,7 +202,8 @@ void LlmCore::on_token(const TokenEvent& event) {
     const auto events = job.chat->on(event);
     if (!events) return answer_error(job.peer, job.head, events.error());
     static constexpr const char* kKinds[] = {"transcript", "text", "tool_call", "done"};
-    for (const auto& e : *events) answer(job.peer, job.head, MessageType::text, protocol::dump(json{{"kind", kKinds[static_cast<int>(e.kind)]}, {"text", e.text}}));
+    for (const auto& e : *events)
+      answer(job.peer, job.head, MessageType::text, protocol::dump(json{{"kind", kKinds[static_cast<int>(e.kind)]}, {"text", e.text}}));
     return;
   }
   if (event.finish == Finish::error) return answer_error(job.peer, job.head, {Errc::internal, event.error});
@@ -199,7 +212,8 @@ void LlmCore::on_token(const TokenEvent& event) {
     for (const auto code : s.collector.push(event.id - model_.text->audio_base())) s.ready.push_back(code);
   const bool last = event.finish != Finish::none;
   if (s.ready.empty() && !last) return;
-  answer(job.peer, job.head, MessageType::tokens, fmt::format(R"({{"first_group":{},"last":{}}})", s.groups, last), to_bytes(std::span<const std::int32_t>(s.ready)));
+  answer(job.peer, job.head, MessageType::tokens, fmt::format(R"({{"first_group":{},"last":{}}})", s.groups, last),
+         to_bytes(std::span<const std::int32_t>(s.ready)));
   s.groups += static_cast<std::int64_t>(s.ready.size()) / kCodesPerGroup;
   s.ready.clear();
   if (last) jobs_.erase(found);

@@ -12,11 +12,15 @@
 namespace parlando::llm {
 
 struct LlmConfig {
-  int threads = 1;             ///< of libtorch
+  int threads = 1;  ///< of libtorch
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
-  template <class V> void fields(V&& v) { v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens), v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max); }
+  template <class V>
+  void fields(V&& v) {
+    v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens), v("sequences_max", sequences_max),
+        v("reply_tokens_max", reply_tokens_max);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -56,7 +60,7 @@ class LlmCore final : public service::Core {
   struct Job {
     std::string peer;
     protocol::Envelope head;
-    std::unique_ptr<Chat> chat;                 ///< or speech:
+    std::unique_ptr<Chat> chat;  ///< or speech:
     std::unique_ptr<struct SpeechGroups> speech;
     ~Job();
     Job();

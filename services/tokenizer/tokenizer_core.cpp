@@ -37,13 +37,16 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
   const Key key{peer, m.head.session, m.head.stream};
   const auto body = protocol::body_of(m);
   if (m.head.type == MessageType::open) {
-    if (static_cast<int>(streams_.size()) >= config_.sessions_max) return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} streams are open, at most {} are served", streams_.size(), config_.sessions_max)});
+    if (static_cast<int>(streams_.size()) >= config_.sessions_max)
+      return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} streams are open, at most {} are served", streams_.size(), config_.sessions_max)});
     const auto mode = body.contains("mode") && body["mode"].is_string() ? body["mode"].get<std::string>() : std::string("stable");
-    if (mode != "stable" && mode != "exact") return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("mode '{}', expected stable or exact", mode.substr(0, 40))});
+    if (mode != "stable" && mode != "exact")
+      return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("mode '{}', expected stable or exact", mode.substr(0, 40))});
     Stream s{m.head, LiveTokenizer(model_, {.guard_ms = config_.guard_ms}), mode == "exact", {}, {}, {}, 0, false};
     if (body.contains("recording")) {
       s.recording_rate = body["recording"].is_number_integer() ? body["recording"].get<int>() : 0;
-      if (s.recording_rate < 16000 || s.recording_rate > 192000) return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("a recording at {} Hz, expected 16000 to 192000", s.recording_rate)});
+      if (s.recording_rate < 16000 || s.recording_rate > 192000)
+        return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("a recording at {} Hz, expected 16000 to 192000", s.recording_rate)});
       s.recording = from_bytes<float>(m.payload);
     }
     auto& stored = streams_.insert_or_assign(key, std::move(s)).first->second;
@@ -52,13 +55,14 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
   }
   const auto found = streams_.find(key);
   if (found == streams_.end()) {
-    if (m.head.type != MessageType::close && m.head.type != MessageType::cancel) answer_error(peer, m.head, {Errc::not_found, fmt::format("stream {} is not open", m.head.stream)});
+    if (m.head.type != MessageType::close && m.head.type != MessageType::cancel)
+      answer_error(peer, m.head, {Errc::not_found, fmt::format("stream {} is not open", m.head.stream)});
     return;
   }
   auto& s = found->second;
   switch (m.head.type) {
     case MessageType::audio: {
-      if (s.end) return;   // after the end of the utterance
+      if (s.end) return;  // after the end of the utterance
       const auto samples = from_pcm16(m.payload);
       if (s.live.samples() + s.pending.size() + samples.size() > static_cast<std::size_t>(config_.utterance_seconds_max) * 16000)
         return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("an utterance takes at most {} s", config_.utterance_seconds_max)});
@@ -68,11 +72,16 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
       break;
     }
     case MessageType::flush:
-      s.end = body.contains("samples") && body["samples"].is_number_integer() ? body["samples"].get<std::int64_t>() : static_cast<std::int64_t>(s.live.samples() + s.pending.size());
+      s.end = body.contains("samples") && body["samples"].is_number_integer() ? body["samples"].get<std::int64_t>()
+                                                                              : static_cast<std::int64_t>(s.live.samples() + s.pending.size());
       queue(key, s);
       break;
-    case MessageType::close: case MessageType::cancel: streams_.erase(found); break;
-    default: answer_error(peer, m.head, {Errc::unsupported, fmt::format("tokenizer takes no message of type {}", static_cast<int>(m.head.type))});
+    case MessageType::close:
+    case MessageType::cancel:
+      streams_.erase(found);
+      break;
+    default:
+      answer_error(peer, m.head, {Errc::unsupported, fmt::format("tokenizer takes no message of type {}", static_cast<int>(m.head.type))});
   }
 }
 
@@ -80,7 +89,8 @@ void TokenizerCore::queue(const Key& key, Stream& stream) {
   if (!std::exchange(stream.queued, true)) turns_.push_back(key);
 }
 
-void TokenizerCore::tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last, std::span<const std::int32_t> codes) {
+void TokenizerCore::tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last,
+                         std::span<const std::int32_t> codes) {
   codes_.add(static_cast<double>(codes.size()));
   answer(peer, to, MessageType::tokens, fmt::format(R"({{"first_group":{},"final_groups":{},"last":{}}})", first_group, final_groups, last), to_bytes(codes));
 }
@@ -96,8 +106,10 @@ bool TokenizerCore::work(Time) {
   s.queued = false;
   if (s.recording_rate > 0) {
     const auto codes = model_->codes(s.recording, s.recording_rate, {.trim = true, .energy_norm = true});
-    if (codes) tell(peer, s.head, 0, static_cast<std::int64_t>(codes->size()) / kCodesPerGroup, true, *codes);
-    else answer_error(peer, s.head, codes.error());
+    if (codes)
+      tell(peer, s.head, 0, static_cast<std::int64_t>(codes->size()) / kCodesPerGroup, true, *codes);
+    else
+      answer_error(peer, s.head, codes.error());
     streams_.erase(found);
     return !turns_.empty();
   }
@@ -107,8 +119,10 @@ bool TokenizerCore::work(Time) {
   } else if (s.end) {
     s.live.cut(static_cast<std::size_t>(std::max<std::int64_t>(0, *s.end)));
     const auto codes = s.exact ? s.live.exact() : s.live.finish();
-    if (codes) tell(peer, s.head, 0, static_cast<std::int64_t>(codes->size()) / kCodesPerGroup, true, *codes);
-    else answer_error(peer, s.head, codes.error());
+    if (codes)
+      tell(peer, s.head, 0, static_cast<std::int64_t>(codes->size()) / kCodesPerGroup, true, *codes);
+    else
+      answer_error(peer, s.head, codes.error());
     streams_.erase(found);
   } else if (*update) {
     tell(peer, s.head, (*update)->first_group, (*update)->final_groups, false, (*update)->codes);

@@ -11,12 +11,15 @@
 namespace parlando::tokenizer {
 
 struct TokenizerConfig {
-  int threads = 1;             ///< of libtorch
+  int threads = 1;  ///< of libtorch
   std::string model = "models/nano/Step-Audio-Tokenizer";
-  int guard_ms = 400;          ///< groups younger than this are never frozen in `stable` mode
+  int guard_ms = 400;  ///< groups younger than this are never frozen in `stable` mode
   int sessions_max = 256;
   int utterance_seconds_max = 30;
-  template <class V> void fields(V&& v) { v("threads", threads), v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max), v("utterance_seconds_max", utterance_seconds_max); }
+  template <class V>
+  void fields(V&& v) {
+    v("threads", threads), v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max), v("utterance_seconds_max", utterance_seconds_max);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -39,13 +42,14 @@ class TokenizerCore final : public service::Core {
     LiveTokenizer live;
     bool exact = false;
     std::vector<float> pending;
-    std::optional<std::int64_t> end;             ///< samples of the utterance, once flushed
+    std::optional<std::int64_t> end;  ///< samples of the utterance, once flushed
     std::vector<float> recording;
     int recording_rate = 0;
     bool queued = false;
   };
   void queue(const Key& key, Stream& stream);
-  void tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last, std::span<const std::int32_t> codes);
+  void tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last,
+            std::span<const std::int32_t> codes);
   TokenizerConfig config_;
   std::shared_ptr<const SpeechTokenizer> model_;
   std::map<Key, Stream> streams_;

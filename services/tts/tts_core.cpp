@@ -16,7 +16,7 @@ using protocol::MessageType;
 namespace fs = std::filesystem;
 
 namespace {
-constexpr protocol::SessionId kOwnSession{0, 1};            // requests for voices belong to no conversation
+constexpr protocol::SessionId kOwnSession{0, 1};  // requests for voices belong to no conversation
 constexpr std::size_t kSamplesPerMessage = 16384;
 constexpr std::size_t kChunksMax = 64;
 }  // namespace
@@ -33,13 +33,17 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
   std::unique_ptr<TtsCore> out(new TtsCore(config));
   const fs::path root = config.model;
   PARLANDO_TRY(out->common_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz", at::kFloat));
-  if (fs::is_directory(root / "CosyVoice-300M-25Hz-Music")) { PARLANDO_TRY(out->music_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz-Music", at::kFloat)); }
+  if (fs::is_directory(root / "CosyVoice-300M-25Hz-Music")) {
+    PARLANDO_TRY(out->music_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz-Music", at::kFloat));
+  }
   const auto speakers = fs::is_directory(root / "speakers") ? root / "speakers" : root.parent_path() / "speakers";
-  PARLANDO_TRY(out->voices_, Voices::load(speakers, out->common_->speaker(), [core = out.get()](std::span<const float>, int) -> Result<std::vector<std::int32_t>> {
-    const auto found = core->voice_codes_.find(core->voice_now_);
-    if (found == core->voice_codes_.end()) return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", core->voice_now_);
-    return found->second;
-  }));
+  PARLANDO_TRY(out->voices_,
+               Voices::load(speakers, out->common_->speaker(), [core = out.get()](std::span<const float>, int) -> Result<std::vector<std::int32_t>> {
+                 const auto found = core->voice_codes_.find(core->voice_now_);
+                 if (found == core->voice_codes_.end())
+                   return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", core->voice_now_);
+                 return found->second;
+               }));
   // Warm means that codes have become sound once.
   PARLANDO_TRY(const auto warm, out->common_->synthesise({1, 2, 1024, 1025, 1026, 3, 4, 1027, 1028, 1029}, {{}, at::zeros({1, 0, 80}), at::ones({1, 192})}, 1));
   if (warm.empty()) return fail(Errc::internal, "the decoder of '{}' gave no sound for ten codes", config.model);
@@ -66,7 +70,7 @@ void TtsCore::ask_for_voices() {
   for (const auto& name : voices_->names()) {
     if (voice_codes_.contains(name)) continue;
     const auto recording = voices_->recording(name);
-    if (!recording) continue;   // asking for this voice will say why
+    if (!recording) continue;  // asking for this voice will say why
     protocol::Message m;
     m.head.type = MessageType::open, m.head.session = kOwnSession, m.head.stream = next_stream_++;
     m.body = fmt::format(R"({{"recording":{}}})", recording->rate);
@@ -92,7 +96,7 @@ void TtsCore::on_peer(const transport::Peer& peer, bool up, Time) {
     ask_for_voices();
   } else if (peer.role == "llm-tts") {
     keep(llms_);
-    if (!up)   // the chunk under way is spoken again; what was sent of it is skipped
+    if (!up)  // the chunk under way is spoken again; what was sent of it is skipped
       for (auto& [key, u] : utterances_) {
         if (u.codes_stream == 0 || u.codes_done || u.llm != peer.instance) continue;
         u.chunks.front().skip = std::max(u.chunks.front().skip, u.samples);
@@ -118,7 +122,7 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
       return;
     }
     const auto found = std::find_if(utterances_.begin(), utterances_.end(), [&](const auto& u) { return u.second.codes_stream == m.head.stream; });
-    if (found == utterances_.end()) return;   // of an utterance that was cancelled
+    if (found == utterances_.end()) return;  // of an utterance that was cancelled
     auto& u = found->second;
     if (m.head.type == MessageType::error) {
       answer(std::get<0>(found->first), u.head, MessageType::error, m.body);
@@ -138,17 +142,28 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
     }
     return;
   }
-  if (m.head.type != MessageType::speak) return answer_error(peer, m.head, {Errc::unsupported, fmt::format("tts takes no message of type {}", static_cast<int>(m.head.type))});
+  if (m.head.type != MessageType::speak)
+    return answer_error(peer, m.head, {Errc::unsupported, fmt::format("tts takes no message of type {}", static_cast<int>(m.head.type))});
   using protocol::integer_in, protocol::text_in;
-  Chunk chunk{integer_in(body, "chunk"), text_in(body, "text"), text_in(body, "speaker"), protocol::flag_in(body, "last", true), std::max<std::int64_t>(0, integer_in(body, "skip_samples")), static_cast<std::uint64_t>(integer_in(body, "seed", 1))};
-  if (chunk.text.size() > static_cast<std::size_t>(config_.text_bytes_max)) return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("a text of {} bytes, at most {} are spoken at once", chunk.text.size(), config_.text_bytes_max)});
+  Chunk chunk{integer_in(body, "chunk"),
+              text_in(body, "text"),
+              text_in(body, "speaker"),
+              protocol::flag_in(body, "last", true),
+              std::max<std::int64_t>(0, integer_in(body, "skip_samples")),
+              static_cast<std::uint64_t>(integer_in(body, "seed", 1))};
+  if (chunk.text.size() > static_cast<std::size_t>(config_.text_bytes_max))
+    return answer_error(peer, m.head,
+                        {Errc::invalid_argument, fmt::format("a text of {} bytes, at most {} are spoken at once", chunk.text.size(), config_.text_bytes_max)});
   auto found = utterances_.find(key);
   if (found == utterances_.end()) {
-    if (static_cast<int>(utterances_.size()) >= config_.utterances_max) return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} utterances are under way, at most {} are spoken", utterances_.size(), config_.utterances_max)});
+    if (static_cast<int>(utterances_.size()) >= config_.utterances_max)
+      return answer_error(peer, m.head,
+                          {Errc::overloaded, fmt::format("{} utterances are under way, at most {} are spoken", utterances_.size(), config_.utterances_max)});
     found = utterances_.emplace(key, Utterance{}).first;
     found->second.head = m.head;
   }
-  if (found->second.chunks.size() >= kChunksMax) return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} chunks wait, at most {} are kept", found->second.chunks.size(), kChunksMax)});
+  if (found->second.chunks.size() >= kChunksMax)
+    return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} chunks wait, at most {} are kept", found->second.chunks.size(), kChunksMax)});
   found->second.chunks.push_back(std::move(chunk));
 }
 
@@ -165,7 +180,8 @@ Result<void> TtsCore::begin(Utterance& u, Time now) {
   protocol::Message m;
   m.head = u.head;
   m.head.type = MessageType::open, m.head.stream = u.codes_stream = next_stream_++;
-  m.body = protocol::dump(json{{"kind", "speech"}, {"mode", mode.system_prompt}, {"speaker", voice->name}, {"prompt_text", voice->text}, {"text", chunk.text}, {"seed", chunk.seed}});
+  m.body = protocol::dump(json{
+      {"kind", "speech"}, {"mode", mode.system_prompt}, {"speaker", voice->name}, {"prompt_text", voice->text}, {"text", chunk.text}, {"seed", chunk.seed}});
   m.payload = to_bytes(std::span<const std::int32_t>(voice->prompt.codes));
   u.llm = llms_[(u.head.session.low + u.codes_stream) % llms_.size()];
   send(u.llm, std::move(m));
@@ -190,11 +206,13 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
     const auto n = std::min(kSamplesPerMessage, wave.size() - at);
     const bool end = last && at + n == wave.size();
     if (n == 0 && !end) break;
-    answer(std::get<0>(key), u.head, MessageType::speech, fmt::format(R"({{"chunk":{},"sample":{},"last":{},"end":{}}})", chunk.index, first + static_cast<std::int64_t>(at), end, end && chunk.last), to_pcm16(std::span(wave).subspan(at, n)));
+    answer(std::get<0>(key), u.head, MessageType::speech,
+           fmt::format(R"({{"chunk":{},"sample":{},"last":{},"end":{}}})", chunk.index, first + static_cast<std::int64_t>(at), end, end && chunk.last),
+           to_pcm16(std::span(wave).subspan(at, n)));
     at += n;
   } while (at < wave.size());
   if (last) {
-    abandon(u);   // the request is done on both sides
+    abandon(u);  // the request is done on both sides
     u.codes_stream = 0, u.codes_done = false, u.stream.reset();
     u.chunks.pop_front();
   }

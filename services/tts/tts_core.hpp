@@ -12,11 +12,14 @@
 namespace parlando::tts {
 
 struct TtsConfig {
-  int threads = 1;             ///< of libtorch
+  int threads = 1;  ///< of libtorch
   std::string model = "models/nano/Step-Audio-TTS-3B";
   int utterances_max = 64;
   int text_bytes_max = 4000;
-  template <class V> void fields(V&& v) { v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max); }
+  template <class V>
+  void fields(V&& v) {
+    v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -34,17 +37,23 @@ class TtsCore final : public service::Core {
 
  private:
   using Key = std::tuple<std::string, protocol::SessionId, std::uint32_t>;
-  struct Chunk { std::int64_t index; std::string text, speaker; bool last; std::int64_t skip; std::uint64_t seed; };
+  struct Chunk {
+    std::int64_t index;
+    std::string text, speaker;
+    bool last;
+    std::int64_t skip;
+    std::uint64_t seed;
+  };
   struct Utterance {
     protocol::Envelope head;
-    std::deque<Chunk> chunks;                  ///< the first one is being spoken
+    std::deque<Chunk> chunks;  ///< the first one is being spoken
     std::unique_ptr<SpeechStream> stream;
-    std::uint32_t codes_stream = 0;            ///< of the request to llm-tts; 0: none
-    std::string llm;                           ///< the replica that was asked
+    std::uint32_t codes_stream = 0;  ///< of the request to llm-tts; 0: none
+    std::string llm;                 ///< the replica that was asked
     std::vector<std::int32_t> codes;
     bool codes_done = false;
-    std::int64_t samples = 0;                  ///< of the chunk, made so far
-    Time begun{};                              ///< when its codes were asked for
+    std::int64_t samples = 0;  ///< of the chunk, made so far
+    Time begun{};              ///< when its codes were asked for
   };
   explicit TtsCore(TtsConfig config) : config_(std::move(config)) {}
   static bool can_advance(const Utterance& u);
@@ -56,9 +65,9 @@ class TtsCore final : public service::Core {
   TtsConfig config_;
   std::shared_ptr<const SpeechDecoder> common_, music_;
   std::shared_ptr<Voices> voices_;
-  std::map<std::string, std::vector<std::int32_t>> voice_codes_;   ///< as they come from the tokenizer
+  std::map<std::string, std::vector<std::int32_t>> voice_codes_;  ///< as they come from the tokenizer
   std::map<std::uint32_t, std::string> voice_requests_;
-  std::string voice_now_;                                          ///< the voice being loaded, for the tokenise callback
+  std::string voice_now_;  ///< the voice being loaded, for the tokenise callback
   std::vector<std::string> tokenizers_, llms_;
   std::map<Key, Utterance> utterances_;
   std::uint32_t next_stream_ = 1;

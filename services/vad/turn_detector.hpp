@@ -9,14 +9,20 @@
 namespace parlando::vad {
 
 struct TurnConfig {
-  double onset_probability = 0.5, offset_probability = 0.35;   ///< hysteresis: speech starts above the first and goes on above the second
-  int onset_frames = 2;                                        ///< consecutive frames that start a segment
-  int silence_ms = 500;                                        ///< silence that ends a turn
-  template <class V> void fields(V&& v) { v("onset_probability", onset_probability), v("offset_probability", offset_probability), v("onset_frames", onset_frames), v("silence_ms", silence_ms); }
+  double onset_probability = 0.5, offset_probability = 0.35;  ///< hysteresis: speech starts above the first and goes on above the second
+  int onset_frames = 2;                                       ///< consecutive frames that start a segment
+  int silence_ms = 500;                                       ///< silence that ends a turn
+  template <class V>
+  void fields(V&& v) {
+    v("onset_probability", onset_probability), v("offset_probability", offset_probability), v("onset_frames", onset_frames), v("silence_ms", silence_ms);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
-struct TurnEvent { enum class Kind { started, ended } kind; std::int64_t sample; };
+struct TurnEvent {
+  enum class Kind { started, ended } kind;
+  std::int64_t sample;
+};
 
 class TurnDetector {
  public:

@@ -21,13 +21,15 @@ void VadCore::add_metrics(telemetry::Metrics& metrics) { frames_ = metrics.count
 void VadCore::on_message(const std::string& peer, protocol::Message m, Time) {
   const Key key{peer, m.head.session, m.head.stream};
   if (m.head.type == MessageType::open) {
-    if (static_cast<int>(streams_.size()) >= config_.sessions_max) return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} streams are open, at most {} are served", streams_.size(), config_.sessions_max)});
+    if (static_cast<int>(streams_.size()) >= config_.sessions_max)
+      return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} streams are open, at most {} are served", streams_.size(), config_.sessions_max)});
     streams_.insert_or_assign(key, Stream{Silero(weights_), TurnDetector(config_.turn), {}, 0});
     return;
   }
   const auto found = streams_.find(key);
   if (found == streams_.end()) {
-    if (m.head.type != MessageType::close && m.head.type != MessageType::cancel) answer_error(peer, m.head, {Errc::not_found, fmt::format("stream {} is not open", m.head.stream)});
+    if (m.head.type != MessageType::close && m.head.type != MessageType::cancel)
+      answer_error(peer, m.head, {Errc::not_found, fmt::format("stream {} is not open", m.head.stream)});
     return;
   }
   auto& s = found->second;
@@ -46,16 +48,23 @@ void VadCore::on_message(const std::string& peer, protocol::Message m, Time) {
       break;
     }
     case MessageType::flush:
-      if (const auto event = s.detector.flush()) tell(peer, m.head, *event);
-      else answer_error(peer, m.head, {Errc::no_speech, fmt::format("no speech was found in {:.2f} s of audio", static_cast<double>(s.position) / 16000)});
+      if (const auto event = s.detector.flush())
+        tell(peer, m.head, *event);
+      else
+        answer_error(peer, m.head, {Errc::no_speech, fmt::format("no speech was found in {:.2f} s of audio", static_cast<double>(s.position) / 16000)});
       break;
-    case MessageType::close: case MessageType::cancel: streams_.erase(found); break;
-    default: answer_error(peer, m.head, {Errc::unsupported, fmt::format("vad takes no message of type {}", static_cast<int>(m.head.type))});
+    case MessageType::close:
+    case MessageType::cancel:
+      streams_.erase(found);
+      break;
+    default:
+      answer_error(peer, m.head, {Errc::unsupported, fmt::format("vad takes no message of type {}", static_cast<int>(m.head.type))});
   }
 }
 
 void VadCore::tell(const std::string& peer, const protocol::Envelope& to, const TurnEvent& event) {
-  answer(peer, to, event.kind == TurnEvent::Kind::started ? MessageType::speech_started : MessageType::speech_ended, fmt::format(R"({{"sample":{}}})", event.sample));
+  answer(peer, to, event.kind == TurnEvent::Kind::started ? MessageType::speech_started : MessageType::speech_ended,
+         fmt::format(R"({{"sample":{}}})", event.sample));
 }
 
 void VadCore::on_peer(const transport::Peer& peer, bool up, Time) {

@@ -13,7 +13,10 @@ struct VadConfig {
   std::string weights = "models/silero-vad/silero_vad.safetensors";
   TurnConfig turn;
   int sessions_max = 1024;
-  template <class V> void fields(V&& v) { v("weights", weights), v("turn", turn), v("sessions_max", sessions_max); }
+  template <class V>
+  void fields(V&& v) {
+    v("weights", weights), v("turn", turn), v("sessions_max", sessions_max);
+  }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
@@ -29,7 +32,12 @@ class VadCore final : public service::Core {
 
  private:
   using Key = std::tuple<std::string, protocol::SessionId, std::uint32_t>;
-  struct Stream { Silero net; TurnDetector detector; std::vector<float> open; std::int64_t position = 0; };
+  struct Stream {
+    Silero net;
+    TurnDetector detector;
+    std::vector<float> open;
+    std::int64_t position = 0;
+  };
   void tell(const std::string& peer, const protocol::Envelope& to, const TurnEvent& event);
   VadConfig config_;
   std::shared_ptr<const SileroWeights> weights_;

@@ -50,7 +50,8 @@ Micros bare(const std::string& bind, int pings) {
   Micros out;
   for (int n = 0; n < pings + 200; ++n) {
     const auto start = std::chrono::steady_clock::now();
-    dealer.send(zmq::buffer(f.envelope), zmq::send_flags::sndmore), dealer.send(zmq::buffer(f.body), zmq::send_flags::sndmore), dealer.send(zmq::buffer(f.payload), zmq::send_flags::none);
+    dealer.send(zmq::buffer(f.envelope), zmq::send_flags::sndmore), dealer.send(zmq::buffer(f.body), zmq::send_flags::sndmore),
+        dealer.send(zmq::buffer(f.payload), zmq::send_flags::none);
     zmq::message_t part;
     do (void)dealer.recv(part);
     while (part.more());
@@ -70,10 +71,14 @@ Micros ours(const std::string& bind, int pings) {
   Time start;
   int n = 0;
   std::atomic<ZmqTransport*> to_server{nullptr}, to_client{nullptr};
-  server = *ZmqTransport::start(context, {.self = {"s", "vad"}, .bind = bind},
-                                {[&](const std::string& from, protocol::Message m) { (void)to_server.load()->send(from, std::move(m)); }, [](const Peer&, bool) {}});
+  server =
+      *ZmqTransport::start(context, {.self = {"s", "vad"}, .bind = bind},
+                           {[&](const std::string& from, protocol::Message m) { (void)to_server.load()->send(from, std::move(m)); }, [](const Peer&, bool) {}});
   to_server = server.get();
-  auto ping = [&] { start = std::chrono::steady_clock::now(); (void)to_client.load()->send("s", frame()); };
+  auto ping = [&] {
+    start = std::chrono::steady_clock::now();
+    (void)to_client.load()->send("s", frame());
+  };
   client = *ZmqTransport::start(context, {.self = {"c", "controller"}, .connect = {{"vad", server->endpoint()}}},
                                 {[&](const std::string&, protocol::Message) {
                                    if (++n > 200) out.push_back(micros_since(start));
@@ -81,7 +86,10 @@ Micros ours(const std::string& bind, int pings) {
                                    const std::lock_guard lock(mutex);
                                    finished = true, done.notify_all();
                                  },
-                                 [&](const Peer&, bool up) { const std::lock_guard lock(mutex); ready = up, done.notify_all(); }});
+                                 [&](const Peer&, bool up) {
+                                   const std::lock_guard lock(mutex);
+                                   ready = up, done.notify_all();
+                                 }});
   to_client = client.get();
   std::unique_lock lock(mutex);
   done.wait(lock, [&] { return ready; });
@@ -101,12 +109,19 @@ int main(int argc, char** argv) {
     Micros p50[2], p99[2];
     for (int r = 0; r < runs; ++r)
       for (int which = 0; which < 2; ++which) {
-        const auto bind = kind == "tcp" ? std::string("tcp://127.0.0.1:*") : kind == "ipc" ? "ipc:///tmp/parlando-bench-" + std::to_string(::getpid()) + "-" + std::to_string(2 * r + which) : "inproc://bench";
+        const auto bind = kind == "tcp"   ? std::string("tcp://127.0.0.1:*")
+                          : kind == "ipc" ? "ipc:///tmp/parlando-bench-" + std::to_string(::getpid()) + "-" + std::to_string(2 * r + which)
+                                          : "inproc://bench";
         const auto v = which == 0 ? bare(bind, pings) : ours(bind, pings);
         p50[which].push_back(quantile(v, 0.5)), p99[which].push_back(quantile(v, 0.99));
       }
-    auto text = [](const Micros& v) { char b[80]; std::snprintf(b, sizeof b, "%7.1f (%.1f…%.1f)", quantile(v, 0.5), quantile(v, 0), quantile(v, 1)); return std::string(b); };
-    std::printf("%-7s p50  bare %s   parlando %s   ratio %.2f\n%-7s p99  bare %s   parlando %s   ratio %.2f\n", kind.c_str(), text(p50[0]).c_str(), text(p50[1]).c_str(), quantile(p50[1], 0.5) / quantile(p50[0], 0.5), "",
-                text(p99[0]).c_str(), text(p99[1]).c_str(), quantile(p99[1], 0.5) / quantile(p99[0], 0.5));
+    auto text = [](const Micros& v) {
+      char b[80];
+      std::snprintf(b, sizeof b, "%7.1f (%.1f…%.1f)", quantile(v, 0.5), quantile(v, 0), quantile(v, 1));
+      return std::string(b);
+    };
+    std::printf("%-7s p50  bare %s   parlando %s   ratio %.2f\n%-7s p99  bare %s   parlando %s   ratio %.2f\n", kind.c_str(), text(p50[0]).c_str(),
+                text(p50[1]).c_str(), quantile(p50[1], 0.5) / quantile(p50[0], 0.5), "", text(p99[0]).c_str(), text(p99[1]).c_str(),
+                quantile(p99[1], 0.5) / quantile(p99[0], 0.5));
   }
 }

@@ -8,7 +8,10 @@ namespace {
 
 struct Inner {
   double share = 0.5;
-  template <class V> void fields(V&& v) { v("share", share); }
+  template <class V>
+  void fields(V&& v) {
+    v("share", share);
+  }
 };
 struct Outer {
   int count = 3;
@@ -17,7 +20,10 @@ struct Outer {
   std::vector<std::string> list;
   std::map<std::string, std::vector<std::string>> table;
   Inner inner;
-  template <class V> void fields(V&& v) { v("count", count), v("on", on), v("name", name), v("list", list), v("table", table), v("inner", inner); }
+  template <class V>
+  void fields(V&& v) {
+    v("count", count), v("on", on), v("name", name), v("list", list), v("table", table), v("inner", inner);
+  }
   std::vector<Problem> problems(const std::string& path) const {
     std::vector<Problem> out;
     expect_range(out, path + ".count", count, 1, 9);
@@ -39,7 +45,8 @@ BOOST_AUTO_TEST_CASE(values_are_read_and_defaults_stand) {
 
 BOOST_AUTO_TEST_CASE(every_problem_is_named_at_once) {
   std::vector<Problem> problems;
-  (void)read<Outer>(nlohmann::json::parse(R"({"count":12,"on":1,"name":[],"list":"x","table":{"a":"b"},"inner":{"share":"much","other":1},"extra":null})"), "c", problems);
+  (void)read<Outer>(nlohmann::json::parse(R"({"count":12,"on":1,"name":[],"list":"x","table":{"a":"b"},"inner":{"share":"much","other":1},"extra":null})"), "c",
+                    problems);
   std::set<std::string> paths;
   for (const auto& p : problems) paths.insert(p.path);
   const std::set<std::string> expected{"c.count", "c.on", "c.name", "c.list", "c.table", "c.inner.share", "c.inner.other", "c.extra"};

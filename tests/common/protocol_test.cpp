@@ -13,7 +13,8 @@ namespace {
 Message audio_message() {
   Message m;
   m.head.type = MessageType::audio;
-  m.head.session = {7, 9}, m.head.epoch = Epoch::of(3, 1), m.head.turn = 4, m.head.stream = 2, m.head.sequence = 11, m.head.trace = 5, m.head.remaining_ms = 250;
+  m.head.session = {7, 9}, m.head.epoch = Epoch::of(3, 1), m.head.turn = 4, m.head.stream = 2, m.head.sequence = 11, m.head.trace = 5,
+  m.head.remaining_ms = 250;
   m.body = R"({"rate":16000})";
   m.payload.assign(640, std::byte{0x5a});
   return m;
@@ -33,7 +34,10 @@ struct Wire {
     const std::span<const std::byte> frames[] = {envelope, body, payload};
     return decode(frames);
   }
-  Errc code() const { const auto r = read(); return r ? Errc::ok : r.error().code; }
+  Errc code() const {
+    const auto r = read();
+    return r ? Errc::ok : r.error().code;
+  }
 };
 
 void check_code(Errc got, Errc want) { BOOST_TEST(to_string(got) == to_string(want)); }
@@ -55,14 +59,18 @@ BOOST_AUTO_TEST_CASE(the_envelope_lies_on_the_wire_as_documented) {
   const Wire w(audio_message());
   BOOST_TEST(w.envelope.size() == 80u);
   BOOST_TEST(std::memcmp(w.envelope.data(), "PRLD\x01\x00\x50\x00\x20\x00", 10) == 0);
-  BOOST_TEST(std::to_integer<int>(w.envelope[36]) == 3);   // the session's half of the epoch
+  BOOST_TEST(std::to_integer<int>(w.envelope[36]) == 3);  // the session's half of the epoch
   BOOST_TEST(std::to_integer<int>(w.envelope[48]) == 11);
   const std::string digits = "123456789";
-  BOOST_TEST(crc32c(std::as_bytes(std::span(digits))) == 0xe3069283u);   // check value of CRC-32C
+  BOOST_TEST(crc32c(std::as_bytes(std::span(digits))) == 0xe3069283u);  // check value of CRC-32C
 }
 
 BOOST_AUTO_TEST_CASE(every_kind_of_bad_input_gets_its_own_code) {
-  auto with = [](auto&& change) { Wire w(audio_message()); change(w); return w.code(); };
+  auto with = [](auto&& change) {
+    Wire w(audio_message());
+    change(w);
+    return w.code();
+  };
   check_code(with([](Wire& w) { w.envelope.resize(5); }), Errc::bad_frame);
   check_code(with([](Wire& w) { w.envelope.resize(79); }), Errc::bad_frame);
   check_code(with([](Wire& w) { w.envelope[0] = std::byte{0}; }), Errc::bad_magic);
@@ -70,7 +78,7 @@ BOOST_AUTO_TEST_CASE(every_kind_of_bad_input_gets_its_own_code) {
   check_code(with([](Wire& w) { w.envelope[8] = std::byte{0xee}; }), Errc::unknown_type);
   check_code(with([](Wire& w) { w.payload.pop_back(); }), Errc::bad_frame);
   check_code(with([](Wire& w) { w.payload[3] ^= std::byte{1}; }), Errc::bad_frame);
-  check_code(with([](Wire& w) { w.envelope[41] ^= std::byte{1}; }), Errc::bad_frame);   // the turn: only the checksum sees it
+  check_code(with([](Wire& w) { w.envelope[41] ^= std::byte{1}; }), Errc::bad_frame);  // the turn: only the checksum sees it
   auto bad = audio_message();
   bad.body = "[1]";
   check_code(Wire(bad).code(), Errc::bad_json);
@@ -104,20 +112,20 @@ BOOST_AUTO_TEST_CASE(duplicates_stale_epochs_and_gaps_are_told_apart) {
   using V = Inbox::Verdict;
   Envelope middle = e;
   middle.sequence = 5, middle.flags = 0;
-  BOOST_TEST((inbox.judge(middle) == V::gap));   // an unknown stream does not begin in its middle
+  BOOST_TEST((inbox.judge(middle) == V::gap));  // an unknown stream does not begin in its middle
   BOOST_TEST((inbox.judge(e) == V::accept));
   BOOST_TEST((inbox.judge(e) == V::duplicate));
   e.sequence = 3, e.flags = 0;
   BOOST_TEST((inbox.judge(e) == V::gap));
   e.sequence = 2;
   BOOST_TEST((inbox.judge(e) == V::accept));
-  e.epoch = Epoch::of(1, 1), e.sequence = 2;   // a replay under a new attempt
+  e.epoch = Epoch::of(1, 1), e.sequence = 2;  // a replay under a new attempt
   BOOST_TEST((inbox.judge(e) == V::duplicate));
   e.sequence = 3;
   BOOST_TEST((inbox.judge(e) == V::accept));
-  e.epoch = Epoch::of(1, 0), e.sequence = 4;   // the stopped owner wakes up
+  e.epoch = Epoch::of(1, 0), e.sequence = 4;  // the stopped owner wakes up
   BOOST_TEST((inbox.judge(e) == V::stale));
-  e.epoch = Epoch::of(2, 0), e.sequence = 1, e.flags = kFlagStart;   // another controller adopted the session
+  e.epoch = Epoch::of(2, 0), e.sequence = 1, e.flags = kFlagStart;  // another controller adopted the session
   BOOST_TEST((inbox.judge(e) == V::accept));
   BOOST_TEST(*inbox.acknowledged({}, 0) == 1u);
 }
@@ -126,7 +134,7 @@ BOOST_AUTO_TEST_CASE(a_lossy_reordering_repeating_link_delivers_everything_once_
   for (unsigned seed = 1; seed <= 50; ++seed) {
     std::mt19937 random(seed);
     Outbox out(8, 1 << 20);
-    out.replay(Epoch::of(1, 0));   // the session epoch that context granted
+    out.replay(Epoch::of(1, 0));  // the session epoch that context granted
     Inbox in;
     std::vector<Message> link;
     std::vector<int> got;
@@ -139,11 +147,11 @@ BOOST_AUTO_TEST_CASE(a_lossy_reordering_repeating_link_delivers_everything_once_
         m.body = nlohmann::json{{"n", sent}}.dump();
         if (out.push(m)) ++sent;
       }
-      if (random() % 17 == 0) out.replay(Epoch::of(1, ++attempt));   // the connection broke
+      if (random() % 17 == 0) out.replay(Epoch::of(1, ++attempt));  // the connection broke
       for (auto& m : out.take()) {
-        if (random() % 4 == 0) continue;                             // lost
+        if (random() % 4 == 0) continue;  // lost
         link.push_back(m);
-        if (random() % 5 == 0) link.push_back(m);                    // twice
+        if (random() % 5 == 0) link.push_back(m);  // twice
       }
       if (link.size() > 1 && random() % 3 == 0) std::swap(link[random() % link.size()], link[random() % link.size()]);
       while (!link.empty() && random() % 2) {

@@ -31,8 +31,16 @@ struct Collector {
   std::deque<std::pair<std::string, Message>> messages;
   std::deque<std::pair<Peer, bool>> peers;
   Handlers handlers() {
-    return {[this](const std::string& from, Message m) { const std::lock_guard lock(mutex); messages.emplace_back(from, std::move(m)); changed.notify_all(); },
-            [this](const Peer& p, bool up) { const std::lock_guard lock(mutex); peers.emplace_back(p, up); changed.notify_all(); }};
+    return {[this](const std::string& from, Message m) {
+              const std::lock_guard lock(mutex);
+              messages.emplace_back(from, std::move(m));
+              changed.notify_all();
+            },
+            [this](const Peer& p, bool up) {
+              const std::lock_guard lock(mutex);
+              peers.emplace_back(p, up);
+              changed.notify_all();
+            }};
   }
   template <class F>
   bool wait(F&& done) {
@@ -68,7 +76,9 @@ struct Pair {
     return *std::move(s);
   }
   std::unique_ptr<ZmqTransport> call(const std::string& where, std::optional<CurveKeys> curve = {}, std::shared_ptr<ZmqContext> own = {}) {
-    auto s = ZmqTransport::start(own ? own : context, {.self = {"controller-" + random_hex(4), "controller"}, .connect = {{"vad", where}}, .curve = std::move(curve)}, client_side.handlers());
+    auto s = ZmqTransport::start(own ? own : context,
+                                 {.self = {"controller-" + random_hex(4), "controller"}, .connect = {{"vad", where}}, .curve = std::move(curve)},
+                                 client_side.handlers());
     BOOST_REQUIRE_MESSAGE(s.has_value(), (s ? std::string() : s.error().message));
     return *std::move(s);
   }
@@ -119,7 +129,7 @@ BOOST_AUTO_TEST_CASE(a_peer_that_dies_is_noticed_and_its_successor_is_found) {
 BOOST_AUTO_TEST_CASE(a_peer_whose_work_hangs_is_given_up_though_its_sockets_live) {
   Pair p;
   auto progress = std::make_shared<Progress>();
-  progress->busy = true, progress->step_limit_ms = 200;   // busy, and the counter never moves
+  progress->busy = true, progress->step_limit_ms = 200;  // busy, and the counter never moves
   auto s = ZmqTransport::start(p.context, {.self = {"vad-1", "vad"}, .bind = "inproc://hung", .progress = progress}, p.server_side.handlers());
   BOOST_REQUIRE(s.has_value());
   p.client = p.call("inproc://hung");
@@ -135,7 +145,10 @@ BOOST_AUTO_TEST_CASE(only_listed_keys_are_let_in) {
   auto serving = *server;
   serving.allowed = {friendly->public_key};
   p.server = p.serve("tcp://127.0.0.1:*", "vad-1", serving);
-  auto knows = [&](CurveKeys k) { k.server_key = server->public_key; return k; };
+  auto knows = [&](CurveKeys k) {
+    k.server_key = server->public_key;
+    return k;
+  };
   const auto unwanted = p.call(p.server->endpoint(), knows(*stranger), std::make_shared<ZmqContext>());
   p.client = p.call(p.server->endpoint(), knows(*friendly), std::make_shared<ZmqContext>());
   BOOST_TEST(p.client_side.wait_peer(true).instance == "vad-1");
@@ -164,7 +177,8 @@ BOOST_AUTO_TEST_CASE(foreign_bytes_are_answered_or_counted_and_never_end_the_ser
   };
   auto frames_of = [&](Message m) {
     const auto f = *encode(std::move(m));
-    return std::vector<std::string>{std::string(reinterpret_cast<const char*>(f.envelope.data()), f.envelope.size()), f.body, std::string(reinterpret_cast<const char*>(f.payload.data()), f.payload.size())};
+    return std::vector<std::string>{std::string(reinterpret_cast<const char*>(f.envelope.data()), f.envelope.size()), f.body,
+                                    std::string(reinterpret_cast<const char*>(f.payload.data()), f.payload.size())};
   };
   const auto good = frames_of(numbered(1));
   say({"x"});
@@ -181,7 +195,7 @@ BOOST_AUTO_TEST_CASE(foreign_bytes_are_answered_or_counted_and_never_end_the_ser
   future[4] = 9;
   say({future, good[1], good[2]});
   BOOST_TEST(answer() == "bad_version");
-  say(good);   // HELLO comes first
+  say(good);  // HELLO comes first
   BOOST_TEST(answer() == "not_ready");
   Message hello;
   hello.head.type = MessageType::hello;
@@ -225,14 +239,15 @@ BOOST_AUTO_TEST_CASE(a_peer_that_answers_with_fields_of_the_wrong_type_ends_noth
     const auto m = decode(frames);
     BOOST_REQUIRE(m.has_value());
     heartbeats += m->head.type == MessageType::heartbeat;
-    const auto f = *encode(m->head.type == MessageType::hello ? control(MessageType::hello, R"({"role":"vad","instance":"strange","version_min":1,"version_max":1})")
-                                                              : control(MessageType::heartbeat_reply, R"({"progress":"x","busy":[1],"step_limit_ms":{},"load":null})"));
+    const auto f =
+        *encode(m->head.type == MessageType::hello ? control(MessageType::hello, R"({"role":"vad","instance":"strange","version_min":1,"version_max":1})")
+                                                   : control(MessageType::heartbeat_reply, R"({"progress":"x","busy":[1],"step_limit_ms":{},"load":null})"));
     strange.send(who, zmq::send_flags::sndmore);
     strange.send(zmq::buffer(f.envelope.data(), f.envelope.size()), zmq::send_flags::sndmore);
     strange.send(zmq::buffer(f.body), zmq::send_flags::sndmore);
     strange.send(zmq::buffer(f.payload.data(), f.payload.size()), zmq::send_flags::none);
   }
-  BOOST_TEST(heartbeats == 3);   // the third came after two strange answers: the socket thread lives
+  BOOST_TEST(heartbeats == 3);  // the third came after two strange answers: the socket thread lives
   BOOST_TEST(p.client_side.wait_peer(true).instance == "strange");
 }
 
@@ -243,13 +258,16 @@ BOOST_AUTO_TEST_CASE(channels_over_a_bad_network_deliver_everything_once_and_in_
       Channels a({.window_messages = 16}), b({.window_messages = 16});
       std::vector<std::uint64_t> got;
       std::unique_ptr<Transport> at, bt;
-      bt = network.join({"b", "vad"}, {}, {[&](const std::string& from, Message m) {
-        if (auto taken = b.receive(from, std::move(m), network.clock().now())) {
-          got.push_back(body_of(*taken)["n"].get<std::uint64_t>());
-          b.handled(from, taken->head);
-        }
-      }, [](const Peer&, bool) {}});
-      at = network.join({"a", "controller"}, {"vad"}, {[&](const std::string& from, Message m) { (void)a.receive(from, std::move(m), network.clock().now()); }, [](const Peer&, bool) {}});
+      bt = network.join({"b", "vad"}, {},
+                        {[&](const std::string& from, Message m) {
+                           if (auto taken = b.receive(from, std::move(m), network.clock().now())) {
+                             got.push_back(body_of(*taken)["n"].get<std::uint64_t>());
+                             b.handled(from, taken->head);
+                           }
+                         },
+                         [](const Peer&, bool) {}});
+      at = network.join({"a", "controller"}, {"vad"},
+                        {[&](const std::string& from, Message m) { (void)a.receive(from, std::move(m), network.clock().now()); }, [](const Peer&, bool) {}});
       constexpr std::uint64_t kMessages = 120;
       std::uint64_t next = 0;
       for (int ms = 0; ms < 60000 && got.size() < kMessages; ms += 10) {

@@ -41,7 +41,8 @@ std::vector<std::string> seeds(const std::string& target) {
       m.head.type = type, m.head.sequence = 3, m.body = R"({"ack":1,"limit":[2,{"x":"y"}]})";
       if (type == protocol::MessageType::audio) m.payload.assign(40, std::byte{7});
       const auto f = *protocol::encode(m);
-      out.push_back(std::string{static_cast<char>(f.envelope.size()), static_cast<char>(f.body.size())} + std::string(reinterpret_cast<const char*>(f.envelope.data()), f.envelope.size()) + f.body +
+      out.push_back(std::string{static_cast<char>(f.envelope.size()), static_cast<char>(f.body.size())} +
+                    std::string(reinterpret_cast<const char*>(f.envelope.data()), f.envelope.size()) + f.body +
                     std::string(reinterpret_cast<const char*>(f.payload.data()), f.payload.size()));
     }
   if (target == "tag") out.push_back("（RAP）(x)哼唱");
@@ -78,8 +79,10 @@ BOOST_AUTO_TEST_CASE(no_reader_of_foreign_bytes_crashes_on_its_corpus_or_on_muta
         for (int n = static_cast<int>(random() % 8); n >= 0 && !mutated.empty(); --n) {
           // Headers decide; two thirds of the flips go into the first kilobyte.
           const auto at = random() % std::min<std::size_t>(mutated.size(), random() % 3 ? 1024 : mutated.size());
-          if (kind == 1) mutated[at] = static_cast<char>(0xff);
-          else mutated[at] = static_cast<char>(random());
+          if (kind == 1)
+            mutated[at] = static_cast<char>(0xff);
+          else
+            mutated[at] = static_cast<char>(random());
         }
         if (kind == 3) mutated.insert(random() % (mutated.size() + 1), std::string(random() % 16, static_cast<char>(random())));
         run(target, mutated);

@@ -25,8 +25,14 @@ void touch(const checkpoint::TensorMap& tensors) {
 }
 
 const std::vector<Target> kTargets = {
-    {"safetensors", [](std::span<const std::byte> in) { if (auto r = checkpoint::parse_safetensors(in, nullptr, "input")) touch(r->tensors); }},
-    {"torch_zip", [](std::span<const std::byte> in) { if (auto r = checkpoint::parse_torch_file(in, nullptr, "input")) touch(*r); }},
+    {"safetensors",
+     [](std::span<const std::byte> in) {
+       if (auto r = checkpoint::parse_safetensors(in, nullptr, "input")) touch(r->tensors);
+     }},
+    {"torch_zip",
+     [](std::span<const std::byte> in) {
+       if (auto r = checkpoint::parse_torch_file(in, nullptr, "input")) touch(*r);
+     }},
     {"onnx",
      [](std::span<const std::byte> in) {
        const auto graph = checkpoint::parse_onnx(in, nullptr, "input");
@@ -35,7 +41,10 @@ const std::vector<Target> kTargets = {
        if (auto w = checkpoint::semantic_weights_of(*graph, "input")) touch(w->tensors);
        if (auto w = checkpoint::campplus_weights_of(*graph, "input")) touch(*w);
      }},
-    {"npy", [](std::span<const std::byte> in) { if (auto r = checkpoint::parse_npy(in, nullptr, "input")) touch({{"array", *r}}); }},
+    {"npy",
+     [](std::span<const std::byte> in) {
+       if (auto r = checkpoint::parse_npy(in, nullptr, "input")) touch({{"array", *r}});
+     }},
     {"sentencepiece",
      [](std::span<const std::byte> in) {
        const auto tok = llm::TextTokenizer::parse(in, "input");
@@ -44,16 +53,23 @@ const std::vector<Target> kTargets = {
        (*tok)->decode(ids);
      }},
     {"wav", [](std::span<const std::byte> in) { (void)audio::read_audio(in, "input", 5); }},
-    {"message",   // three frames: the first two bytes say how long the envelope and the body are
+    {"message",  // three frames: the first two bytes say how long the envelope and the body are
      [](std::span<const std::byte> in) {
        if (in.size() < 2) return;
        const auto rest = in.subspan(2);
-       const auto first = std::min<std::size_t>(std::to_integer<std::size_t>(in[0]), rest.size()), second = std::min<std::size_t>(std::to_integer<std::size_t>(in[1]), rest.size() - first);
+       const auto first = std::min<std::size_t>(std::to_integer<std::size_t>(in[0]), rest.size()),
+                  second = std::min<std::size_t>(std::to_integer<std::size_t>(in[1]), rest.size() - first);
        const std::span<const std::byte> frames[] = {rest.first(first), rest.subspan(first, second), rest.subspan(first + second)};
        if (auto message = protocol::decode(frames)) (void)protocol::encode(*std::move(message));
      }},
-    {"cmvn", [](std::span<const std::byte> in) { (void)checkpoint::parse_cmvn({reinterpret_cast<const char*>(in.data()), in.size()}, "input"); }},
-    {"tag", [](std::span<const std::byte> in) { (void)tts_mode({reinterpret_cast<const char*>(in.data()), in.size()}, "x", false); }},
+    {"cmvn",
+     [](std::span<const std::byte> in) {
+       (void)checkpoint::parse_cmvn({reinterpret_cast<const char*>(in.data()), in.size()}, "input");
+     }},
+    {"tag",
+     [](std::span<const std::byte> in) {
+       (void)tts_mode({reinterpret_cast<const char*>(in.data()), in.size()}, "x", false);
+     }},
 };
 
 }  // namespace

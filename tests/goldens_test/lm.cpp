@@ -31,12 +31,18 @@ struct Runner {
 Sampling sampling_of(const json& params) {
   Sampling s{.temperature = 1.0, .top_k = {}};
   for (const auto& [key, value] : params.items()) {
-    if (key == "temperature") s.temperature = value.get<double>();
-    else if (key == "top_k") s.top_k = value.get<std::int64_t>();
-    else if (key == "top_p") s.top_p = value.get<double>();
-    else if (key == "repetition_penalty") s.repetition_penalty = value.get<double>();
-    else if (key == "ras") s.repetition_aware = value.get<bool>();
-    else raise(Errc::unsupported, "sampling parameter '{}'", key);
+    if (key == "temperature")
+      s.temperature = value.get<double>();
+    else if (key == "top_k")
+      s.top_k = value.get<std::int64_t>();
+    else if (key == "top_p")
+      s.top_p = value.get<double>();
+    else if (key == "repetition_penalty")
+      s.repetition_penalty = value.get<double>();
+    else if (key == "ras")
+      s.repetition_aware = value.get<bool>();
+    else
+      raise(Errc::unsupported, "sampling parameter '{}'", key);
   }
   return s;
 }
@@ -52,7 +58,8 @@ void compare_probabilities(Report& report, const std::string& what, const Result
   }
 }
 
-void model_case(Report& report, const fs::path& folder, const json& c, const checkpoint::TensorMap& t, std::map<std::string, std::unique_ptr<Runner>>& runners) {
+void model_case(Report& report, const fs::path& folder, const json& c, const checkpoint::TensorMap& t,
+                std::map<std::string, std::unique_ptr<Runner>>& runners) {
   const auto kind = c.at("kind").get<std::string>();
   auto tensor = [&](const char* role) { return tensor_of(t, c.at("tensors").at(role).get<std::string>()); };
   auto has = [&](const char* role) { return c.at("tensors").contains(role); };
@@ -81,7 +88,7 @@ void model_case(Report& report, const fs::path& folder, const json& c, const che
     report.near("hidden", out, tensor("hidden"), hidden);
     report.near("logits", r.model->logits(rows(out, c.at("logit_positions"))), tensor("logits"), logits);
     if (has("hidden_states")) {
-      states.erase(states.end() - 2);   // the reference's last state is the one after the final norm
+      states.erase(states.end() - 2);  // the reference's last state is the one after the final norm
       report.near("hidden_states", at::stack(states), tensor("hidden_states"), hidden);
     }
   } else if (kind == "decode") {
@@ -244,26 +251,37 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
       if (m.at("content").is_object() && m["content"].value("type", "") == "audio")
         m["content"] = {{"type", "audio"}, {"codes", std::get<Ids>(message_of(m, audio).content)}};
     auto parsed = PromptBuilder::messages_of(plain);
-    if (parsed) messages = *parsed;
-    else refused = true;
+    if (parsed)
+      messages = *parsed;
+    else
+      refused = true;
     if (c.contains("error")) {
       report.equal("error", refused && parsed.error().message.find(c["error"].get<std::string>()) != std::string::npos);
       continue;
     }
-    if (refused) { report.fail("messages", parsed.error().message); continue; }
+    if (refused) {
+      report.fail("messages", parsed.error().message);
+      continue;
+    }
     report.equal("prompt", builder.chat_offline_text(messages) == c.at("prompt").get<std::string>(), builder.chat_offline_text(messages));
     if (c.contains("ids")) report.equal("ids", builder.chat_offline(messages) == c.at("ids").get<Ids>());
   }
   for (const auto& c : p.at("chat_server")) {
     report.begin("prompts.chat_server", c.at("messages").dump().substr(0, 40));
     auto parsed = PromptBuilder::messages_of(c.at("messages"));
-    if (!parsed) { report.fail("messages", parsed.error().message); continue; }
+    if (!parsed) {
+      report.fail("messages", parsed.error().message);
+      continue;
+    }
     report.equal("ids", builder.chat_server(*parsed, c.at("add_generation_prompt").get<bool>()) == c.at("ids").get<Ids>());
   }
   const auto& official = TtsPrompts::official();
   for (const auto& [key, want] : p.at("tts_system_prompts").items()) {
     report.begin("prompts.tts_system_prompts", key);
-    const auto& got = key == "sys_prompt_for_rap" ? official.rap : key == "sys_prompt_for_vocal" ? official.vocal : key == "sys_prompt_wo_spk" ? official.without_speaker : official.with_speaker;
+    const auto& got = key == "sys_prompt_for_rap"     ? official.rap
+                      : key == "sys_prompt_for_vocal" ? official.vocal
+                      : key == "sys_prompt_wo_spk"    ? official.without_speaker
+                                                      : official.with_speaker;
     report.equal("text", got == want.get<std::string>());
   }
   for (const auto& c : p.at("tts")) {
@@ -273,7 +291,10 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
     report.equal("speaker_key", mode.speaker_key == (c.at("speaker_key").is_null() ? "" : c.at("speaker_key").get<std::string>()));
     report.equal("vocoder", (mode.vocoder == Vocoder::music ? "music" : "common") == c.at("vocoder").get<std::string>());
     report.equal("system_prompt", mode.system_prompt == c.at("system_prompt").get<std::string>());
-    auto system = mode.system_prompt == "with_speaker" ? official.with_speaker : mode.system_prompt == "without_speaker" ? official.without_speaker : mode.system_prompt == "rap" ? official.rap : official.vocal;
+    auto system = mode.system_prompt == "with_speaker"      ? official.with_speaker
+                  : mode.system_prompt == "without_speaker" ? official.without_speaker
+                  : mode.system_prompt == "rap"             ? official.rap
+                                                            : official.vocal;
     if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, speaker);
     const PromptBuilder::Tts request{system, c.at("prompt_text").get<std::string>(), c.at("text").get<std::string>(), c.at("prompt_codes").get<Ids>()};
     report.equal("ids_no_inner_bos", builder.tts(request, false) == c.at("ids_no_inner_bos").get<Ids>());
@@ -281,20 +302,25 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
   }
   for (const auto& c : p.at("tts_instruction")) {
     report.begin("prompts.tts_instruction", text(c.at("text")));
-    report.equal("instruction", leading_tag(c.at("text").get<std::string>()) == c.at("instruction").get<std::string>(), leading_tag(c.at("text").get<std::string>()));
+    report.equal("instruction", leading_tag(c.at("text").get<std::string>()) == c.at("instruction").get<std::string>(),
+                 leading_tag(c.at("text").get<std::string>()));
   }
   for (const auto& c : p.at("interleave")) {
     report.begin("prompts.interleave", c.at("groups").dump());
     const auto linguistic = c.at("linguistic").get<Ids>(), semantic = c.at("semantic").get<Ids>();
     const auto codes = interleave(linguistic, semantic);
-    if (!codes) { report.fail("codes", codes.error().message); continue; }
+    if (!codes) {
+      report.fail("codes", codes.error().message);
+      continue;
+    }
     const auto groups = c.at("groups").get<std::size_t>();
     report.equal("codes", *codes == c.at("codes").get<Ids>());
     if (c.at("token_string").is_string()) report.equal("token_string", to_token_string(*codes) == c.at("token_string").get<std::string>());
     report.equal("left_over", c.at("left_over") == json::array({linguistic.size() - 2 * groups, semantic.size() - 3 * groups}));
     const auto back = split_codes(*codes);
-    report.equal("read back", back && std::equal(back->linguistic.begin(), back->linguistic.end(), linguistic.begin()) && back->linguistic.size() == 2 * groups &&
-                                  std::equal(back->semantic.begin(), back->semantic.end(), semantic.begin()) && back->semantic.size() == 3 * groups);
+    report.equal("read back", back && std::equal(back->linguistic.begin(), back->linguistic.end(), linguistic.begin()) &&
+                                  back->linguistic.size() == 2 * groups && std::equal(back->semantic.begin(), back->semantic.end(), semantic.begin()) &&
+                                  back->semantic.size() == 3 * groups);
   }
 }
 
@@ -307,20 +333,26 @@ void cuda(Report& report, const fs::path& folder, const std::string& name) {
     if (!model) throw Failure{model.error()};
     Runner runner(*model);
     auto gpu = Step1Cuda::create(**model, 4096);
-    if (!gpu) { report.fail("create", gpu.error().message); return; }
+    if (!gpu) {
+      report.fail("create", gpu.error().message);
+      return;
+    }
     std::vector<std::int32_t> ids, blocks;
     for (int i = 0; i < 70; ++i) ids.push_back(static_cast<std::int32_t>((i * 131 + 7) % (*model)->config().vocabulary));
     for (int b = 0; b < 8; ++b) blocks.push_back(7 - b);
     auto sequence = runner.pool->open();
     const Tolerance tolerance = dtype == at::kFloat ? Tolerance{5e-4} : Tolerance{0.6, 0, 0.08};
     std::int64_t at = 0;
-    for (const std::size_t n : {40u, 29u, 1u}) {   // prefill, chunk, decode
+    for (const std::size_t n : {40u, 29u, 1u}) {  // prefill, chunk, decode
       const auto part = std::span<const std::int32_t>(ids).subspan(static_cast<std::size_t>(at), n);
       const auto hidden = runner.forward(sequence, part);
       const auto want = (*model)->logits(hidden.narrow(0, hidden.size(0) - 1, 1))[0];
       const Step1Cuda::Chunk chunk{at, part, blocks};
       const auto got = (*gpu)->forward({&chunk, 1});
-      if (!got) { report.fail("forward", got.error().message); return; }
+      if (!got) {
+        report.fail("forward", got.error().message);
+        return;
+      }
       report.near(fmt::format("logits after {} tokens", at + static_cast<std::int64_t>(n)), *got, want, tolerance);
       at += static_cast<std::int64_t>(n);
     }
@@ -331,16 +363,21 @@ void shards(Report& report, const fs::path& folder) {
   const auto file = load_json(folder / "tp_plan.json");
   for (const auto& plan : file.at("plans")) {
     Step1Config c;
-    c.hidden = plan.at("hidden_size"), c.inner = plan.at("intermediate_size"), c.heads = plan.at("num_attention_heads"), c.groups = plan.at("num_attention_groups");
+    c.hidden = plan.at("hidden_size"), c.inner = plan.at("intermediate_size"), c.heads = plan.at("num_attention_heads"),
+    c.groups = plan.at("num_attention_groups");
     c.layers = plan.at("num_hidden_layers"), c.vocabulary = plan.at("vocab_size"), c.length_max = 1;
     const auto ranks = plan.at("tp").get<int>();
     report.begin("tp_plan", fmt::format("{} over {}", plan.at("config").get<std::string>(), ranks));
     for (const auto& r : plan.at("ranks")) {
       const auto shard = Shard::plan(c, r.at("rank").get<int>(), ranks);
-      if (!shard) { report.fail("plan", shard.error().message); continue; }
+      if (!shard) {
+        report.fail("plan", shard.error().message);
+        continue;
+      }
       auto same = [&](const char* key, Range range) { report.equal(key, r.at(key) == json::array({range.first, range.last})); };
       same("query_heads", shard->query_heads), same("kv_groups", shard->kv_groups), same("q_proj_rows", shard->q_rows), same("k_proj_rows", shard->kv_rows);
-      same("v_proj_rows", shard->kv_rows), same("o_proj_columns", shard->q_rows), same("gate_up_rows", shard->inner_rows), same("down_proj_columns", shard->inner_rows);
+      same("v_proj_rows", shard->kv_rows), same("o_proj_columns", shard->q_rows), same("gate_up_rows", shard->inner_rows),
+          same("down_proj_columns", shard->inner_rows);
       same("vocab_rows", shard->vocabulary_rows);
       const auto want = r.at("slopes").get<std::vector<double>>();
       bool near = want.size() == shard->slopes.size();
@@ -384,9 +421,12 @@ bool run_lm(const fs::path& folder) {
   for (const auto& c : file.at("cases")) {
     const auto kind = c.at("kind").get<std::string>();
     report.begin(kind, c.at("id").get<std::string>());
-    if (kind == "alibi") alibi(report, c, t);
-    else if (kind == "sampling" || kind == "sampling_ties") sampling(report, c, t);
-    else model_case(report, folder, c, t, runners);
+    if (kind == "alibi")
+      alibi(report, c, t);
+    else if (kind == "sampling" || kind == "sampling_ties")
+      sampling(report, c, t);
+    else
+      model_case(report, folder, c, t, runners);
   }
   std::set<std::string> models;
   for (const auto& c : file.at("cases"))

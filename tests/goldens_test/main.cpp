@@ -30,7 +30,8 @@ bool run_family(const fs::path& folder) {
   if (family == "vad") return run_vad(folder);
   if (family == "tokenizer") return run_tokenizer(folder);
   if (family == "vocoder") return run_vocoder(folder);
-  raise(Errc::not_found, "'{}' is no folder of reference values (cases.json, silero_cases.json, or a manifest.json with 'resample' or 'models')", folder.string());
+  raise(Errc::not_found, "'{}' is no folder of reference values (cases.json, silero_cases.json, or a manifest.json with 'resample' or 'models')",
+        folder.string());
 }
 
 bool run(const fs::path& folder) {

@@ -40,7 +40,8 @@ void Report::near(const std::string& what, const at::Tensor& got_any, const at::
   kind.tolerance = std::max(kind.tolerance, tolerance.absolute);
   kind.error = std::max(kind.error, worst);
   const double excess = (error - tolerance.absolute - tolerance.relative * want.abs()).max().item<double>();
-  if (!(excess <= 0) || std::isnan(worst)) return fail(what, fmt::format("largest error {:.3g}, tolerance {:.3g} + {:.3g} relative", worst, tolerance.absolute, tolerance.relative));
+  if (!(excess <= 0) || std::isnan(worst))
+    return fail(what, fmt::format("largest error {:.3g}, tolerance {:.3g} + {:.3g} relative", worst, tolerance.absolute, tolerance.relative));
   if (tolerance.mean >= 0 && !(mean <= tolerance.mean)) return fail(what, fmt::format("mean error {:.3g}, tolerance {:.3g}", mean, tolerance.mean));
   if (tolerance.snr_db >= 0) {
     const double snr = 10 * std::log10(want.pow(2).sum().item<double>() / std::max(1e-30, error.pow(2).sum().item<double>()));

@@ -16,8 +16,8 @@ namespace parlando::goldens {
 
 struct Tolerance {
   double absolute = 0, relative = 0;
-  double mean = -1;         ///< limit of the mean absolute error, -1 = none
-  double snr_db = -1;       ///< at least this signal-to-noise ratio, -1 = none
+  double mean = -1;    ///< limit of the mean absolute error, -1 = none
+  double snr_db = -1;  ///< at least this signal-to-noise ratio, -1 = none
 };
 
 class Report {
@@ -34,7 +34,11 @@ class Report {
   bool print() const;
 
  private:
-  struct Kind { int cases = 0; double error = 0, tolerance = 0; int failures = 0; };
+  struct Kind {
+    int cases = 0;
+    double error = 0, tolerance = 0;
+    int failures = 0;
+  };
   std::string family_, kind_, case_;
   std::map<std::string, Kind> kinds_;
   std::vector<std::string> failures_;

@@ -24,7 +24,8 @@ using tensor::to_values;
 at::Tensor matrix(const audio::Features& f) { return tensor::from_values(f.values, {f.frames, f.bins}); }
 
 /// Equal ids, or the runner-up where the reference's own margin is below `margin`.
-void compare_ids(Report& report, const std::string& what, const std::vector<std::int32_t>& got, const checkpoint::TensorMap& t, const std::string& key, double margin) {
+void compare_ids(Report& report, const std::string& what, const std::vector<std::int32_t>& got, const checkpoint::TensorMap& t, const std::string& key,
+                 double margin) {
   const auto want = ints_of(tensor_of(t, key));
   if (got.size() != want.size()) return report.fail(what, fmt::format("{} ids, expected {}", got.size(), want.size()));
   if (want.empty()) return;
@@ -43,7 +44,10 @@ void compare_containers(Report& report, const fs::path& ckpt) {
     report.equal(what + " count", a.size() == b.size(), fmt::format("{} and {} tensors", a.size(), b.size()));
     for (const auto& [name, tensor] : a) {
       const auto found = b.find(name);
-      if (found == b.end()) { report.fail(what, "'" + name + "' is missing"); continue; }
+      if (found == b.end()) {
+        report.fail(what, "'" + name + "' is missing");
+        continue;
+      }
       report.equal(what + " " + name, tensor.shape == found->second.shape && tensor.bytes.size() == found->second.bytes.size() &&
                                           std::equal(tensor.bytes.begin(), tensor.bytes.end(), found->second.bytes.begin()));
     }
@@ -52,7 +56,10 @@ void compare_containers(Report& report, const fs::path& ckpt) {
     const auto pt = entry.path();
     if (pt.extension() != ".pt" || !fs::exists(fs::path(pt).replace_extension(".safetensors"))) continue;
     auto torch = checkpoint::read_torch_file(pt);
-    if (!torch) { report.fail(pt.filename(), torch.error().message); continue; }
+    if (!torch) {
+      report.fail(pt.filename(), torch.error().message);
+      continue;
+    }
     same(*torch, load_tensors(fs::path(pt).replace_extension(".safetensors")), "model.pt");
   }
   const auto onnx = ckpt / "speech_tokenizer_v1.onnx";
@@ -196,7 +203,8 @@ bool run_tokenizer(const fs::path& folder) {
       auto normal = wave16;
       if (options.energy_norm) audio::peak_normalise(normal);
       const auto trimmed = audio::trim_silence(normal);
-      report.equal("trim index", trimmed.start == info["librosa_trim_index"][0].get<std::size_t>() && trimmed.end == info["librosa_trim_index"][1].get<std::size_t>());
+      report.equal("trim index",
+                   trimmed.start == info["librosa_trim_index"][0].get<std::size_t>() && trimmed.end == info["librosa_trim_index"][1].get<std::size_t>());
     }
     if (t.contains("wav_pre")) {
       report.near("wav_pre", *ready, tensor_of(t, "wav_pre"), {2e-5});
@@ -206,8 +214,10 @@ bool run_tokenizer(const fs::path& folder) {
       const auto want = tensor_of(t, "fbank");
       audio::Fbank fbank(audio::FbankWindow::hamming, 32768.0f);
       const auto got = matrix(fbank(*ready));
-      if (got.size(0) < want.size(0)) report.fail("fbank", "too few frames");
-      else report.near("fbank", got.narrow(0, 0, want.size(0)), want, {1e-2, 0, 1e-4});
+      if (got.size(0) < want.size(0))
+        report.fail("fbank", "too few frames");
+      else
+        report.near("fbank", got.narrow(0, 0, want.size(0)), want, {1e-2, 0, 1e-4});
     }
     const auto features = tok.linguistic()->features(*ready);
     if (t.contains("feats")) report.near("feats", features, tensor_of(t, "feats"), {2e-3});
@@ -220,7 +230,8 @@ bool run_tokenizer(const fs::path& folder) {
     if (!ids) throw Failure{ids.error()};
     compare_ids(report, "vq02", ids->linguistic, t, "vq02", 1e-3);
     compare_ids(report, "vq06", ids->semantic, t, "vq06", 1e-4);
-    report.equal("linguistic_count", tokenizer::linguistic_count(static_cast<std::int64_t>(ready->size())) == static_cast<std::int64_t>(ids->linguistic.size()));
+    report.equal("linguistic_count",
+                 tokenizer::linguistic_count(static_cast<std::int64_t>(ready->size())) == static_cast<std::int64_t>(ids->linguistic.size()));
     report.equal("semantic_count", tokenizer::semantic_count(static_cast<std::int64_t>(ready->size())) == static_cast<std::int64_t>(ids->semantic.size()));
     const auto want_tokens = ints_of(tensor_of(t, "tokens"));
     auto codes = interleave(ints_of(tensor_of(t, "vq02")), ints_of(tensor_of(t, "vq06")));

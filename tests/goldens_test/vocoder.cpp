@@ -4,11 +4,11 @@
 
 #include "common/audio/front_end.hpp"
 #include "common/audio/resampler.hpp"
+#include "common/base/speech_tags.hpp"
 #include "common/checkpoint/import.hpp"
 #include "common/checkpoint/onnx.hpp"
 #include "common/checkpoint/torch_zip.hpp"
 #include "common/tensor/torch_bridge.hpp"
-#include "common/base/speech_tags.hpp"
 #include "services/tts/model/speech_decoder.hpp"
 #include "tests/goldens_test/report.hpp"
 #include "tests/support/temporary_directory.hpp"
@@ -38,7 +38,10 @@ class Vocoder {
     }
     return *slot;
   }
-  std::shared_ptr<const SpeechDecoder> shared(const std::string& key) { model(key); return models_[key]; }
+  std::shared_ptr<const SpeechDecoder> shared(const std::string& key) {
+    model(key);
+    return models_[key];
+  }
 
   void containers(Report& report) {
     for (const auto& [key, info] : manifest_.at("models").items()) {
@@ -50,23 +53,33 @@ class Vocoder {
         const auto pt = directory / (std::string(part) + ".pt"), safe = directory / (std::string(part) + ".safetensors");
         if (!fs::exists(pt) || !fs::exists(safe)) continue;
         const auto torch = checkpoint::read_torch_file(pt);
-        if (!torch) { report.fail(part, torch.error().message); continue; }
+        if (!torch) {
+          report.fail(part, torch.error().message);
+          continue;
+        }
         const auto want = load_tensors(safe);
         report.equal(std::string(part) + " count", torch->size() == want.size());
         for (const auto& [name, tensor] : want) {
           const auto found = torch->find(name);
-          report.equal(name, found != torch->end() && found->second.shape == tensor.shape && std::equal(found->second.bytes.begin(), found->second.bytes.end(), tensor.bytes.begin(), tensor.bytes.end()));
+          report.equal(name, found != torch->end() && found->second.shape == tensor.shape &&
+                                 std::equal(found->second.bytes.begin(), found->second.bytes.end(), tensor.bytes.begin(), tensor.bytes.end()));
         }
       }
       if (fs::exists(directory / "cosyvoice.yaml") && fs::exists(directory / "config.json")) {
         const TemporaryDirectory only_yaml;
         fs::copy_file(directory / "cosyvoice.yaml", only_yaml.path() / "cosyvoice.yaml");
         const auto yaml = checkpoint::read_vocoder_config(only_yaml.path());
-        if (!yaml) { report.fail("cosyvoice.yaml", yaml.error().message); continue; }
+        if (!yaml) {
+          report.fail("cosyvoice.yaml", yaml.error().message);
+          continue;
+        }
         const auto config = load_json(directory / "config.json");
         for (const char* part : {"flow", "hift"})
           for (const auto& [name, value] : config.at(part).items()) {
-            if (!value.is_object()) { report.equal(name, yaml->at(part).contains(name) && yaml->at(part)[name] == value); continue; }
+            if (!value.is_object()) {
+              report.equal(name, yaml->at(part).contains(name) && yaml->at(part)[name] == value);
+              continue;
+            }
             for (const auto& [inner, x] : value.items())
               if (yaml->at(part).contains(name) && yaml->at(part)[name].contains(inner)) report.equal(name + "." + inner, yaml->at(part)[name][inner] == x);
           }
@@ -102,14 +115,22 @@ class Vocoder {
     auto vector_out = [&](const std::string& n, const std::vector<float>& got) { out(n, tensor::from_values(got, {static_cast<std::int64_t>(got.size())})); };
     auto features = [](const audio::Features& f) { return tensor::from_values(f.values, {f.frames, f.bins}); };
     const auto trace = [&](const std::string& n, const at::Tensor& x) { out(n, x); };
-    auto phase_of = [&](const at::Tensor& p) { std::array<float, kHarmonics> a{}; const auto v = to_values(p); std::copy(v.begin(), v.end(), a.begin()); return a; };
+    auto phase_of = [&](const at::Tensor& p) {
+      std::array<float, kHarmonics> a{};
+      const auto v = to_values(p);
+      std::copy(v.begin(), v.end(), a.begin());
+      return a;
+    };
 
     if (kind == "resample") {
       vector_out("wav", audio::resample(to_values(in("wav")), params.at("orig").get<int>(), params.at("new").get<int>()));
     } else if (kind == "mel") {
       const auto mel = audio::prompt_mel(to_values(in("wav")));
       out("feat", features(mel));
-      if (t.contains("out.len")) { compared.insert("len"); report.equal("len", ints_of(tensor_of(t, "out.len"))[0] == mel.frames); }
+      if (t.contains("out.len")) {
+        compared.insert("len");
+        report.equal("len", ints_of(tensor_of(t, "out.len"))[0] == mel.frames);
+      }
     } else if (kind == "fbank") {
       audio::Fbank fbank(audio::FbankWindow::povey, 1.0f);
       out("fbank", features(fbank(to_values(in("wav")))));
@@ -126,8 +147,10 @@ class Vocoder {
       const auto& imported = *model(key).speaker();
       out("embedding_onnx", imported.embed(centred));
       const auto whole = imported(to_values(in("wav")));
-      if (!whole) report.fail("embedding", whole.error().message);
-      else out("embedding", *whole);
+      if (!whole)
+        report.fail("embedding", whole.error().message);
+      else
+        out("embedding", *whole);
     } else if (kind == "prompt") {
       const auto wave = to_values(in("wav"));
       const auto rate = params.at("sample_rate").get<int>();
@@ -147,10 +170,12 @@ class Vocoder {
       at::Tensor stretched;
       if (kind == "length_regulator") {
         stretched = Flow::stretch(second, f2);
-      } else {   // the case carries its own token rate
+      } else {  // the case carries its own token rate
         const auto rate = params.at("input_frame_rate").get<double>();
         const auto edge = static_cast<std::int64_t>(20 / rate * 22050 / 256);
-        stretched = t2 > 40 ? at::cat({Flow::stretch(second.narrow(0, 0, 20), edge), Flow::stretch(second.narrow(0, 20, t2 - 40), f2 - 2 * edge), Flow::stretch(second.narrow(0, t2 - 20, 20), edge)}, 2)
+        stretched = t2 > 40 ? at::cat({Flow::stretch(second.narrow(0, 0, 20), edge), Flow::stretch(second.narrow(0, 20, t2 - 40), f2 - 2 * edge),
+                                       Flow::stretch(second.narrow(0, t2 - 20, 20), edge)},
+                                      2)
                             : Flow::stretch(second, f2);
       }
       out("mu", flow.regulate(at::cat({Flow::stretch(h.narrow(0, 0, t1), f1), stretched}, 2)).transpose(1, 2).contiguous());
@@ -166,16 +191,20 @@ class Vocoder {
     } else if (kind == "cfm") {
       std::vector<at::Tensor> steps;
       const auto x = model(key).flow().solve(in("z"), in("mu"), in("spks"), in("cond"), [&](const std::string& n, const at::Tensor& v) {
-        if (n == "x_step") steps.push_back(v[0].clone());
-        else out(n, v);
+        if (n == "x_step")
+          steps.push_back(v[0].clone());
+        else
+          out(n, v);
       });
       out("x_steps", at::stack(steps)), out("x", x);
     } else if (kind == "flow" || kind == "tokens2wav") {
       const auto& m = model(key);
       const auto mel = m.flow().mel(in("token")[0], in("prompt_token")[0], in("prompt_feat"), in("embedding"), in("z"));
       out("mel", mel);
-      if (kind == "tokens2wav" && !bf16) out("wav", (*m.hift())(mel, to_values(in("phase")), in("noise")[0]).wave);
-      else compared.insert("wav");   // the README: waveforms of bf16 cases are not comparable
+      if (kind == "tokens2wav" && !bf16)
+        out("wav", (*m.hift())(mel, to_values(in("phase")), in("noise")[0]).wave);
+      else
+        compared.insert("wav");  // the README: waveforms of bf16 cases are not comparable
     } else if (kind == "f0") {
       out("f0", model(key).hift()->f0(in("mel")));
     } else if (kind == "source") {
@@ -183,7 +212,7 @@ class Vocoder {
       const auto& hift = *model(key).hift();
       out("source", hift.source(in("f0")[0], to_values(in("phase")), in("noise")[0], state));
       out("uv", (in("f0")[0] > hift.voiced_threshold()).repeat_interleave(kHop).to(at::kFloat));
-      compared.insert("sine");       // an intermediate that the fused kernel never materialises; `source` is its sum through l_linear
+      compared.insert("sine");  // an intermediate that the fused kernel never materialises; `source` is its sum through l_linear
     } else if (kind == "hift_decode") {
       out("wav", model(key).hift()->decode(in("mel"), in("source"), trace));
     } else if (kind == "hift") {
@@ -232,8 +261,12 @@ class Vocoder {
         report.equal(text + " instruction", leading_tag(text) == row.at("instruction").get<std::string>());
         for (const bool clone : {false, true}) {
           const auto mode = tts_mode(text, "Tingting", clone);
-          report.equal(text + " model", (mode.vocoder == parlando::Vocoder::music ? "CosyVoice-300M-25Hz-Music" : "CosyVoice-300M-25Hz") == row.at("model").get<std::string>());
-          const auto prompt = mode.system_prompt == "with_speaker" ? "sys_prompt_with_spk" : mode.system_prompt == "without_speaker" ? "sys_prompt_wo_spk" : mode.system_prompt == "rap" ? "sys_prompt_for_rap" : "sys_prompt_for_vocal";
+          report.equal(text + " model",
+                       (mode.vocoder == parlando::Vocoder::music ? "CosyVoice-300M-25Hz-Music" : "CosyVoice-300M-25Hz") == row.at("model").get<std::string>());
+          const auto prompt = mode.system_prompt == "with_speaker"      ? "sys_prompt_with_spk"
+                              : mode.system_prompt == "without_speaker" ? "sys_prompt_wo_spk"
+                              : mode.system_prompt == "rap"             ? "sys_prompt_for_rap"
+                                                                        : "sys_prompt_for_vocal";
           report.equal(text + " prompt", row.at(clone ? "sys_prompt_clone" : "sys_prompt_tts").get<std::string>() == prompt, prompt);
           if (!clone) report.equal(text + " speaker", mode.speaker_key == row.at("tts_speaker_key").get<std::string>());
         }
@@ -250,7 +283,8 @@ class Vocoder {
   void stream(Report& report, const json& c, const std::string& key, In&& in, Out&& out) {
     const auto& p = c.at("params");
     SpeechStreamV1::Options o;
-    o.token_hop = p.at("token_hop_len"), o.token_overlap = p.at("token_overlap_len"), o.mel_overlap = p.at("mel_overlap_len"), o.flow_cache_tail = p.at("flow_cache_tail");
+    o.token_hop = p.at("token_hop_len"), o.token_overlap = p.at("token_overlap_len"), o.mel_overlap = p.at("mel_overlap_len"),
+    o.flow_cache_tail = p.at("flow_cache_tail");
     o.mel_cache = p.at("mel_cache_len"), o.source_cache = p.at("source_cache_len");
     auto decoder = shared(key);
     // The case may carry another token rate than the checkpoint's configuration.
@@ -270,14 +304,20 @@ class Vocoder {
     const auto z_tile = in("z_tile"), noise_tile = in("noise_tile"), phases = in("phase_table");
     SpeechStreamV1::Noise noise;
     noise.flow = [z_tile](int i, std::int64_t frames) { return z_tile.index_select(1, (at::arange(frames) + 37 * i).remainder(256)).unsqueeze(0); };
-    noise.phase = [phases](int i) { std::array<float, kHarmonics> a{}; const auto v = to_values(phases[i]); std::copy(v.begin(), v.end(), a.begin()); return a; };
+    noise.phase = [phases](int i) {
+      std::array<float, kHarmonics> a{};
+      const auto v = to_values(phases[i]);
+      std::copy(v.begin(), v.end(), a.begin());
+      return a;
+    };
     noise.source = [noise_tile](int i, std::int64_t samples) { return noise_tile.index_select(1, (at::arange(samples) + 911 * i).remainder(5120)); };
     VoicePrompt prompt;
     prompt.mel = in("prompt_feat"), prompt.embedding = in("embedding");
     for (const auto id : ints_of(in("prompt_token"))) prompt.codes.push_back(id + (decoder->flow().single_codebook() ? 1024 : 0));
     SpeechStreamV1 stream(decoder, prompt, o, noise);
     const auto tokens = in("token")[0].contiguous();
-    const auto chunks = stream.push({tokens.template data_ptr<std::int64_t>(), static_cast<std::size_t>(tokens.numel())}, true, [&](const std::string& n, const at::Tensor& x) { out(n, x); });
+    const auto chunks = stream.push({tokens.template data_ptr<std::int64_t>(), static_cast<std::size_t>(tokens.numel())}, true,
+                                    [&](const std::string& n, const at::Tensor& x) { out(n, x); });
     if (!chunks) return report.fail("stream", chunks.error().message);
     report.equal("chunks", chunks->size() == p.at("chunks").template get<std::size_t>());
   }

@@ -1,8 +1,8 @@
 #define BOOST_TEST_MODULE kernels
 #include <hwy/targets.h>
 
-#include <boost/test/unit_test.hpp>
 #include <bit>
+#include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <random>
 
@@ -38,7 +38,8 @@ BOOST_AUTO_TEST_CASE(matrix_vector_products_match_the_double_precision_reference
   for_each_target([] {
     for (const auto rows : kRows)
       for (const auto columns : kColumns) {
-        const auto w = random_values(static_cast<std::size_t>(rows * columns), 1), x = random_values(static_cast<std::size_t>(columns), 2), b = random_values(static_cast<std::size_t>(rows), 3);
+        const auto w = random_values(static_cast<std::size_t>(rows * columns), 1), x = random_values(static_cast<std::size_t>(columns), 2),
+                   b = random_values(static_cast<std::size_t>(rows), 3);
         std::vector<double> want(static_cast<std::size_t>(rows));
         std::vector<float> got(static_cast<std::size_t>(rows));
         gemv_reference(w.data(), rows, columns, x.data(), b.data(), want.data());
@@ -54,7 +55,8 @@ BOOST_AUTO_TEST_CASE(several_rows_at_once_match_the_reference) {
     for (const std::int64_t count : {1, 2, 4, 6, 9, 19})
       for (const auto rows : kRows)
         for (const auto columns : kColumns) {
-          const auto w = random_values(static_cast<std::size_t>(rows * columns), 1), x = random_values(static_cast<std::size_t>(count * columns), 2), b = random_values(static_cast<std::size_t>(rows), 3);
+          const auto w = random_values(static_cast<std::size_t>(rows * columns), 1), x = random_values(static_cast<std::size_t>(count * columns), 2),
+                     b = random_values(static_cast<std::size_t>(rows), 3);
           std::vector<float> got(static_cast<std::size_t>(count * rows));
           std::vector<float> packed(static_cast<std::size_t>(packed_size(rows, columns)));
           pack_f32(w.data(), rows, columns, packed.data());
@@ -99,7 +101,8 @@ BOOST_AUTO_TEST_CASE(paged_attention_matches_the_reference_over_scattered_blocks
         // The table must not repeat a block.
         for (std::int64_t b = 0; b < blocks; ++b) table[b] = static_cast<std::int32_t>(blocks - 1 - b);
         const auto q = random_values(static_cast<std::size_t>(tokens * heads * dim), 6);
-        const auto k = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 7), v = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 8);
+        const auto k = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 7),
+                   v = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 8);
         const std::vector<float> slopes = {0.5f, 0.25f, 0.125f, 0.0625f, 0.9f, 0.7f};
         std::vector<float> got(q.size()), want(q.size());
         a.q = q.data(), a.keys = k.data(), a.values = v.data(), a.blocks = table.data(), a.block_size = block, a.heads = heads, a.groups = groups, a.dim = dim;

@@ -13,9 +13,9 @@ Result<Step1Config> Step1Config::load(const std::filesystem::path& file) {
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_object()) return fail(Errc::bad_json, "'{}' is not a JSON object", file.string());
   Step1Config c;
-  const std::pair<const char*, std::int64_t*> sizes[] = {{"hidden_size", &c.hidden}, {"intermediate_size", &c.inner}, {"num_attention_heads", &c.heads},
-                                                         {"num_attention_groups", &c.groups}, {"num_hidden_layers", &c.layers}, {"vocab_size", &c.vocabulary},
-                                                         {"max_seq_len", &c.length_max}};
+  const std::pair<const char*, std::int64_t*> sizes[] = {
+      {"hidden_size", &c.hidden},       {"intermediate_size", &c.inner}, {"num_attention_heads", &c.heads}, {"num_attention_groups", &c.groups},
+      {"num_hidden_layers", &c.layers}, {"vocab_size", &c.vocabulary},   {"max_seq_len", &c.length_max}};
   for (const auto& [key, value] : sizes) {
     if (!json.contains(key) || !json[key].is_number_integer()) return fail(Errc::bad_json, "'{}' lacks the integer '{}'", file.string(), key);
     *value = json[key].get<std::int64_t>();
@@ -38,7 +38,8 @@ std::vector<float> alibi_slopes(std::int64_t heads) {
   const auto c = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(heads)));
   std::vector<float> out;
   for (std::int64_t h = 0; h < heads; ++h)
-    out.push_back(static_cast<float>(std::exp2(h < c ? -8.0 * static_cast<double>(h + 1) / static_cast<double>(c) : -4.0 * static_cast<double>(2 * (h - c) + 1) / static_cast<double>(c))));
+    out.push_back(static_cast<float>(
+        std::exp2(h < c ? -8.0 * static_cast<double>(h + 1) / static_cast<double>(c) : -4.0 * static_cast<double>(2 * (h - c) + 1) / static_cast<double>(c))));
   return out;
 }
 
@@ -52,7 +53,7 @@ Result<Shard> Shard::plan(const Step1Config& c, int rank, int ranks) {
   s.query_heads = part(c.heads);
   if (c.groups % ranks == 0) {
     s.kv_groups = part(c.groups);
-  } else {   // more ranks than groups: neighbouring ranks hold the same one
+  } else {  // more ranks than groups: neighbouring ranks hold the same one
     const auto group = rank / (ranks / c.groups);
     s.kv_groups = {group, group + 1};
   }

@@ -6,7 +6,8 @@
 
 namespace parlando::llm {
 
-LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits) : model_(std::move(model)), limits_(limits), pool_(model_->make_pool(limits.cache_tokens)) {}
+LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits)
+    : model_(std::move(model)), limits_(limits), pool_(model_->make_pool(limits.cache_tokens)) {}
 
 LmEngine::Sequence* LmEngine::find(const std::string& name) {
   const auto found = sequences_.find(name);
@@ -14,7 +15,8 @@ LmEngine::Sequence* LmEngine::find(const std::string& name) {
 }
 
 Result<void> LmEngine::open(const std::string& name) {
-  if (static_cast<std::int64_t>(sequences_.size()) >= limits_.sequences) return fail(Errc::overloaded, "{} sequences are open, the limit is {}", sequences_.size(), limits_.sequences);
+  if (static_cast<std::int64_t>(sequences_.size()) >= limits_.sequences)
+    return fail(Errc::overloaded, "{} sequences are open, the limit is {}", sequences_.size(), limits_.sequences);
   if (find(name) != nullptr) return fail(Errc::invalid_argument, "sequence '{}' is open already", name);
   Sequence s;
   s.cache = pool_->open();
@@ -28,11 +30,13 @@ Result<std::int64_t> LmEngine::append(const std::string& name, std::int64_t at, 
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
   const auto length = static_cast<std::int64_t>(s->history.size());
   const auto n = static_cast<std::int64_t>(ids.size());
-  if (at >= 0 && at + n <= length && std::equal(ids.begin(), ids.end(), s->history.begin() + at)) return length;   // a repeated message
+  if (at >= 0 && at + n <= length && std::equal(ids.begin(), ids.end(), s->history.begin() + at)) return length;  // a repeated message
   if (at != length) return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, length, at);
-  if (length + n > model_->config().length_max) return fail(Errc::invalid_argument, "sequence '{}' would have {} tokens, the model takes {}", name, length + n, model_->config().length_max);
+  if (length + n > model_->config().length_max)
+    return fail(Errc::invalid_argument, "sequence '{}' would have {} tokens, the model takes {}", name, length + n, model_->config().length_max);
   for (const auto id : ids)
-    if (id < 0 || id >= model_->config().vocabulary) return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", id, model_->config().vocabulary);
+    if (id < 0 || id >= model_->config().vocabulary)
+      return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", id, model_->config().vocabulary);
   s->history.insert(s->history.end(), ids.begin(), ids.end());
   return length + n;
 }
@@ -54,7 +58,8 @@ Result<void> LmEngine::fork(const std::string& name, std::int64_t at, const std:
 Result<void> LmEngine::truncate(const std::string& name, std::int64_t to) {
   auto* s = find(name);
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
-  if (to < 0 || to > static_cast<std::int64_t>(s->history.size())) return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, it cannot be cut to {}", name, s->history.size(), to);
+  if (to < 0 || to > static_cast<std::int64_t>(s->history.size()))
+    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, it cannot be cut to {}", name, s->history.size(), to);
   s->generation.reset();
   s->history.resize(static_cast<std::size_t>(to));
   if (s->cache.length() > to) s->cache.truncate(to);
@@ -64,7 +69,8 @@ Result<void> LmEngine::truncate(const std::string& name, std::int64_t to) {
 Result<void> LmEngine::generate(const std::string& name, std::int64_t at, Generation generation) {
   auto* s = find(name);
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
-  if (at != static_cast<std::int64_t>(s->history.size())) return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, s->history.size(), at);
+  if (at != static_cast<std::int64_t>(s->history.size()))
+    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, s->history.size(), at);
   if (s->history.empty()) return fail(Errc::invalid_argument, "sequence '{}' is empty, there is nothing to continue", name);
   if (const auto problem = generation.sampling.problem()) return tl::make_unexpected(*problem);
   s->generation = std::move(generation);
@@ -105,7 +111,8 @@ std::vector<TokenEvent> LmEngine::step() {
   for (auto& [name, s] : sequences_)
     if (s.cache.length() < static_cast<std::int64_t>(s.history.size())) ready.emplace_back(&name, &s);
   auto rank = [](const Sequence& s) { return s.generation ? static_cast<int>(s.generation->priority) : static_cast<int>(Priority::background); };
-  std::sort(ready.begin(), ready.end(), [&](const auto& a, const auto& b) { return std::pair(rank(*a.second), a.second->order) < std::pair(rank(*b.second), b.second->order); });
+  std::sort(ready.begin(), ready.end(),
+            [&](const auto& a, const auto& b) { return std::pair(rank(*a.second), a.second->order) < std::pair(rank(*b.second), b.second->order); });
   std::vector<Step1::Chunk> chunks;
   std::vector<std::pair<const std::string*, Sequence*>> in_batch;
   std::int64_t room = limits_.batch_tokens;
@@ -113,7 +120,8 @@ std::vector<TokenEvent> LmEngine::step() {
     const auto waiting = static_cast<std::int64_t>(s->history.size()) - s->cache.length();
     const auto take = std::min({waiting, limits_.prefill_chunk, room});
     if (take <= 0) break;
-    chunks.push_back({&s->cache, std::span<const std::int32_t>(s->history).subspan(static_cast<std::size_t>(s->cache.length()), static_cast<std::size_t>(take))});
+    chunks.push_back(
+        {&s->cache, std::span<const std::int32_t>(s->history).subspan(static_cast<std::size_t>(s->cache.length()), static_cast<std::size_t>(take))});
     in_batch.emplace_back(name, s);
     room -= take;
   }

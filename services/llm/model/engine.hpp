@@ -24,14 +24,16 @@ enum class Finish { none, stop, length, error };
 
 struct TokenEvent {
   std::string sequence;
-  std::int32_t id = -1;             ///< -1 when only `finish` is told
+  std::int32_t id = -1;  ///< -1 when only `finish` is told
   Finish finish = Finish::none;
   std::string error;
 };
 
 class LmEngine {
  public:
-  struct Limits { std::int64_t cache_tokens = 32768, prefill_chunk = 256, batch_tokens = 512, sequences = 256; };
+  struct Limits {
+    std::int64_t cache_tokens = 32768, prefill_chunk = 256, batch_tokens = 512, sequences = 256;
+  };
   LmEngine(std::shared_ptr<const Step1> model, Limits limits);
 
   const Step1& model() const { return *model_; }
@@ -61,7 +63,7 @@ class LmEngine {
  private:
   struct Sequence {
     KvPool::Sequence cache;
-    std::vector<std::int32_t> history;    ///< all ids, computed or queued
+    std::vector<std::int32_t> history;  ///< all ids, computed or queued
     std::optional<Generation> generation;
     std::int64_t generated = 0, order = 0;
   };

@@ -42,7 +42,8 @@ void KvPool::Sequence::release() {
 Result<void> KvPool::reserve(Sequence& s, std::int64_t count) {
   const auto need = (s.length_ + count + kBlockTokens - 1) / kBlockTokens - static_cast<std::int64_t>(s.blocks_.size());
   const bool copy = s.length_ % kBlockTokens != 0 && references_[static_cast<std::size_t>(s.blocks_.back())] > 1;
-  if (need + (copy ? 1 : 0) > blocks_free()) return fail(Errc::overloaded, "the key/value cache is full: {} blocks are needed, {} of {} are free", need + copy, blocks_free(), blocks_total());
+  if (need + (copy ? 1 : 0) > blocks_free())
+    return fail(Errc::overloaded, "the key/value cache is full: {} blocks are needed, {} of {} are free", need + copy, blocks_free(), blocks_total());
   auto take = [&] {
     const auto block = free_.back();
     free_.pop_back();

@@ -22,7 +22,10 @@ class KvPool {
     Sequence() = default;
     explicit Sequence(KvPool* pool) : pool_(pool) {}
     Sequence(Sequence&& other) noexcept { swap(other); }
-    Sequence& operator=(Sequence&& other) noexcept { swap(other); return *this; }
+    Sequence& operator=(Sequence&& other) noexcept {
+      swap(other);
+      return *this;
+    }
     ~Sequence() { release(); }
     std::int64_t length() const { return length_; }
     const std::vector<std::int32_t>& blocks() const { return blocks_; }
@@ -47,7 +50,7 @@ class KvPool {
   void write(Sequence& sequence, std::int64_t layer, const at::Tensor& keys, const at::Tensor& values);
   void commit(Sequence& sequence, std::int64_t count) { sequence.length_ += count; }
 
-  const at::Tensor& keys() const { return keys_; }      ///< [layers, blocks, 16, groups, dim]
+  const at::Tensor& keys() const { return keys_; }  ///< [layers, blocks, 16, groups, dim]
   const at::Tensor& values() const { return values_; }
   std::int64_t blocks_total() const { return static_cast<std::int64_t>(references_.size()); }
   std::int64_t blocks_free() const { return static_cast<std::int64_t>(free_.size()); }

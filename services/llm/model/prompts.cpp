@@ -67,8 +67,7 @@ const TtsPrompts& TtsPrompts::official() {
 - "快速2"
 
 请在朗读时，根据这些情感标签的指示，调整你的情感、语气、语调和哼唱节奏，以确保文本的情感和意义得到准确而生动的传达，如果没有()或（）括号，则根据文本语义内容自由演绎。)~",
-      R"~(请参考对话历史里的音色，用RAP方式将文本内容大声说唱出来。)~",
-      R"~(请参考对话历史里的音色，用哼唱的方式将文本内容大声唱出来。)~"};
+      R"~(请参考对话历史里的音色，用RAP方式将文本内容大声说唱出来。)~", R"~(请参考对话历史里的音色，用哼唱的方式将文本内容大声唱出来。)~"};
   return prompts;
 }
 
@@ -87,8 +86,10 @@ class PromptBuilder::Writer {
     }
   }
   void untrusted(std::string_view text) {
-    if (safe_) section_ += text;
-    else trusted(text);
+    if (safe_)
+      section_ += text;
+    else
+      trusted(text);
   }
   void token(std::int32_t id) {
     flush();
@@ -126,8 +127,10 @@ std::string PromptBuilder::chat_offline_text(std::span<const Message> messages) 
   std::string out;
   for (const auto& message : messages) {
     out += "<|BOT|>" + role_of(message) + "\n";
-    if (const auto* text = std::get_if<std::string>(&message.content)) out += *text + "<|EOT|>";
-    else if (const auto* codes = std::get_if<std::vector<std::int32_t>>(&message.content)) out += to_token_string(*codes) + "<|EOT|>";
+    if (const auto* text = std::get_if<std::string>(&message.content))
+      out += *text + "<|EOT|>";
+    else if (const auto* codes = std::get_if<std::vector<std::int32_t>>(&message.content))
+      out += to_token_string(*codes) + "<|EOT|>";
   }
   if (!out.ends_with("<|BOT|>assistant\n")) out += "<|BOT|>assistant\n";
   return out;
@@ -136,13 +139,15 @@ std::string PromptBuilder::chat_offline_text(std::span<const Message> messages) 
 std::vector<std::int32_t> PromptBuilder::chat_offline(std::span<const Message> messages) const {
   Writer writer(*tokenizer_, safe_);
   if (tokenizer_->adds_bos()) writer.ids().push_back(tokenizer_->bos());
-  bool open = false;   // the text ends with exactly the assistant's marker
+  bool open = false;  // the text ends with exactly the assistant's marker
   for (const auto& message : messages) {
     writer.trusted("<|BOT|>" + role_of(message) + "\n");
     open = message.role == "assistant";
     if (const auto* text = std::get_if<std::string>(&message.content)) {
-      if (is_untrusted(message)) writer.untrusted(*text);
-      else writer.trusted(*text);
+      if (is_untrusted(message))
+        writer.untrusted(*text);
+      else
+        writer.trusted(*text);
       writer.trusted("<|EOT|>");
       open = false;
     } else if (const auto* codes = std::get_if<std::vector<std::int32_t>>(&message.content)) {
@@ -162,8 +167,10 @@ std::vector<std::int32_t> PromptBuilder::chat_server(std::span<const Message> me
     const auto& message = messages[i];
     writer.trusted("<|BOT|> " + role_of(message) + "\n");
     if (const auto* text = std::get_if<std::string>(&message.content)) {
-      if (is_untrusted(message)) writer.untrusted(*text);
-      else writer.trusted(*text);
+      if (is_untrusted(message))
+        writer.untrusted(*text);
+      else
+        writer.trusted(*text);
     } else if (const auto* codes = std::get_if<std::vector<std::int32_t>>(&message.content)) {
       writer.codes(*codes);
     }
@@ -211,9 +218,12 @@ Result<std::vector<Message>> PromptBuilder::messages_of(const nlohmann::json& me
       message.content = content.get<std::string>();
     } else if (content.is_object()) {
       const auto type = content.value("type", "");
-      if (type == "text" && content.contains("text") && content["text"].is_string()) message.content = content["text"].get<std::string>();
-      else if (type == "audio" && content.contains("codes") && content["codes"].is_array()) message.content = content["codes"].get<std::vector<std::int32_t>>();
-      else continue;   // the official code drops a dict of another type without a word
+      if (type == "text" && content.contains("text") && content["text"].is_string())
+        message.content = content["text"].get<std::string>();
+      else if (type == "audio" && content.contains("codes") && content["codes"].is_array())
+        message.content = content["codes"].get<std::vector<std::int32_t>>();
+      else
+        continue;  // the official code drops a dict of another type without a word
     } else if (!content.is_null()) {
       return fail(Errc::invalid_argument, "unsupported content type '{}' of message {}", content.type_name(), out.size());
     }

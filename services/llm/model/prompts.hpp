@@ -11,13 +11,13 @@ enum class PromptStyle { offline, server };
 
 /// A message of a dialogue: text, audio as interleaved codes, or nothing (the marker and role alone).
 struct Message {
-  std::string role;   ///< "user", "assistant", "system", "tool", …
+  std::string role;  ///< "user", "assistant", "system", "tool", …
   std::variant<std::monostate, std::string, std::vector<std::int32_t>> content;
 };
 
 /// System prompts of the TTS model; official texts unless the model directory has a prompts.json.
 struct TtsPrompts {
-  std::string with_speaker, without_speaker, rap, vocal;   ///< `with_speaker` holds `{}` for the name
+  std::string with_speaker, without_speaker, rap, vocal;  ///< `with_speaker` holds `{}` for the name
   static const TtsPrompts& official();
 };
 
@@ -33,7 +33,10 @@ class PromptBuilder {
   /// The text of the offline prompt, audio as `<audio_N>` strings; for logs and tests.
   std::string chat_offline_text(std::span<const Message> messages) const;
 
-  struct Tts { std::string system, prompt_text, text; std::vector<std::int32_t> prompt_codes; };
+  struct Tts {
+    std::string system, prompt_text, text;
+    std::vector<std::int32_t> prompt_codes;
+  };
   /// @param inner_bos  a BOS in front of every encoded part; the tokenizer's `adds_bos()` decides by default
   std::vector<std::int32_t> tts(const Tts& request, std::optional<bool> inner_bos = {}) const;
 

@@ -106,7 +106,7 @@ Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::
     if (sum > target) return last;
   }
   if (last < 0) return fail(Errc::invalid_argument, "no id can be sampled: the logits are not numbers");
-  return last;   // rounding left the sum a little below 1
+  return last;  // rounding left the sum a little below 1
 }
 
 }  // namespace parlando::llm

@@ -11,11 +11,11 @@
 namespace parlando::llm {
 
 struct Sampling {
-  double temperature = 0.7;                 ///< 0 = greedy: the largest logit, the lowest id on ties
-  std::optional<std::int64_t> top_k = 50;   ///< ties at the border survive
-  std::optional<double> top_p;              ///< in (0, 1]
+  double temperature = 0.7;                ///< 0 = greedy: the largest logit, the lowest id on ties
+  std::optional<std::int64_t> top_k = 50;  ///< ties at the border survive
+  std::optional<double> top_p;             ///< in (0, 1]
   std::optional<double> repetition_penalty;
-  bool repetition_aware = false;            ///< TTS: an id seen twice among the last ten is forbidden for this step
+  bool repetition_aware = false;  ///< TTS: an id seen twice among the last ten is forbidden for this step
   std::uint64_t seed = 0;
 
   static Sampling chat() { return {.temperature = 0.7, .top_k = 50, .top_p = 0.9}; }

@@ -25,9 +25,7 @@ Result<std::shared_ptr<const Step1>> Step1::load(const std::filesystem::path& di
   m->config_ = config, m->shard_ = shard, m->ranks_ = ranks, m->dtype_ = dtype;
   const auto H = config.hidden, I = config.inner, KV = config.groups * config.dim(), V = config.vocabulary;
   const auto vocabulary = shard.vocabulary_rows;
-  auto rows_of = [&](const char* name) {
-    return ranks == 1 ? w.take(name, {V, H}) : w.take_slice(name, {V, H}, 0, vocabulary.first, vocabulary.count());
-  };
+  auto rows_of = [&](const char* name) { return ranks == 1 ? w.take(name, {V, H}) : w.take_slice(name, {V, H}, 0, vocabulary.first, vocabulary.count()); };
   m->embedding_ = rows_of("model.embed_tokens.weight");
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const auto at = fmt::format("model.layers.{}.", l);
@@ -40,8 +38,10 @@ Result<std::shared_ptr<const Step1>> Step1::load(const std::filesystem::path& di
                          Part{at + "self_attn.v_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()}});
     layer.gate_up = w.stack({Part{at + "mlp.gate_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()},
                              Part{at + "mlp.up_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()}});
-    layer.out = ranks == 1 ? w.take(at + "self_attn.o_proj.weight", {H, H}) : w.take_slice(at + "self_attn.o_proj.weight", {H, H}, 1, shard.q_rows.first, shard.q_rows.count());
-    layer.down = ranks == 1 ? w.take(at + "mlp.down_proj.weight", {H, I}) : w.take_slice(at + "mlp.down_proj.weight", {H, I}, 1, shard.inner_rows.first, shard.inner_rows.count());
+    layer.out = ranks == 1 ? w.take(at + "self_attn.o_proj.weight", {H, H})
+                           : w.take_slice(at + "self_attn.o_proj.weight", {H, H}, 1, shard.q_rows.first, shard.q_rows.count());
+    layer.down = ranks == 1 ? w.take(at + "mlp.down_proj.weight", {H, I})
+                            : w.take_slice(at + "mlp.down_proj.weight", {H, I}, 1, shard.inner_rows.first, shard.inner_rows.count());
     m->layers_.push_back(std::move(layer));
   }
   m->final_norm_ = w.take("model.norm.weight", {H});
@@ -103,8 +103,11 @@ at::Tensor Step1::linear(const at::Tensor& x, const at::Tensor& w) const {
   const auto tokens = x.size(0);
   at::parallel_for(0, rows, 256, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = 0; t < tokens; ++t) {
-      if (dtype_ == at::kFloat) kernels::gemv_f32(w.data_ptr<float>() + first * columns, last - first, columns, from + t * columns, nullptr, to + t * rows + first);
-      else kernels::gemv_bf16(reinterpret_cast<const std::uint16_t*>(w.data_ptr()) + first * columns, last - first, columns, from + t * columns, to + t * rows + first);
+      if (dtype_ == at::kFloat)
+        kernels::gemv_f32(w.data_ptr<float>() + first * columns, last - first, columns, from + t * columns, nullptr, to + t * rows + first);
+      else
+        kernels::gemv_bf16(reinterpret_cast<const std::uint16_t*>(w.data_ptr()) + first * columns, last - first, columns, from + t * columns,
+                           to + t * rows + first);
     }
   });
   return out.to(dtype_);

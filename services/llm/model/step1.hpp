@@ -25,8 +25,11 @@ class Step1 {
   std::unique_ptr<KvPool> make_pool(std::int64_t tokens) const;
 
   /// Tokens of one sequence, appended at its end.
-  struct Chunk { KvPool::Sequence* sequence = nullptr; std::span<const std::int32_t> ids; };
-  using Trace = std::function<void(int stage, const at::Tensor&)>;   ///< 0 = embeddings, i = after layer i, layers+1 = after the final norm
+  struct Chunk {
+    KvPool::Sequence* sequence = nullptr;
+    std::span<const std::int32_t> ids;
+  };
+  using Trace = std::function<void(int stage, const at::Tensor&)>;  ///< 0 = embeddings, i = after layer i, layers+1 = after the final norm
 
   /// Runs all chunks as one ragged batch and advances the sequences. @return hidden rows after the final norm, concatenated [Σ ids, H]
   /// @error Errc::token_out_of_range, Errc::overloaded (cache full), Errc::invalid_argument (sequence too long); nothing changes then
@@ -38,7 +41,9 @@ class Step1 {
   /// Bytes of weights read by one decode step.
   std::int64_t decode_bytes() const;
 
-  struct Layer { at::Tensor input_norm, qkv, out, post_norm, gate_up, down; };
+  struct Layer {
+    at::Tensor input_norm, qkv, out, post_norm, gate_up, down;
+  };
   const std::vector<Layer>& layers() const { return layers_; }
   const at::Tensor& embedding() const { return embedding_; }
   const at::Tensor& head() const { return head_; }

@@ -59,7 +59,17 @@ Result<std::unique_ptr<Step1Cuda>> Step1Cuda::create(const Step1& model, std::in
   if (l.devices() == 0) return fail(Errc::unavailable, "no CUDA device is usable");
   const auto& c = model.config();
   const bool bf16 = model.embedding().scalar_type() == at::kBFloat16;
-  const ParlandoCudaConfig config{c.hidden, c.inner, c.heads, c.groups, c.layers, c.vocabulary, (cache_tokens + kBlockTokens - 1) / kBlockTokens, kBlockTokens, static_cast<float>(c.norm_eps), bf16, 0};
+  const ParlandoCudaConfig config{c.hidden,
+                                  c.inner,
+                                  c.heads,
+                                  c.groups,
+                                  c.layers,
+                                  c.vocabulary,
+                                  (cache_tokens + kBlockTokens - 1) / kBlockTokens,
+                                  kBlockTokens,
+                                  static_cast<float>(c.norm_eps),
+                                  bf16,
+                                  0};
   std::unique_ptr<Step1Cuda> out(new Step1Cuda);
   out->vocabulary_ = c.vocabulary;
   out->model_ = l.create(&config, alibi_slopes(c.heads).data());
@@ -72,8 +82,8 @@ Result<std::unique_ptr<Step1Cuda>> Step1Cuda::create(const Step1& model, std::in
   for (std::size_t n = 0; good && n < model.layers().size(); ++n) {
     const auto& x = model.layers()[n];
     const int i = static_cast<int>(n);
-    good = upload(i, kCudaInputNorm, x.input_norm) && upload(i, kCudaQkv, x.qkv) && upload(i, kCudaOut, x.out) && upload(i, kCudaPostNorm, x.post_norm) && upload(i, kCudaGateUp, x.gate_up) &&
-           upload(i, kCudaDown, x.down);
+    good = upload(i, kCudaInputNorm, x.input_norm) && upload(i, kCudaQkv, x.qkv) && upload(i, kCudaOut, x.out) && upload(i, kCudaPostNorm, x.post_norm) &&
+           upload(i, kCudaGateUp, x.gate_up) && upload(i, kCudaDown, x.down);
   }
   if (!good) return fail(Errc::internal, "CUDA: {}", l.error());
   return out;
@@ -92,17 +102,20 @@ Result<std::vector<float>> Step1Cuda::forward(std::span<const Chunk> chunks) {
     const auto& chunk = chunks[r];
     const auto end = chunk.start + static_cast<std::int64_t>(chunk.ids.size());
     if (chunk.ids.empty() || static_cast<std::int64_t>(chunk.blocks.size()) * kBlockTokens < end)
-      return fail(Errc::invalid_argument, "chunk {} ends at position {}, its {} blocks hold {}", r, end, chunk.blocks.size(), chunk.blocks.size() * kBlockTokens);
+      return fail(Errc::invalid_argument, "chunk {} ends at position {}, its {} blocks hold {}", r, end, chunk.blocks.size(),
+                  chunk.blocks.size() * kBlockTokens);
     std::copy(chunk.blocks.begin(), chunk.blocks.end(), tables.begin() + static_cast<std::ptrdiff_t>(r * width));
     for (std::size_t i = 0; i < chunk.ids.size(); ++i) {
-      if (chunk.ids[i] < 0 || chunk.ids[i] >= vocabulary_) return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", chunk.ids[i], vocabulary_);
-      ids.push_back(chunk.ids[i]), positions.push_back(static_cast<std::int32_t>(chunk.start + static_cast<std::int64_t>(i))), rows.push_back(static_cast<std::int32_t>(r));
+      if (chunk.ids[i] < 0 || chunk.ids[i] >= vocabulary_)
+        return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", chunk.ids[i], vocabulary_);
+      ids.push_back(chunk.ids[i]), positions.push_back(static_cast<std::int32_t>(chunk.start + static_cast<std::int64_t>(i))),
+          rows.push_back(static_cast<std::int32_t>(r));
     }
     wanted.push_back(static_cast<std::int32_t>(ids.size()) - 1);
   }
   std::vector<float> logits(wanted.size() * static_cast<std::size_t>(vocabulary_));
-  if (library().forward(model_, ids.data(), positions.data(), rows.data(), static_cast<int>(ids.size()), tables.data(), static_cast<int>(chunks.size()), static_cast<int>(width), wanted.data(),
-                        static_cast<int>(wanted.size()), logits.data()) != 0)
+  if (library().forward(model_, ids.data(), positions.data(), rows.data(), static_cast<int>(ids.size()), tables.data(), static_cast<int>(chunks.size()),
+                        static_cast<int>(width), wanted.data(), static_cast<int>(wanted.size()), logits.data()) != 0)
     return fail(Errc::internal, "CUDA: {}", library().error());
   return logits;
 }

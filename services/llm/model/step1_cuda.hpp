@@ -15,7 +15,10 @@ class Step1Cuda {
   Step1Cuda(const Step1Cuda&) = delete;
   Step1Cuda& operator=(const Step1Cuda&) = delete;
 
-  struct Chunk { std::int64_t start = 0; std::span<const std::int32_t> ids, blocks; };   ///< tokens of one sequence behind position `start`
+  struct Chunk {
+    std::int64_t start = 0;
+    std::span<const std::int32_t> ids, blocks;
+  };  ///< tokens of one sequence behind position `start`
   /// One ragged batch; logits [chunks, V] of each chunk's last token.
   Result<std::vector<float>> forward(std::span<const Chunk> chunks);
   /// Number of devices, 0 without a driver or without the library.

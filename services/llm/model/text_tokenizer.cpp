@@ -79,15 +79,18 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
     if (field->number == 1) {
       Piece piece{"", 0.0f, Type::normal};
       while (const auto f = part.next()) {
-        if (f->number == 1 && f->wire == 2) piece.text = std::string(f->text());
-        else if (f->number == 2 && f->wire == 5) piece.score = f->as_float();
+        if (f->number == 1 && f->wire == 2)
+          piece.text = std::string(f->text());
+        else if (f->number == 2 && f->wire == 5)
+          piece.score = f->as_float();
         else if (f->number == 3 && f->wire == 0) {
           if (f->value < 1 || f->value > 6) return fail(Errc::bad_format, "'{}': piece {} has type {}", name, out->pieces_.size(), f->value);
           piece.type = static_cast<Type>(f->value);
         }
       }
       if (out->pieces_.size() >= kPiecesMax) return fail(Errc::bad_format, "'{}' has more than {} pieces", name, kPiecesMax);
-      if (piece.text.empty() || piece.text.size() > 512) return fail(Errc::bad_format, "'{}': piece {} has {} bytes", name, out->pieces_.size(), piece.text.size());
+      if (piece.text.empty() || piece.text.size() > 512)
+        return fail(Errc::bad_format, "'{}': piece {} has {} bytes", name, out->pieces_.size(), piece.text.size());
       out->pieces_.push_back(std::move(piece));
     } else if (field->number == 2) {
       while (const auto f = part.next()) {
@@ -96,10 +99,14 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
       }
     } else if (field->number == 3) {
       while (const auto f = part.next()) {
-        if (f->number == 2 && f->wire == 2) charsmap = !f->bytes.empty();
-        else if (f->number == 3) dummy_prefix = f->value != 0;
-        else if (f->number == 4) remove_spaces = f->value != 0;
-        else if (f->number == 5) escape = f->value != 0;
+        if (f->number == 2 && f->wire == 2)
+          charsmap = !f->bytes.empty();
+        else if (f->number == 3)
+          dummy_prefix = f->value != 0;
+        else if (f->number == 4)
+          remove_spaces = f->value != 0;
+        else if (f->number == 5)
+          escape = f->value != 0;
       }
     }
     malformed = malformed || !part.ok();
@@ -118,7 +125,8 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
       out->insert(out->words_, piece.text, id);
     } else if (piece.type == Type::byte) {
       unsigned value = 0;
-      if (piece.text.size() != 6 || std::sscanf(piece.text.c_str(), "<0x%2X>", &value) != 1) return fail(Errc::bad_format, "'{}': byte piece '{}'", name, piece.text);
+      if (piece.text.size() != 6 || std::sscanf(piece.text.c_str(), "<0x%2X>", &value) != 1)
+        return fail(Errc::bad_format, "'{}': byte piece '{}'", name, piece.text);
       out->bytes_[value] = id;
     } else if (piece.type != Type::unused) {
       out->insert(out->added_, piece.text, id);
@@ -130,7 +138,8 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
   out->unknown_score_ = lowest - 10.0f;
   if (const auto first = out->id_of("<audio_0>")) {
     out->audio_base_ = *first;
-    while (*first + out->audio_count_ < out->size() && out->pieces_[*first + out->audio_count_].text == fmt::format("<audio_{}>", out->audio_count_)) ++out->audio_count_;
+    while (*first + out->audio_count_ < out->size() && out->pieces_[*first + out->audio_count_].text == fmt::format("<audio_{}>", out->audio_count_))
+      ++out->audio_count_;
   }
   return out;
 }
@@ -172,18 +181,27 @@ void TextTokenizer::encode_section(std::string_view raw, bool first, std::vector
   std::string text;
   text.reserve(raw.size() + 8);
   for (const char c : raw) {
-    if (c == ' ') text += kSpace;
-    else text += c;
+    if (c == ' ')
+      text += kSpace;
+    else
+      text += c;
   }
   if (first && !text.starts_with(kSpace)) text.insert(0, kSpace);
   // Viterbi: the best score of every prefix, the piece that ends there and where that piece starts.
   const std::size_t n = text.size();
-  struct Best { float score = -std::numeric_limits<float>::infinity(); std::size_t start = 0; std::int32_t id = -2; };
+  struct Best {
+    float score = -std::numeric_limits<float>::infinity();
+    std::size_t start = 0;
+    std::int32_t id = -2;
+  };
   std::vector<Best> best(n + 1);
   best[0].score = 0;
   for (std::size_t i = 0; i < n;) {
     const std::size_t length = std::max<std::size_t>(1, utf8_length(std::string_view(text).substr(i)));
-    if (best[i].id == -2 && i != 0) { i += length; continue; }  // not reachable
+    if (best[i].id == -2 && i != 0) {
+      i += length;
+      continue;
+    }  // not reachable
     bool single = false;
     std::int32_t node = 0;
     for (std::size_t j = i; j < n; ++j) {
@@ -240,8 +258,10 @@ std::string TextTokenizer::decode(std::span<const std::int32_t> ids, bool skip_s
       valid = n > 0;
       i += n;
     }
-    if (valid) out += bytes;
-    else for (std::size_t i = 0; i < bytes.size(); ++i) out += kReplacement;
+    if (valid)
+      out += bytes;
+    else
+      for (std::size_t i = 0; i < bytes.size(); ++i) out += kReplacement;
     bytes.clear();
   };
   for (const auto id : ids) {
@@ -255,8 +275,10 @@ std::string TextTokenizer::decode(std::span<const std::int32_t> ids, bool skip_s
     flush();
     if (skip_special && is_special(id)) continue;
     for (std::size_t i = 0; i < piece.text.size();) {
-      if (std::string_view(piece.text).substr(i).starts_with(kSpace)) out += ' ', i += kSpace.size();
-      else out += piece.text[i++];
+      if (std::string_view(piece.text).substr(i).starts_with(kSpace))
+        out += ' ', i += kSpace.size();
+      else
+        out += piece.text[i++];
     }
   }
   flush();
@@ -291,7 +313,7 @@ std::string StreamDecoder::push(std::int32_t id) {
       if (want > 1 && lead < 0xf5 && bytes_.size() < want) {
         bool tail = true;
         for (std::size_t i = 1; i < bytes_.size(); ++i) tail = tail && (static_cast<unsigned char>(bytes_[i]) & 0xc0) == 0x80;
-        if (tail) break;   // may still become a character
+        if (tail) break;  // may still become a character
       }
       out += kReplacement;
       bytes_.erase(0, 1);
@@ -303,8 +325,10 @@ std::string StreamDecoder::push(std::int32_t id) {
   if (!(skip_special_ && tokenizer_->is_special(id))) {
     const auto& text = tokenizer_->piece(id);
     for (std::size_t i = 0; i < text.size();) {
-      if (std::string_view(text).substr(i).starts_with(kSpace)) out += ' ', i += kSpace.size();
-      else out += text[i++];
+      if (std::string_view(text).substr(i).starts_with(kSpace))
+        out += ' ', i += kSpace.size();
+      else
+        out += text[i++];
     }
   }
   return emit(std::move(out));

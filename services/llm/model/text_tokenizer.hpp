@@ -21,14 +21,17 @@ class TextTokenizer {
   /// @error Errc::bad_format / Errc::unsupported naming what the SentencePiece file holds
   static Result<std::shared_ptr<const TextTokenizer>> parse(std::span<const std::byte> model, const std::string& name);
 
-  enum class Specials { parse, text };   ///< `text` spells control tokens out: for untrusted input
+  enum class Specials { parse, text };  ///< `text` spells control tokens out: for untrusted input
 
   /// Ids without BOS. The text counts as a whole: a `▁` is put in front only at its offset 0.
   std::vector<std::int32_t> encode(std::string_view text, Specials specials = Specials::parse) const;
   /// One section between added tokens. `first` = stands at offset 0 of the whole text.
   void encode_section(std::string_view text, bool first, std::vector<std::int32_t>& out) const;
   /// The added token at the start of `text`, if any (longest match).
-  struct Added { std::int32_t id; std::size_t bytes; };
+  struct Added {
+    std::int32_t id;
+    std::size_t bytes;
+  };
   std::optional<Added> added_at(std::string_view text) const;
 
   std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const;
@@ -40,7 +43,10 @@ class TextTokenizer {
   std::optional<std::int32_t> id_of(std::string_view piece) const;
   const std::string& piece(std::int32_t id) const { return pieces_[static_cast<std::size_t>(id)].text; }
   bool is_byte(std::int32_t id) const { return pieces_[static_cast<std::size_t>(id)].type == Type::byte; }
-  bool is_special(std::int32_t id) const { const auto t = pieces_[static_cast<std::size_t>(id)].type; return t == Type::control || t == Type::unknown; }
+  bool is_special(std::int32_t id) const {
+    const auto t = pieces_[static_cast<std::size_t>(id)].type;
+    return t == Type::control || t == Type::unknown;
+  }
   bool is_added(std::int32_t id) const { return is_special(id) || pieces_[static_cast<std::size_t>(id)].type == Type::user_defined; }
   /// As tokenizer_config.json says; true when the key is absent, as in the reference library.
   bool adds_bos() const { return adds_bos_; }
@@ -48,8 +54,15 @@ class TextTokenizer {
 
  private:
   enum class Type : int { normal = 1, unknown = 2, control = 3, user_defined = 4, unused = 5, byte = 6 };
-  struct Piece { std::string text; float score; Type type; };
-  struct Node { std::vector<std::pair<char, std::int32_t>> next; std::int32_t id = -1; };
+  struct Piece {
+    std::string text;
+    float score;
+    Type type;
+  };
+  struct Node {
+    std::vector<std::pair<char, std::int32_t>> next;
+    std::int32_t id = -1;
+  };
   void insert(std::vector<Node>& trie, std::string_view text, std::int32_t id);
 
   std::vector<Piece> pieces_;
@@ -64,7 +77,8 @@ class TextTokenizer {
 /// Decodes a growing id stream: bytes are kept back until they form a whole character; the leading space of the message is dropped once.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(std::shared_ptr<const TextTokenizer> tokenizer, bool skip_special = true) : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
+  explicit StreamDecoder(std::shared_ptr<const TextTokenizer> tokenizer, bool skip_special = true)
+      : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}
   /// Text that became final with this id, valid UTF-8, possibly empty.
   std::string push(std::int32_t id);
   /// What is left; incomplete bytes become one U+FFFD.

@@ -58,11 +58,13 @@ LinguisticEncoder::LinguisticEncoder(checkpoint::TensorMap tensors, int heads, c
     const std::int64_t inner = hidden.empty() ? -1 : hidden[0];
     Layer layer;
     layer.norm1_w = w.take(at + "norm1.weight", {in}), layer.norm1_b = w.take(at + "norm1.bias", {in});
-    auto packed = [&](const std::string& name, std::int64_t out, std::int64_t from) { return nn::PackedLinear(w.take(at + name + ".weight", {out, from}), w.take(at + name + ".bias", {out})); };
+    auto packed = [&](const std::string& name, std::int64_t out, std::int64_t from) {
+      return nn::PackedLinear(w.take(at + name + ".weight", {out, from}), w.take(at + name + ".bias", {out}));
+    };
     layer.qkv = packed("self_attn.linear_q_k_v", 3 * width_, in), layer.out = packed("self_attn.linear_out", width_, width_);
     layer.w1 = packed("feed_forward.w_1", inner, width_), layer.w2 = packed("feed_forward.w_2", width_, inner);
     layer.fsmn = w.take(at + "self_attn.fsmn_block.weight", {width_, 1, -1});
-    if (layer.fsmn.defined()) layer.fsmn = layer.fsmn.view({width_, -1}).t().contiguous();   // [taps, width]: channels side by side
+    if (layer.fsmn.defined()) layer.fsmn = layer.fsmn.view({width_, -1}).t().contiguous();  // [taps, width]: channels side by side
     layer.norm2_w = w.take(at + "norm2.weight", {width_}), layer.norm2_b = w.take(at + "norm2.bias", {width_});
     layer.residual = in == width_;
     layers_.push_back(std::move(layer));
@@ -139,24 +141,25 @@ std::vector<at::Tensor> LinguisticEncoder::step(const std::vector<LinguisticStat
     state.overlap = x.narrow(0, n, kOverlapRows).clone();
     state.position += n;
   }
-  const auto hidden = run(window, rows, cached,
-                          [&](std::size_t l, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) {
-                            old_k = at::zeros({batch, kLookBackRows, width_}), old_v = at::zeros({batch, kLookBackRows, width_});
-                            for (std::int64_t b = 0; b < batch; ++b) {
-                              auto& state = *states[b];
-                              const auto held = state.keys[l].size(0), n = fresh[b].size(0);
-                              if (held > 0) {
-                                old_k[b].narrow(0, kLookBackRows - held, held).copy_(state.keys[l]);
-                                old_v[b].narrow(0, kLookBackRows - held, held).copy_(state.values[l]);
-                              }
-                              auto grow = [&](at::Tensor& cache, const at::Tensor& now) {
-                                const auto all = at::cat({cache, now[b].narrow(0, 0, n)});
-                                cache = all.narrow(0, std::max<std::int64_t>(0, all.size(0) - kLookBackRows), std::min<std::int64_t>(all.size(0), kLookBackRows)).clone();
-                              };
-                              grow(state.keys[l], k), grow(state.values[l], v);
-                            }
-                          },
-                          trace);
+  const auto hidden = run(
+      window, rows, cached,
+      [&](std::size_t l, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) {
+        old_k = at::zeros({batch, kLookBackRows, width_}), old_v = at::zeros({batch, kLookBackRows, width_});
+        for (std::int64_t b = 0; b < batch; ++b) {
+          auto& state = *states[b];
+          const auto held = state.keys[l].size(0), n = fresh[b].size(0);
+          if (held > 0) {
+            old_k[b].narrow(0, kLookBackRows - held, held).copy_(state.keys[l]);
+            old_v[b].narrow(0, kLookBackRows - held, held).copy_(state.values[l]);
+          }
+          auto grow = [&](at::Tensor& cache, const at::Tensor& now) {
+            const auto all = at::cat({cache, now[b].narrow(0, 0, n)});
+            cache = all.narrow(0, std::max<std::int64_t>(0, all.size(0) - kLookBackRows), std::min<std::int64_t>(all.size(0), kLookBackRows)).clone();
+          };
+          grow(state.keys[l], k), grow(state.values[l], v);
+        }
+      },
+      trace);
   std::vector<at::Tensor> out;
   for (std::int64_t b = 0; b < batch; ++b) out.push_back(hidden[b].narrow(0, kOverlapRows, fresh[b].size(0)));
   return out;
@@ -178,8 +181,9 @@ at::Tensor LinguisticEncoder::encode(const at::Tensor& features) const {
     const auto first = at::constant_pad_nd(t.narrow(1, 0, kNewRows), {0, 0, 0, 0, 4, 0});
     return first.narrow(0, 0, windows + 3).unfold(0, 4, 1).permute({0, 3, 1, 2}).reshape({windows, kLookBackRows, t.size(2)});
   };
-  const auto hidden = run(window, rows, cached,
-                          [&](std::size_t, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) { old_k = gather(k), old_v = gather(v); }, {});
+  const auto hidden =
+      run(window, rows, cached,
+          [&](std::size_t, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) { old_k = gather(k), old_v = gather(v); }, {});
   return hidden.narrow(1, kOverlapRows, kNewRows).reshape({windows * kNewRows, width_}).narrow(0, 0, count).contiguous();
 }
 

@@ -14,7 +14,7 @@
 
 namespace parlando::tokenizer {
 
-inline constexpr int kChunkSamples = 3840;      ///< 240 ms at 16 kHz: four ids
+inline constexpr int kChunkSamples = 3840;  ///< 240 ms at 16 kHz: four ids
 inline constexpr int kWindowRows = 9, kOverlapRows = 5, kNewRows = 4, kLookBackRows = 16;
 
 /// Ids of an utterance of `samples` at 16 kHz; a tail under 880 samples gives none.
@@ -84,8 +84,8 @@ class LinguisticFrontEnd {
   void take_frames(std::size_t samples_usable);
   std::vector<float> stack(std::int64_t until, bool final);
   audio::Fbank fbank_;
-  std::vector<float> samples_;      ///< from the next frame's start on
-  std::vector<float> frames_;       ///< fbank frames not needed any more are dropped
+  std::vector<float> samples_;  ///< from the next frame's start on
+  std::vector<float> frames_;   ///< fbank frames not needed any more are dropped
   std::int64_t received_ = 0, frames_total_ = 0, frames_first_ = 0, emitted_ = 0, chunks_done_ = 0, sample_first_ = 0;
 };
 

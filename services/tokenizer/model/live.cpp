@@ -7,7 +7,7 @@
 namespace parlando::tokenizer {
 
 namespace {
-constexpr std::int64_t kGroupSamples = 1920;   // 120 ms
+constexpr std::int64_t kGroupSamples = 1920;  // 120 ms
 }
 
 Result<std::vector<std::int32_t>> LiveTokenizer::run() const { return tokenizer_->codes(wave_, 16000, {}); }
@@ -22,7 +22,9 @@ Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wav
   const auto first = static_cast<std::int64_t>(frozen_.size()) / kCodesPerGroup;
   for (auto g = first; g < old_enough; ++g) {
     const auto at = static_cast<std::size_t>(g * kCodesPerGroup);
-    if (at + kCodesPerGroup > now.size() || at + kCodesPerGroup > previous_.size() || !std::equal(now.begin() + at, now.begin() + at + kCodesPerGroup, previous_.begin() + at)) break;
+    if (at + kCodesPerGroup > now.size() || at + kCodesPerGroup > previous_.size() ||
+        !std::equal(now.begin() + at, now.begin() + at + kCodesPerGroup, previous_.begin() + at))
+      break;
     frozen_.insert(frozen_.end(), now.begin() + at, now.begin() + at + kCodesPerGroup);
   }
   previous_ = now;

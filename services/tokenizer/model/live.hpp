@@ -7,14 +7,16 @@
 namespace parlando::tokenizer {
 
 struct LiveUpdate {
-  std::int64_t first_group = 0;            ///< where `codes` begins
-  std::vector<std::int32_t> codes;         ///< whole groups of five; those at or past `final_groups` may still change
-  std::int64_t final_groups = 0;           ///< groups before this one will not change any more (in `stable` mode)
+  std::int64_t first_group = 0;     ///< where `codes` begins
+  std::vector<std::int32_t> codes;  ///< whole groups of five; those at or past `final_groups` may still change
+  std::int64_t final_groups = 0;    ///< groups before this one will not change any more (in `stable` mode)
 };
 
 class LiveTokenizer {
  public:
-  struct Options { std::int64_t interval_samples = kChunkSamples, guard_ms = 400; };
+  struct Options {
+    std::int64_t interval_samples = kChunkSamples, guard_ms = 400;
+  };
   LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, Options options) : tokenizer_(std::move(tokenizer)), options_(options) {}
 
   /// Adds samples at 16 kHz; an update per completed interval, the last one if several passed.

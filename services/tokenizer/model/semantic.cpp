@@ -35,9 +35,11 @@ SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const
     Block b;
     b.attn_ln_w = w.take(at + "attn_ln.weight", {width_}), b.attn_ln_b = w.take(at + "attn_ln.bias", {width_});
     b.mlp_ln_w = w.take(at + "mlp_ln.weight", {width_}), b.mlp_ln_b = w.take(at + "mlp_ln.bias", {width_});
-    const auto q = w.take(at + "attn.query.weight", {width_, width_}), k = w.take(at + "attn.key.weight", {width_, width_}), v = w.take(at + "attn.value.weight", {width_, width_});
+    const auto q = w.take(at + "attn.query.weight", {width_, width_}), k = w.take(at + "attn.key.weight", {width_, width_}),
+               v = w.take(at + "attn.value.weight", {width_, width_});
     const auto qb = w.take(at + "attn.query.bias", {width_}), vb = w.take(at + "attn.value.bias", {width_});
-    if (q.defined() && k.defined() && v.defined() && qb.defined() && vb.defined()) b.qkv_w = at::cat({q, k, v}), b.qkv_b = at::cat({qb, at::zeros({width_}), vb});
+    if (q.defined() && k.defined() && v.defined() && qb.defined() && vb.defined())
+      b.qkv_w = at::cat({q, k, v}), b.qkv_b = at::cat({qb, at::zeros({width_}), vb});
     b.out_w = w.take(at + "attn.out.weight", {width_, width_}), b.out_b = w.take(at + "attn.out.bias", {width_});
     const auto inner = w.shape_of(at + "mlp.0.weight");
     const std::int64_t hidden = inner.empty() ? -1 : inner[0];
@@ -62,7 +64,8 @@ at::Tensor SemanticEncoder::encode(const at::Tensor& mel, const Trace& trace) co
   if (trace) trace("s3_embed", x[0]);
   int n = 0;
   for (const auto& b : blocks_) {
-    const auto qkv = at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b).view({1, T, 3, heads_, d}).permute({2, 0, 3, 1, 4});
+    const auto qkv =
+        at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b).view({1, T, 3, heads_, d}).permute({2, 0, 3, 1, 4});
     const auto y = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({1, T, width_});
     x = x + at::linear(y, b.out_w, b.out_b);
     x = x + at::linear(at::gelu(at::linear(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5), b.w0, b.b0)), b.w2, b.b2);

@@ -9,8 +9,8 @@
 namespace parlando::tokenizer {
 
 struct Preprocess {
-  bool trim = false;          ///< cut silence at both ends: cloning and speaker prompts
-  bool energy_norm = true;    ///< divide by the peak of the whole utterance
+  bool trim = false;        ///< cut silence at both ends: cloning and speaker prompts
+  bool energy_norm = true;  ///< divide by the peak of the whole utterance
 };
 
 class SpeechTokenizer {
@@ -26,7 +26,9 @@ class SpeechTokenizer {
   /// @error Errc::invalid_argument when the rate is below 16 kHz, as in the reference
   Result<std::vector<float>> preprocess(std::span<const float> wave, int rate, const Preprocess& options) const;
 
-  struct Ids { std::vector<std::int32_t> linguistic, semantic; };
+  struct Ids {
+    std::vector<std::int32_t> linguistic, semantic;
+  };
   /// Preprocessed wave at 16 kHz -> ids of both codebooks.
   Result<Ids> encode(std::span<const float> wave16k) const;
   /// Wave -> interleaved codes 0…5119. Audio under 90 ms gives none.

@@ -72,7 +72,7 @@ CamPlus::CamPlus(checkpoint::TensorMap tensors, const std::string& source) {
     stage.transit = conv(t + "linear", "");
     stages_.push_back(std::move(stage));
   }
-  if (!folded) out_ = affine("xvector.out_nonlinear.batchnorm");   // an export folds it into the last transit
+  if (!folded) out_ = affine("xvector.out_nonlinear.batchnorm");  // an export folds it into the last transit
   dense_ = conv("xvector.dense.linear", "");
   last_ = affine(folded ? "xvector.dense.nonlinear" : "xvector.dense.nonlinear.batchnorm", false);
   w.finish();
@@ -116,7 +116,8 @@ Result<at::Tensor> CamPlus::operator()(std::span<const float> wave) const try {
   const c10::InferenceMode guard;
   audio::Fbank fbank(audio::FbankWindow::povey, 1.0f);
   const auto frames = fbank(wave);
-  if (frames.frames < 4) return fail(Errc::invalid_argument, "a voice prompt of {} samples at 16 kHz is too short, at least 880 (0.05 s) are needed", wave.size());
+  if (frames.frames < 4)
+    return fail(Errc::invalid_argument, "a voice prompt of {} samples at 16 kHz is too short, at least 880 (0.05 s) are needed", wave.size());
   const auto x = tensor::from_values(frames.values, {1, frames.frames, frames.bins});
   return embed(x - x.mean(1, true));
 } catch (const std::exception& e) {

@@ -22,11 +22,25 @@ class CamPlus {
   Result<at::Tensor> operator()(std::span<const float> wave16k) const;
 
  private:
-  struct Conv { at::Tensor w, b; };
-  struct Affine { at::Tensor scale, shift; };
-  struct Residual { Conv conv1, conv2, shortcut; };
-  struct Dense { Affine norm; Conv linear1, local, context1, context2; std::int64_t dilation = 1; };
-  struct Stage { std::vector<Dense> layers; Affine norm; Conv transit; };
+  struct Conv {
+    at::Tensor w, b;
+  };
+  struct Affine {
+    at::Tensor scale, shift;
+  };
+  struct Residual {
+    Conv conv1, conv2, shortcut;
+  };
+  struct Dense {
+    Affine norm;
+    Conv linear1, local, context1, context2;
+    std::int64_t dilation = 1;
+  };
+  struct Stage {
+    std::vector<Dense> layers;
+    Affine norm;
+    Conv transit;
+  };
   Conv head1_, head2_, tdnn_, dense_;
   std::vector<Residual> residuals_;
   std::vector<Stage> stages_;

@@ -8,8 +8,13 @@
 namespace parlando::tts {
 
 namespace {
-struct Feed { std::span<const float> wave; std::size_t at = 0; };
-struct Drain { std::vector<float>* out; };
+struct Feed {
+  std::span<const float> wave;
+  std::size_t at = 0;
+};
+struct Drain {
+  std::vector<float>* out;
+};
 
 int feed(sox_effect_t* e, sox_sample_t* to, std::size_t* count) {
   auto* f = *static_cast<Feed**>(e->priv);
@@ -33,7 +38,7 @@ Result<std::vector<float>> apply_effects(std::span<const float> wave, int rate, 
   if (!(speed >= 0.5 && speed <= 2)) return fail(Errc::invalid_argument, "speed is {}, expected 0.5…2", speed);
   if (!(volume >= 0.1 && volume <= 10)) return fail(Errc::invalid_argument, "volume is {}, expected 0.1…10", volume);
   if ((speed == 1 && volume == 1) || wave.empty()) return std::vector<float>(wave.begin(), wave.end());
-  static std::mutex mutex;   // libsox keeps global state
+  static std::mutex mutex;  // libsox keeps global state
   const std::lock_guard lock(mutex);
   static const bool ready = sox_init() == SOX_SUCCESS;
   if (!ready) return fail(Errc::internal, "libsox could not be initialised");

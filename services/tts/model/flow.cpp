@@ -43,7 +43,10 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   encoder_heads_ = flow.at("encoder").at("attention_heads").get<std::int64_t>();
   heads_ = flow.at("estimator").at("num_heads").get<std::int64_t>();
   dim_ = flow.at("estimator").at("attention_head_dim").get<std::int64_t>();
-  auto size = [&](const std::string& name, int d) { const auto s = w.shape_of(name); return static_cast<int>(s.size()) > d ? s[static_cast<std::size_t>(d)] : -1; };
+  auto size = [&](const std::string& name, int d) {
+    const auto s = w.shape_of(name);
+    return static_cast<int>(s.size()) > d ? s[static_cast<std::size_t>(d)] : -1;
+  };
   auto linear = [&](const std::string& name, std::vector<std::int64_t> shape, bool bias = true) {
     const auto rows = shape[0];
     return Linear{w.take(name + ".weight", std::move(shape)), bias ? w.take(name + ".bias", {rows}) : at::Tensor()};
@@ -62,8 +65,9 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     const auto at = fmt::format("encoder.encoders.{}.", l), a = at + "self_attn.";
     EncoderLayer e;
     using Part = tensor::Weights::Part;
-    e.qkv = {w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}}, Part{a + "linear_v.weight", {width_, width_}}}),
-             w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}}, Part{a + "linear_v.bias", {width_}}})};
+    e.qkv = {
+        w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}}, Part{a + "linear_v.weight", {width_, width_}}}),
+        w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}}, Part{a + "linear_v.bias", {width_}}})};
     e.out = linear(a + "linear_out", {width_, width_});
     e.pos = w.take(a + "linear_pos.weight", {width_, width_});
     e.u = w.take(a + "pos_bias_u", {encoder_heads_, d}), e.v = w.take(a + "pos_bias_v", {encoder_heads_, d});
@@ -85,11 +89,14 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   const auto time = size(e + "time_mlp.linear_1.weight", 0);
   time_inputs_ = size(e + "time_mlp.linear_1.weight", 1);
   time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}), time2_ = linear(e + "time_mlp.linear_2", {time, time});
-  auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) { return Block{linear(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)}; };
+  auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) {
+    return Block{linear(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)};
+  };
   auto stage_of = [&](const std::string& at, bool has_conv, bool transposed) {
     Stage s;
     const auto out = size(at + ".0.block1.block.0.weight", 0), in = size(at + ".0.block1.block.0.weight", 1);
-    s.resnet = {linear(at + ".0.mlp.1", {out, time}), block_of(at + ".0.block1", in, out), block_of(at + ".0.block2", out, out), linear(at + ".0.res_conv", {out, in, 1})};
+    s.resnet = {linear(at + ".0.mlp.1", {out, time}), block_of(at + ".0.block1", in, out), block_of(at + ".0.block2", out, out),
+                linear(at + ".0.res_conv", {out, in, 1})};
     const auto inner = heads_ * dim_;
     for (int n = 0; w.has(fmt::format("{}.1.{}.norm1.weight", at, n)); ++n) {
       const auto t = fmt::format("{}.1.{}.", at, n);
@@ -110,7 +117,8 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   };
   auto stages = [&](const std::string& kind, bool has_conv, bool transposed) {
     std::vector<Stage> out;
-    for (int n = 0; w.has(fmt::format("{}{}.{}.0.mlp.1.weight", e, kind, n)); ++n) out.push_back(stage_of(fmt::format("{}{}.{}", e, kind, n), has_conv, transposed));
+    for (int n = 0; w.has(fmt::format("{}{}.{}.0.mlp.1.weight", e, kind, n)); ++n)
+      out.push_back(stage_of(fmt::format("{}{}.{}", e, kind, n), has_conv, transposed));
     return out;
   };
   down_ = stages("down_blocks", true, false), mid_ = stages("mid_blocks", false, false), up_ = stages("up_blocks", true, true);
@@ -200,7 +208,8 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
   return x.transpose(1, 2);
 }
 
-at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace) const {
+at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond,
+                          const Trace& trace) const {
   const c10::InferenceMode guard;
   const auto F = x_in.size(2), half = time_inputs_ / 2;
   const auto f = at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
@@ -208,7 +217,7 @@ at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at
   const auto embedded = at::cat({angle.sin(), angle.cos()}, 1).to(dtype_);
   const auto raw = at::linear(at::silu(at::linear(embedded, time1_.w, time1_.b)), time2_.w, time2_.b);
   if (trace) trace("time_mlp", raw);
-  const auto time = at::mish(raw);   // every resnet starts with the same activation of it
+  const auto time = at::mish(raw);  // every resnet starts with the same activation of it
   auto x = at::cat({x_in, mu, spk.unsqueeze(2).expand({-1, -1, F}), cond}, 1).to(dtype_);
   std::vector<at::Tensor> skips;
   int n = 0;
@@ -253,7 +262,8 @@ at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tens
   return x;
 }
 
-at::Tensor Flow::mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding, const at::Tensor& z) const {
+at::Tensor Flow::mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding,
+                     const at::Tensor& z) const {
   const c10::InferenceMode guard;
   const auto P = prompt_tokens.size(0), T = tokens.size(0), F1 = prompt_mel.size(1), F2 = frames_of(T);
   const auto h = encode(at::cat({prompt_tokens, tokens}));
@@ -267,8 +277,10 @@ std::vector<std::int64_t> Flow::usable(const std::vector<std::int32_t>& codes, s
   std::vector<std::int64_t> out;
   for (const auto code : codes) {
     const std::int64_t token = single_ ? code - kLinguisticCodes : code;
-    if (token >= 0 && token < vocabulary_) out.push_back(token);
-    else if (dropped != nullptr && !(single_ && code >= 0 && code < kLinguisticCodes)) ++*dropped;
+    if (token >= 0 && token < vocabulary_)
+      out.push_back(token);
+    else if (dropped != nullptr && !(single_ && code >= 0 && code < kLinguisticCodes))
+      ++*dropped;
   }
   return out;
 }

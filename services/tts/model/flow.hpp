@@ -14,13 +14,15 @@
 namespace parlando::tts {
 
 inline constexpr std::int64_t kMelBins = 80, kHop = 256;
-inline constexpr int kMelRate = 22050, kFlowSteps = 10;   ///< steps of the official code
+inline constexpr int kMelRate = 22050, kFlowSteps = 10;  ///< steps of the official code
 
 /// Frames of n tokens, in the reference's order of operations.
 std::int64_t mel_frames(std::int64_t tokens, double input_frame_rate);
 
 enum class ScheduleType { fp32, bf16 };
-struct Schedule { std::vector<float> span, t, dt; };
+struct Schedule {
+  std::vector<float> span, t, dt;
+};
 /// Cosine schedule; bf16 is the one the shipped code really uses.
 Schedule flow_schedule(int steps, ScheduleType type);
 
@@ -45,26 +47,47 @@ class Flow {
   at::Tensor regulate(const at::Tensor& stretched) const;
   /// The v1 streaming rule: 20 tokens at each end of a long chunk are stretched on their own.
   at::Tensor stretch_v1(const at::Tensor& h, std::int64_t frames) const;
-  at::Tensor speaker(const at::Tensor& embedding) const;   ///< [1, 192] -> [1, 80]
+  at::Tensor speaker(const at::Tensor& embedding) const;  ///< [1, 192] -> [1, 80]
 
   /// Velocity: x, mu, cond [B, 80, F]; t [B]; spk [B, 80].
-  at::Tensor estimate(const at::Tensor& x, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
+  at::Tensor estimate(const at::Tensor& x, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond,
+                      const Trace& trace = {}) const;
   /// Euler steps from z (`cfm.n_timesteps`, official 10) with classifier-free guidance.
   at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
 
   /// Offline: tokens [T], prompt tokens [P], prompt mel [1, F1, 80], embedding [1, 192], z [1, 80, F1 + F2] -> mel [1, 80, F2]
-  at::Tensor mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding, const at::Tensor& z) const;
+  at::Tensor mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding,
+                 const at::Tensor& z) const;
 
   /// Drops what the flow cannot read (text ids, codes past its vocabulary) and, for the single-codebook variant, the linguistic codes.
   std::vector<std::int64_t> usable(const std::vector<std::int32_t>& codes, std::int64_t* dropped = nullptr) const;
 
  private:
-  struct Linear { at::Tensor w, b; };
-  struct EncoderLayer { Linear qkv, out, w1, w2, norm_mha, norm_ff; at::Tensor pos, u, v; };
-  struct Block { Linear conv, norm; };
-  struct Resnet { Linear mlp; Block block1, block2; Linear res; };
-  struct Transformer { Linear norm1, norm3, out, ff1, ff2; at::Tensor qkv; };
-  struct Stage { Resnet resnet; std::vector<Transformer> transformers; Linear conv; bool resampled = false; };
+  struct Linear {
+    at::Tensor w, b;
+  };
+  struct EncoderLayer {
+    Linear qkv, out, w1, w2, norm_mha, norm_ff;
+    at::Tensor pos, u, v;
+  };
+  struct Block {
+    Linear conv, norm;
+  };
+  struct Resnet {
+    Linear mlp;
+    Block block1, block2;
+    Linear res;
+  };
+  struct Transformer {
+    Linear norm1, norm3, out, ff1, ff2;
+    at::Tensor qkv;
+  };
+  struct Stage {
+    Resnet resnet;
+    std::vector<Transformer> transformers;
+    Linear conv;
+    bool resampled = false;
+  };
   at::Tensor block(const at::Tensor& x, const Block& b) const;
   at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name) const;
 

@@ -41,7 +41,8 @@ std::array<float, kHarmonics> SourceNoise::phase() const {
 
 at::Tensor SourceNoise::noise(std::int64_t first, std::int64_t samples) const {
   auto out = at::empty({kHarmonics, samples});
-  for (int h = 0; h < kHarmonics; ++h) fill_normal(seed_, 100 + static_cast<std::uint64_t>(h), first, {out.data_ptr<float>() + h * samples, static_cast<std::size_t>(samples)});
+  for (int h = 0; h < kHarmonics; ++h)
+    fill_normal(seed_, 100 + static_cast<std::uint64_t>(h), first, {out.data_ptr<float>() + h * samples, static_cast<std::size_t>(samples)});
   return out;
 }
 
@@ -63,14 +64,18 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   const auto source_dilations = h.at("source_resblock_dilation_sizes").get<std::vector<std::vector<std::int64_t>>>();
   std::int64_t product = kFftHop;
   for (const auto r : rates_) product *= r;
-  if (product != kSamplesPerFrame || h.at("istft_params").at("n_fft") != kFft || h.at("istft_params").at("hop_len") != kFftHop || h.at("nb_harmonics") != kHarmonics - 1)
+  if (product != kSamplesPerFrame || h.at("istft_params").at("n_fft") != kFft || h.at("istft_params").at("hop_len") != kFftHop ||
+      h.at("nb_harmonics") != kHarmonics - 1)
     raise(Errc::unsupported, "{}: {} samples per frame or another inverse STFT than 16/4 is not supported", source, product);
 
-  auto plain = [&](const std::string& name, std::int64_t bias) { return Conv{w.take(name + ".weight", std::vector<std::int64_t>(w.shape_of(name + ".weight").size(), -1)), w.take(name + ".bias", {bias})}; };
+  auto plain = [&](const std::string& name, std::int64_t bias) {
+    return Conv{w.take(name + ".weight", std::vector<std::int64_t>(w.shape_of(name + ".weight").size(), -1)), w.take(name + ".bias", {bias})};
+  };
   // w = g · v / ‖v‖, the norm over all axes but the first (for transposed convolutions that is the input channel).
   auto normed = [&](const std::string& name, std::vector<std::int64_t> shape, std::int64_t bias) {
     Conv out;
-    for (const auto& [g, v] : {std::pair{name + ".weight_g", name + ".weight_v"}, {name + ".parametrizations.weight.original0", name + ".parametrizations.weight.original1"}}) {
+    for (const auto& [g, v] :
+         {std::pair{name + ".weight_g", name + ".weight_v"}, {name + ".parametrizations.weight.original0", name + ".parametrizations.weight.original1"}}) {
       if (!w.has(g)) continue;
       const auto gain = w.take(g, {-1, 1, 1}), direction = w.take(v, shape);
       if (gain.defined() && direction.defined()) out.w = gain * direction / direction.pow(2).sum({1, 2}, true).sqrt();
@@ -85,7 +90,10 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     for (std::size_t n = 0; n < ds.size(); ++n) {
       r.convs1.push_back(normed(fmt::format("{}.convs1.{}", name, n), {channels, channels, -1}, channels));
       r.convs2.push_back(normed(fmt::format("{}.convs2.{}", name, n), {channels, channels, -1}, channels));
-      auto alpha = [&](int which) { const auto a = w.take(fmt::format("{}.activations{}.{}.alpha", name, which, n), {channels}); return a.defined() ? a.view({channels, 1}) : a; };
+      auto alpha = [&](int which) {
+        const auto a = w.take(fmt::format("{}.activations{}.{}.alpha", name, which, n), {channels});
+        return a.defined() ? a.view({channels, 1}) : a;
+      };
       r.alpha1.push_back(alpha(1)), r.alpha2.push_back(alpha(2));
     }
     return r;
@@ -137,7 +145,8 @@ at::Tensor Hift::source(const at::Tensor& f0, std::span<const float> phase, cons
       for (std::int64_t n = f * kSamplesPerFrame; n < (f + 1) * kSamplesPerFrame; ++n) {
         cycles += step;
         cycles -= std::floor(cycles);
-        const auto sine = voiced ? static_cast<float>(alpha_) * std::sin(static_cast<float>(2.0 * std::numbers::pi * cycles) + static_cast<float>(offset)) : 0.0f;
+        const auto sine =
+            voiced ? static_cast<float>(alpha_) * std::sin(static_cast<float>(2.0 * std::numbers::pi * cycles) + static_cast<float>(offset)) : 0.0f;
         to[n] += merge[h] * (sine + amplitude * z[h * samples + n]);
       }
     }
@@ -227,7 +236,7 @@ std::vector<float> HiftStream::advance(const at::Tensor& mel, const at::Tensor& 
   if (!now) return emit(voiced_ - kContext, mel_, source_, voiced_, false);
   auto source = source_;
   auto available = voiced_;
-  if (guess) {   // right context of the decoder: the guess with a throw-away continuation of the source
+  if (guess) {  // right context of the decoder: the guess with a throw-away continuation of the source
     auto state = state_;
     source = at::cat({source_, source_of(context, provisional.size(1), state)});
     available += provisional.size(1);
@@ -240,7 +249,10 @@ std::vector<float> HiftStream::emit(std::int64_t until, const at::Tensor& mel, c
   if (until <= emitted_ && !(final && fading)) return {};
   const bool low_latency = until == voiced_ && !final;
   const auto from = std::max(first_, emitted_ - kContext - (fading ? 1 : 0)), to = std::min(available, until + kContext);
-  const auto wave = hift_->decode(mel.narrow(1, from - first_, to - from).unsqueeze(0), source.narrow(0, (from - first_) * kSamplesPerFrame, (to - from) * kSamplesPerFrame).view({1, 1, -1})).contiguous();
+  const auto wave = hift_
+                        ->decode(mel.narrow(1, from - first_, to - from).unsqueeze(0),
+                                 source.narrow(0, (from - first_) * kSamplesPerFrame, (to - from) * kSamplesPerFrame).view({1, 1, -1}))
+                        .contiguous();
   const float* samples = wave.data_ptr<float>();
   const auto held = static_cast<std::int64_t>(tail_.size());
   const auto begin = (emitted_ - from) * kSamplesPerFrame - held, end = (until - from) * kSamplesPerFrame;

@@ -19,24 +19,34 @@ class Hift {
   /// Accepts weight_g/weight_v, parametrizations, plain weights and a `generator.` prefix. @throws Failure on a bad checkpoint
   Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source);
 
-  at::Tensor f0(const at::Tensor& mel) const;   ///< [1, 80, F] -> [1, F] Hz
+  at::Tensor f0(const at::Tensor& mel) const;  ///< [1, 80, F] -> [1, F] Hz
 
   /// Phase of the nine harmonics between chunks.
-  struct SourceState { std::array<double, kHarmonics> cycles{}; };
+  struct SourceState {
+    std::array<double, kHarmonics> cycles{};
+  };
   /// f0 [F], initial phases [9] (entry 0 counts as 0), noise [9, 256 F] -> source [1, 1, 256 F]; advances the state.
   at::Tensor source(const at::Tensor& f0, std::span<const float> phase, const at::Tensor& noise, SourceState& state) const;
   /// mel [1, 80, F], source [1, 1, 256 F] -> wave [256 F]
   at::Tensor decode(const at::Tensor& mel, const at::Tensor& source, const Trace& trace = {}) const;
   /// Whole utterance. `cache_source` overwrites the head of the source.
-  struct Wave { at::Tensor wave, source; };
+  struct Wave {
+    at::Tensor wave, source;
+  };
   Wave operator()(const at::Tensor& mel, std::span<const float> phase, const at::Tensor& noise, const at::Tensor& cache_source = {}) const;
 
   float voiced_threshold() const { return voiced_threshold_; }
-  at::Tensor& conv_post_bias() { return conv_post_.b; }   ///< for the limiter's test
+  at::Tensor& conv_post_bias() { return conv_post_.b; }  ///< for the limiter's test
 
  private:
-  struct Conv { at::Tensor w, b; };
-  struct ResBlock { std::vector<Conv> convs1, convs2; std::vector<at::Tensor> alpha1, alpha2; std::vector<std::int64_t> dilations; };
+  struct Conv {
+    at::Tensor w, b;
+  };
+  struct ResBlock {
+    std::vector<Conv> convs1, convs2;
+    std::vector<at::Tensor> alpha1, alpha2;
+    std::vector<std::int64_t> dilations;
+  };
   at::Tensor run(const ResBlock& r, at::Tensor x) const;
   std::vector<Conv> condnet_, ups_, source_downs_;
   std::vector<ResBlock> source_blocks_, blocks_;
@@ -51,8 +61,8 @@ class Hift {
 class SourceNoise {
  public:
   explicit SourceNoise(std::uint64_t seed) : seed_(seed) {}
-  std::array<float, kHarmonics> phase() const;                               ///< uniform in [−π, π)
-  at::Tensor noise(std::int64_t first_sample, std::int64_t samples) const;   ///< [9, samples] standard normal
+  std::array<float, kHarmonics> phase() const;                              ///< uniform in [−π, π)
+  at::Tensor noise(std::int64_t first_sample, std::int64_t samples) const;  ///< [9, samples] standard normal
 
  private:
   std::uint64_t seed_;
@@ -88,10 +98,10 @@ class HiftStream {
   std::shared_ptr<const Hift> hift_;
   std::array<float, kHarmonics> phase_;
   NoiseSource noise_;
-  at::Tensor mel_, source_;              ///< buffered frames [80, n] and their source [256 n'] from frame `first_` on
-  std::int64_t first_ = 0, frames_ = 0, voiced_ = 0, emitted_ = 0;   ///< frames: buffered start, received, with source, voiced out
+  at::Tensor mel_, source_;                                         ///< buffered frames [80, n] and their source [256 n'] from frame `first_` on
+  std::int64_t first_ = 0, frames_ = 0, voiced_ = 0, emitted_ = 0;  ///< frames: buffered start, received, with source, voiced out
   Hift::SourceState state_;
-  std::vector<float> tail_;              ///< the held-back end of the last provisional chunk
+  std::vector<float> tail_;  ///< the held-back end of the last provisional chunk
 };
 
 }  // namespace parlando::tts

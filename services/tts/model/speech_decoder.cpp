@@ -18,7 +18,7 @@ namespace parlando::tts {
 
 namespace {
 at::Tensor tokens_of(const std::vector<std::int64_t>& ids) { return at::tensor(ids, at::kLong); }
-at::Tensor hamming(std::int64_t n) {   // numpy's, symmetric
+at::Tensor hamming(std::int64_t n) {  // numpy's, symmetric
   auto out = at::empty({n}, at::kDouble);
   for (std::int64_t i = 0; i < n; ++i) out.data_ptr<double>()[i] = 0.54 - 0.46 * std::cos(2.0 * M_PI * static_cast<double>(i) / static_cast<double>(n - 1));
   return out.to(at::kFloat);
@@ -29,7 +29,8 @@ Result<VoicePrompt> make_prompt(std::span<const float> wave, int rate, const Cam
   if (rate < 16000) return fail(Errc::invalid_argument, "a voice prompt at {} Hz cannot be used, at least 16000 Hz is needed", rate);
   const auto wave16 = audio::resample(wave, rate, 16000), wave22 = audio::resample(wave, rate, kMelRate);
   const auto mel = audio::prompt_mel(wave22);
-  if (mel.frames < 1) return fail(Errc::invalid_argument, "a voice prompt of {:.3f} s is too short, at least 0.05 s is needed", static_cast<double>(wave.size()) / rate);
+  if (mel.frames < 1)
+    return fail(Errc::invalid_argument, "a voice prompt of {:.3f} s is too short, at least 0.05 s is needed", static_cast<double>(wave.size()) / rate);
   VoicePrompt out;
   out.mel = tensor::from_values(mel.values, {1, mel.frames, mel.bins});
   PARLANDO_TRY(out.embedding, speaker(wave16));
@@ -37,7 +38,8 @@ Result<VoicePrompt> make_prompt(std::span<const float> wave, int rate, const Cam
 }
 
 Result<std::shared_ptr<const SpeechDecoder>> SpeechDecoder::load(const std::filesystem::path& directory, at::ScalarType dtype) try {
-  if (!std::filesystem::is_directory(directory)) return fail(Errc::not_found, "'{}' is not a directory; a vocoder directory holds config.json, flow.safetensors, hift.safetensors", directory.string());
+  if (!std::filesystem::is_directory(directory))
+    return fail(Errc::not_found, "'{}' is not a directory; a vocoder directory holds config.json, flow.safetensors, hift.safetensors", directory.string());
   PARLANDO_TRY(const auto config, checkpoint::read_vocoder_config(directory));
   PARLANDO_TRY(auto flow, checkpoint::read_safetensors(directory / "flow.safetensors"));
   PARLANDO_TRY(auto hift, checkpoint::read_safetensors(directory / "hift.safetensors"));
@@ -85,8 +87,11 @@ Result<std::vector<float>> SpeechDecoder::synthesise(const std::vector<std::int3
 }
 
 SpeechStream::SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options)
-    : decoder_(std::move(decoder)), prompt_(std::move(prompt)), options_(options),
-      vocoder_(decoder_->hift(), SourceNoise(options.seed).phase(), [noise = SourceNoise(options.seed)](std::int64_t first, std::int64_t n) { return noise.noise(first, n); }),
+    : decoder_(std::move(decoder)),
+      prompt_(std::move(prompt)),
+      options_(options),
+      vocoder_(decoder_->hift(), SourceNoise(options.seed).phase(),
+               [noise = SourceNoise(options.seed)](std::int64_t first, std::int64_t n) { return noise.noise(first, n); }),
       hop_groups_(options.first_hop_groups) {
   const c10::InferenceMode guard;
   const auto& flow = decoder_->flow();
@@ -111,7 +116,8 @@ std::vector<float> SpeechStream::chunk(std::int64_t hop, std::int64_t lookahead)
   const auto f_start = frame_of(start), f_now = frame_of(committed_tokens_), f_edge = frame_of(edge), f_end = frame_of(end);
   // Each part is stretched on its own, so that a token's frames do not depend on what else is in the window.
   auto part = [&](std::int64_t from, std::int64_t to) { return Flow::stretch(h.narrow(0, P + from - start, to - from), frame_of(to) - frame_of(from)); };
-  const auto mu = flow.regulate(at::cat({Flow::stretch(h.narrow(0, 0, P), F1), part(start, committed_tokens_), part(committed_tokens_, edge), part(edge, end)}, 2));
+  const auto mu =
+      flow.regulate(at::cat({Flow::stretch(h.narrow(0, 0, P), F1), part(start, committed_tokens_), part(committed_tokens_, edge), part(edge, end)}, 2));
   auto cond = at::zeros_like(mu);
   cond.narrow(2, 0, F1).copy_(prompt_.mel.transpose(1, 2));
   if (f_now > f_start) cond[0].narrow(1, F1, f_now - f_start).copy_(context_mel_.narrow(1, context_mel_.size(1) - (f_now - f_start), f_now - f_start));
@@ -204,7 +210,9 @@ std::vector<float> SpeechStreamV1::chunk(const at::Tensor& tokens, bool last, co
     const auto K = std::min(z_cache_.size(2), F1 + F2);
     z.narrow(2, 0, K).copy_(z_cache_.narrow(2, 0, K)), mu.narrow(2, 0, K).copy_(mu_cache_.narrow(2, 0, K));
   }
-  auto cached = [&](const at::Tensor& x) { return at::cat({x.narrow(2, 0, F1), x.narrow(2, x.size(2) - options_.flow_cache_tail, options_.flow_cache_tail)}, 2); };
+  auto cached = [&](const at::Tensor& x) {
+    return at::cat({x.narrow(2, 0, F1), x.narrow(2, x.size(2) - options_.flow_cache_tail, options_.flow_cache_tail)}, 2);
+  };
   if (F1 + F2 >= options_.flow_cache_tail) z_cache_ = cached(z), mu_cache_ = cached(mu);
   auto cond = at::zeros_like(mu);
   cond.narrow(2, 0, F1).copy_(prompt_.mel.transpose(1, 2));

@@ -11,9 +11,9 @@ namespace parlando::tts {
 
 /// What a voice contributes: codes, mel and embedding of its recording. Computed once per voice.
 struct VoicePrompt {
-  std::vector<std::int32_t> codes;   ///< interleaved, 0…5119
-  at::Tensor mel;                    ///< [1, F, 80]
-  at::Tensor embedding;              ///< [1, 192]
+  std::vector<std::int32_t> codes;  ///< interleaved, 0…5119
+  at::Tensor mel;                   ///< [1, F, 80]
+  at::Tensor embedding;             ///< [1, 192]
 };
 
 /// Mel and embedding of a recording at `rate` Hz (untrimmed); the codes come from the tokenizer.
@@ -74,8 +74,8 @@ class SpeechStream {
   Options options_;
   HiftStream vocoder_;
   at::Tensor speaker_, prompt_tokens_, prompt_noise_;
-  std::vector<std::int64_t> tokens_;            ///< from `token_first_` on
-  at::Tensor context_mel_;                      ///< mel of the committed context, [80, frames]
+  std::vector<std::int64_t> tokens_;  ///< from `token_first_` on
+  at::Tensor context_mel_;            ///< mel of the committed context, [80, frames]
   std::int64_t token_first_ = 0, committed_tokens_ = 0, committed_frames_ = 0, dropped_ = 0;
   int per_group_ = 5, hop_groups_;
 };
@@ -89,7 +89,9 @@ class SpeechStreamV1 {
     std::function<std::array<float, kHarmonics>(int chunk)> phase;
     std::function<at::Tensor(int chunk, std::int64_t samples)> source;
   };
-  struct Options { std::int64_t token_hop = 0, token_overlap = 20, mel_overlap = 0, flow_cache_tail = 0, mel_cache = 20, source_cache = 5120; };
+  struct Options {
+    std::int64_t token_hop = 0, token_overlap = 20, mel_overlap = 0, flow_cache_tail = 0, mel_cache = 20, source_cache = 5120;
+  };
   /// The published constants for a token rate; `aligned` makes the flow cache as long as the mel overlap, v1 literally 34 frames.
   static Options options_for(double rate, bool aligned);
 

@@ -61,7 +61,8 @@ Result<std::shared_ptr<const Voice>> Voices::clone(const std::string& name, cons
   const double seconds = static_cast<double>(wave.size()) / rate;
   if (seconds < 0.3) return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.2f} s, at least 0.3 s are needed", name, seconds);
   if (seconds > 30) return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.1f} s, at most 30 s are used", name, seconds);
-  if (std::none_of(wave.begin(), wave.end(), [](float x) { return std::fabs(x) > 1e-3f; })) return fail(Errc::no_speech, "the recording of voice '{}' is silent", name);
+  if (std::none_of(wave.begin(), wave.end(), [](float x) { return std::fabs(x) > 1e-3f; }))
+    return fail(Errc::no_speech, "the recording of voice '{}' is silent", name);
   if (!speaker_) return fail(Errc::unsupported, "this model has no speaker encoder (campplus.safetensors)");
   auto voice = std::make_shared<Voice>();
   voice->name = name, voice->text = text;

@@ -10,7 +10,7 @@
 namespace parlando::tts {
 
 struct Voice {
-  std::string name, text;     ///< transcript of the recording (with its tag for music voices)
+  std::string name, text;  ///< transcript of the recording (with its tag for music voices)
   VoicePrompt prompt;
 };
 
@@ -31,7 +31,10 @@ class Voices {
   std::vector<std::string> names() const;
   /// The official demo's voice where it exists, else the first; empty when there is none.
   std::string default_name() const;
-  struct Recording { std::vector<float> wave; int rate; };
+  struct Recording {
+    std::vector<float> wave;
+    int rate;
+  };
   /// The file a built-in voice was made from. @error Errc::not_found, Errc::bad_format
   Result<Recording> recording(const std::string& name) const;
 

@@ -14,7 +14,8 @@ Result<std::shared_ptr<const SileroWeights>> SileroWeights::load(const std::file
     const auto found = data.tensors.find(name);
     if (found == data.tensors.end()) return fail(Errc::checkpoint_mismatch, "'{}' lacks the tensor '{}'", file.string(), name);
     if (found->second.shape != shape)
-      return fail(Errc::checkpoint_mismatch, "'{}': '{}' has shape {}, expected {}", file.string(), name, checkpoint::to_string(found->second.shape), checkpoint::to_string(shape));
+      return fail(Errc::checkpoint_mismatch, "'{}': '{}' has shape {}, expected {}", file.string(), name, checkpoint::to_string(found->second.shape),
+                  checkpoint::to_string(shape));
     return checkpoint::to_f32(found->second);
   };
   auto out = std::make_shared<SileroWeights>();

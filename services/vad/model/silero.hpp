@@ -19,11 +19,14 @@ class SileroWeights {
   /// @error Errc::checkpoint_mismatch naming the tensor that is missing or misshapen
   static Result<std::shared_ptr<const SileroWeights>> load(const std::filesystem::path& file);
 
-  struct Conv { int inputs, outputs, stride; std::vector<float> weight, bias; };  ///< weight as [outputs, 3·inputs], tap-major
-  std::vector<float> basis;                 ///< [258, 256]
+  struct Conv {
+    int inputs, outputs, stride;
+    std::vector<float> weight, bias;
+  };                         ///< weight as [outputs, 3·inputs], tap-major
+  std::vector<float> basis;  ///< [258, 256]
   std::array<Conv, 4> encoder;
-  std::vector<float> lstm, lstm_bias;       ///< [512, 256] over (input ‖ hidden), [512]
-  std::vector<float> out;                   ///< [128]
+  std::vector<float> lstm, lstm_bias;  ///< [512, 256] over (input ‖ hidden), [512]
+  std::vector<float> out;              ///< [128]
   float out_bias = 0;
 };
 

@@ -91,11 +91,16 @@ class FakeTts final : public Core {
     auto p = std::move(parts_.front());
     parts_.pop_front();
     answer(p.peer, p.head, MessageType::speech, p.body, std::move(p.payload));
-    return false;   // one part a tick
+    return false;  // one part a tick
   }
 
  private:
-  struct Part { std::string peer; protocol::Envelope head; std::string body; std::vector<std::byte> payload; };
+  struct Part {
+    std::string peer;
+    protocol::Envelope head;
+    std::string body;
+    std::vector<std::byte> payload;
+  };
   std::deque<Part> parts_;
 };
 
@@ -119,8 +124,10 @@ class FakeContext final : public Core {
 class Client final : public Core {
  public:
   void on_message(const std::string&, protocol::Message m, Time) override {
-    if (m.head.type == MessageType::speech) audio.insert(audio.end(), m.payload.begin(), m.payload.end());
-    else events.push_back(protocol::body_of(m)), types.push_back(m.head.type);
+    if (m.head.type == MessageType::speech)
+      audio.insert(audio.end(), m.payload.begin(), m.payload.end());
+    else
+      events.push_back(protocol::body_of(m)), types.push_back(m.head.type);
   }
   void on_peer(const transport::Peer& p, bool up, Time) override { controller = up ? p.instance : ""; }
   void say(MessageType type, std::string body = "{}", std::vector<std::byte> payload = {}) {
@@ -173,8 +180,10 @@ struct World {
       n.core->on_tick(now);
       n.core->work(now);
       for (auto& o : n.core->take()) {
-        if (protocol::is_control(o.message.head.type)) (void)n.transport->send(o.peer, std::move(o.message));
-        else BOOST_REQUIRE((n.channels->send(o.peer, std::move(o.message), now)).has_value());
+        if (protocol::is_control(o.message.head.type))
+          (void)n.transport->send(o.peer, std::move(o.message));
+        else
+          BOOST_REQUIRE((n.channels->send(o.peer, std::move(o.message), now)).has_value());
       }
       for (auto& d : n.channels->due(now)) (void)n.transport->send(d.peer, std::move(d.message));
     }
@@ -184,7 +193,11 @@ struct World {
   std::map<std::string, Node> nodes;
 };
 
-struct Outcome { std::vector<std::byte> audio; std::string user, assistant; std::size_t tool_calls = 0, turns = 0; };
+struct Outcome {
+  std::vector<std::byte> audio;
+  std::string user, assistant;
+  std::size_t tool_calls = 0, turns = 0;
+};
 
 /// One spoken turn, with services dying at given steps.
 Outcome converse(std::uint64_t seed, transport::SimFaults faults, const std::map<int, std::string>& deaths) {
@@ -220,7 +233,7 @@ Outcome converse(std::uint64_t seed, transport::SimFaults faults, const std::map
   }
   BOOST_REQUIRE_MESSAGE(client.done(), "the turn ends, seed " << seed);
   const auto turn = client.events[static_cast<std::size_t>(std::find(client.types.begin(), client.types.end(), MessageType::turn) - client.types.begin())];
-  BOOST_TEST(stored.size() == 1u);   // committed before it was reported, and once
+  BOOST_TEST(stored.size() == 1u);  // committed before it was reported, and once
   return {client.audio, turn["user"], turn["assistant"], turn["tool_calls"].size(), stored.size()};
 }
 
@@ -262,7 +275,8 @@ BOOST_AUTO_TEST_CASE(services_that_die_at_any_moment_change_nothing_that_is_hear
 
 BOOST_AUTO_TEST_CASE(several_deaths_in_one_turn_are_survived) {
   const auto want = converse(1, {}, {});
-  const auto got = converse(9, {.loss = 0.05, .delay_max = milliseconds(30)}, {{5, "vad"}, {12, "tokenizer"}, {20, "vad"}, {33, "tokenizer"}, {40, "tts"}, {45, "tts"}, {50, "context"}});
+  const auto got = converse(9, {.loss = 0.05, .delay_max = milliseconds(30)},
+                            {{5, "vad"}, {12, "tokenizer"}, {20, "vad"}, {33, "tokenizer"}, {40, "tts"}, {45, "tts"}, {50, "context"}});
   BOOST_TEST(got.user == want.user);
   BOOST_TEST((got.audio == want.audio));
 }

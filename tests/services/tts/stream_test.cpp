@@ -36,7 +36,8 @@ VoicePrompt prompt() {
   return p;
 }
 
-std::vector<float> stream(const std::vector<std::int32_t>& all, const VoicePrompt& voice, const std::function<std::size_t()>& next, SpeechStream::Options options = {}) {
+std::vector<float> stream(const std::vector<std::int32_t>& all, const VoicePrompt& voice, const std::function<std::size_t()>& next,
+                          SpeechStream::Options options = {}) {
   SpeechStream s(decoder(), voice, options);
   std::vector<float> out;
   for (std::size_t at = 0; at < all.size();) {
@@ -93,7 +94,8 @@ BOOST_AUTO_TEST_CASE(one_chunk_equals_the_offline_result) {
   const auto all = codes(6);
   SpeechStream::Options options;
   options.first_hop_groups = 100, options.hop_groups_max = 100, options.seed = 9;
-  const auto streamed = stream(all, voice, [&] { return all.size(); }, options);
+  const auto streamed = stream(
+      all, voice, [&] { return all.size(); }, options);
   const auto offline = decoder()->synthesise(all, voice, 9);
   BOOST_REQUIRE(offline.has_value());
   BOOST_REQUIRE(streamed.size() == offline->size());
@@ -126,7 +128,9 @@ BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_
   BOOST_REQUIRE(tok.has_value());
   std::vector<float> wave(16000 * 2);
   std::mt19937 random(3);
-  for (std::size_t i = 0; i < wave.size(); ++i) wave[i] = 0.3f * std::sin(0.05f * static_cast<float>(i) * (1 + 0.2f * std::sin(0.0007f * static_cast<float>(i)))) + 0.01f * static_cast<float>(random() % 100) / 100;
+  for (std::size_t i = 0; i < wave.size(); ++i)
+    wave[i] = 0.3f * std::sin(0.05f * static_cast<float>(i) * (1 + 0.2f * std::sin(0.0007f * static_cast<float>(i)))) +
+              0.01f * static_cast<float>(random() % 100) / 100;
   tokenizer::LiveTokenizer live(*tok, {});
   std::vector<std::int32_t> seen;
   std::int64_t frozen = 0;

@@ -44,7 +44,7 @@ BOOST_AUTO_TEST_CASE(a_turn_starts_at_its_first_frame_and_ends_behind_its_last) 
 BOOST_AUTO_TEST_CASE(a_click_is_no_turn_and_a_short_pause_no_end) {
   BOOST_TEST(run(pattern({{10, 0.1f}, {1, 0.9f}, {30, 0.1f}})).empty());
   BOOST_TEST(run(pattern({{10, 0.9f}, {10, 0.1f}, {10, 0.9f}})).size() == 1u);
-  BOOST_TEST(run(pattern({{10, 0.9f}, {40, 0.4f}})).size() == 1u);   // above the lower threshold speech goes on
+  BOOST_TEST(run(pattern({{10, 0.9f}, {40, 0.4f}})).size() == 1u);  // above the lower threshold speech goes on
 }
 
 BOOST_AUTO_TEST_CASE(any_packets_of_a_recording_give_the_same_events) {
@@ -59,7 +59,10 @@ BOOST_AUTO_TEST_CASE(any_packets_of_a_recording_give_the_same_events) {
     VadCore core({}, *weights);
     core.on_message("c", message(protocol::MessageType::open), {});
     for (std::size_t at = 0; at < bytes.size(); at += packet)
-      core.on_message("c", message(protocol::MessageType::audio, {bytes.begin() + static_cast<std::ptrdiff_t>(at), bytes.begin() + static_cast<std::ptrdiff_t>(std::min(bytes.size(), at + packet))}), {});
+      core.on_message("c",
+                      message(protocol::MessageType::audio, {bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                                                             bytes.begin() + static_cast<std::ptrdiff_t>(std::min(bytes.size(), at + packet))}),
+                      {});
     std::vector<std::string> seen;
     for (const auto& o : core.take()) seen.push_back(fmt::format("{} {}", static_cast<int>(o.message.head.type), o.message.body));
     if (first.empty()) first = seen;
@@ -71,7 +74,10 @@ BOOST_AUTO_TEST_CASE(any_packets_of_a_recording_give_the_same_events) {
 BOOST_AUTO_TEST_CASE(wrong_messages_get_an_error_and_change_nothing) {
   const auto weights = SileroWeights::load(kRoot / "models/silero-vad/silero_vad.safetensors");
   VadCore core({.sessions_max = 1}, *weights);
-  auto code = [&] { const auto out = core.take(); return out.empty() ? std::string("none") : protocol::body_of(out.front().message).value("code", "?"); };
+  auto code = [&] {
+    const auto out = core.take();
+    return out.empty() ? std::string("none") : protocol::body_of(out.front().message).value("code", "?");
+  };
   core.on_message("c", message(protocol::MessageType::audio), {});
   BOOST_TEST(code() == "not_found");
   core.on_message("c", message(protocol::MessageType::open), {});
