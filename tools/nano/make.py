@@ -48,11 +48,13 @@ def stages(model):
         Stage("speaker", "train_speaker", minutes=6, needs=("features",)),
         Stage("questions", "more", after=["questions", "--jobs", "1"], counts={"--count": 8000}, expected=8, needs=("tokens",)),
         Stage("replies", "more", after=["replies", "--jobs", "1"], counts={"--count": 13000}, expected=38, needs=("tokens",)),
-        Stage("lm", "train_lm", minutes=136, needs=("text", "questions", "replies")),
+        Stage("lm", "train_lm", minutes=105, needs=("text", "questions", "replies")),
+        Stage("again", "again", counts={"--count": 700}, expected=6, needs=("flow", "vocoder")),
+        Stage("lm_again", "train_lm", minutes=136, needs=("lm", "again")),      # continues lm
         Stage("tts", "train_tts", minutes=146, needs=("lm",)),
         Stage("flow", "train_flow", minutes=132, needs=("speaker", "replies")),
         Stage("vocoder", "train_vocoder", minutes=36, needs=("replies",)),
-        Stage("export", "export", after=[model], needs=("lm", "tts", "flow", "vocoder", "speaker")),
+        Stage("export", "export", after=[model], needs=("lm_again", "tts")),
         Stage("evaluate", "evaluate", after=["--model", model], expected=5, needs=("export",)),
         Stage("report", "report", after=[model], needs=("evaluate",)),
     ]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import domain, features, modules, more, synth, text, tokenise, trainer
+from . import again, domain, features, modules, more, synth, text, tokenise, trainer
 
 CONFIG = dict(architectures=["Step1ForCausalLM"], model_type="step1", bos_token_id=1, pad_token_id=0, eos_token_id=3, hidden_size=160,
               intermediate_size=448, num_attention_heads=4, num_attention_groups=2, num_hidden_layers=5, max_seq_len=2048, rms_norm_eps=1e-5,
@@ -70,7 +70,8 @@ class Data:
         self.slt = [d for d in self.replies if d["voice"] == synth.TARGET]
         self.others = [d for d in self.replies if d["voice"] != synth.TARGET and d["style"] != "sing"]
         self.more = [d for d in more.load(work, "replies") if 5 < len(d["codes"]) < 260]
-        self.spoken = self.replies + self.more      # what the model itself may say
+        own = [d for d in again.load(work) if d["codes"]]
+        self.spoken = self.replies + self.more + own * (len(self.more) // max(1, len(own)))      # what the model itself may say; its own voice in two fifths
 
     def system(self):
         return [{"role": "system", "content": text.PROMPTS["chat"]}] if self.rng.random() < 0.85 else []
