@@ -55,7 +55,7 @@ def stages(model):
         Stage("flow", "train_flow", minutes=132, needs=("speaker", "replies")),
         Stage("vocoder", "train_vocoder", minutes=36, needs=("replies",)),
         Stage("export", "export", after=[model], needs=("lm_again", "tts")),
-        Stage("evaluate", "evaluate", after=["--model", model], expected=5, needs=("export",)),
+        Stage("evaluate", "evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=5, needs=("export",)),
         Stage("report", "report", after=[model], needs=("evaluate",)),
     ]
 

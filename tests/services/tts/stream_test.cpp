@@ -3,11 +3,15 @@
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "services/tokenizer/model/live.hpp"
 #include "services/tts/model/effects.hpp"
 #include "services/tts/model/speech_decoder.hpp"
+#include "services/tts/model/voices.hpp"
+#include "tests/support/temporary_directory.hpp"
 
 namespace parlando::tts {
 namespace {
@@ -149,6 +153,42 @@ BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_
   BOOST_REQUIRE((exact && stable));
   BOOST_TEST(stable->size() == exact->size());
   BOOST_TEST(std::equal(stable->begin(), stable->begin() + 5 * frozen, seen.begin()));
+}
+
+BOOST_AUTO_TEST_CASE(a_tag_selects_the_entry_of_the_voice_in_that_style_where_there_is_one) {
+  const TemporaryDirectory folder;
+  std::ofstream(folder.path() / "speakers_info.json") << R"({"A": "hello", "A高兴1": "hello", "A哼唱": "la", "B": "hi"})";
+  const auto voices = *Voices::load(folder.path(), nullptr, {});
+  auto entry = [&](const char* text, const char* speaker) { return voices->entry(tts_mode(text, speaker, false)); };
+  BOOST_TEST(entry("hello", "A") == "A");
+  BOOST_TEST(entry("(高兴1)hello", "A") == "A高兴1");
+  BOOST_TEST(entry("(快速1)hello", "A") == "A");  // no such entry: the plain voice reads the tag
+  BOOST_TEST(entry("(高兴1)hello", "B") == "B");
+  BOOST_TEST(entry("(哼唱)la", "A") == "A哼唱");
+  BOOST_TEST(entry("(哼唱)la", "B") == "B哼唱");  // music needs its entry, as in the official code: `get` says which voices there are
+  BOOST_TEST((voices->get("B哼唱").error().code == Errc::not_found));
+  BOOST_TEST(entry("(高兴1)hello", "") == "");
+}
+
+BOOST_AUTO_TEST_CASE(the_configuration_sets_the_steps_of_the_flow) {
+  BOOST_TEST(decoder()->flow().steps() == kFlowSteps);
+  const TemporaryDirectory folder;
+  const auto from = kRoot / "tests/goldens/vocoder/models/CosyVoice-300M-25Hz";
+  std::filesystem::copy(from, folder.path(), std::filesystem::copy_options::recursive);
+  for (const int steps : {3, 0}) {
+    auto config = nlohmann::json::parse(std::ifstream(from / "config.json"));
+    config["flow"]["cfm"]["n_timesteps"] = steps;
+    std::ofstream(folder.path() / "config.json") << config;
+    const auto loaded = SpeechDecoder::load(folder.path(), at::kFloat);
+    if (steps == 0) {
+      BOOST_REQUIRE(!loaded.has_value());
+      BOOST_TEST((loaded.error().code == Errc::bad_format));
+      BOOST_TEST(loaded.error().message.find("n_timesteps is 0") != std::string::npos);
+    } else {
+      BOOST_REQUIRE(loaded.has_value());
+      BOOST_TEST((*loaded)->flow().steps() == steps);
+    }
+  }
 }
 
 }  // namespace parlando::tts
