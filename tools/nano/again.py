@@ -15,8 +15,6 @@ import torch
 
 from . import features, modules, more, synth, tokenise, train_flow, train_vocoder
 
-STEPS = 5
-
 
 def load(work):
     if not os.path.exists(f"{work}/again.pkl"):
@@ -47,7 +45,7 @@ def main():
         prompt = prompts["happy" if d["style"] == "happy" else "neutral"]
         token, said = torch.tensor(d["codes"])[None], torch.from_numpy(prompt["mel22"].astype(np.float32)).T[None]
         z = torch.randn(1, 80, said.shape[1] + flow.frames(token.shape[1]))
-        mel = flow(token, torch.tensor(prompt["codes"])[None], said, prompt["vector"][None], z, steps=STEPS)
+        mel = flow(token, torch.tensor(prompt["codes"])[None], said, prompt["vector"][None], z, steps=train_flow.STEPS)
         wave = features.resample(hift(mel, torch.zeros(1, 9, 1), torch.randn(1, 9, mel.shape[2] * 256))[0], 22050, 16000)
         if len(out) % 2:
             wave = torch.from_numpy(features.augment(wave.numpy(), noise_rng, 0.5, 20, 40)[0])

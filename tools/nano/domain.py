@@ -220,6 +220,13 @@ def history_of(turn: Turn) -> list:
     return [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply}]
 
 
+def fixed_replies() -> list[str]:
+    """What the small closed intents say: few texts, which training and test share on the speaking side as on the listening side."""
+    names = [text for n in NAMES for text in (f"nice to meet you, {n}.", f"your name is {n}.")]
+    return sorted({*FACTS.values(), *SMALL_TALK.values(), *(answer for _, answer in STYLES.values()), *(e + "." for e in ECHO), *names,
+                   "you have not told me your name.", NOT_UNDERSTOOD})
+
+
 WEIGHTED = [(_math, 28), (_timer, 10), (_weather, 13), (_clock, 9), (_capital, 8), (_fact, 9), (_talk, 8), (_introduce, 3),
             (_style, 5), (_echo, 4), (_other, 3), (_recall, 3)]
 CLOSED = {"talk", "style", "fact", "other", "recall", "name", "echo"}   # too few texts to hold any out

@@ -172,7 +172,11 @@ def speak(args, count):
         w, rate = load_wav(f"{folder}/say_{i}.wav")
         waves.append(features.resample(torch.from_numpy(w), rate, 16000).numpy())
     error, heard = judge(folder, waves, texts)
-    yield dict(measure="spoken replies, judge", utterances=len(texts), word_error=round(error, 4), examples=[f"{t} | {h}" for t, h in list(zip(texts, heard))[:4]])
+    fixed, parts = set(domain.fixed_replies()), {}
+    for name, chosen in (("held_out", [i for i, t in enumerate(texts) if t not in fixed]), ("fixed", [i for i, t in enumerate(texts) if t in fixed])):
+        wrong = sum(trainer.edit_distance(heard[i].split(), prepare.words(texts[i])) for i in chosen)
+        parts[name], parts[name + "_word_error"] = len(chosen), round(wrong / max(1, sum(len(prepare.words(texts[i])) for i in chosen)), 4)
+    yield dict(measure="spoken replies, judge", utterances=len(texts), word_error=round(error, 4), **parts, examples=[f"{t} | {h}" for t, h in list(zip(texts, heard))[:4]])
     seconds, work = sum(line["audio_seconds"] for line in lines), sum(line["total_ms"] for line in lines) / 1000
     firsts = sorted(line["first_audio_ms"] for line in lines)
     yield dict(measure="speaking speed, one core", times_real_time=round(seconds / work, 2), first_audio_ms_median=round(firsts[len(firsts) // 2], 1))

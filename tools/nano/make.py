@@ -51,7 +51,7 @@ def stages(model):
         Stage("lm", "train_lm", minutes=105, needs=("text", "questions", "replies")),
         Stage("again", "again", counts={"--count": 700}, expected=6, needs=("flow", "vocoder")),
         Stage("lm_again", "train_lm", minutes=136, needs=("lm", "again")),      # continues lm
-        Stage("tts", "train_tts", minutes=146, needs=("lm",)),
+        Stage("tts", "train_tts", minutes=160, needs=("lm",)),
         Stage("flow", "train_flow", minutes=132, needs=("speaker", "replies")),
         Stage("vocoder", "train_vocoder", minutes=36, needs=("replies",)),
         Stage("export", "export", after=[model], needs=("lm_again", "tts")),

@@ -2,7 +2,7 @@
 
 replies: sentences in the target voice for train_tts and train_flow. First ones of the domain that the first data set does not hold, then sentences
 mixed from the domain's words, so that every word is practised even where the only sentence that needs it is held out; some of
-those happy and sung. questions: users in many voices with more noise than the first data set, for train_lm.
+those happy and sung. After those the fixed replies of the closed intents. questions: users in many voices with more noise than the first data set, for train_lm.
 Keeps codes, and of the mixed replies mel and speaker features. Writes `WORK/more/NNNN.pkl` and `WORK/heard/NNNN.pkl`; a shard that exists is kept.
 """
 from __future__ import annotations
@@ -55,6 +55,7 @@ def plan_replies(work, count):
     while len(jobs) < count:
         style = rng.choices(["neutral", "fast", "slow", "happy", "sing"], [60, 8, 8, 13, 11])[0]
         jobs.append(dict(text=mixed(rng, words, spans), style=style, voiced=True))
+    jobs += [dict(text=text, style=style, fixed=True) for text in domain.fixed_replies() for style in ("neutral", "neutral", "fast", "slow", "happy")][:count]
     return [dict(j, kind="reply", engine="festival", voice=synth.TARGET, split="reply") for j in jobs]
 
 
@@ -75,11 +76,13 @@ def _work(task):
     records, audio = synth.speak(jobs)
     tokeniser, table, out = tokenise.Tokeniser(work), {}, []
     for r in records:
-        voiced = r.pop("voiced", False)
+        voiced, fixed = r.pop("voiced", False), r.pop("fixed", False)
         split = r["split"] if voiced else "codes" if r["split"] == "reply" else "noisy"
         d = prepare.describe(dict(r, split=split, phones=None), audio[r["at"]:r["at"] + r["samples"]], table)
         if len(d["ling"]) > 2:
             keep = dict(text=r["text"], kind=r["kind"], style=r["style"], split=r["split"], voice=r["voice"], codes=tokeniser.codes([d])[0])
+            if fixed:
+                keep.update(fixed=True)
             if voiced:
                 keep.update(mel22=d["mel22"], speaker=d["speaker"])
                 if r["style"] in ("happy", "sing"):
@@ -97,6 +100,7 @@ def load(work, what, voiced=False):
     for path in sorted(glob.glob(f"{work}/{FOLDERS[what]}/????.pkl")):
         with open(path, "rb") as f:
             for d in pickle.load(f):
+                d["voiced"] = "mel22" in d
                 if not voiced:
                     for k in ("mel22", "speaker", "f0", "wave22"):
                         d.pop(k, None)

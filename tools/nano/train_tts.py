@@ -58,10 +58,13 @@ def main():
     run = trainer.Run(args.work, "tts", dict(net=net), args.minutes, args.rate, warmup=150, floor=1e-5, power=0.9, decay=0.02)
     rng.seed(run.steps + 1)
     print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(data.more)}, other voices {len(data.others)}", flush=True)
+    # Mixed sentences most of all: in them every word is as frequent as every other.
+    mixed, fixed = ([d for d in data.more if d.get(k)] for k in ("voiced", "fixed"))
+    sources, weights = [data.others, data.slt, [d for d in data.more if not (d.get("voiced") or d.get("fixed"))], mixed, fixed], [15, 10, 20, 40, 15]
     net.train()
     evaluated = run.fraction
     while run.begin_step():
-        source = data.others if rng.random() > 0.78 else data.more if rng.random() < 0.75 else data.slt
+        source = rng.choices(sources, weights)[0]
         window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
         k = rng.randrange(0, 120 - 12)
         ids, labels = train_lm.rows_of([data.speak(d) for d in window[k:k + 12]])
