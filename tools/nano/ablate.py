@@ -22,7 +22,7 @@ def main():
         everything = pickle.load(f)
     items = [d for d in everything if d["split"] == "reply_test" and d["style"] == "neutral" and d["voice"] == synth.TARGET][:args.count]
     prompt = max((d for d in everything if d["split"] == "reply" and d["voice"] == synth.TARGET and d["style"] == "neutral" and len(d["codes"]) <= 75), key=lambda d: len(d["codes"]))
-    train_flow.speaker_vectors(args.work, items + [prompt])
+    vector = train_flow.speaker_encoder(args.work)
     load = lambda net, name: (net.load_state_dict(torch.load(f"{args.work}/state/{name}.pt", weights_only=False)["nets"]["net"]), net.eval())[1]
     flow, hift = load(modules.Flow(**train_flow.SHAPE), "flow"), load(modules.HiFT(**train_vocoder.SHAPE), "vocoder")
     folder = f"{args.work}/eval"
@@ -41,7 +41,7 @@ def main():
         if prior:
             return flow.mu(token, 0, 0, frames)[0]
         said, mel = (torch.tensor(prompt["codes"])[None], torch.from_numpy(prompt["mel22"].astype(np.float32)).T[None]) if prompted else (token[:, :0], torch.zeros(1, 0, 80))
-        return flow(token, said, mel, (prompt if prompted else d)["vector"][None], torch.randn(1, 80, mel.shape[1] + frames))[0]
+        return flow(token, said, mel, vector(prompt if prompted else d)[None], torch.randn(1, 80, mel.shape[1] + frames))[0]
 
     for name, make in (("true mel", lambda d: torch.from_numpy(d["mel22"].astype(np.float32))), ("true codes, flow", mel_of),
                        ("true codes, flow behind a prompt", lambda d: mel_of(d, prompted=True)), ("true codes, prior mu", lambda d: mel_of(d, prior=True))):

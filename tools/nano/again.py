@@ -36,7 +36,7 @@ def main():
         replies = [d for d in pickle.load(f) if d["split"] == "reply" and d["voice"] == synth.TARGET and d["style"] != "sing"]
     shorts = [d for d in replies if len(d["codes"]) <= 75]
     prompts = {style: max((d for d in shorts if d["style"] == style), key=lambda d: len(d["codes"])) for style in ("neutral", "happy")}
-    train_flow.speaker_vectors(args.work, prompts.values())
+    vector = train_flow.speaker_encoder(args.work)
     replies = [d for d in replies + more.load(args.work, "replies") if 20 <= len(d["codes"]) <= 220 and d["style"] != "sing"]
     load_net = lambda net, name: (net.load_state_dict(torch.load(f"{args.work}/state/{name}.pt", weights_only=False)["nets"]["net"]), net.eval())[1]
     flow, hift = load_net(modules.Flow(**train_flow.SHAPE), "flow"), load_net(modules.HiFT(**train_vocoder.SHAPE), "vocoder")
@@ -45,7 +45,7 @@ def main():
         prompt = prompts["happy" if d["style"] == "happy" else "neutral"]
         token, said = torch.tensor(d["codes"])[None], torch.from_numpy(prompt["mel22"].astype(np.float32)).T[None]
         z = torch.randn(1, 80, said.shape[1] + flow.frames(token.shape[1]))
-        mel = flow(token, torch.tensor(prompt["codes"])[None], said, prompt["vector"][None], z, steps=train_flow.STEPS)
+        mel = flow(token, torch.tensor(prompt["codes"])[None], said, vector(prompt)[None], z, steps=train_flow.STEPS)
         wave = features.resample(hift(mel, torch.zeros(1, 9, 1), torch.randn(1, 9, mel.shape[2] * 256))[0], 22050, 16000)
         if len(out) % 2:
             wave = torch.from_numpy(features.augment(wave.numpy(), noise_rng, 0.5, 20, 40)[0])

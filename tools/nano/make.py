@@ -1,7 +1,7 @@
 """All stages of the nano model, from nothing to a report: `python -m tools.nano.make WORK [--model models/nano] [--scale 1.0] [--only stage,…]`.
 
 Every stage keeps its state in WORK and continues where it stopped; a longer budget on a finished stage trains it further. The default budgets
-take about ten core-hours. Stages that do not depend on each other run side by side, one single-threaded process each. `--scale 0.02` goes
+take about nine core-hours. Stages that do not depend on each other run side by side, one single-threaded process each. `--scale 0.02` goes
 the whole way with little data and time: a check of the recipe, not a model.
 """
 from __future__ import annotations
@@ -51,9 +51,9 @@ def stages(model):
         Stage("lm", "train_lm", minutes=105, needs=("text", "questions", "replies")),
         Stage("again", "again", counts={"--count": 700}, expected=6, needs=("flow", "vocoder")),
         Stage("lm_again", "train_lm", minutes=136, needs=("lm", "again")),      # continues lm
-        Stage("tts", "train_tts", minutes=160, needs=("lm",)),
-        Stage("flow", "train_flow", minutes=132, needs=("speaker", "replies")),
-        Stage("vocoder", "train_vocoder", minutes=36, needs=("replies",)),
+        Stage("tts", "train_tts", minutes=174, needs=("lm",)),
+        Stage("flow", "train_flow", minutes=50, needs=("speaker", "replies")),
+        Stage("vocoder", "train_vocoder", minutes=27, needs=("replies",)),
         Stage("export", "export", after=[model], needs=("lm_again", "tts")),
         Stage("evaluate", "evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=5, needs=("export",)),
         Stage("report", "report", after=[model], needs=("evaluate",)),

@@ -237,9 +237,9 @@ def main():
             if len(pool) < 300:
                 pool += rng.sample(data.audio, min(2000, len(data.audio)))
             window = sorted(pool[:300], key=lambda d: len(d["codes"]))
-            k = rng.randrange(0, len(window) - 20)
+            k = rng.randrange(-19, len(window))     # past both ends, or the shortest and the longest would hardly ever come
             batch = []
-            for d in window[k:k + 20]:
+            for d in window[max(0, k):k + 20]:
                 if rng.random() < 0.2:
                     batch.append(data.transcribe(rng.choice(data.words if rng.random() < 0.3 else data.spoken) if rng.random() < 0.8 else d))   # replies, too: it hears itself
                 else:

@@ -60,14 +60,14 @@ def main():
     print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(data.more)}, other voices {len(data.others)}", flush=True)
     # Mixed sentences most of all: in them every word is as frequent as every other.
     mixed, fixed = ([d for d in data.more if d.get(k)] for k in ("voiced", "fixed"))
-    sources, weights = [data.others, data.slt, [d for d in data.more if not (d.get("voiced") or d.get("fixed"))], mixed, fixed], [15, 10, 20, 40, 15]
+    sources, weights = [data.others, data.slt, [d for d in data.more if not (d.get("voiced") or d.get("fixed"))], mixed, fixed], [8, 6, 18, 34, 34]
     net.train()
     evaluated = run.fraction
     while run.begin_step():
         source = rng.choices(sources, weights)[0]
         window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
-        k = rng.randrange(0, 120 - 12)
-        ids, labels = train_lm.rows_of([data.speak(d) for d in window[k:k + 12]])
+        k = rng.randrange(-11, 120)     # past both ends, or the shortest and the longest would hardly ever come
+        ids, labels = train_lm.rows_of([data.speak(d) for d in window[max(0, k):k + 12]])
         keep = labels != -100
         loss = F.cross_entropy(net.lm_head(net.hidden(forget(ids, labels, data.tok.audio)[:, :-1], dropout=0.08)[keep]), labels[keep])
         run.step(loss, dict(speak=loss))

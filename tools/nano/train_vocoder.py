@@ -1,4 +1,4 @@
-"""Trains mel -> wave: `python -m tools.nano.train_vocoder WORK [--minutes 36]`. Multi-resolution STFT + mel + F0 losses; the true F0
+"""Trains mel -> wave: `python -m tools.nano.train_vocoder WORK [--minutes 27]`. Multi-resolution STFT + mel + F0 losses; the true F0
 drives the source in training, the predicted one in service."""
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def losses(got, want):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
-    parser.add_argument("--minutes", type=float, default=36)
+    parser.add_argument("--minutes", type=float, default=27)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = trainer.load_features(args.work, {"reply", "reply_test"})
@@ -41,7 +41,8 @@ def main():
     data += [d for d in more.load(args.work, "replies", voiced=True) if "wave22" in d]      # happy and sung: higher than the rest
     train = [d for d in data if d["split"] == "reply" and d["mel22"].shape[1] > SEGMENT + 2]
     test = [d for d in data if d["split"] == "reply_test"][:12]
-    target, others = [d for d in train if d["voice"] == synth.TARGET], [d for d in train if d["voice"] != synth.TARGET]
+    high = [d for d in train if d["style"] in ("happy", "sing") and d["voice"] == synth.TARGET]
+    target, others = [d for d in train if d["voice"] == synth.TARGET and d["style"] not in ("happy", "sing")], [d for d in train if d["voice"] != synth.TARGET]
     torch.manual_seed(6)
     net = modules.HiFT(**SHAPE)
     run = trainer.Run(args.work, "vocoder", dict(net=net), args.minutes, 2e-3, warmup=100, clip=10.0, betas=(0.8, 0.99), decay=0.0, floor=2e-5, power=0.7)
@@ -49,7 +50,7 @@ def main():
     while run.begin_step():
         mel, f0, wave = [], [], []
         for _ in range(BATCH):
-            d = run.random.choice(target if run.random.random() < 0.75 else others)
+            d = run.random.choice(run.random.choices([target, high, others], [45, 35, 20])[0])
             at = run.random.randint(0, d["mel22"].shape[1] - SEGMENT - 1)
             mel.append(d["mel22"][:, at:at + SEGMENT].astype(np.float32))
             f0.append(d["f0"][at:at + SEGMENT].astype(np.float32))

@@ -32,7 +32,7 @@ def write_wav(path, samples, rate=16000):
 
 with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
-    # Every bundled question is answered aloud; most transcripts are exactly right (a demonstration model errs now and then).
+    # Every bundled question is answered aloud; most transcripts are exactly right (all six where it was trained; another processor may round one away).
     questions = json.load(open(NANO / "questions/questions.json"))
     right = 0
     for name, said in questions.items():
@@ -43,7 +43,7 @@ with tempfile.TemporaryDirectory() as folder:
             with wave.open(str(folder / "a.wav")) as f:
                 check(f"wav of {name}", f.getframerate() == 22050 and abs(f.getnframes() / 22050 - answer["audio_seconds"]) < 0.01)
             check(f"stages of {name}", 0 < answer["stages"]["vad_ms"] < answer["stages"]["tokenizer_ms"] < answer["stages"]["text_ms"] < answer["first_audio_ms"])
-    check("transcripts", right >= len(questions) * 2 // 3, f"{right} of {len(questions)}")
+    check("transcripts", right >= len(questions) - 1, f"{right} of {len(questions)}")
     code, answer, _ = talk("--text", "what time is it", "-o", folder / "b.wav")
     check("a tool call is made and spoken about", code == 0 and [c["name"] for c in answer["tool_calls"]] == ["get_time"] and answer["reply"].startswith("it is"), answer)
     first, second = (talk(NANO / "questions/seven_plus_nine.wav", "-o", folder / f"{i}.wav")[0] for i in range(2))
