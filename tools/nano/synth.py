@@ -83,9 +83,10 @@ def plan(users: int, replies: int) -> list[dict]:
     add(replies, "reply", ["slt"], False, reply)
     add(replies // 4, "reply", ["flite", "kal", "espeak"], False, reply)
     add(120, "reply_test", ["slt"], True, reply)
-    # The voice prompts of the happy and the sung style are chosen among these, however small the data set is.
-    for style, text in (("sing", domain.STYLES["sing"][1]), ("happy", domain.STYLES["happy"][1])):
-        jobs.append(dict(text=text, kind="reply", style=style, split="reply", **voice(rng, "slt")))
+    # The voice prompts are chosen among these, however small the data set is.
+    for style, text, engine in (("sing", domain.STYLES["sing"][1], "slt"), ("happy", domain.STYLES["happy"][1], "slt"),
+                                ("neutral", "the sky is blue.", "slt"), ("neutral", "the sky is blue.", "kal")):
+        jobs.append(dict(text=text, kind="reply", style=style, split="reply", **voice(rng, engine)))
     rng.shuffle(jobs)
     return jobs
 
