@@ -1,82 +1,109 @@
 #pragma once
 /// The fixed header of every message between services, 80 bytes, little-endian. Byte for byte in docs/protocol.md.
-/// No absolute times travel: `remaining_ms` is what is left of the request's budget.
+/// No absolute times travel: `remaining_ms` is what is left of the request's budget when the message leaves.
 #include <array>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
+#include <vector>
 
+#include "common/base/clock.hpp"
+#include "common/base/ids.hpp"
 #include "common/base/result.hpp"
 
 namespace parlando::protocol {
 
-inline constexpr std::uint32_t kMagic = 0x444c5250;            // "PRLD"
-inline constexpr std::uint16_t kVersion = 1, kVersionMin = 1;  ///< this build writes kVersion and reads from kVersionMin on
+using Bytes = std::vector<std::byte>;
+
+inline constexpr std::uint32_t kMagic = 0x444c5250;  // "PRLD"
+inline constexpr std::uint16_t kVersion = 1;         ///< the newest this build writes
+inline constexpr std::uint16_t kVersionMin = 1;      ///< the oldest it reads and writes
 inline constexpr std::size_t kEnvelopeBytes = 80;
 
-struct SessionId {
-  std::uint64_t high = 0, low = 0;
-  auto operator<=>(const SessionId&) const = default;
-};
-
-/// High half: the session's epoch, granted by `context`. Low half: the attempt, raised by the owner at each re-route or replay.
-struct Epoch {
-  std::uint64_t value = 0;
-  static Epoch of(std::uint32_t session, std::uint32_t attempt) { return {static_cast<std::uint64_t>(session) << 32 | attempt}; }
-  std::uint32_t session() const { return static_cast<std::uint32_t>(value >> 32); }
-  std::uint32_t attempt() const { return static_cast<std::uint32_t>(value); }
-  auto operator<=>(const Epoch&) const = default;
-};
-
-/// Numbers travel and are never reused.
+/// Numbers travel and are never reused; 1…4 and 7…15 are the link's own words. Retired: 35, 65, 66, 68, 69.
 enum class MessageType : std::uint16_t {
-  hello = 1,            ///< role, instance, version range, limits
-  heartbeat = 2,        ///< asks the socket thread for its worker's progress
-  heartbeat_reply = 3,  ///< progress, step limit, load, free slots
-  window = 4,           ///< {ack, limit} of a stream, absolute sequence numbers
-  cancel = 5,           ///< ends a stream's work
-  error = 6,            ///< {code, message}
-  open = 16,            ///< a session's work begins here
+  // The link's own: neither numbered nor kept.
+  hello = 1,
+  heartbeat = 2,
+  heartbeat_reply = 3,
+  window = 4,
+  refused = 7,  ///< frames that are no message, a HELLO that cannot be
+  resync = 8,   ///< "something is missing, say HELLO again"
+  batch = 9,    ///< several numbered messages in one
+  // Numbered, in order, exactly once per incarnation of a link.
+  cancel = 5,
+  error = 6,
+  open = 16,
   close = 17,
-  audio = 32,           ///< PCM, s16le payload
-  flush = 33,           ///< the utterance ends here
-  speech_started = 34,  ///< {sample}
-  speech_maybe_ended = 35,
+  open_vad = 18,
+  open_tokenizer = 19,
+  tokenize = 20,
+  open_chat = 21,
+  synthesise = 22,
+  claim = 23,
+  granted = 24,
+  renew = 25,
+  attach = 26,
+  audio = 32,
+  flush = 33,
+  speech_started = 34,
   speech_ended = 36,
-  tokens = 48,  ///< {first_group, final_groups}, int32 payload
-  append = 64,  ///< ids behind a position of a sequence
-  fork = 65,
-  truncate = 66,
+  cancelled = 37,
+  tokens = 48,
+  hear = 64,
   generate = 67,
-  adopt = 68,
-  release = 69,
-  text = 70,     ///< generated text and ids
-  speak = 80,    ///< text chunk to be spoken
-  speech = 81,   ///< generated PCM, s16le payload
-  turn = 96,     ///< a turn's record for the store; answered when it is durable
-  history = 97,  ///< committed turns of a session
+  text = 70,
+  say = 71,
+  tool_result = 72,
+  go_on = 73,
+  speak = 80,
+  speech = 81,
+  commit = 96,
+  history = 97,
+  committed = 98,
+  records = 99,
+  opened = 112,
+  turn_done = 113,
+  checkpoint = 114,
+  attached = 115,
 };
+
 /// Bound on the type numbers, for tables.
 inline constexpr std::uint16_t kTypeMax = 128;
 bool is_known(std::uint16_t type);
-/// Largest payload of a type; a frame over it is refused.
+/// `hello`, `audio`, …; "unknown" for numbers that are no type.
+std::string_view to_string(MessageType type);
+/// Largest payload of a type in bytes; a frame over it is refused.
 std::size_t payload_bytes_max(MessageType type);
-/// Cancel, window and heartbeats are exempt from credit.
+/// The link's own messages: exempt from numbers and from credit.
 bool is_control(MessageType type);
-
-/// Flag: everything before this message of its stream has been acknowledged, so a receiver that does not know the stream may begin here.
-inline constexpr std::uint16_t kFlagStart = 1;
+/// Types whose body is packed little-endian fields instead of JSON: everything on the path of a frame.
+bool is_packed(MessageType type);
 
 struct Envelope {
   std::uint16_t version = kVersion;
   MessageType type = MessageType::hello;
-  std::uint16_t flags = 0;
-  std::uint32_t remaining_ms = 0;  ///< 0 = no deadline
+  std::uint16_t flags = 0;         ///< none is defined yet; zero when sent, ignored when read
+  std::uint32_t remaining_ms = 0;  ///< on the wire only: 0 = no deadline. In memory `Message::deadline` counts
   SessionId session;
   Epoch epoch;
-  std::uint32_t turn = 0, stream = 0;
-  std::uint64_t sequence = 0, trace = 0;
+  TurnId turn;
+  StreamId stream;
+  std::uint64_t sequence = 0;  ///< of the link and direction, from 1
+  std::uint64_t trace = 0;     ///< of the turn, made by the gateway
+  std::uint64_t link = 0;  ///< in memory only: the link it arrived on, so that an answer never goes out on a later one
+  StreamKey key() const { return {session, stream}; }
+};
+
+/// A message in memory: envelope, body (JSON text or packed fields) and raw payload.
+struct Message {
+  Envelope head;
+  std::string body;
+  Bytes payload;
+  Time deadline = Time::max();  ///< of this machine's clock; from `remaining_ms` on arrival
+  bool unknown = false;         ///< of a type this build does not know: only its place on the link and its stream count
+  std::size_t bytes() const { return kEnvelopeBytes + body.size() + payload.size(); }
 };
 
 }  // namespace parlando::protocol

@@ -1,4 +1,5 @@
-/// Runs every fuzz target over its corpus and over seeded mutations of it; what libFuzzer finds is added to tests/fuzz/corpus.
+/// Runs every fuzz target over its corpus and over seeded mutations of it; what libFuzzer finds is added to
+/// tests/fuzz/corpus.
 #define BOOST_TEST_MODULE fuzz_corpus
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
@@ -29,24 +30,29 @@ std::string small_safetensors() {
 /// Valid inputs per target: the corpus folder plus small files of the reference values.
 std::vector<std::string> seeds(const std::string& target) {
   std::vector<std::string> out;
-  const fs::path corpus = fs::path(PARLANDO_SOURCE_DIR) / "tests/fuzz/corpus" / target, goldens = fs::path(PARLANDO_SOURCE_DIR) / "tests/goldens";
+  const fs::path corpus = fs::path(PARLANDO_SOURCE_DIR) / "tests/fuzz/corpus" / target,
+                 goldens = fs::path(PARLANDO_SOURCE_DIR) / "tests/goldens";
   if (fs::is_directory(corpus))
     for (const auto& file : fs::directory_iterator(corpus)) out.push_back(*read_file(file.path()));
   if (target == "safetensors") out.push_back(small_safetensors());
   if (target == "sentencepiece") out.push_back(*read_file(goldens / "lm/tiny-step1/tokenizer.model"));
   if (target == "wav") out.push_back(audio::encode_wav(std::vector<float>(500, 0.25f), 16000));
   if (target == "message")
-    for (const auto type : {protocol::MessageType::audio, protocol::MessageType::hello, protocol::MessageType::window}) {
+    for (const auto type :
+         {protocol::MessageType::audio, protocol::MessageType::hello, protocol::MessageType::window}) {
       protocol::Message m;
-      m.head.type = type, m.head.sequence = 3, m.body = R"({"ack":1,"limit":[2,{"x":"y"}]})";
+      m.head.type = type;
+      m.head.sequence = 3;
+      m.body = R"({"received":1,"limit":[2,{"x":"y"}]})";
       if (type == protocol::MessageType::audio) m.payload.assign(40, std::byte{7});
-      const auto f = *protocol::encode(m);
+      const auto f = protocol::encode(m);
       out.push_back(std::string{static_cast<char>(f.envelope.size()), static_cast<char>(f.body.size())} +
                     std::string(reinterpret_cast<const char*>(f.envelope.data()), f.envelope.size()) + f.body +
                     std::string(reinterpret_cast<const char*>(f.payload.data()), f.payload.size()));
     }
   if (target == "tag") out.push_back("（RAP）(x)哼唱");
-  if (target == "npy") out.push_back(read_file(goldens / "tokenizer/ckpt/linguistic_tokenizer.npy")->substr(0, 128 + 4 * 64 * 4));
+  if (target == "npy")
+    out.push_back(read_file(goldens / "tokenizer/ckpt/linguistic_tokenizer.npy")->substr(0, 128 + 4 * 64 * 4));
   if (target == "cmvn")
     for (const auto& file : fs::recursive_directory_iterator(goldens / "tokenizer/ckpt"))
       if (file.path().filename() == "am.mvn") out.push_back(*read_file(file.path()));
@@ -56,7 +62,8 @@ std::vector<std::string> seeds(const std::string& target) {
 
 void run(const Target& target, const std::string& input) {
   // An exact-size heap copy, so that a sanitizer sees the first byte read past the end.
-  const std::vector<std::byte> bytes(reinterpret_cast<const std::byte*>(input.data()), reinterpret_cast<const std::byte*>(input.data()) + input.size());
+  const std::vector<std::byte> bytes(reinterpret_cast<const std::byte*>(input.data()),
+                                     reinterpret_cast<const std::byte*>(input.data()) + input.size());
   target.run(bytes);
 }
 
@@ -84,7 +91,8 @@ BOOST_AUTO_TEST_CASE(no_reader_of_foreign_bytes_crashes_on_its_corpus_or_on_muta
           else
             mutated[at] = static_cast<char>(random());
         }
-        if (kind == 3) mutated.insert(random() % (mutated.size() + 1), std::string(random() % 16, static_cast<char>(random())));
+        if (kind == 3)
+          mutated.insert(random() % (mutated.size() + 1), std::string(random() % 16, static_cast<char>(random())));
         run(target, mutated);
       }
     }

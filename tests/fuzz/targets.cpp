@@ -59,9 +59,14 @@ const std::vector<Target> kTargets = {
        const auto rest = in.subspan(2);
        const auto first = std::min<std::size_t>(std::to_integer<std::size_t>(in[0]), rest.size()),
                   second = std::min<std::size_t>(std::to_integer<std::size_t>(in[1]), rest.size() - first);
-       const std::span<const std::byte> frames[] = {rest.first(first), rest.subspan(first, second), rest.subspan(first + second)};
-       if (auto message = protocol::decode(frames)) (void)protocol::encode(*std::move(message));
+       const std::span<const std::byte> frames[] = {rest.first(first), rest.subspan(first, second),
+                                                    rest.subspan(first + second)};
+       auto decoded = protocol::decode(frames);
+       if (!decoded) return;
+       for (const auto& m : decoded->messages)
+         if (!m.unknown) (void)protocol::encode(m);
      }},
+    {"mesh", run_mesh},
     {"cmvn",
      [](std::span<const std::byte> in) {
        (void)checkpoint::parse_cmvn({reinterpret_cast<const char*>(in.data()), in.size()}, "input");
