@@ -47,9 +47,11 @@ Result<Recording> read_audio(std::span<const std::byte> bytes, const std::string
   auto io = memory_io();
   SF_INFO info{};
   const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open_virtual(&io, SFM_READ, &info, &memory), sf_close);
-  if (!file) return fail(Errc::bad_format, "'{}' is not an audio file that can be read ({})", name, sf_strerror(nullptr));
+  if (!file)
+    return fail(Errc::bad_format, "'{}' is not an audio file that can be read ({})", name, sf_strerror(nullptr));
   if (info.channels < 1 || info.channels > 32 || info.samplerate < 4000 || info.samplerate > 384000)
-    return fail(Errc::bad_format, "'{}' has {} channels at {} Hz; 1-32 channels at 4-384 kHz are read", name, info.channels, info.samplerate);
+    return fail(Errc::bad_format, "'{}' has {} channels at {} Hz; 1-32 channels at 4-384 kHz are read", name,
+                info.channels, info.samplerate);
   Recording out;
   out.rate = info.samplerate;
   const auto frames_max = static_cast<std::size_t>(seconds_max * info.samplerate);
@@ -57,7 +59,8 @@ Result<Recording> read_audio(std::span<const std::byte> bytes, const std::string
   while (true) {
     const auto got = sf_readf_float(file.get(), block.data(), 4096);
     if (got <= 0) break;
-    if (out.wave.size() + static_cast<std::size_t>(got) > frames_max) return fail(Errc::bad_format, "'{}' is longer than {} s", name, seconds_max);
+    if (out.wave.size() + static_cast<std::size_t>(got) > frames_max)
+      return fail(Errc::bad_format, "'{}' is longer than {} s", name, seconds_max);
     for (sf_count_t f = 0; f < got; ++f) {
       float sum = 0;
       for (int c = 0; c < info.channels; ++c) sum += block[static_cast<std::size_t>(f) * info.channels + c];
@@ -78,13 +81,18 @@ std::string encode_wav(std::span<const float> wave, int rate) {
   std::string out(44 + 2 * wave.size(), '\0');
   auto put = [&](std::size_t at, auto value) { std::memcpy(out.data() + at, &value, sizeof value); };
   const auto data = static_cast<std::uint32_t>(2 * wave.size());
-  std::memcpy(out.data(), "RIFF", 4), put(4, data + 36), std::memcpy(out.data() + 8, "WAVEfmt ", 8), put(16, std::uint32_t{16});
-  put(20, std::uint16_t{1}), put(22, std::uint16_t{1}), put(24, static_cast<std::uint32_t>(rate)), put(28, static_cast<std::uint32_t>(2 * rate));
+  std::memcpy(out.data(), "RIFF", 4), put(4, data + 36), std::memcpy(out.data() + 8, "WAVEfmt ", 8),
+      put(16, std::uint32_t{16});
+  put(20, std::uint16_t{1}), put(22, std::uint16_t{1}), put(24, static_cast<std::uint32_t>(rate)),
+      put(28, static_cast<std::uint32_t>(2 * rate));
   put(32, std::uint16_t{2}), put(34, std::uint16_t{16}), std::memcpy(out.data() + 36, "data", 4), put(40, data);
-  for (std::size_t i = 0; i < wave.size(); ++i) put(44 + 2 * i, static_cast<std::int16_t>(std::lrint(std::clamp(wave[i], -1.0f, 1.0f) * 32767.0f)));
+  for (std::size_t i = 0; i < wave.size(); ++i)
+    put(44 + 2 * i, static_cast<std::int16_t>(std::lrint(std::clamp(wave[i], -1.0f, 1.0f) * 32767.0f)));
   return out;
 }
 
-Result<void> write_wav(const std::filesystem::path& path, std::span<const float> wave, int rate) { return write_file(path, encode_wav(wave, rate)); }
+Result<void> write_wav(const std::filesystem::path& path, std::span<const float> wave, int rate) {
+  return write_file(path, encode_wav(wave, rate));
+}
 
 }  // namespace parlando::audio

@@ -14,7 +14,8 @@ struct Recording {
   double seconds() const { return rate > 0 ? static_cast<double>(wave.size()) / rate : 0.0; }
 };
 
-/// @error Errc::not_found, Errc::bad_format (not audio, empty, longer than `seconds_max`), naming the file and what was seen.
+/// @error Errc::not_found, Errc::bad_format (not audio, empty, longer than `seconds_max`), naming the file and what was
+/// seen.
 Result<Recording> read_audio(const std::filesystem::path& path, double seconds_max = 30 * 60);
 /// The same from memory.
 Result<Recording> read_audio(std::span<const std::byte> bytes, const std::string& name, double seconds_max = 30 * 60);

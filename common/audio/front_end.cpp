@@ -9,14 +9,16 @@ namespace parlando::audio {
 std::vector<float> kaldi_mel_filters(int bins, int rate, int n_fft, double low, double high) {
   // In float32 like torchaudio, whose table the models were trained with.
   auto mel = [](float f) { return 1127.0f * std::log(1.0f + f / 700.0f); };
-  const double from = 1127.0 * std::log(1.0 + low / 700.0), step = (1127.0 * std::log(1.0 + high / 700.0) - from) / (bins + 1);
+  const double from = 1127.0 * std::log(1.0 + low / 700.0),
+               step = (1127.0 * std::log(1.0 + high / 700.0) - from) / (bins + 1);
   std::vector<float> out(static_cast<std::size_t>(bins) * (n_fft / 2), 0.0f);
   for (int b = 0; b < bins; ++b) {
     auto edge = [&](int n) { return static_cast<float>(from) + static_cast<float>(n) * static_cast<float>(step); };
     const float left = edge(b), centre = edge(b + 1), right = edge(b + 2);
     for (int k = 0; k < n_fft / 2; ++k) {
       const float m = mel(static_cast<float>(rate / static_cast<double>(n_fft)) * static_cast<float>(k));
-      out[static_cast<std::size_t>(b) * (n_fft / 2) + k] = std::max(0.0f, std::min((m - left) / (centre - left), (right - m) / (right - centre)));
+      out[static_cast<std::size_t>(b) * (n_fft / 2) + k] =
+          std::max(0.0f, std::min((m - left) / (centre - left), (right - m) / (right - centre)));
     }
   }
   return out;
@@ -34,7 +36,8 @@ std::vector<float> slaney_mel_filters(int bins, int rate, int n_fft, double low,
     const double area = 2.0 / (edge[b + 2] - edge[b]);
     for (int k = 0; k < columns; ++k) {
       const double f = static_cast<double>(k) * rate / n_fft;
-      const double w = std::min((f - edge[b]) / (edge[b + 1] - edge[b]), (edge[b + 2] - f) / (edge[b + 2] - edge[b + 1]));
+      const double w =
+          std::min((f - edge[b]) / (edge[b + 1] - edge[b]), (edge[b + 2] - f) / (edge[b + 2] - edge[b + 1]));
       out[static_cast<std::size_t>(b) * columns + k] = static_cast<float>(std::max(0.0, w) * area);
     }
   }
@@ -43,7 +46,8 @@ std::vector<float> slaney_mel_filters(int bins, int rate, int n_fft, double low,
 
 namespace {
 /// Range of non-zero weights per filter, so that a row costs what its triangle covers.
-void ranges_of(const std::vector<float>& filters, int bins, int columns, std::vector<int>& first, std::vector<int>& last) {
+void ranges_of(const std::vector<float>& filters, int bins, int columns, std::vector<int>& first,
+               std::vector<int>& last) {
   first.assign(bins, columns);
   last.assign(bins, 0);
   for (int b = 0; b < bins; ++b)
@@ -54,9 +58,11 @@ void ranges_of(const std::vector<float>& filters, int bins, int columns, std::ve
       }
 }
 
-double weighted(const std::vector<float>& filters, int columns, int bin, int first, int last, std::span<const double> power) {
+double weighted(const std::vector<float>& filters, int columns, int bin, int first, int last,
+                std::span<const double> power) {
   double sum = 0;
-  for (int k = first; k < last; ++k) sum += static_cast<double>(filters[static_cast<std::size_t>(bin) * columns + k]) * power[k];
+  for (int k = first; k < last; ++k)
+    sum += static_cast<double>(filters[static_cast<std::size_t>(bin) * columns + k]) * power[k];
   return sum;
 }
 
@@ -93,8 +99,8 @@ Features Fbank::operator()(std::span<const float> wave) {
     frame[0] = (frame[0] - 0.97f * frame[0]) * window_[0];
     fft_.power({frame, kFrame}, power);
     for (int b = 0; b < kBins; ++b)
-      out.values[static_cast<std::size_t>(f) * kBins + b] =
-          static_cast<float>(std::log(std::max(weighted(filters_, 256, b, first_[b], last_[b], power), 1.1920928955078125e-7)));
+      out.values[static_cast<std::size_t>(f) * kBins + b] = static_cast<float>(
+          std::log(std::max(weighted(filters_, 256, b, first_[b], last_[b], power), 1.1920928955078125e-7)));
   }
   return out;
 }
@@ -108,7 +114,8 @@ Features whisper_log_mel(std::span<const float> wave) {
   if (wave.size() <= kFft / 2) return Features{0, kBins, {}};
   const auto padded = reflect_padded(wave, kFft / 2);
   float window[kFft], frame[kFft];
-  for (int i = 0; i < kFft; ++i) window[i] = static_cast<float>(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * i / kFft));
+  for (int i = 0; i < kFft; ++i)
+    window[i] = static_cast<float>(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * i / kFft));
   RealFft fft(kFft);
   double power[kColumns];
   out.values.resize(static_cast<std::size_t>(out.frames) * kBins);
@@ -117,7 +124,8 @@ Features whisper_log_mel(std::span<const float> wave) {
     for (int i = 0; i < kFft; ++i) frame[i] = padded[static_cast<std::size_t>(f) * kHop + i] * window[i];
     fft.power({frame, kFft}, power);
     for (int b = 0; b < kBins; ++b) {
-      const auto value = static_cast<float>(std::log10(std::max(weighted(filters, kColumns, b, first[b], last[b], power), 1e-10)));
+      const auto value =
+          static_cast<float>(std::log10(std::max(weighted(filters, kColumns, b, first[b], last[b], power), 1e-10)));
       out.values[static_cast<std::size_t>(f) * kBins + b] = value;
       top = std::max(top, value);
     }
@@ -135,7 +143,8 @@ Features prompt_mel(std::span<const float> wave) {
   if (wave.size() <= kPad) return Features{0, kBins, {}};
   const auto padded = reflect_padded(wave, kPad);
   std::vector<float> window(kFft), frame(kFft);
-  for (int i = 0; i < kFft; ++i) window[i] = static_cast<float>(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * i / kFft));
+  for (int i = 0; i < kFft; ++i)
+    window[i] = static_cast<float>(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * i / kFft));
   RealFft fft(kFft);
   std::vector<double> power(kColumns);
   out.values.resize(static_cast<std::size_t>(out.frames) * kBins);

@@ -1,6 +1,6 @@
 #pragma once
 /// Spectral front ends of the models and the preprocessing in front of them. Waves are float32 in [-1, 1], mono.
-/// Source: tokenizer.md §3–§5 (linguistic, semantic), vocoder.md §3 (speaker encoder, prompt mel).
+/// Source: docs/tokenizer.md §3–§5 (linguistic, semantic), docs/vocoder.md §3 (speaker encoder, prompt mel).
 #include <span>
 #include <vector>
 
@@ -12,11 +12,15 @@ namespace parlando::audio {
 struct Features {
   int frames = 0, bins = 0;
   std::vector<float> values;
-  std::span<const float> row(int frame) const { return {values.data() + static_cast<std::size_t>(frame) * bins, static_cast<std::size_t>(bins)}; }
+  std::span<const float> row(int frame) const {
+    return {values.data() + static_cast<std::size_t>(frame) * bins, static_cast<std::size_t>(bins)};
+  }
 };
 
-/// [bins, bins_fft] triangles that are linear on the Kaldi mel axis, 20 Hz to 8 kHz; the Nyquist bin is not covered (n_fft/2 columns).
-std::vector<float> kaldi_mel_filters(int bins = 80, int rate = 16000, int n_fft = 512, double low = 20, double high = 8000);
+/// [bins, bins_fft] triangles that are linear on the Kaldi mel axis, 20 Hz to 8 kHz; the Nyquist bin is not covered
+/// (n_fft/2 columns).
+std::vector<float> kaldi_mel_filters(int bins = 80, int rate = 16000, int n_fft = 512, double low = 20,
+                                     double high = 8000);
 /// [bins, n_fft/2+1] Slaney filters with Slaney area normalisation.
 std::vector<float> slaney_mel_filters(int bins, int rate, int n_fft, double low = 0, double high = 8000);
 
@@ -28,7 +32,9 @@ class Fbank {
   /// @param scale  32768 with `hamming` for the linguistic tokenizer, 1 with `povey` for the speaker encoder
   Fbank(FbankWindow window, float scale);
   static constexpr int kFrame = 400, kShift = 160, kBins = 80;
-  static int frames_of(std::size_t samples) { return samples < kFrame ? 0 : static_cast<int>((samples - kFrame) / kShift) + 1; }
+  static int frames_of(std::size_t samples) {
+    return samples < kFrame ? 0 : static_cast<int>((samples - kFrame) / kShift) + 1;
+  }
   Features operator()(std::span<const float> wave);
 
  private:

@@ -54,7 +54,8 @@ std::vector<float> StreamResampler::drain(std::size_t inputs_total) {
     const float* taps = k.values.data() + static_cast<std::size_t>(p) * k.taps;
     const auto from = std::max<std::int64_t>(k.first[p], static_cast<std::int64_t>(dropped_) - start);
     const auto to = std::min<std::int64_t>(k.last[p], static_cast<std::int64_t>(dropped_ + held_.size()) - start);
-    for (std::int64_t j = from; j < to; ++j) sum += static_cast<double>(taps[j]) * held_[static_cast<std::size_t>(start + j) - dropped_];
+    for (std::int64_t j = from; j < to; ++j)
+      sum += static_cast<double>(taps[j]) * held_[static_cast<std::size_t>(start + j) - dropped_];
     out.push_back(static_cast<float>(sum));
     ++emitted_;
   }

@@ -1,12 +1,14 @@
 #pragma once
-/// Windowed-sinc resampling exactly as the reference front ends do it (torchaudio's `Resample` defaults: Hann, width 6, roll-off 0.99).
+/// Windowed-sinc resampling exactly as the reference front ends do it (torchaudio's `Resample` defaults: Hann, width 6,
+/// roll-off 0.99).
 #include <cstdint>
 #include <span>
 #include <vector>
 
 namespace parlando::audio {
 
-/// Kernel of a rate pair: `phases` rows of `taps` values, read at offset −`width` from each block of `block` input samples.
+/// Kernel of a rate pair: `phases` rows of `taps` values, read at offset −`width` from each block of `block` input
+/// samples.
 struct ResampleKernel {
   int block = 1, phases = 1, width = 0, taps = 0;
   std::vector<float> values;     ///< [phases, taps], zeros included

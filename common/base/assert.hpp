@@ -1,5 +1,6 @@
 #pragma once
-/// For our own bugs only: always on, ends the process so that its supervisor restarts it. Bad input is an `Error`, not an assertion.
+/// For our own bugs only: always on, ends the process so that its supervisor restarts it. Bad input is an `Error`, not
+/// an assertion.
 #include <cstdio>
 #include <cstdlib>
 

@@ -4,19 +4,22 @@
 
 namespace parlando {
 
-Result<std::vector<std::int32_t>> interleave(std::span<const std::int32_t> linguistic, std::span<const std::int32_t> semantic) {
+Result<std::vector<std::int32_t>> interleave(std::span<const std::int32_t> linguistic,
+                                             std::span<const std::int32_t> semantic) {
   const std::size_t groups = std::min(linguistic.size() / kLinguisticPerGroup, semantic.size() / kSemanticPerGroup);
   std::vector<std::int32_t> out;
   out.reserve(groups * kCodesPerGroup);
   for (std::size_t g = 0; g < groups; ++g) {
     for (std::size_t i = g * kLinguisticPerGroup; i < (g + 1) * kLinguisticPerGroup; ++i) {
       if (linguistic[i] < 0 || linguistic[i] >= kLinguisticCodes)
-        return fail(Errc::token_out_of_range, "linguistic token {} is {}, expected 0…{}", i, linguistic[i], kLinguisticCodes - 1);
+        return fail(Errc::token_out_of_range, "linguistic token {} is {}, expected 0…{}", i, linguistic[i],
+                    kLinguisticCodes - 1);
       out.push_back(linguistic[i]);
     }
     for (std::size_t i = g * kSemanticPerGroup; i < (g + 1) * kSemanticPerGroup; ++i) {
       if (semantic[i] < 0 || semantic[i] >= kSemanticCodes)
-        return fail(Errc::token_out_of_range, "semantic token {} is {}, expected 0…{}", i, semantic[i], kSemanticCodes - 1);
+        return fail(Errc::token_out_of_range, "semantic token {} is {}, expected 0…{}", i, semantic[i],
+                    kSemanticCodes - 1);
       out.push_back(kLinguisticCodes + semantic[i]);
     }
   }
@@ -30,7 +33,8 @@ Result<SplitCodes> split_codes(std::span<const std::int32_t> codes) {
       const bool linguistic = j - i < kLinguisticPerGroup;
       const auto value = linguistic ? codes[j] : codes[j] - kLinguisticCodes;
       if (value < 0 || value >= (linguistic ? kLinguisticCodes : kSemanticCodes))
-        return fail(Errc::token_out_of_range, "code {} at position {} is no {} code", codes[j], j, linguistic ? "linguistic" : "semantic");
+        return fail(Errc::token_out_of_range, "code {} at position {} is no {} code", codes[j], j,
+                    linguistic ? "linguistic" : "semantic");
       (linguistic ? out.linguistic : out.semantic).push_back(value);
     }
   return out;

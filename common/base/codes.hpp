@@ -1,6 +1,7 @@
 #pragma once
 /// The dual-codebook token stream: groups of 2 linguistic and 3 semantic codes per 120 ms.
-/// A *code* is 0…1023 (linguistic) or 1024…5119 (semantic + 1024); a language-model id is a code plus the id of `<audio_0>`.
+/// A *code* is 0…1023 (linguistic) or 1024…5119 (semantic + 1024); a language-model id is a code plus the id of
+/// `<audio_0>`.
 #include <cstdint>
 #include <span>
 #include <string>
@@ -11,13 +12,16 @@
 namespace parlando {
 
 inline constexpr int kLinguisticPerGroup = 2, kSemanticPerGroup = 3, kCodesPerGroup = 5;
-inline constexpr std::int32_t kLinguisticCodes = 1024, kSemanticCodes = 4096, kCodes = kLinguisticCodes + kSemanticCodes;
+inline constexpr std::int32_t kLinguisticCodes = 1024, kSemanticCodes = 4096,
+                              kCodes = kLinguisticCodes + kSemanticCodes;
 
-/// Interleaves whole groups; what is left over of either list is dropped, as the reference does at the end of an utterance.
+/// Interleaves whole groups; what is left over of either list is dropped, as the reference does at the end of an
+/// utterance.
 /// @param linguistic [L] ids in [0, 1024)   @param semantic [S] ids in [0, 4096)
 /// @return [5·min(L/2, S/3)] codes
 /// @error Errc::token_out_of_range, naming the stream and index.
-Result<std::vector<std::int32_t>> interleave(std::span<const std::int32_t> linguistic, std::span<const std::int32_t> semantic);
+Result<std::vector<std::int32_t>> interleave(std::span<const std::int32_t> linguistic,
+                                             std::span<const std::int32_t> semantic);
 
 struct SplitCodes {
   std::vector<std::int32_t> linguistic, semantic;

@@ -13,7 +13,9 @@ namespace parlando {
 
 Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return fail(errno == ENOENT ? Errc::not_found : Errc::io, "cannot open '{}': {}", path.string(), std::strerror(errno));
+  if (fd < 0)
+    return fail(errno == ENOENT ? Errc::not_found : Errc::io, "cannot open '{}': {}", path.string(),
+                std::strerror(errno));
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
@@ -33,7 +35,8 @@ Result<MappedFile> MappedFile::open(const std::filesystem::path& path) {
   return file;
 }
 
-MappedFile::MappedFile(MappedFile&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
@@ -50,10 +53,12 @@ Result<std::string> read_file(const std::filesystem::path& path, std::size_t byt
   if (!std::filesystem::is_regular_file(path, code)) return fail(Errc::not_found, "'{}' is not a file", path.string());
   const auto size = std::filesystem::file_size(path, code);
   if (code) return fail(Errc::io, "cannot read the size of '{}': {}", path.string(), code.message());
-  if (size > bytes_max) return fail(Errc::bad_format, "'{}' has {} bytes, at most {} are read", path.string(), size, bytes_max);
+  if (size > bytes_max)
+    return fail(Errc::bad_format, "'{}' has {} bytes, at most {} are read", path.string(), size, bytes_max);
   std::ifstream stream(path, std::ios::binary);
   std::string content(size, '\0');
-  if (!stream.read(content.data(), static_cast<std::streamsize>(size))) return fail(Errc::io, "cannot read '{}'", path.string());
+  if (!stream.read(content.data(), static_cast<std::streamsize>(size)))
+    return fail(Errc::io, "cannot read '{}'", path.string());
   return content;
 }
 
@@ -61,7 +66,8 @@ Result<void> write_file(const std::filesystem::path& path, std::string_view cont
   const auto temporary = path.string() + ".tmp";
   {
     std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
-    if (!stream.write(content.data(), static_cast<std::streamsize>(content.size())).flush()) return fail(Errc::io, "cannot write '{}'", temporary);
+    if (!stream.write(content.data(), static_cast<std::streamsize>(content.size())).flush())
+      return fail(Errc::io, "cannot write '{}'", temporary);
   }
   std::error_code code;
   std::filesystem::rename(temporary, path, code);

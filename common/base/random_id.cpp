@@ -9,7 +9,8 @@ namespace parlando {
 
 std::uint64_t random_u64() {
   std::uint64_t value = 0;
-  PARLANDO_ASSERT(::getrandom(&value, sizeof value, 0) == sizeof value, "the kernel's random generator answers small requests whole");
+  PARLANDO_ASSERT(::getrandom(&value, sizeof value, 0) == sizeof value,
+                  "the kernel's random generator answers small requests whole");
   return value;
 }
 

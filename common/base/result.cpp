@@ -54,4 +54,11 @@ std::string_view to_string(Errc code) {
   return "unknown";
 }
 
+Errc errc_of(std::string_view name) {
+  constexpr int kLast = static_cast<int>(Errc::no_speech);
+  for (int code = 0; code <= kLast; ++code)
+    if (to_string(static_cast<Errc>(code)) == name) return static_cast<Errc>(code);
+  return Errc::internal;
+}
+
 }  // namespace parlando

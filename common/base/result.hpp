@@ -1,6 +1,7 @@
 #pragma once
-/// Errors as values: every function that can fail answers `Result<T>`; an `Error` says which rule was broken, what was seen and what
-/// was expected. Exceptions of libraries are caught in the adapter that calls the library and become an `Error` there.
+/// Errors as values: every function that can fail answers `Result<T>`; an `Error` says which rule was broken, what was
+/// seen and what was expected. Exceptions of libraries are caught in the adapter that calls the library and become an
+/// `Error` there.
 #include <fmt/format.h>
 
 #include <string>
@@ -22,16 +23,17 @@ enum class Errc : int {
   internal = 7,             ///< A library threw or an invariant of ours broke. Ours.
   overloaded = 8,           ///< A limit was reached; retry later. Overload.
   deadline_exceeded = 9,    ///< The remaining budget was spent before the work was done. Retry with a new budget.
-  cancelled = 10,           ///< The caller took the request back.
-  position_mismatch = 11,   ///< `at` is not the sequence's length; the message carries the true one. Caller.
+  cancelled = 10,           ///< The stream, or the link it came on, has ended.
+  position_mismatch =
+      11,  ///< A position does not go on where the sequence or stream ends; the message has the true one. Caller.
   token_out_of_range = 12,  ///< A token id outside its codebook. Caller.
   bad_frame = 13,           ///< A wire frame that is truncated, oversized or has a wrong size field. Caller.
   bad_magic = 14,           ///< Not a parlando frame. Caller.
   bad_version = 15,         ///< Protocol version outside the agreed range. Caller.
   unknown_type = 16,        ///< A message type this build does not know. Counted and dropped.
   bad_json = 17,            ///< The body is not the JSON object it must be. Caller.
-  stale_epoch = 18,         ///< A message of an epoch that has been fenced off. Ignored.
-  credit_exceeded = 19,     ///< More was sent than the window allowed. Caller; the stream is closed.
+  stale_epoch = 18,         ///< The session has another owner; the envelope carries the true epoch. Caller: stop.
+  credit_exceeded = 19,     ///< More was sent than the window allowed. Caller; the stream takes nothing more.
   not_ready = 20,           ///< The service is still warming up. Retry.
   unavailable = 21,         ///< No live replica can serve the request. Retry.
   no_speech = 22,           ///< The audio holds no speech. Caller.
@@ -39,6 +41,8 @@ enum class Errc : int {
 
 /// Short stable name, as used in logs and JSON.
 std::string_view to_string(Errc code);
+/// The code of a name; Errc::internal for one that this build does not know.
+Errc errc_of(std::string_view name);
 
 struct Error {
   Errc code = Errc::internal;
@@ -53,7 +57,8 @@ template <class... Args>
   return tl::unexpected<Error>(Error{code, fmt::format(format, std::forward<Args>(args)...)});
 }
 
-/// Thrown inside one library only (loading of checkpoints, for example) and caught at its public functions; never leaves them.
+/// Thrown inside one library only (loading of checkpoints, for example) and caught at its public functions; never
+/// leaves them.
 struct Failure {
   Error error;
 };
@@ -68,9 +73,10 @@ template <class... Args>
 #define PARLANDO_CAT2(a, b) a##b
 #define PARLANDO_CAT(a, b) PARLANDO_CAT2(a, b)
 /// `PARLANDO_TRY(auto x, f());` declares x from a Result or returns its error.
-#define PARLANDO_TRY(declaration, expression)                                                                           \
-  auto PARLANDO_CAT(result_, __LINE__) = (expression);                                                                  \
-  if (!PARLANDO_CAT(result_, __LINE__)) return tl::make_unexpected(std::move(PARLANDO_CAT(result_, __LINE__)).error()); \
+#define PARLANDO_TRY(declaration, expression)                                       \
+  auto PARLANDO_CAT(result_, __LINE__) = (expression);                              \
+  if (!PARLANDO_CAT(result_, __LINE__))                                             \
+    return tl::make_unexpected(std::move(PARLANDO_CAT(result_, __LINE__)).error()); \
   declaration = *std::move(PARLANDO_CAT(result_, __LINE__))
 /// `PARLANDO_DO(f());` returns the error of a Result<void>.
 #define PARLANDO_DO(expression)                                                              \

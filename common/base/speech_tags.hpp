@@ -1,5 +1,6 @@
 #pragma once
-/// Tags at the head of a text that choose style, voice entry and vocoder variant. Source: tts.py of the official code, lm.md §6.
+/// Tags at the head of a text that choose style, voice entry and vocoder variant. Source: tts.py of the official code,
+/// docs/lm.md §6.
 #include <string>
 #include <string_view>
 
@@ -11,8 +12,9 @@ std::string leading_tag(std::string_view text);
 enum class Vocoder { common, music };
 struct TtsMode {
   Vocoder vocoder = Vocoder::common;
-  std::string speaker_key;    ///< registry entry; empty when cloning
-  std::string styled_key;     ///< entry that is preferred where the registry has it: the speaker in the style of the tag; else empty
+  std::string speaker_key;  ///< registry entry; empty when cloning
+  std::string styled_key;   ///< entry that is preferred where the registry has it: the speaker in the style of the tag;
+                            ///< else empty
   std::string system_prompt;  ///< which text: with_speaker, without_speaker, rap, vocal
 };
 /// What a text selects. Cloning uses the caller's recording and never a name.

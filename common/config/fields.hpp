@@ -1,6 +1,6 @@
 #pragma once
-/// Strict reading of configuration structs: one field list per struct serves reading and printing; unknown keys, wrong types and missing
-/// values are all reported at once, with path, value and expectation.
+/// Strict reading of configuration structs: one field list per struct; unknown keys and wrong types are all
+/// reported at once, with path, value and expectation.
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -17,18 +17,23 @@ struct Problem {
 };
 std::string to_text(const std::vector<Problem>& problems);
 
-/// Reads the keys of `object` into a struct that has `template <class V> void fields(V&& v)` calling `v("key", member)`.
+/// Reads the keys of `object` into a struct that has `template <class V> void fields(V&& v)` calling `v("key",
+/// member)`.
 class Reader {
  public:
-  Reader(const nlohmann::json& object, std::string path, std::vector<Problem>& problems) : object_(object), path_(std::move(path)), problems_(problems) {
-    if (!object.is_object()) problems_.push_back({path_, "is " + std::string(object.type_name()) + ", expected an object"});
+  Reader(const nlohmann::json& object, std::string path, std::vector<Problem>& problems)
+      : object_(object), path_(std::move(path)), problems_(problems) {
+    if (!object.is_object())
+      problems_.push_back({path_, "is " + std::string(object.type_name()) + ", expected an object"});
   }
   template <class T>
   void operator()(const char* key, T& value) {
     known_.insert(key);
     if (!object_.is_object() || !object_.contains(key)) return;  // the default stands
     const auto& j = object_.at(key);
-    const auto wrong = [&](const char* expected) { problems_.push_back({path_ + "." + key, "is " + j.dump().substr(0, 60) + ", expected " + expected}); };
+    const auto wrong = [&](const char* expected) {
+      problems_.push_back({path_ + "." + key, "is " + j.dump().substr(0, 60) + ", expected " + expected});
+    };
     if constexpr (std::is_same_v<T, bool>) {
       if (j.is_boolean())
         value = j.get<bool>();
@@ -58,11 +63,17 @@ class Reader {
       bool good = j.is_object();
       if (good)
         for (const auto& [name, list] : j.items())
-          good = good && list.is_array() && std::all_of(list.begin(), list.end(), [](const auto& x) { return x.is_string(); });
+          good = good && list.is_array() &&
+                 std::all_of(list.begin(), list.end(), [](const auto& x) { return x.is_string(); });
       if (good)
         value = j.get<T>();
       else
         wrong("an object of lists of texts");
+    } else if constexpr (std::is_same_v<T, std::map<std::string, std::string>>) {
+      if (j.is_object() && std::all_of(j.begin(), j.end(), [](const auto& x) { return x.is_string(); }))
+        value = j.get<T>();
+      else
+        wrong("an object of texts");
     } else {  // a nested struct
       Reader inner(j, path_ + "." + key, problems_);
       value.fields(inner);
@@ -86,7 +97,8 @@ class Reader {
 /// Reports a number outside [low, high].
 template <class T>
 void expect_range(std::vector<Problem>& problems, const std::string& path, T value, T low, T high) {
-  if (value < low || value > high) problems.push_back({path, fmt::format("is {}, expected {} to {}", value, low, high)});
+  if (value < low || value > high)
+    problems.push_back({path, fmt::format("is {}, expected {} to {}", value, low, high)});
 }
 
 /// A struct from an object; its `problems(path)` are added.

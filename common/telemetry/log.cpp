@@ -10,7 +10,8 @@ namespace parlando::telemetry {
 namespace {
 
 spdlog::level::level_enum native(Level level) {
-  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::trace, spdlog::level::debug, spdlog::level::info, spdlog::level::warn, spdlog::level::err};
+  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::trace, spdlog::level::debug, spdlog::level::info,
+                                                   spdlog::level::warn, spdlog::level::err};
   return kLevels[static_cast<int>(level)];
 }
 
@@ -27,7 +28,9 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void write_log(Level level, std::string_view line) { logger().log(native(level), spdlog::string_view_t(line.data(), line.size())); }
+void write_log(Level level, std::string_view line) {
+  logger().log(native(level), spdlog::string_view_t(line.data(), line.size()));
+}
 bool log_enabled(Level level) { return logger().should_log(native(level)); }
 
 }  // namespace parlando::telemetry

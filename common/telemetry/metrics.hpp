@@ -1,5 +1,6 @@
 #pragma once
-/// Counters, gauges and histograms of one process in Prometheus text format. Names: parlando_<service>_<thing>_<unit>[_total].
+/// Counters, gauges and histograms of one process in Prometheus text format. Names:
+/// parlando_<service>_<thing>_<unit>[_total].
 #include <memory>
 #include <string>
 
@@ -9,8 +10,8 @@ class Metrics {
  public:
   Metrics();
   ~Metrics();
-  /// Handles stay valid as long as the object; a counter or histogram that was never made counts nothing (a core without a host). `label` is an optional
-  /// key=value of few values.
+  /// Handles stay valid as long as the object; a handle that was never made counts nothing (a core without a host).
+  /// `label` is an optional key=value of few values.
   class Counter {
    public:
     void add(double by = 1) const;
@@ -27,10 +28,13 @@ class Metrics {
     void observe(double seconds) const;
     void* impl = nullptr;
   };
-  Counter counter(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
-  Gauge gauge(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
+  Counter counter(const std::string& name, const std::string& help, const std::string& label_key = {},
+                  const std::string& label_value = {});
+  Gauge gauge(const std::string& name, const std::string& help, const std::string& label_key = {},
+              const std::string& label_value = {});
   /// Buckets from 0.1 ms to 10 s.
-  Histogram histogram(const std::string& name, const std::string& help, const std::string& label_key = {}, const std::string& label_value = {});
+  Histogram histogram(const std::string& name, const std::string& help, const std::string& label_key = {},
+                      const std::string& label_value = {});
   std::string text() const;
 
  private:
