@@ -1,55 +1,170 @@
 #pragma once
-/// A small HTTP and WebSocket server (Boost.Beast in the source file): metrics and health of every service, the gateway's page and sockets.
-/// Runs on one thread of its own; callbacks run there and hand over.
+/// A small HTTP and WebSocket server (Boost.Beast in the source files) for metrics and health of every service and for
+/// the gateway. It makes no thread: its owner drives it, either by `wait()` from a loop of its own or by
+/// `run_thread()`. All callbacks run on the driving thread, and never inside `send`, `close`, `pause`, `resume` or
+/// `drop_queued`, so a callback may call any of them.
+///
+/// A WebSocket is reported by `opened`, then `message` in order, then `closed`, the first and the last exactly once.
+/// The server drops no message: a socket that is not paused is read as fast as its messages are taken, and a paused one
+/// fills TCP's window instead. One message of one socket is read per turn, so a client that floods does not delay
+/// another by more than one message.
+#include <poll.h>
+
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "common/base/result.hpp"
 
 namespace parlando::http {
 
 struct Request {
-  std::string method, target, body;
+  std::string method;  ///< "GET" for a HEAD request too: the server leaves the body of the answer out
+  std::string target, body;
 };
+
 struct Response {
   int status = 200;
-  std::string type = "text/plain; charset=utf-8", body;
+  std::string type = "text/plain; charset=utf-8";
+  std::string body;
+  /// Sent instead of `body` when it is set, and not copied: for files that many clients ask for.
+  std::shared_ptr<const std::string> shared_body = nullptr;
+  /// Further headers; a 405 without `Allow` gets "GET, HEAD".
+  std::vector<std::pair<std::string, std::string>> headers = {};
 };
 
 struct Limits {
-  std::size_t body_bytes_max = 1 << 20, message_bytes_max = 64 << 10;  ///< of a request; of one WebSocket message
-  int connections_max = 256;
-  int header_seconds_max = 5, idle_seconds_max = 60;
-  std::size_t unsent_bytes_max = 4 << 20;  ///< of one WebSocket; beyond it the connection is closed
+  using Time = std::chrono::milliseconds;
+  std::size_t header_bytes_max = 16 << 10;   ///< of a request's header; more is answered by 431
+  std::size_t body_bytes_max = 1 << 20;      ///< of a request's body; more is answered by 413
+  std::size_t message_bytes_max = 64 << 10;  ///< of one WebSocket message; more closes with 1009
+  int connections_max = 256;                 ///< in all; further ones are answered by 503 and closed
+  /// From one IPv4 address or one IPv6 /64 network; further ones are answered by 429. 0: no limit (behind a proxy).
+  int connections_per_address_max = 64;
+  Time header_time_max{5'000};  ///< from the connection, or from a later request's first byte, to the end of the header
+  Time body_time_max{30'000};   ///< from the end of the header to the end of the body
+  Time idle_time_max{60'000};   ///< between requests; of a WebSocket: without any frame. It is pinged after half of it
+  Time close_time_max{1'000};   ///< of a closing handshake; then the connection is cut
+  Time flush_time_max{5'000};   ///< of what CloseMode::flush sends before the handshake
+  Time gone_time_max{5'000};    ///< a paused socket whose peer has ended its side is kept so long for its last messages
+  Time accept_retry_time{100};  ///< without accepting, when the process or the system has no descriptors left
+  std::size_t unsent_bytes_soft = 128 << 10;  ///< of one WebSocket; above it `slow(true)`, below its half `slow(false)`
+  std::size_t unsent_bytes_max = 2 << 20;     ///< of one WebSocket; above it the socket is closed with 1013
+  /// Bytes of one WebSocket that the system may hold unsent beside ours (TCP_NOTSENT_LOWAT). They cannot be taken back
+  /// by `drop_queued`, so this bounds what is still heard after an interruption. 0: the system's default, megabytes.
+  std::size_t system_unsent_bytes_max = 16 << 10;
+  /// Values of the Host header that are served, "name" (any port) or "name:port"; "*" serves all. Empty, the default:
+  /// on a loopback address localhost, 127.0.0.1, [::1] and the address itself, with the port; elsewhere localhost and
+  /// every numeric address, because DNS rebinding needs a name.
+  std::vector<std::string> hosts = {};
+  /// Values of the Origin header that may open a WebSocket besides the page's own ("https://example.org"); "*": all.
+  std::vector<std::string> origins = {};
 };
 
-/// Events of WebSockets, by connection number.
+/// Counts up. Written by the driving thread, read from any.
+class Counter {
+ public:
+  void add() { value_.store(value() + 1, std::memory_order_relaxed); }
+  std::uint64_t value() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::uint64_t> value_{0};
+};
+
+struct Counters {
+  Counter accepted;         ///< connections that passed the limits
+  Counter refused_full;     ///< connections above connections_max
+  Counter refused_address;  ///< connections above connections_per_address_max
+  Counter refused_origin;   ///< upgrades answered by 403
+  Counter refused_host;     ///< requests answered by 403 or 400 for their Host
+  Counter accept_backoffs;  ///< waits of accept_retry_time
+  Counter closed_slow;      ///< sockets above unsent_bytes_max
+  Counter closed_idle;      ///< connections cut for header, body, response or idle time
+  Counter closed_forced;    ///< sockets cut because they did not finish flush or handshake in time
+  Counter protocol_errors;  ///< malformed requests and frames, messages and requests that are too large
+  Counter callback_errors;  ///< exceptions thrown by callbacks; their connection was closed with 500 or 1011
+};
+
+/// Events of WebSockets, by connection number. Numbers are never reused.
 struct SocketHandlers {
-  std::string path;  ///< upgrade requests elsewhere are refused
+  std::string path;  ///< upgrade requests elsewhere are answered by 404
   std::function<void(std::uint64_t id)> opened, closed;
-  std::function<void(std::uint64_t id, std::string data, bool binary)> message;
+  /// @param data  valid during the call only
+  std::function<void(std::uint64_t id, std::string_view data, bool binary)> message;
+  std::function<void(std::uint64_t id, bool slow)> slow = {};  ///< optional; see Limits::unsent_bytes_soft
+  /// Optional; just before `closed` when the peer was lost: its end of the connection broke without a close frame.
+  std::function<void(std::uint64_t id)> lost = {};
+};
+
+/// Codes of RFC 6455 that the engine uses.
+enum class CloseCode : std::uint16_t {
+  normal = 1000,
+  going_away = 1001,  ///< the server is draining
+  policy = 1008,
+  internal = 1011,
+  try_later = 1013,
+};
+enum class CloseMode {
+  flush,  ///< what is queued is sent first
+  now,    ///< what is queued is dropped, but for the frame that is being written
 };
 
 class Server {
  public:
-  /// @param address  host:port; port 0 takes a free one. @error Errc::io naming the address and the reason
-  static Result<std::unique_ptr<Server>> start(const std::string& address, std::function<Response(const Request&)> handle, SocketHandlers sockets,
+  using Handle = std::function<Response(const Request&)>;
+  /// @param address  numeric host or localhost, and port: "127.0.0.1:7860", "[::1]:80"; port 0 takes a free one
+  /// @error Errc::invalid_argument for a malformed address, Errc::io when it cannot be listened on
+  static Result<std::unique_ptr<Server>> start(const std::string& address, Handle handle, SocketHandlers sockets,
                                                Limits limits);
+  /// Cuts all connections and calls no callback; a thread of `run_thread` has ended. Not from a callback.
   ~Server();
+
+  /// Serves until one of `fds` is ready for POLLIN (revents as poll(2) sets them), the time is over (negative: none),
+  /// or `stop_waiting` was called. Errors and hang-ups count as ready. That a number means another file by now is
+  /// noticed at the next wait. @return how many of `fds` are ready
+  int wait(std::span<pollfd> fds, std::chrono::milliseconds timeout);
+  /// Makes the running `wait`, or else the next one, return after the current callback. Driving thread.
+  void stop_waiting();
+  /// Serves on a thread of its own from now on; `wait` is not used then.
+  void run_thread();
+
+  /// The following four are called on the driving thread, and after `run_thread` from any thread.
+  /// @param tag  for drop_queued
+  /// @return false when the socket is unknown or closing: the data was not taken. Always true after `run_thread`
+  bool send(std::uint64_t id, std::string data, bool binary, std::uint32_t tag = 0);
+  /// WebSocket handshake with a time limit. No further message is delivered; `closed` follows. A later call with
+  /// CloseMode::now shortens a flush. @param reason  up to 123 bytes are sent
+  void close(std::uint64_t id, CloseCode code = CloseCode::normal, std::string reason = {},
+             CloseMode mode = CloseMode::flush);
+  /// Stops reading; the read that is outstanding may still deliver a message. A paused socket is not cut for idleness.
+  void pause(std::uint64_t id);
+  void resume(std::uint64_t id);
+
+  /// The rest, but for `counters`, `sockets` and `port`, is for the driving thread alone.
+  /// Drops queued binary frames whose tag `drop` wants to go, but for one that is being written. @return how many
+  std::size_t drop_queued(std::uint64_t id, const std::function<bool(std::uint32_t tag)>& drop);
+  /// Given to `send` and not yet to the system; 0 for an unknown socket.
+  std::size_t unsent_bytes(std::uint64_t id) const;
+  /// For draining: closes the listener, and answers from now on end their connection. From any thread after
+  /// `run_thread`.
+  void stop_accepting();
+
   int port() const;
-  /// From any thread. A connection that is too far behind is closed.
-  void send(std::uint64_t id, std::string data, bool binary);
-  void close(std::uint64_t id);
-  std::size_t sockets() const;
+  std::size_t sockets() const;  ///< open WebSockets, those that are closing included
+  const Counters& counters() const;
 
   struct Impl;
 
  private:
   Server() = default;
-  std::shared_ptr<Impl> impl_;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace parlando::http

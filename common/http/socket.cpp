@@ -1,0 +1,255 @@
+#include "common/http/socket.hpp"
+
+#include <netinet/tcp.h>
+
+#include <algorithm>
+
+namespace parlando::http {
+namespace {
+// Bookkeeping of a queued frame, so that empty frames count against the limit, too.
+constexpr std::size_t kFrameBytes = 64;
+constexpr std::size_t kReasonBytesMax = 123;
+
+/// Cut between characters: the reason must be UTF-8.
+std::string_view shortened(std::string_view text) {
+  if (text.size() <= kReasonBytesMax) return text;
+  auto end = kReasonBytesMax;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return text.substr(0, end);
+}
+}  // namespace
+
+Socket::Socket(Server::Impl& server, std::uint64_t id, TcpSocket socket, std::string first)
+    : server_(server), id_(id), ws_(std::in_place, Wire(std::move(socket), std::move(first))), heard_(server.now) {}
+
+void Socket::start(Upgrade request) {
+  // Beast's own timeouts would arm a timer for each socket and cut a paused one, whose pongs are not read.
+  ws_->set_option(ws::stream_base::timeout{ws::stream_base::none(), ws::stream_base::none(), false});
+  ws_->read_message_max(server_.limits.message_bytes_max);
+  ws_->auto_fragment(false);
+  ws_->control_callback([this](ws::frame_type, beast::string_view) {
+    heard_ = server_.now;
+    pinged_ = false;
+  });
+  if (const auto bytes = server_.limits.system_unsent_bytes_max; bytes > 0) {
+    error_code ignored;
+    using Option = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_NOTSENT_LOWAT>;
+    ws_->next_layer().socket.set_option(Option(static_cast<int>(std::min<std::size_t>(bytes, 1 << 30))), ignored);
+  }
+  request_ = std::move(request);
+  deadline_ = Clock::now() + server_.limits.header_time_max;
+  ws_->async_accept(request_, [me = self()](error_code ec) {
+    if (me->state_ == State::ended) return;
+    me->server_.count_step();
+    me->request_ = {};
+    if (ec) {
+      me->server_.counters.protocol_errors.add();
+      return me->cut();
+    }
+    me->deadline_.reset();
+    me->state_ = State::open;
+    me->opened_ = true;
+    me->server_.open[me->id_] = me.get();
+    ++me->server_.open_count;
+    if (!me->server_.guarded([&] { me->server_.handlers.opened(me->id_); }))
+      me->close(CloseCode::internal, "internal error", CloseMode::now);
+    me->read();
+  });
+}
+
+bool Socket::send(std::string data, bool binary, std::uint32_t tag) {
+  if (state_ != State::open) return false;
+  unsent_ += data.size();
+  queue_.push_back({std::move(data), binary, tag});
+  if (unsent_ + queue_.size() * kFrameBytes > server_.limits.unsent_bytes_max) {
+    server_.counters.closed_slow.add();
+    close(CloseCode::try_later, "the connection is too slow", CloseMode::now);
+    return false;
+  }
+  if (!slow_ && unsent_ > server_.limits.unsent_bytes_soft) {
+    slow_ = true;
+    tell_slow();
+  }
+  if (!writing_) write();
+  return true;
+}
+
+/// Posted: no callback runs inside `send`.
+void Socket::tell_slow() {
+  if (!server_.handlers.slow || std::exchange(telling_slow_, true)) return;
+  asio::post(server_.io, [me = self(), slow = slow_] {
+    me->telling_slow_ = false;
+    if (me->state_ != State::open) return;
+    if (!me->server_.guarded([&] { me->server_.handlers.slow(me->id_, slow); }))
+      return me->close(CloseCode::internal, "internal error", CloseMode::now);
+    if (me->slow_ != slow) me->tell_slow();  // it changed in between
+  });
+}
+
+void Socket::write() {
+  writing_ = true;
+  ws_->binary(queue_.front().binary);
+  ws_->async_write(asio::buffer(queue_.front().data), [me = self()](error_code ec, std::size_t) { me->on_write(ec); });
+}
+
+void Socket::on_write(error_code ec) {
+  writing_ = false;
+  if (state_ == State::ended) return;
+  server_.count_step();
+  if (ec) {
+    if (state_ == State::open || state_ == State::flushing) cut(true);
+    return;  // when closing, the handshake or its time limit ends the socket
+  }
+  unsent_ -= queue_.front().data.size();
+  queue_.pop_front();
+  if (slow_ && unsent_ <= server_.limits.unsent_bytes_soft / 2) {
+    slow_ = false;
+    tell_slow();
+  }
+  if (state_ == State::flushing && queue_.empty()) return begin_close();
+  if (state_ != State::closing && !queue_.empty()) write();
+}
+
+void Socket::drop_all() { drop_queued(nullptr); }
+
+std::size_t Socket::drop_queued(const std::function<bool(std::uint32_t)>& drop) {
+  const auto first = queue_.begin() + (writing_ ? 1 : 0);
+  const auto kept = std::remove_if(first, queue_.end(), [&](const Frame& frame) {
+    const bool goes = !drop || (frame.binary && drop(frame.tag));
+    if (goes) unsent_ -= frame.data.size();
+    return goes;
+  });
+  const auto count = static_cast<std::size_t>(queue_.end() - kept);
+  queue_.erase(kept, queue_.end());
+  if (slow_ && unsent_ <= server_.limits.unsent_bytes_soft / 2) {
+    slow_ = false;
+    tell_slow();
+  }
+  return count;
+}
+
+void Socket::close(CloseCode code, std::string_view reason, CloseMode mode) {
+  if (state_ != State::open && !(state_ == State::flushing && mode == CloseMode::now)) return;
+  if (state_ == State::open) {
+    const auto text = shortened(reason);
+    reason_ = ws::close_reason(static_cast<ws::close_code>(code), beast::string_view(text.data(), text.size()));
+  }
+  if (mode == CloseMode::now) drop_all();
+  if (queue_.empty() || mode == CloseMode::now) return begin_close();
+  state_ = State::flushing;
+  deadline_ = Clock::now() + server_.limits.flush_time_max;
+}
+
+/// Beast sends the frame after the one that is being written, and reads on until the peer's answer.
+void Socket::begin_close() {
+  state_ = State::closing;
+  deadline_ = Clock::now() + server_.limits.close_time_max;
+  if (!ws_->is_open()) return;  // the peer was first: the read that is outstanding answers it
+  ws_->async_close(reason_, [me = self()](error_code) {
+    if (me->state_ == State::ended) return;
+    me->cut();
+  });
+}
+
+void Socket::pause() { paused_ = true; }
+
+void Socket::resume() {
+  if (!std::exchange(paused_, false)) return;
+  gone_since_.reset();
+  heard_ = server_.now;
+  if (!reading_ && !delivering_) read();
+}
+
+void Socket::read() {
+  if (reading_ || paused_ || (state_ != State::open && state_ != State::flushing)) return;
+  reading_ = true;
+  ws_->async_read(buffer_, [me = self()](error_code ec, std::size_t) { me->on_read(ec); });
+}
+
+void Socket::on_read(error_code ec) {
+  reading_ = false;
+  if (state_ == State::ended) return;
+  server_.count_step();
+  if (ec) {
+    const bool of_protocol = ec.category() == make_error_code(ws::error::closed).category();
+    if (of_protocol && ec != ws::error::closed) server_.counters.protocol_errors.add();
+    return cut(!of_protocol && state_ != State::closing);
+  }
+  heard_ = server_.now;
+  pinged_ = false;
+  if (state_ == State::open) {
+    const auto data = buffer_.cdata();
+    delivering_ = true;
+    const bool fine = server_.guarded([&] {
+      server_.handlers.message(id_, std::string_view(static_cast<const char*>(data.data()), data.size()),
+                               ws_->got_binary());
+    });
+    delivering_ = false;
+    if (!fine) close(CloseCode::internal, "internal error", CloseMode::now);
+  }
+  buffer_.clear();
+  read();
+}
+
+int Socket::tcp_state() {
+  tcp_info info{};
+  socklen_t bytes = sizeof(info);
+  const int fd = ws_->next_layer().socket.native_handle();
+  return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 ? int{info.tcpi_state} : int{TCP_CLOSE};
+}
+
+void Socket::sweep(Clock::time_point now) {
+  if (state_ == State::ended) return;
+  if (deadline_) {
+    if (now < *deadline_) return;
+    auto& counters = server_.counters;
+    (state_ == State::handshake ? counters.closed_idle : counters.closed_forced).add();
+    return cut();
+  }
+  if (!ws_->is_open()) {  // Beast is answering a close frame or a violation: not for ever
+    deadline_ = now + server_.limits.close_time_max;
+    return;
+  }
+  if (paused_ && !reading_) {
+    heard_ = now;
+    // Nothing is read, so nobody else notices that the peer is gone.
+    const int tcp = tcp_state();
+    if (tcp == TCP_CLOSE) return cut(true);
+    if (tcp == TCP_ESTABLISHED) return;
+    if (!gone_since_) gone_since_ = now;
+    if (now - *gone_since_ >= server_.limits.gone_time_max) cut(true);
+    return;
+  }
+  const auto silent = now - heard_;
+  if (paused_) {
+    heard_ = now;
+  } else if (silent >= server_.limits.idle_time_max) {
+    server_.counters.closed_idle.add();
+    cut();
+  } else if (silent >= server_.limits.idle_time_max / 2 && !pinged_ && !ping_pending_) {
+    pinged_ = true;
+    ping_pending_ = true;
+    ws_->async_ping({}, [me = self()](error_code) { me->ping_pending_ = false; });
+  }
+}
+
+void Socket::cut(bool lost) {
+  if (std::exchange(state_, State::ended) == State::ended) return;
+  const auto me = self();
+  auto& socket = ws_->next_layer().socket;
+  error_code ignored;
+  // What the peer does not take is not left to the system, which would go on offering it for minutes.
+  if (writing_) socket.set_option(asio::socket_base::linger(true, 0), ignored);
+  socket.close(ignored);
+  server_.leave(id_);
+  // Beast keeps suspended operations, and with them this object, inside the stream: it has to go, but not while it is
+  // running.
+  asio::post(server_.io, [me] { me->ws_.reset(); });
+  if (!opened_) return;
+  server_.open.erase(id_);
+  --server_.open_count;
+  if (lost && server_.handlers.lost) server_.guarded([&] { server_.handlers.lost(id_); });
+  server_.guarded([&] { server_.handlers.closed(id_); });
+}
+
+}  // namespace parlando::http
