@@ -1,21 +1,24 @@
 #include "common/service/definition.hpp"
 
 #include <signal.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "common/service/process/ready_pipe.hpp"
 #include "common/telemetry/log.hpp"
 
 namespace parlando::service {
 
-Result<Instance> read_instance(const nlohmann::json& object, const std::string& path, const std::vector<Definition>& known) {
+Result<Instance> read_instance(const nlohmann::json& object, const std::string& path,
+                               const std::vector<Definition>& known) {
   std::vector<config::Problem> problems;
   Instance out;
-  if (!object.is_object()) return fail(Errc::invalid_argument, "{} is {}, expected an object", path, object.type_name());
+  if (!object.is_object())
+    return fail(Errc::invalid_argument, "{} is {}, expected an object", path, object.type_name());
   for (const auto& [key, value] : object.items())
-    if (key != "service" && key != "role" && key != "wire" && key != "core") problems.push_back({path + "." + key, "is not a known key"});
+    if (key != "service" && key != "role" && key != "wire" && key != "core")
+      problems.push_back({path + "." + key, "is not a known key"});
   std::string names;
   const Definition* definition = nullptr;
   if (object.contains("service") && object["service"].is_string()) out.service = object["service"].get<std::string>();
@@ -49,21 +52,32 @@ void block_signals() {
 
 namespace {
 
-/// Waits for SIGTERM or SIGINT; meanwhile tells a supervisor ("ready PORT" on the descriptor in PARLANDO_READY_FD) when requests can be served.
-void tell_when_ready(const Host& host) {
+/// Waits for SIGTERM or SIGINT; meanwhile tells a supervisor when requests can be served, and that the worker still
+/// takes work. A step may take as long as its limit; who is silent for longer is aborted from outside.
+void tell_supervisor(Host& host, milliseconds step_limit) {
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
-  const char* descriptor = std::getenv("PARLANDO_READY_FD");
-  for (bool told = descriptor == nullptr; !told;) {
-    const timespec pause{0, 50'000'000};
-    if (sigtimedwait(&set, nullptr, &pause) > 0) return;
-    if (!host.ready()) continue;
-    const auto line = fmt::format("ready {}\n", host.listening_port());
-    told = ::write(std::atoi(descriptor), line.data(), line.size()) >= 0;
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  auto pipe = process::ReadyPipe::of_environment();
+  if (!pipe.connected()) {
+    int got = 0;
+    sigwait(&set, &got);
+    return;
   }
-  int got = 0;
-  sigwait(&set, &got);
+  const auto pause = [&set](milliseconds time) {
+    const timespec wait{0, std::chrono::nanoseconds(time).count()};
+    return sigtimedwait(&set, nullptr, &wait) > 0;
+  };
+  while (!host.ready())
+    if (pause(milliseconds(50))) return;
+  pipe.ready(host.listening_port());
+  const SteadyClock clock;
+  process::AnswerWatch worker(step_limit + 2 * process::kAlivePeriod, clock.now(), [&host](auto answer) {
+    return host.post([answer = std::move(answer)](Core&, Time) { answer(); });
+  });
+  while (!pause(process::kAlivePeriod))
+    if (worker.alive(clock.now())) pipe.alive();
 }
 
 }  // namespace
@@ -75,7 +89,8 @@ int run(int argc, char** argv, const Definition& definition) {
   int drain_seconds = 20;
   app.add_option("--config", file, "JSON file with role, wire and core; see configs/README.md")->required();
   app.add_flag("--check-config", check, "report every problem of the configuration and exit");
-  app.add_option("--drain-seconds", drain_seconds, "how long running work may take after SIGTERM")->capture_default_str();
+  app.add_option("--drain-seconds", drain_seconds, "how long running work may take after SIGTERM")
+      ->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -97,13 +112,16 @@ int run(int argc, char** argv, const Definition& definition) {
   block_signals();
   auto core = definition.make(instance->core);
   if (!core)
-    return complain(core.error(),
-                    core.error().code == Errc::checkpoint_mismatch || core.error().code == Errc::not_found || core.error().code == Errc::bad_format ? 78 : 1);
+    return complain(core.error(), core.error().code == Errc::checkpoint_mismatch ||
+                                          core.error().code == Errc::not_found || core.error().code == Errc::bad_format
+                                      ? 78
+                                      : 1);
   Runtime runtime;
   auto host = Host::start(runtime, instance->role, instance->wire, *std::move(core));
   if (!host) return complain(host.error(), 1);
-  std::cout << instance->role << " listens at " << (*host)->endpoint() << ", metrics at port " << (*host)->metrics_port() << std::endl;
-  tell_when_ready(**host);
+  std::cout << instance->role << " listens at " << (*host)->endpoint() << ", metrics at port "
+            << (*host)->metrics_port() << std::endl;
+  tell_supervisor(**host, milliseconds(instance->wire.step_limit_ms));
   // New sessions are refused from here on; what runs may finish.
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(drain_seconds);
   while (!(*host)->drain() && std::chrono::steady_clock::now() < until) {

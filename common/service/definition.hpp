@@ -9,14 +9,16 @@ struct Definition {
   std::string help;
   std::vector<std::string> calls;  ///< roles it connects to
   /// Reads the section `core` of the configuration; problems are added, nothing is loaded.
-  std::function<void(const nlohmann::json& section, const std::string& path, std::vector<config::Problem>& problems)> check;
+  std::function<void(const nlohmann::json& section, const std::string& path, std::vector<config::Problem>& problems)>
+      check;
   /// Loads models and opens stores; may take a while.
   std::function<Result<std::unique_ptr<Core>>(const nlohmann::json& section)> make;
 };
 
 /// A definition from a configuration struct and a factory that takes it.
 template <class Config>
-Definition define(std::string name, std::string help, std::vector<std::string> calls, Result<std::unique_ptr<Core>> (*make)(const Config&)) {
+Definition define(std::string name, std::string help, std::vector<std::string> calls,
+                  Result<std::unique_ptr<Core>> (*make)(const Config&)) {
   return {std::move(name), std::move(help), std::move(calls),
           [](const nlohmann::json& section, const std::string& path, std::vector<config::Problem>& problems) {
             (void)config::read<Config>(section, path, problems);
@@ -36,9 +38,11 @@ struct Instance {
   nlohmann::json core = nlohmann::json::object();
 };
 /// All problems at once. @param known  the definitions this process may run
-Result<Instance> read_instance(const nlohmann::json& object, const std::string& path, const std::vector<Definition>& known);
+Result<Instance> read_instance(const nlohmann::json& object, const std::string& path,
+                               const std::vector<Definition>& known);
 
-/// `main` of a `parlando-<service>`: flags, configuration, run until SIGTERM or SIGINT. Exit codes: 0 done, 2 usage, 78 configuration, 1 else.
+/// `main` of a `parlando-<service>`: flags, configuration, run until SIGTERM or SIGINT. Exit codes: 0 done, 2 usage, 78
+/// configuration, 1 else.
 int run(int argc, char** argv, const Definition& definition);
 
 /// Blocks SIGTERM and SIGINT in this thread and those it starts, so that one place can wait for them; ignores SIGPIPE.

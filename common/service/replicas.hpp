@@ -1,0 +1,44 @@
+#pragma once
+/// The replicas of one role that a service calls, and which of them serves a session: the highest hash of (session,
+/// replica) among those that are up, ready, not draining and have room; so that adding or losing one moves only its own
+/// share. A plain class.
+#include <algorithm>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "common/transport/mesh.hpp"
+
+namespace parlando::service {
+
+class Replicas {
+ public:
+  void on_peer(const transport::Peer& peer, transport::PeerState state);
+  /// @param except  replicas that have refused this request already. @return its instance, or nothing when none can
+  /// take it
+  std::optional<std::string> choose(SessionId session, const std::set<std::string>& except = {}) const;
+  /// Known and not suspect: what is sent to it arrives soon.
+  bool is_up(const std::string& instance) const;
+  /// Known, suspect or not: its streams live.
+  bool is_linked(const std::string& instance) const;
+  /// Takes no new sessions: it drains.
+  bool is_draining(const std::string& instance) const;
+  /// Some replica can take a session now.
+  bool any() const;
+  std::size_t size() const { return replicas_.size(); }
+
+ private:
+  struct Replica {
+    transport::Peer peer;
+    bool suspect = false;
+  };
+  static bool can_take(const Replica& r) { return !r.suspect && r.peer.ready && !r.peer.draining && r.peer.slots > 0; }
+  const Replica* find(const std::string& instance) const;
+  std::vector<Replica> replicas_;
+};
+
+/// The weight of a replica for a session: rendezvous hashing. Pinned by a test: placement must not move with a build.
+std::uint64_t rendezvous_weight(SessionId session, std::string_view instance);
+
+}  // namespace parlando::service

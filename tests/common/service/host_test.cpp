@@ -1,0 +1,250 @@
+#define BOOST_TEST_MODULE host
+#include "common/service/host.hpp"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <boost/test/unit_test.hpp>
+#include <condition_variable>
+
+#include "common/service/progress_watch.hpp"
+#include "tests/support/temporary_directory.hpp"
+
+namespace parlando::service {
+namespace {
+using namespace protocol;
+using transport::PeerState;
+
+/// Answers Audio with Speech; `Say` makes it do what the text says.
+class Echo : public Core {
+ public:
+  explicit Echo(bool heavy) : heavy_(heavy) {}
+  bool is_heavy() const override { return heavy_; }
+  void on_message(const std::string& peer, Message m, Time) override {
+    const auto head = m.head;
+    if (head.type == MessageType::audio) {
+      auto audio = *read<Audio>(m);
+      return answer(peer, head, Speech{0, audio.first_sample, 22050, false, std::move(audio.payload)});
+    }
+    if (head.type != MessageType::say) return;
+    const auto what = read<Say>(m)->text;
+    if (what == "throw") throw std::runtime_error("asked to");
+    if (what == "fail") raise(Errc::not_found, "nothing there");
+    if (what == "hang")
+      for (;;) ::pause();
+    answer(peer, head, Text{TextKind::text, 0, what, {}});
+  }
+  std::int64_t load() const override { return busy_ ? 1 : 0; }
+  bool drain() override { return !busy_; }
+  bool busy_ = false;
+
+ private:
+  bool heavy_;
+};
+
+/// A caller that says what a test tells it to, and lets the test wait for answers.
+class Caller final : public Core {
+ public:
+  void on_message(const std::string&, Message m, Time) override {
+    const std::lock_guard lock(mutex);
+    got.push_back(std::move(m));
+    changed.notify_all();
+  }
+  void on_peer(const transport::Peer& peer, PeerState state, Time) override {
+    const std::lock_guard lock(mutex);
+    states.push_back(state);
+    callee = peer.instance;
+    draining = peer.draining;
+    changed.notify_all();
+  }
+  void on_refused(const std::string&, const Envelope&, const Error& error, Time) override {
+    const std::lock_guard lock(mutex);
+    refusals.push_back(error.code);
+    changed.notify_all();
+  }
+  template <class T>
+  void say(std::uint32_t stream, T message, Time deadline = Time::max()) {
+    Envelope head;
+    head.session = {3, 4};
+    head.stream = {stream};
+    send(callee, head, std::move(message), deadline);
+  }
+  template <class F>
+  bool wait_for(F&& so) {
+    std::unique_lock lock(mutex);
+    return changed.wait_for(lock, std::chrono::seconds(10), [&] { return so(); });
+  }
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Message> got;
+  std::vector<PeerState> states;
+  std::vector<Errc> refusals;
+  std::string callee;
+  bool draining = false;
+};
+
+std::unique_ptr<Host> start(Runtime& runtime, const std::string& role, WireConfig wire, std::unique_ptr<Core> core) {
+  auto host = Host::start(runtime, role, wire, std::move(core));
+  BOOST_REQUIRE_MESSAGE(host.has_value(), (host ? std::string() : host.error().message));
+  return *std::move(host);
+}
+
+/// A service and a caller of it in this process.
+struct Pair {
+  explicit Pair(bool heavy, const std::string& bind = "inproc://echo") {
+    WireConfig wire;
+    wire.bind = bind;
+    wire.metrics = "127.0.0.1:0";
+    echo = start(runtime, "echo", wire, std::make_unique<Echo>(heavy));
+    WireConfig calls;
+    calls.connect["echo"] = {bind};
+    auto core = std::make_unique<Caller>();
+    caller = core.get();
+    calling = start(runtime, "controller", calls, std::move(core));
+    BOOST_REQUIRE((caller->wait_for([&] { return !caller->states.empty(); })));
+  }
+  template <class T>
+  void say(std::uint32_t stream, T message, Time deadline = Time::max()) {
+    BOOST_REQUIRE(
+        (calling->post([=](Core& core, Time) { static_cast<Caller&>(core).say(stream, message, deadline); })));
+  }
+  std::string code_of(const Message& m) {
+    auto copy = m;
+    return m.head.type == MessageType::error ? read<ErrorMessage>(copy)->code : std::string(to_string(m.head.type));
+  }
+  Runtime runtime;
+  std::unique_ptr<Host> echo, calling;
+  Caller* caller;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(messages_go_to_a_core_and_back_in_order_wherever_it_runs) {
+  for (const bool heavy : {false, true}) {
+    BOOST_TEST_CONTEXT((heavy ? "heavy" : "light")) {
+      Pair p(heavy);
+      for (int n = 0; n < 500; ++n) p.say(2, Audio{n * 320, Bytes(640)});
+      BOOST_REQUIRE((p.caller->wait_for([&] { return p.caller->got.size() == 500; })));
+      for (int n = 0; n < 500; ++n)
+        BOOST_REQUIRE((read<Speech>(p.caller->got[static_cast<std::size_t>(n)])->first_sample == n * 320));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_a_core_throws_is_answered_at_once_and_ends_nothing) {
+  for (const bool heavy : {false, true}) {
+    BOOST_TEST_CONTEXT((heavy ? "heavy" : "light")) {
+      Pair p(heavy);
+      p.say(2, Say{"throw"});
+      p.say(3, Say{"fail"});
+      p.say(4, Say{"hello"});
+      BOOST_REQUIRE((p.caller->wait_for([&] { return p.caller->got.size() == 3; })));
+      BOOST_TEST(p.code_of(p.caller->got[0]) == "internal");
+      BOOST_TEST(p.code_of(p.caller->got[1]) == "not_found");
+      BOOST_TEST(p.code_of(p.caller->got[2]) == "text");
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_budget_that_is_spent_is_answered_where_it_is_found) {
+  Pair p(true);
+  p.say(2, Say{"late"}, SteadyClock().now() - milliseconds(1));
+  BOOST_REQUIRE((p.caller->wait_for([&] { return !p.caller->got.empty(); })));
+  // One millisecond is the least that travels; the service finds it spent, or answers within it.
+  const auto code = p.code_of(p.caller->got[0]);
+  BOOST_TEST((code == "deadline_exceeded" || code == "text"));
+}
+
+BOOST_AUTO_TEST_CASE(what_cannot_be_taken_comes_back_to_who_said_it) {
+  Pair p(false);
+  p.say(2, Say{std::string(70'000, 'a')});
+  BOOST_REQUIRE((p.caller->wait_for([&] { return !p.caller->refusals.empty(); })));
+  BOOST_TEST((p.caller->refusals.front() == Errc::bad_frame));
+}
+
+BOOST_AUTO_TEST_CASE(draining_is_told_to_callers_and_ends_when_nothing_is_under_way) {
+  Pair p(false);
+  BOOST_REQUIRE((p.echo->post([](Core& core, Time) { static_cast<Echo&>(core).busy_ = true; })));
+  BOOST_TEST(!p.echo->drain());
+  BOOST_REQUIRE((p.caller->wait_for([&] { return p.caller->draining; })));
+  BOOST_TEST(!p.echo->drain());
+  BOOST_REQUIRE((p.echo->post([](Core& core, Time) { static_cast<Echo&>(core).busy_ = false; })));
+  p.say(2, Say{"still there"});
+  BOOST_REQUIRE((p.caller->wait_for([&] { return !p.caller->got.empty(); })));
+  SteadyClock clock;
+  const auto end = clock.now() + std::chrono::seconds(10);
+  while (!p.echo->drain() && clock.now() < end) ::poll(nullptr, 0, 5);
+  BOOST_TEST(p.echo->drain());
+}
+
+BOOST_AUTO_TEST_CASE(a_service_that_goes_is_down_for_its_callers_and_its_successor_is_up) {
+  const TemporaryDirectory folder;
+  Pair p(false, "ipc://" + (folder.path() / "echo").string());
+  const auto first = p.caller->callee;
+  p.echo.reset();
+  BOOST_REQUIRE((p.caller->wait_for([&] { return p.caller->states.back() == PeerState::suspect; })));
+  WireConfig wire;
+  wire.bind = "ipc://" + (folder.path() / "echo").string();
+  p.echo = start(p.runtime, "echo", wire, std::make_unique<Echo>(false));
+  BOOST_REQUIRE(
+      (p.caller->wait_for([&] { return p.caller->states.back() == PeerState::up && p.caller->callee != first; })));
+  p.say(9, Say{"hello"});
+  BOOST_REQUIRE((p.caller->wait_for([&] { return !p.caller->got.empty(); })));
+}
+
+BOOST_AUTO_TEST_CASE(metrics_are_set_and_named_after_the_role) {
+  Pair p(false);
+  p.say(2, Say{"hello"});
+  BOOST_REQUIRE((p.caller->wait_for([&] { return !p.caller->got.empty(); })));
+  SteadyClock clock;
+  const auto end = clock.now() + std::chrono::seconds(10);
+  const auto counted = [&] {
+    return p.echo->metrics_text().find("parlando_echo_messages_received_total 1") != std::string::npos;
+  };
+  while (!counted() && clock.now() < end) ::poll(nullptr, 0, 20);
+  BOOST_TEST(counted());
+  BOOST_TEST(p.echo->metrics_text().find("parlando_echo_ready 1") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(work_that_stands_still_ends_the_process) {
+  for (const bool heavy : {false, true}) {
+    const auto child = ::fork();
+    if (child == 0) {
+      Pair p(heavy);
+      p.say(2, Say{"hang"});
+      for (;;) ::pause();
+    }
+    int status = 0;
+    BOOST_REQUIRE(::waitpid(child, &status, 0) == child);
+    BOOST_TEST(WIFEXITED(status));
+    BOOST_TEST(WEXITSTATUS(status) == kExitStuck);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(standing_still_is_counted_in_the_watchers_own_ticks) {
+  ProgressWatch watch(milliseconds(300), milliseconds(100));
+  const ThreadUse asleep{false, milliseconds(0)}, starved{true, milliseconds(0)};
+  BOOST_TEST(!watch.stuck(1, true, asleep));
+  for (int tick = 0; tick < 3; ++tick) BOOST_TEST(!watch.stuck(1, true, asleep));
+  BOOST_TEST(watch.stuck(1, true, asleep));
+  BOOST_TEST(!watch.stuck(2, true, asleep));
+  for (int tick = 0; tick < 100; ++tick) BOOST_TEST(!watch.stuck(2, false, asleep));  // nothing to do
+  // Who would run and gets no processor is not accused; who computes for too long is.
+  for (int tick = 0; tick < 100; ++tick) BOOST_TEST(!watch.stuck(2, true, starved));
+  BOOST_TEST(!watch.stuck(2, true, {true, milliseconds(290)}));
+  BOOST_TEST(watch.stuck(2, true, {true, milliseconds(310)}));
+}
+
+BOOST_AUTO_TEST_CASE(what_a_thread_uses_is_read_from_the_system) {
+  BOOST_TEST(thread_use(::gettid()).runnable);  // it asks
+  BOOST_TEST(thread_use(0).runnable);
+  const auto before = thread_use(::gettid()).cpu;
+  SteadyClock clock;
+  const auto end = clock.now() + std::chrono::seconds(10);
+  volatile double work = 1;
+  while (thread_use(::gettid()).cpu - before < milliseconds(50) && clock.now() < end)
+    for (int i = 0; i < 100'000; ++i) work = work * 1.000001;
+  BOOST_TEST((thread_use(::gettid()).cpu - before >= milliseconds(50)));
+}
+
+}  // namespace parlando::service
