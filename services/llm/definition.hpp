@@ -5,7 +5,8 @@
 namespace parlando::llm {
 
 inline service::Definition definition() {
-  return service::define<LlmConfig>("llm", "serves one Step-1 checkpoint to chats or to text-to-speech", {}, &LlmCore::make);
+  return service::define<LlmConfig>("llm", "serves one Step-1 checkpoint to chats or to text-to-speech", {},
+                                    &LlmCore::make);
 }
 
 }  // namespace parlando::llm

@@ -6,6 +6,7 @@
 
 #include "common/base/codes.hpp"
 #include "common/base/mapped_file.hpp"
+#include "common/base/nesting.hpp"
 #include "common/base/pcm.hpp"
 
 namespace parlando::llm {
@@ -14,7 +15,6 @@ using nlohmann::json;
 using protocol::MessageType;
 
 namespace {
-constexpr std::int32_t kEot = 3;
 constexpr std::int64_t kSpeechLengthMax = 8192;  // includes the prompt, as in the official call
 constexpr std::size_t kHistoryMessagesMax = 200;
 
@@ -23,7 +23,8 @@ Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
   if (!fs::exists(directory / "generation_config.json")) return defaults;
   PARLANDO_TRY(const auto text, read_file(directory / "generation_config.json", 1u << 20));
   const auto config = json::parse(text, nullptr, false);
-  if (!config.is_object()) return fail(Errc::bad_json, "'{}/generation_config.json' is not a JSON object", directory.string());
+  if (!config.is_object())
+    return fail(Errc::bad_json, "'{}/generation_config.json' is not a JSON object", directory.string());
   if (config.value("do_sample", true) == false) return Sampling::greedy();
   if (config.contains("temperature")) defaults.temperature = config["temperature"].get<double>();
   if (config.contains("top_k")) defaults.top_k = config["top_k"].get<std::int64_t>();
@@ -33,7 +34,7 @@ Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
 }
 
 std::string name_of(const std::string& peer, const protocol::Envelope& head) {
-  return fmt::format("{}/{:x}{:016x}/{}", peer, head.session.high, head.session.low, head.stream);
+  return fmt::format("{}/{}/{}", peer, head.session.text(), head.stream.value);
 }
 }  // namespace
 
@@ -74,7 +75,8 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
     PARLANDO_TRY(const auto text, read_file(directory / "prompts.json", 1u << 20));
     const auto p = json::parse(text);
     out.chat_prompt = p.value("chat", out.chat_prompt);
-    out.prompts = {p.value("sys_prompt_with_spk", out.prompts.with_speaker), p.value("sys_prompt_wo_spk", out.prompts.without_speaker),
+    out.prompts = {p.value("sys_prompt_with_spk", out.prompts.with_speaker),
+                   p.value("sys_prompt_wo_spk", out.prompts.without_speaker),
                    p.value("sys_prompt_for_rap", out.prompts.rap), p.value("sys_prompt_for_vocal", out.prompts.vocal)};
   }
   return out;
@@ -85,23 +87,34 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
 Result<void> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
   const auto& mode = speech.mode;
   if (mode != "with_speaker" && mode != "without_speaker" && mode != "rap" && mode != "vocal")
-    return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal", mode.substr(0, 40));
-  auto system = mode == "vocal" ? prompts.vocal : mode == "rap" ? prompts.rap : mode == "without_speaker" ? prompts.without_speaker : prompts.with_speaker;
-  if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, speech.speaker);
+    return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal",
+                mode.substr(0, 40));
+  const auto& system = mode == "vocal"             ? prompts.vocal
+                       : mode == "rap"             ? prompts.rap
+                       : mode == "without_speaker" ? prompts.without_speaker
+                                                   : prompts.with_speaker;
+  const auto codes = std::min<std::int32_t>(kCodes, text->audio_count());
   for (const auto code : speech.codes)
-    if (code < 0 || code >= kCodes) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", code, kCodes - 1);
-  const auto prompt = PromptBuilder(text, true).tts({system, speech.prompt_text, speech.text, {speech.codes.begin(), speech.codes.end()}});
-  const auto limit = std::min(kSpeechLengthMax, engine->model().config().length_max), size = static_cast<std::int64_t>(prompt.size());
-  if (size + kCodesPerGroup >= limit) return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", size, limit - kCodesPerGroup);
+    if (code < 0 || code >= codes) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", code, codes - 1);
+  const auto prompt =
+      PromptBuilder(text, true)
+          .tts({system, speech.prompt_text, speech.text, {speech.codes.begin(), speech.codes.end()}, speech.speaker});
+  const auto limit = std::min(kSpeechLengthMax, engine->model().config().length_max),
+             size = static_cast<std::int64_t>(prompt.size());
+  if (size + kCodesPerGroup >= limit)
+    return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", size,
+                limit - kCodesPerGroup);
   PARLANDO_DO(engine->open(name));
   auto begun = engine->append(name, 0, prompt).and_then([&](std::int64_t length) {
-    return engine->generate(name, length, {speech.sampling, limit - size, {kEot}, Priority::speech});
+    return engine->generate(name, length,
+                            {speech.sampling, limit - size, {engine->model().config().eos}, Priority::speech});
   });
   if (!begun) engine->release(name);
   return begun;
 }
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
+  at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
   PARLANDO_TRY(auto model, LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
                                           {.cache_tokens = config.cache_tokens, .sequences = config.sequences_max}));
   // Ready means that one real token went through the model.
@@ -111,85 +124,169 @@ Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   PARLANDO_DO(engine.append("warm", 0, {&id, 1}));
   PARLANDO_DO(engine.generate("warm", 1, {Sampling::greedy(), 1}));
   const auto events = engine.step();
-  if (events.empty() || events.front().finish == Finish::error) return fail(Errc::internal, "the model of '{}' gave no token", config.model);
+  if (events.empty() || events.front().finish == Finish::error)
+    return fail(Errc::internal, "the model of '{}' gave no token", config.model);
   engine.release("warm");
   return std::unique_ptr<service::Core>(std::make_unique<LlmCore>(config, std::move(model)));
 }
 
 void LlmCore::on_thread() { at::set_num_threads(config_.threads); }
 
-void LlmCore::add_metrics(telemetry::Metrics& metrics) { tokens_ = metrics.counter("parlando_llm_tokens_generated_total", "Tokens generated"); }
-
-void LlmCore::on_message(const std::string& peer, protocol::Message m, Time) {
-  const auto name = name_of(peer, m.head);
-  auto found = jobs_.find(name);
-  const auto done = [&]() -> Result<void> {
-    if (m.head.type == MessageType::open) {
-      jobs_.erase(name);
-      Job job;
-      job.peer = peer, job.head = m.head;
-      PARLANDO_DO(open(name, job, m));
-      jobs_.emplace(name, std::move(job));
-      return {};
-    }
-    if (m.head.type == MessageType::close || m.head.type == MessageType::cancel) {
-      if (found != jobs_.end()) jobs_.erase(found);
-      return {};
-    }
-    if (found == jobs_.end()) return fail(Errc::not_found, "stream {} is not open", m.head.stream);
-    if (!found->second.chat) return fail(Errc::unsupported, "a synthesis takes no message of type {}", static_cast<int>(m.head.type));
-    if (m.head.type == MessageType::append) return append(found->second, m);
-    if (m.head.type == MessageType::generate) return found->second.chat->reply();
-    return fail(Errc::unsupported, "llm takes no message of type {}", static_cast<int>(m.head.type));
-  }();
-  if (!done) answer_error(peer, m.head, done.error());
+void LlmCore::add_metrics(telemetry::Metrics& metrics) {
+  tokens_ = metrics.counter("parlando_llm_tokens_generated_total", "Tokens generated");
+  fallbacks_ = metrics.counter("parlando_llm_fallback_replies_total",
+                               "Replies taken from the checkpoint's fallback_replies because the model gave none");
+  bad_logits_ =
+      metrics.counter("parlando_llm_bad_logits_total", "Generations ended because their logits were no numbers");
+  gave_way_ = metrics.counter("parlando_llm_cache_refused_total", "Generations ended by a full key/value cache");
+  parked_ =
+      metrics.counter("parlando_llm_cache_parked_total", "Waiting sequences whose blocks a full key/value cache took");
 }
 
-Result<void> LlmCore::open(const std::string& name, Job& job, const protocol::Message& m) {
-  const auto body = protocol::body_of(m);
-  const auto kind = protocol::text_in(body, "kind");
-  if (kind == "chat") {
-    // The history may be longer than a body: it comes as the payload.
-    json history = json::array();
-    if (!m.payload.empty())
-      history =
-          json::parse(reinterpret_cast<const char*>(m.payload.data()), reinterpret_cast<const char*>(m.payload.data()) + m.payload.size(), nullptr, false);
-    if (!history.is_array() || history.size() > kHistoryMessagesMax)
-      return fail(Errc::bad_json, "the history is not a JSON array of at most {} messages", kHistoryMessagesMax);
-    PARLANDO_TRY(auto past, PromptBuilder::messages_of(history));
-    std::vector<Message> messages{{"system", protocol::text_in(body, "system").empty() ? model_.chat_prompt : protocol::text_in(body, "system")}};
-    messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));
-    auto sampling = model_.chat_sampling;
-    sampling.seed = static_cast<std::uint64_t>(protocol::integer_in(body, "seed", 1));
-    PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages), {.sampling = sampling, .tokens_max = config_.reply_tokens_max}));
-    return {};
+void LlmCore::on_message(const std::string& peer, protocol::Message m, Time) {
+  const auto head = m.head;
+  const service::CallerStream key{peer, head.key()};
+  const auto found = jobs_.find(name_of(peer, head));
+  if (head.type == MessageType::close) {
+    if (found != jobs_.end()) jobs_.erase(found);
+    return ended_.erase(key);
   }
-  if (kind != "speech") return fail(Errc::invalid_argument, "kind '{}', expected chat or speech", kind.substr(0, 40));
-  const auto voice = from_bytes<std::int32_t>(m.payload);
-  auto sampling = model_.speech_sampling;
-  sampling.seed = static_cast<std::uint64_t>(protocol::integer_in(body, "seed", 1));
-  PARLANDO_DO(model_.start_speech(name, {protocol::text_in(body, "mode"), protocol::text_in(body, "speaker"), protocol::text_in(body, "prompt_text"),
-                                         protocol::text_in(body, "text"), voice, sampling}));
-  job.speech = std::make_unique<SpeechGroups>();
-  job.speech->engine = model_.engine, job.speech->name = name;
+  const bool is_open = found != jobs_.end();
+  if (!is_open && ended_.contains(key)) return;
+  const auto done = [&]() -> Result<void> {
+    const bool opens = head.type == MessageType::open_chat || head.type == MessageType::synthesise;
+    if (opens && is_open) return fail(Errc::invalid_argument, "stream {} is open already", head.stream.value);
+    if (head.type == MessageType::open_chat) return open_chat(peer, std::move(m));
+    if (head.type == MessageType::synthesise) return open_speech(peer, std::move(m));
+    if (!is_open) return fail(Errc::not_found, "stream {} is not open", head.stream.value);
+    if (!found->second.chat) return fail(Errc::unsupported, "a synthesis takes no {}", to_string(head.type));
+    return follow(found->second, m);
+  }();
+  if (done) return;
+  answer_error(peer, head, done.error());
+  if (is_open) jobs_.erase(found);
+  ended_.add(key);
+}
+
+/// An answer that its caller does not take leaves a hole: nothing behind it would make sense.
+void LlmCore::on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time) {
+  const auto found = jobs_.find(name_of(peer, head));
+  if (found == jobs_.end()) return;
+  end_with(found, error);
+}
+
+/// Its caller is told why; nothing further is said or taken in on the stream.
+void LlmCore::end_with(Jobs::iterator job, const Error& error) {
+  answer_error(job->second.peer, job->second.head, error);
+  ended_.add({job->second.peer, job->second.head.key()});
+  jobs_.erase(job);
+}
+
+Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
+  Job job;
+  job.peer = peer;
+  job.head = m.head;
+  job.deadline = m.deadline;
+  PARLANDO_TRY(const auto open, protocol::read<protocol::OpenChat>(m));
+  const std::string_view text(reinterpret_cast<const char*>(open.payload.data()), open.payload.size());
+  const auto history = text.empty()                                        ? json::array()
+                       : nested_deeper_than(text, protocol::kBodyDepthMax) ? json()
+                                                                           : json::parse(text, nullptr, false);
+  if (!history.is_array() || history.size() > kHistoryMessagesMax)
+    return fail(Errc::bad_json, "the history is not a JSON array of at most {} messages", kHistoryMessagesMax);
+  PARLANDO_TRY(auto past, PromptBuilder::messages_of(history));
+  std::vector<Message> messages{{"system", open.system.empty() ? model_.chat_prompt : open.system}};
+  messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));
+  auto sampling = model_.chat_sampling;
+  sampling.seed = open.seed;
+  const auto name = name_of(peer, job.head);
+  PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages),
+                                    {.sampling = sampling, .tokens_max = config_.reply_tokens_max}));
+  jobs_.emplace(name, std::move(job));
   return {};
 }
 
-Result<void> LlmCore::append(Job& job, const protocol::Message& m) {
-  const auto body = protocol::body_of(m);
-  if (body.contains("first_group")) {
-    if (!body["first_group"].is_number_integer())
-      return fail(Errc::invalid_argument, "first_group is {}, expected a whole number", body["first_group"].dump().substr(0, 40));
-    return job.chat->hear(body["first_group"].get<std::int64_t>(), from_bytes<std::int32_t>(m.payload));
-  }
-  if (body.contains("tool_result")) return job.chat->tool_result(body["tool_result"].dump());
-  if (body.contains("text")) return job.chat->say(protocol::text_in(body, "text"));
-  return fail(Errc::invalid_argument, "append needs first_group, text or tool_result");
+Result<void> LlmCore::open_speech(const std::string& peer, protocol::Message m) {
+  Job job;
+  job.peer = peer;
+  job.head = m.head;
+  job.deadline = m.deadline;
+  PARLANDO_TRY(const auto ask, protocol::read<protocol::Synthesise>(m));
+  const auto voice = from_bytes<std::int32_t>(ask.payload);
+  auto sampling = model_.speech_sampling;
+  sampling.seed = ask.seed;
+  const auto name = name_of(peer, job.head);
+  const auto mode = protocol::names_of<protocol::SpeechMode>()[static_cast<std::size_t>(ask.mode)];
+  PARLANDO_DO(model_.start_speech(name, {std::string(mode), ask.speaker, ask.prompt_text, ask.text, voice, sampling}));
+  job.speech = std::make_unique<SpeechGroups>();
+  job.speech->engine = model_.engine;
+  job.speech->name = name;
+  jobs_.emplace(name, std::move(job));
+  return {};
 }
 
-bool LlmCore::work(Time) {
+/// A further message of a chat.
+Result<void> LlmCore::follow(Job& job, protocol::Message& m) {
+  switch (m.head.type) {
+    case MessageType::hear: {
+      PARLANDO_TRY(const auto hear, protocol::read<protocol::Hear>(m));
+      return job.chat->hear(hear.first_group, from_bytes<std::int32_t>(hear.payload));
+    }
+    case MessageType::say: {
+      PARLANDO_TRY(auto say, protocol::read<protocol::Say>(m));
+      return job.chat->say(std::move(say.text));
+    }
+    case MessageType::go_on: {
+      PARLANDO_TRY(const auto go_on, protocol::read<protocol::GoOn>(m));
+      return job.chat->go_on(from_bytes<std::int32_t>(go_on.payload));
+    }
+    case MessageType::generate: {
+      job.deadline = m.deadline;
+      PARLANDO_TRY(auto events, job.chat->reply());
+      tell(job, std::move(events));
+      return {};
+    }
+    case MessageType::tool_result: {
+      job.deadline = m.deadline;
+      PARLANDO_TRY(const auto result, protocol::read<protocol::ToolResult>(m));
+      PARLANDO_TRY(auto events, job.chat->tool_result(result.result.text));
+      tell(job, std::move(events));
+      return {};
+    }
+    default:
+      return fail(Errc::unsupported, "llm takes no {}", to_string(m.head.type));
+  }
+}
+
+void LlmCore::tell(Job& job, std::vector<ChatEvent> events) {
+  static constexpr protocol::TextKind kKinds[] = {protocol::TextKind::transcript, protocol::TextKind::text,
+                                                  protocol::TextKind::tool_call, protocol::TextKind::done};
+  for (auto& e : events) {
+    if (e.fallback) fallbacks_.add();
+    if (e.kind == ChatEvent::Kind::done) job.answered = true;
+    answer(job.peer, job.head,
+           protocol::Text{kKinds[static_cast<int>(e.kind)], e.at, std::move(e.text),
+                          to_bytes(std::span<const std::int32_t>(e.ids))});
+  }
+}
+
+/// Nobody waits for these any more: their budget is spent.
+void LlmCore::expire(Time now) {
+  for (auto job = jobs_.begin(); job != jobs_.end();) {
+    const auto at = job++;
+    if (at->second.deadline > now || at->second.answered) continue;
+    end_with(at, {Errc::deadline_exceeded, "the budget was spent before the answer was complete"});
+  }
+}
+
+bool LlmCore::work(Time now) {
+  expire(now);
   if (model_.engine->idle()) return false;
   for (const auto& event : model_.engine->step()) on_token(event);
+  const auto& counts = model_.engine->counts();
+  bad_logits_.set_at_least(static_cast<double>(counts.bad_logits)),
+      gave_way_.set_at_least(static_cast<double>(counts.gave_way));
+  parked_.set_at_least(static_cast<double>(counts.parked));
   return !model_.engine->idle();
 }
 
@@ -199,28 +296,29 @@ void LlmCore::on_token(const TokenEvent& event) {
   auto& job = found->second;
   if (event.id >= 0) tokens_.add();
   if (job.chat) {
-    const auto events = job.chat->on(event);
-    if (!events) return answer_error(job.peer, job.head, events.error());
-    static constexpr const char* kKinds[] = {"transcript", "text", "tool_call", "done"};
-    for (const auto& e : *events)
-      answer(job.peer, job.head, MessageType::text, protocol::dump(json{{"kind", kKinds[static_cast<int>(e.kind)]}, {"text", e.text}}));
-    return;
+    auto events = job.chat->on(event);
+    if (!events) return end_with(found, events.error());
+    return tell(job, *std::move(events));
   }
-  if (event.finish == Finish::error) return answer_error(job.peer, job.head, {Errc::internal, event.error});
+  if (event.error) return end_with(found, *event.error);
   auto& s = *job.speech;
-  if (event.id >= 0 && event.id != kEot)
+  if (event.id >= 0 && event.id != model_.engine->model().config().eos)
     for (const auto code : s.collector.push(event.id - model_.text->audio_base())) s.ready.push_back(code);
   const bool last = event.finish != Finish::none;
   if (s.ready.empty() && !last) return;
-  answer(job.peer, job.head, MessageType::tokens, fmt::format(R"({{"first_group":{},"last":{}}})", s.groups, last),
-         to_bytes(std::span<const std::int32_t>(s.ready)));
+  const auto first = s.groups;
   s.groups += static_cast<std::int64_t>(s.ready.size()) / kCodesPerGroup;
+  answer(job.peer, job.head, protocol::Tokens{first, s.groups, last, to_bytes(std::span<const std::int32_t>(s.ready))});
   s.ready.clear();
-  if (last) jobs_.erase(found);
+  if (!last) return;
+  ended_.add({job.peer, job.head.key()});
+  jobs_.erase(found);
 }
 
-void LlmCore::on_peer(const transport::Peer& peer, bool up, Time) {
-  if (!up) std::erase_if(jobs_, [&](const auto& j) { return j.second.peer == peer.instance; });
+void LlmCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time) {
+  if (state != transport::PeerState::down) return;
+  std::erase_if(jobs_, [&](const auto& j) { return j.second.peer == peer.instance; });
+  ended_.erase_peer(peer.instance);
 }
 
 }  // namespace parlando::llm

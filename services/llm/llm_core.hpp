@@ -1,12 +1,13 @@
 #pragma once
 /// The llm service without its process: serves one Step-1 checkpoint to chats and to text-to-speech.
-/// Chat: `open {kind: chat, system, history: [{role, content}]}`; `append {first_group}` with int32 codes, `append {text}` or
-/// `append {tool_result}`; `generate`; answers `text {kind: transcript | text | tool_call | done, text}`.
-/// Speech: `open {kind: speech, mode, speaker, prompt_text, text, seed}` with the voice's codes; answers `tokens {first_group, last}`.
+/// Chat: OpenChat, then Hear while the user speaks or Say, GoOn when another replica had begun, Generate; answers Text;
+/// ToolResult goes on. Speech: Synthesise; answers Tokens. An error ends the job and releases its sequence; what still
+/// comes on its stream before Close is ignored.
 #include <map>
 
 #include "common/config/fields.hpp"
 #include "common/service/core.hpp"
+#include "common/service/ended_streams.hpp"
 #include "services/llm/chat.hpp"
 
 namespace parlando::llm {
@@ -18,8 +19,8 @@ struct LlmConfig {
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
   template <class V>
   void fields(V&& v) {
-    v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens), v("sequences_max", sequences_max),
-        v("reply_tokens_max", reply_tokens_max);
+    v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens),
+        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -33,7 +34,8 @@ struct LlmModel {
   TtsPrompts prompts;
   /// @error Errc::not_found, Errc::checkpoint_mismatch, Errc::bad_json naming the file
   static Result<LlmModel> load(const std::filesystem::path& directory, at::ScalarType dtype, LmEngine::Limits limits);
-  /// What a synthesis needs. mode: with_speaker, without_speaker, rap or vocal; codes: the voice's, 0…5119.
+  /// What a synthesis needs. mode: with_speaker, without_speaker, rap or vocal; codes: the voice's, 0…5119 and known to
+  /// this vocabulary.
   struct Speech {
     std::string mode, speaker, prompt_text, text;
     std::span<const std::int32_t> codes;
@@ -50,8 +52,10 @@ class LlmCore final : public service::Core {
   LlmCore(LlmConfig config, LlmModel model) : config_(std::move(config)), model_(std::move(model)) {}
   void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
-  void on_peer(const transport::Peer& peer, bool up, Time now) override;
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
+  void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
   bool work(Time now) override;
+  bool is_heavy() const override { return true; }
   std::int64_t load() const override { return static_cast<std::int64_t>(jobs_.size()); }
   std::int64_t slots() const override { return config_.sequences_max - load(); }
   void add_metrics(telemetry::Metrics& metrics) override;
@@ -62,18 +66,26 @@ class LlmCore final : public service::Core {
     protocol::Envelope head;
     std::unique_ptr<Chat> chat;  ///< or speech:
     std::unique_ptr<struct SpeechGroups> speech;
+    Time deadline = Time::max();
+    bool answered = false;  ///< `done` was told: nobody waits for anything
     ~Job();
     Job();
     Job(Job&&) noexcept;
     Job& operator=(Job&&) noexcept;
   };
-  Result<void> open(const std::string& name, Job& job, const protocol::Message& message);
-  Result<void> append(Job& job, const protocol::Message& message);
+  using Jobs = std::map<std::string, Job>;
+  Result<void> open_chat(const std::string& peer, protocol::Message message);
+  Result<void> open_speech(const std::string& peer, protocol::Message message);
+  Result<void> follow(Job& job, protocol::Message& message);
+  void tell(Job& job, std::vector<ChatEvent> events);
+  void expire(Time now);
+  void end_with(Jobs::iterator job, const Error& error);
   void on_token(const TokenEvent& event);
   LlmConfig config_;
   LlmModel model_;
-  std::map<std::string, Job> jobs_;
-  telemetry::Metrics::Counter tokens_;
+  Jobs jobs_;  ///< by the name of their sequence
+  service::EndedStreams ended_;
+  telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_;
 };
 
 }  // namespace parlando::llm

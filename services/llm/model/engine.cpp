@@ -30,14 +30,19 @@ Result<std::int64_t> LmEngine::append(const std::string& name, std::int64_t at, 
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
   const auto length = static_cast<std::int64_t>(s->history.size());
   const auto n = static_cast<std::int64_t>(ids.size());
-  if (at >= 0 && at + n <= length && std::equal(ids.begin(), ids.end(), s->history.begin() + at)) return length;  // a repeated message
-  if (at != length) return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, length, at);
+  if (at >= 0 && at + n <= length && std::equal(ids.begin(), ids.end(), s->history.begin() + at))
+    return length;  // a repeated message
+  if (at != length)
+    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, length, at);
   if (length + n > model_->config().length_max)
-    return fail(Errc::invalid_argument, "sequence '{}' would have {} tokens, the model takes {}", name, length + n, model_->config().length_max);
+    return fail(Errc::invalid_argument, "sequence '{}' would have {} tokens, the model takes {}", name, length + n,
+                model_->config().length_max);
   for (const auto id : ids)
     if (id < 0 || id >= model_->config().vocabulary)
-      return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", id, model_->config().vocabulary);
+      return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", id,
+                  model_->config().vocabulary);
   s->history.insert(s->history.end(), ids.begin(), ids.end());
+  s->parked = false;
   return length + n;
 }
 
@@ -45,12 +50,14 @@ Result<void> LmEngine::fork(const std::string& name, std::int64_t at, const std:
   auto* s = find(name);
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
   const auto length = static_cast<std::int64_t>(s->history.size());
-  if (at < 0 || at > length) return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the fork is asked at {}", name, length, at);
+  if (at < 0 || at > length)
+    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the fork is asked at {}", name, length, at);
   PARLANDO_DO(open(as));
   auto& copy = sequences_.at(as);
   s = find(name);
   copy.cache = s->cache.fork();
-  if (copy.cache.length() > at) copy.cache.truncate(at);
+  copy.cache.truncate(std::min(at, copy.cache.length()));
+  copy.parked = s->parked;
   copy.history.assign(s->history.begin(), s->history.begin() + at);
   return {};
 }
@@ -59,10 +66,11 @@ Result<void> LmEngine::truncate(const std::string& name, std::int64_t to) {
   auto* s = find(name);
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
   if (to < 0 || to > static_cast<std::int64_t>(s->history.size()))
-    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, it cannot be cut to {}", name, s->history.size(), to);
+    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, it cannot be cut to {}", name, s->history.size(),
+                to);
   s->generation.reset();
   s->history.resize(static_cast<std::size_t>(to));
-  if (s->cache.length() > to) s->cache.truncate(to);
+  s->cache.truncate(std::min(to, s->cache.length()));
   return {};
 }
 
@@ -70,11 +78,17 @@ Result<void> LmEngine::generate(const std::string& name, std::int64_t at, Genera
   auto* s = find(name);
   if (s == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", name);
   if (at != static_cast<std::int64_t>(s->history.size()))
-    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, s->history.size(), at);
-  if (s->history.empty()) return fail(Errc::invalid_argument, "sequence '{}' is empty, there is nothing to continue", name);
+    return fail(Errc::position_mismatch, "sequence '{}' has {} tokens, the message expects {}", name, s->history.size(),
+                at);
+  if (s->history.empty())
+    return fail(Errc::invalid_argument, "sequence '{}' is empty, there is nothing to continue", name);
+  if (at >= model_->config().length_max)
+    return fail(Errc::invalid_argument, "sequence '{}' has {} tokens, as many as the model takes: nothing can follow",
+                name, at);
   if (const auto problem = generation.sampling.problem()) return tl::make_unexpected(*problem);
   s->generation = std::move(generation);
   s->generated = 0;
+  s->parked = false;
   // The last id is computed again so that its logits are at hand.
   if (s->cache.length() == at) s->cache.truncate(at - 1);
   return {};
@@ -96,75 +110,129 @@ Result<void> LmEngine::adopt(const std::string& fork, const std::string& name) {
 void LmEngine::release(const std::string& name) { sequences_.erase(name); }
 
 bool LmEngine::idle() const {
-  return std::all_of(sequences_.begin(), sequences_.end(),
-                     [](const auto& s) { return !s.second.generation && s.second.cache.length() >= static_cast<std::int64_t>(s.second.history.size()); });
+  return std::none_of(sequences_.begin(), sequences_.end(), [](const auto& s) { return s.second.waiting(); });
 }
 
 std::optional<std::int64_t> LmEngine::length(const std::string& name) const {
   const auto found = sequences_.find(name);
-  return found == sequences_.end() ? std::nullopt : std::optional(static_cast<std::int64_t>(found->second.history.size()));
+  return found == sequences_.end() ? std::nullopt
+                                   : std::optional(static_cast<std::int64_t>(found->second.history.size()));
+}
+
+/// Sequences by class, then by age.
+std::vector<LmEngine::Entry*> LmEngine::in_order(bool (*wanted)(const Sequence&)) {
+  std::vector<Entry*> out;
+  for (auto& entry : sequences_)
+    if (wanted(entry.second)) out.push_back(&entry);
+  std::sort(out.begin(), out.end(), [](const Entry* a, const Entry* b) {
+    return std::pair(rank(a->second), a->second.order) < std::pair(rank(b->second), b->second.order);
+  });
+  return out;
+}
+
+/// Frees what a sequence holds and leaves it alone until somebody asks for it; its ids stay.
+void LmEngine::drop(Sequence& s) {
+  s.cache.truncate(0);
+  s.generation.reset();
+  s.parked = true;
+}
+
+void LmEngine::fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events) {
+  drop(entry.second);
+  events.push_back({entry.first, -1, Finish::error, error});
+}
+
+/// The cache is full: one sequence gives way. @return false when it was the last one that holds or wants blocks
+bool LmEngine::make_way(std::vector<TokenEvent>& events) {
+  const auto holders = in_order([](const Sequence& s) { return s.waiting() || s.cache.length() > 0; });
+  auto& [name, s] = *holders.back();
+  if (!s.generation) {
+    ++counts_.parked;
+    drop(s);
+    return true;
+  }
+  ++counts_.gave_way;
+  const auto alone = holders.size() == 1;
+  fail_sequence(
+      *holders.back(),
+      {Errc::overloaded,
+       alone ? fmt::format("the key/value cache of {} tokens is too small for sequence '{}' of {}",
+                           pool_->blocks_total() * kBlockTokens, name, s.history.size())
+             : fmt::format(
+                   "the key/value cache of {} tokens is full and sequence '{}' is the newest of the lowest class: "
+                   "try again when others have ended",
+                   pool_->blocks_total() * kBlockTokens, name)},
+      events);
+  return !alone;
 }
 
 std::vector<TokenEvent> LmEngine::step() {
-  // Work in order of priority, then of age; long prompts go in pieces so that speech never waits for a whole prefill.
-  std::vector<std::pair<const std::string*, Sequence*>> ready;
-  for (auto& [name, s] : sequences_)
-    if (s.cache.length() < static_cast<std::int64_t>(s.history.size())) ready.emplace_back(&name, &s);
-  auto rank = [](const Sequence& s) { return s.generation ? static_cast<int>(s.generation->priority) : static_cast<int>(Priority::background); };
-  std::sort(ready.begin(), ready.end(),
-            [&](const auto& a, const auto& b) { return std::pair(rank(*a.second), a.second->order) < std::pair(rank(*b.second), b.second->order); });
-  std::vector<Step1::Chunk> chunks;
-  std::vector<std::pair<const std::string*, Sequence*>> in_batch;
-  std::int64_t room = limits_.batch_tokens;
-  for (const auto& [name, s] : ready) {
-    const auto waiting = static_cast<std::int64_t>(s->history.size()) - s->cache.length();
-    const auto take = std::min({waiting, limits_.prefill_chunk, room});
-    if (take <= 0) break;
-    chunks.push_back(
-        {&s->cache, std::span<const std::int32_t>(s->history).subspan(static_cast<std::size_t>(s->cache.length()), static_cast<std::size_t>(take))});
-    in_batch.emplace_back(name, s);
-    room -= take;
-  }
   std::vector<TokenEvent> events;
-  if (chunks.empty()) return events;
-  const auto hidden = model_->forward(*pool_, chunks);
-  if (!hidden) {
-    // A full cache or a fault: the newest of the lowest priority gives way, so that the others can go on.
-    auto& [name, s] = in_batch.back();
-    s->generation.reset();
-    events.push_back({*name, -1, Finish::error, hidden.error().message});
-    s->history.resize(static_cast<std::size_t>(s->cache.length()));
-    return events;
+  for (;;) {
+    // Long prompts go in pieces so that speech never waits for a whole prefill.
+    std::vector<Step1::Chunk> chunks;
+    std::vector<Entry*> batch;
+    auto room = limits_.batch_tokens;
+    for (auto* entry : in_order([](const Sequence& s) { return s.waiting(); })) {
+      auto& s = entry->second;
+      const auto take =
+          std::min({static_cast<std::int64_t>(s.history.size()) - s.cache.length(), limits_.prefill_chunk, room});
+      if (take <= 0) break;
+      chunks.push_back({&s.cache, std::span<const std::int32_t>(s.history).subspan(
+                                      static_cast<std::size_t>(s.cache.length()), static_cast<std::size_t>(take))});
+      batch.push_back(entry);
+      room -= take;
+    }
+    if (chunks.empty()) return events;
+    const auto hidden = model_->forward(*pool_, chunks);
+    if (hidden) {
+      tokens_computed_ += hidden->size(0);
+      draw(*hidden, chunks, batch, events);
+      return events;
+    }
+    if (hidden.error().code != Errc::overloaded) {
+      for (auto* entry : batch) fail_sequence(*entry, hidden.error(), events);
+      return events;
+    }
+    if (!make_way(events)) return events;
   }
-  tokens_computed_ += hidden->size(0);
+}
+
+/// The next id of every sequence of the batch that is computed to its end and generates.
+void LmEngine::draw(const at::Tensor& hidden, std::span<const Step1::Chunk> chunks, std::span<Entry* const> batch,
+                    std::vector<TokenEvent>& events) try {
   std::vector<std::int64_t> rows;
-  std::vector<std::size_t> who;
+  std::vector<Entry*> who;
   std::int64_t at = 0;
   for (std::size_t i = 0; i < chunks.size(); ++i) {
     at += static_cast<std::int64_t>(chunks[i].ids.size());
-    auto* s = in_batch[i].second;
-    if (s->generation && s->cache.length() == static_cast<std::int64_t>(s->history.size())) rows.push_back(at - 1), who.push_back(i);
+    if (batch[i]->second.generation && !batch[i]->second.waiting()) rows.push_back(at - 1), who.push_back(batch[i]);
   }
-  if (rows.empty()) return events;
-  const auto logits = model_->logits(hidden->index_select(0, at::tensor(rows))).contiguous();
+  if (rows.empty()) return;
+  const auto logits = model_->logits(hidden.index_select(0, at::tensor(rows))).contiguous();
   for (std::size_t r = 0; r < rows.size(); ++r) {
-    auto& [name, s] = in_batch[who[r]];
-    auto& g = *s->generation;
+    auto& [name, s] = *who[r];
+    auto& g = *s.generation;
     const auto* row = logits.data_ptr<float>() + static_cast<std::int64_t>(r) * logits.size(1);
-    const auto id = sample({row, static_cast<std::size_t>(logits.size(1))}, s->history, g.sampling, s->history.size());
+    const auto id = sample({row, static_cast<std::size_t>(logits.size(1))}, s.history, g.sampling, s.history.size());
     if (!id) {
-      events.push_back({*name, -1, Finish::error, id.error().message});
-      s->generation.reset();
+      // Logits that are no numbers may come from the cache: nobody shall share it any further.
+      if (id.error().code == Errc::internal) ++counts_.bad_logits;
+      fail_sequence(*who[r], id.error(), events);
       continue;
     }
-    ++s->generated;
+    ++s.generated;
     const bool stop = std::find(g.stops.begin(), g.stops.end(), *id) != g.stops.end();
-    const bool full = s->generated >= g.tokens_max || static_cast<std::int64_t>(s->history.size()) + 1 >= model_->config().length_max;
-    events.push_back({*name, *id, stop ? Finish::stop : full ? Finish::length : Finish::none, {}});
-    s->history.push_back(*id);
-    if (stop || full) s->generation.reset();
+    const bool full =
+        s.generated >= g.tokens_max || static_cast<std::int64_t>(s.history.size()) + 1 >= model_->config().length_max;
+    events.push_back({name, *id, stop ? Finish::stop : full ? Finish::length : Finish::none});
+    s.history.push_back(*id);
+    if (stop || full) s.generation.reset();
   }
-  return events;
+} catch (const std::exception& e) {
+  for (auto* entry : batch)
+    if (entry->second.generation && !entry->second.waiting())
+      fail_sequence(*entry, {Errc::internal, fmt::format("the logits could not be computed: {}", e.what())}, events);
 }
 
 }  // namespace parlando::llm

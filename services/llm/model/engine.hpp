@@ -1,8 +1,16 @@
 #pragma once
-/// Scheduler of one Step-1 model: named sequences over a shared paged cache, continuous batching, chunked prefill, earliest deadline
-/// first between priorities. A plain class: the caller turns `step()`; no threads, no clock.
-#include <deque>
+/// Scheduler of one Step-1 model: named sequences over a shared paged cache, continuous batching, chunked prefill. Work
+/// goes by class, then by age; no deadlines are known here. A plain class: the caller turns `step()`; no threads, no
+/// clock.
+///
+/// When the cache is full, the newest sequence of the lowest class gives way: its blocks are free at once and the same
+/// step goes on without it, until the rest fits. One that generates ends with Errc::overloaded; one that only waits (no
+/// generation) is parked: it keeps its ids without a word and is computed again by the next `append` or `generate`. The
+/// sequence that stands first always proceeds unless it alone is too large. When a pass fails for another reason, all
+/// sequences of its batch end at once with its error: nobody knows whose fault it was, and blaming one after the other
+/// would end all of them one step at a time.
 #include <map>
+#include <optional>
 #include <string>
 
 #include "services/llm/model/sampler.hpp"
@@ -10,13 +18,13 @@
 
 namespace parlando::llm {
 
-/// Lower runs first.
+/// Lower runs first. A sequence that does not generate is of class `background`.
 enum class Priority : int { speech = 0, reply = 1, background = 2 };
 
 struct Generation {
   Sampling sampling;
   std::int64_t tokens_max = 2048;
-  std::vector<std::int32_t> stops = {3};
+  std::vector<std::int32_t> stops = {};  ///< usually the checkpoint's end of a turn, `Step1Config::eos`
   Priority priority = Priority::reply;
 };
 
@@ -26,7 +34,7 @@ struct TokenEvent {
   std::string sequence;
   std::int32_t id = -1;  ///< -1 when only `finish` is told
   Finish finish = Finish::none;
-  std::string error;
+  std::optional<Error> error = {};  ///< when and only when `finish` is error; overloaded: try again later
 };
 
 class LmEngine {
@@ -39,13 +47,15 @@ class LmEngine {
   const Step1& model() const { return *model_; }
   /// A new, empty sequence. @error Errc::overloaded at the limit, Errc::invalid_argument when the name is taken
   Result<void> open(const std::string& name);
-  /// Queues ids behind position `at`. Repeating a message that was applied is a no-op. @return the length after all queued ids
+  /// Queues ids behind position `at`. Repeating a message that was applied is a no-op. @return the length after all
+  /// queued ids
   /// @error Errc::position_mismatch with the true length
   Result<std::int64_t> append(const std::string& name, std::int64_t at, std::span<const std::int32_t> ids);
   /// A copy of the first `at` tokens under another name; shares blocks.
   Result<void> fork(const std::string& name, std::int64_t at, const std::string& as);
   Result<void> truncate(const std::string& name, std::int64_t to);
-  /// Starts generating after everything queued. The stop id is not appended to the sequence's reply but is part of its cache only when fed again.
+  /// Starts generating after everything queued. @error Errc::invalid_argument when the sequence has the model's length
+  /// already. The stop id is not appended to the sequence's reply but is part of its cache only when fed again.
   Result<void> generate(const std::string& name, std::int64_t at, Generation generation);
   /// Ends a running generation; what was generated stays in the sequence.
   void cancel(const std::string& name);
@@ -58,6 +68,12 @@ class LmEngine {
   bool idle() const;
   std::optional<std::int64_t> length(const std::string& name) const;
   std::int64_t tokens_computed() const { return tokens_computed_; }
+  struct Counts {
+    std::int64_t bad_logits = 0;  ///< sequences ended because their logits were no numbers
+    std::int64_t gave_way = 0;    ///< generations ended by a full cache
+    std::int64_t parked = 0;      ///< waiting sequences whose blocks a full cache took
+  };
+  const Counts& counts() const { return counts_; }
   std::int64_t blocks_free() const { return pool_->blocks_free(); }
 
  private:
@@ -66,13 +82,26 @@ class LmEngine {
     std::vector<std::int32_t> history;  ///< all ids, computed or queued
     std::optional<Generation> generation;
     std::int64_t generated = 0, order = 0;
+    bool parked = false;  ///< not computed before somebody appends or generates
+    bool waiting() const { return !parked && cache.length() < static_cast<std::int64_t>(history.size()); }
   };
+  using Entry = std::pair<const std::string, Sequence>;
   Sequence* find(const std::string& name);
+  static int rank(const Sequence& s) {
+    return static_cast<int>(s.generation ? s.generation->priority : Priority::background);
+  }
+  std::vector<Entry*> in_order(bool (*wanted)(const Sequence&));
+  bool make_way(std::vector<TokenEvent>& events);
+  static void drop(Sequence& s);
+  static void fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events);
+  void draw(const at::Tensor& hidden, std::span<const Step1::Chunk> chunks, std::span<Entry* const> batch,
+            std::vector<TokenEvent>& events);
   std::shared_ptr<const Step1> model_;
   Limits limits_;
   std::unique_ptr<KvPool> pool_;
   std::map<std::string, Sequence> sequences_;
   std::int64_t orders_ = 0, tokens_computed_ = 0;
+  Counts counts_;
 };
 
 }  // namespace parlando::llm

@@ -2,12 +2,20 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "common/base/assert.hpp"
 
 namespace parlando::llm {
 
+namespace {
+std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+}  // namespace
+
 KvPool::KvPool(std::int64_t layers, std::int64_t groups, std::int64_t dim, std::int64_t blocks, at::ScalarType dtype)
-    : keys_(at::empty({layers, blocks, kBlockTokens, groups, dim}, dtype)), values_(at::empty_like(keys_)), references_(static_cast<std::size_t>(blocks), 0) {
+    : keys_(at::empty({layers, blocks, kBlockTokens, groups, dim}, dtype)),
+      values_(at::empty_like(keys_)),
+      references_(static_cast<std::size_t>(blocks), 0) {
   for (std::int64_t b = blocks; b-- > 0;) free_.push_back(static_cast<std::int32_t>(b));
 }
 
@@ -17,7 +25,16 @@ void KvPool::drop_reference(std::int32_t block) {
   if (--count == 0) free_.push_back(block);
 }
 
+std::int32_t KvPool::take() {
+  const auto block = free_.back();
+  free_.pop_back();
+  references_[static_cast<std::size_t>(block)] = 1;
+  return block;
+}
+
 KvPool::Sequence KvPool::Sequence::fork() const {
+  PARLANDO_ASSERT(pool_ == nullptr || static_cast<std::int64_t>(blocks_.size()) == blocks_for(length_),
+                  "room under way is not shared");
   Sequence out(pool_);
   out.blocks_ = blocks_;
   out.length_ = length_;
@@ -27,7 +44,7 @@ KvPool::Sequence KvPool::Sequence::fork() const {
 
 void KvPool::Sequence::truncate(std::int64_t length) {
   PARLANDO_ASSERT(length >= 0 && length <= length_, "callers check the position");
-  const auto keep = static_cast<std::size_t>((length + kBlockTokens - 1) / kBlockTokens);
+  const auto keep = static_cast<std::size_t>(blocks_for(length));
   while (blocks_.size() > keep) {
     pool_->drop_reference(blocks_.back());
     blocks_.pop_back();
@@ -39,26 +56,45 @@ void KvPool::Sequence::release() {
   if (pool_ != nullptr) truncate(0);
 }
 
-Result<void> KvPool::reserve(Sequence& s, std::int64_t count) {
-  const auto need = (s.length_ + count + kBlockTokens - 1) / kBlockTokens - static_cast<std::int64_t>(s.blocks_.size());
-  const bool copy = s.length_ % kBlockTokens != 0 && references_[static_cast<std::size_t>(s.blocks_.back())] > 1;
-  if (need + (copy ? 1 : 0) > blocks_free())
-    return fail(Errc::overloaded, "the key/value cache is full: {} blocks are needed, {} of {} are free", need + copy, blocks_free(), blocks_total());
-  auto take = [&] {
-    const auto block = free_.back();
-    free_.pop_back();
-    references_[static_cast<std::size_t>(block)] = 1;
-    return block;
-  };
-  if (copy) {
-    const auto old = s.blocks_.back(), fresh = take();
-    keys_.select(1, fresh).copy_(keys_.select(1, old));
-    values_.select(1, fresh).copy_(values_.select(1, old));
-    drop_reference(old);
-    s.blocks_.back() = fresh;
+Result<void> KvPool::reserve(std::span<const Want> wants) {
+  // Count first, so that a full pool changes nothing. Of `n` writers of a block with `r` references the last one keeps
+  // it when nobody else holds it.
+  std::int64_t need = 0;
+  std::vector<std::int32_t> written;
+  for (const auto& [s, count] : wants) {
+    need += std::max<std::int64_t>(0, blocks_for(s->length_ + count) - static_cast<std::int64_t>(s->blocks_.size()));
+    if (count > 0 && s->length_ % kBlockTokens != 0)
+      written.push_back(s->blocks_[static_cast<std::size_t>(s->length_ / kBlockTokens)]);
   }
-  for (std::int64_t i = 0; i < need; ++i) s.blocks_.push_back(take());
+  std::sort(written.begin(), written.end());
+  for (std::size_t i = 0, next = 0; i < written.size(); i = next) {
+    while (next < written.size() && written[next] == written[i]) ++next;
+    need += std::min(static_cast<std::int64_t>(next - i),
+                     static_cast<std::int64_t>(references_[static_cast<std::size_t>(written[i])]) - 1);
+  }
+  if (need > blocks_free())
+    return fail(Errc::overloaded, "the key/value cache is full: {} blocks are needed, {} of {} are free", need,
+                blocks_free(), blocks_total());
+  for (const auto& [s, count] : wants) {
+    if (count > 0 && s->length_ % kBlockTokens != 0) {
+      auto& block = s->blocks_[static_cast<std::size_t>(s->length_ / kBlockTokens)];
+      if (references_[static_cast<std::size_t>(block)] > 1) {
+        const auto fresh = take();
+        keys_.select(1, fresh).copy_(keys_.select(1, block));
+        values_.select(1, fresh).copy_(values_.select(1, block));
+        drop_reference(block);
+        block = fresh;
+      }
+    }
+    while (static_cast<std::int64_t>(s->blocks_.size()) < blocks_for(s->length_ + count)) s->blocks_.push_back(take());
+  }
   return {};
+}
+
+void KvPool::commit(Sequence& s, std::int64_t count) {
+  PARLANDO_ASSERT(static_cast<std::int64_t>(s.blocks_.size()) == blocks_for(s.length_ + count),
+                  "what is committed was reserved");
+  s.length_ += count;
 }
 
 void KvPool::write(Sequence& s, std::int64_t layer, const at::Tensor& keys, const at::Tensor& values) {

@@ -67,11 +67,13 @@ const TtsPrompts& TtsPrompts::official() {
 - "快速2"
 
 请在朗读时，根据这些情感标签的指示，调整你的情感、语气、语调和哼唱节奏，以确保文本的情感和意义得到准确而生动的传达，如果没有()或（）括号，则根据文本语义内容自由演绎。)~",
-      R"~(请参考对话历史里的音色，用RAP方式将文本内容大声说唱出来。)~", R"~(请参考对话历史里的音色，用哼唱的方式将文本内容大声唱出来。)~"};
+      R"~(请参考对话历史里的音色，用RAP方式将文本内容大声说唱出来。)~",
+      R"~(请参考对话历史里的音色，用哼唱的方式将文本内容大声唱出来。)~"};
   return prompts;
 }
 
-/// Collects trusted text, untrusted text, single tokens and codes; encodes each section between added tokens as one piece of text.
+/// Collects trusted text, untrusted text, single tokens and codes; encodes each section between added tokens as one
+/// piece of text.
 class PromptBuilder::Writer {
  public:
   Writer(const TextTokenizer& tokenizer, bool safe) : tokenizer_(tokenizer), safe_(safe) {}
@@ -160,7 +162,8 @@ std::vector<std::int32_t> PromptBuilder::chat_offline(std::span<const Message> m
   return writer.take();
 }
 
-std::vector<std::int32_t> PromptBuilder::chat_server(std::span<const Message> messages, bool add_generation_prompt) const {
+std::vector<std::int32_t> PromptBuilder::chat_server(std::span<const Message> messages,
+                                                     bool add_generation_prompt) const {
   Writer writer(*tokenizer_, safe_);
   if (!messages.empty() && messages[0].role == "system") writer.trusted("<s>");
   for (std::size_t i = 0; i < messages.size(); ++i) {
@@ -181,7 +184,7 @@ std::vector<std::int32_t> PromptBuilder::chat_server(std::span<const Message> me
 }
 
 std::vector<std::int32_t> PromptBuilder::tts(const Tts& request, std::optional<bool> inner_bos) const {
-  constexpr std::int32_t kEot = 3, kBot = 4;
+  const auto& special = tokenizer_->specials();
   const bool bos = inner_bos.value_or(tokenizer_->adds_bos());
   std::vector<std::int32_t> out{tokenizer_->bos()};
   auto encoded = [&](const std::string& text, TextTokenizer::Specials specials) {
@@ -197,35 +200,66 @@ std::vector<std::int32_t> PromptBuilder::tts(const Tts& request, std::optional<b
     return std::vector<std::int32_t>(ids.begin() + static_cast<std::ptrdiff_t>(std::min(skip, ids.size())), ids.end());
   };
   const auto parse = TextTokenizer::Specials::parse;
-  out.push_back(kBot), add(encoded("system\n" + request.system, parse)), out.push_back(kEot);
-  out.push_back(kBot), add(encoded("human\n", parse)), add(cut(request.prompt_text)), out.push_back(kEot);
-  out.push_back(kBot), add(encoded("assistant\n", parse));
+  // One text, of which the name alone is not ours: a special token spelled in it stays text.
+  auto system = [&] {
+    Writer writer(*tokenizer_, safe_);
+    if (bos) writer.ids().push_back(tokenizer_->bos());
+    const auto hole = request.speaker ? request.system.find("{}") : std::string::npos;
+    writer.trusted("system\n" + request.system.substr(0, hole));
+    if (hole != std::string::npos) writer.untrusted(*request.speaker), writer.trusted(request.system.substr(hole + 2));
+    return writer.take();
+  };
+  out.push_back(special.bot), add(system()), out.push_back(special.eot);
+  out.push_back(special.bot), add(encoded("human\n", parse)), add(cut(request.prompt_text)), out.push_back(special.eot);
+  out.push_back(special.bot), add(encoded("assistant\n", parse));
   for (const auto code : request.prompt_codes) out.push_back(tokenizer_->audio_base() + code);
-  out.push_back(kEot);
-  out.push_back(kBot), add(encoded("human\n", parse)), add(cut(request.text)), out.push_back(kEot);
-  out.push_back(kBot), add(encoded("assistant\n", parse));
+  out.push_back(special.eot);
+  out.push_back(special.bot), add(encoded("human\n", parse)), add(cut(request.text)), out.push_back(special.eot);
+  out.push_back(special.bot), add(encoded("assistant\n", parse));
   return out;
 }
+
+namespace {
+/// A code outside its range would become some other token: a negative one a control token.
+Result<std::vector<std::int32_t>> codes_of(const nlohmann::json& list) {
+  std::vector<std::int32_t> out;
+  for (const auto& code : list) {
+    if (!code.is_number_integer())
+      return fail(Errc::invalid_argument, "code {} is {}, expected a whole number", out.size(),
+                  code.dump().substr(0, 40));
+    const bool inside = code.is_number_unsigned() ? code.get<std::uint64_t>() < kCodes
+                                                  : code.get<std::int64_t>() >= 0 && code.get<std::int64_t>() < kCodes;
+    if (!inside)
+      return fail(Errc::token_out_of_range, "code {} is {}, outside 0…{}", out.size(), code.dump(), kCodes - 1);
+    out.push_back(code.get<std::int32_t>());
+  }
+  return out;
+}
+}  // namespace
 
 Result<std::vector<Message>> PromptBuilder::messages_of(const nlohmann::json& messages) {
   if (!messages.is_array()) return fail(Errc::invalid_argument, "messages must be a list");
   std::vector<Message> out;
   for (const auto& entry : messages) {
-    if (!entry.is_object() || !entry.contains("role") || !entry["role"].is_string()) return fail(Errc::invalid_argument, "message {} has no role", out.size());
+    if (!entry.is_object() || !entry.contains("role") || !entry["role"].is_string())
+      return fail(Errc::invalid_argument, "message {} has no role", out.size());
     Message message{entry["role"].get<std::string>(), std::monostate{}};
     const auto content = entry.contains("content") ? entry["content"] : nlohmann::json(nullptr);
     if (content.is_string()) {
       message.content = content.get<std::string>();
     } else if (content.is_object()) {
-      const auto type = content.value("type", "");
-      if (type == "text" && content.contains("text") && content["text"].is_string())
+      const auto type =
+          content.contains("type") && content["type"].is_string() ? content["type"].get<std::string>() : std::string();
+      if (type == "text" && content.contains("text") && content["text"].is_string()) {
         message.content = content["text"].get<std::string>();
-      else if (type == "audio" && content.contains("codes") && content["codes"].is_array())
-        message.content = content["codes"].get<std::vector<std::int32_t>>();
-      else
+      } else if (type == "audio" && content.contains("codes") && content["codes"].is_array()) {
+        PARLANDO_TRY(message.content, codes_of(content["codes"]));
+      } else {
         continue;  // the official code drops a dict of another type without a word
+      }
     } else if (!content.is_null()) {
-      return fail(Errc::invalid_argument, "unsupported content type '{}' of message {}", content.type_name(), out.size());
+      return fail(Errc::invalid_argument, "unsupported content type '{}' of message {}", content.type_name(),
+                  out.size());
     }
     out.push_back(std::move(message));
   }

@@ -1,5 +1,5 @@
 #pragma once
-/// Prompts of the official pipelines as id sequences. Source: lm.md §5 and §6.
+/// Prompts of the official pipelines as id sequences. Source: docs/lm.md §5 and §6.
 #include <nlohmann/json_fwd.hpp>
 #include <variant>
 
@@ -23,8 +23,10 @@ struct TtsPrompts {
 
 class PromptBuilder {
  public:
-  /// @param safe  text of users and tools cannot form control tokens (for untrusted input); false = parity with the official code
-  PromptBuilder(std::shared_ptr<const TextTokenizer> tokenizer, bool safe) : tokenizer_(std::move(tokenizer)), safe_(safe) {}
+  /// @param safe  text of users and tools cannot form control tokens (for untrusted input); false = parity with the
+  /// official code
+  PromptBuilder(std::shared_ptr<const TextTokenizer> tokenizer, bool safe)
+      : tokenizer_(std::move(tokenizer)), safe_(safe) {}
 
   /// Offline style; ends where the assistant speaks. `add_bos` as the tokenizer's configuration says by default.
   std::vector<std::int32_t> chat_offline(std::span<const Message> messages) const;
@@ -35,13 +37,17 @@ class PromptBuilder {
 
   struct Tts {
     std::string system, prompt_text, text;
-    std::vector<std::int32_t> prompt_codes;
+    std::vector<std::int32_t> prompt_codes;  ///< 0…5119; the caller checks them
+    std::optional<std::string> speaker =
+        {};  ///< stands for the first `{}` of `system`; a name forms no control tokens when the builder is safe
   };
   /// @param inner_bos  a BOS in front of every encoded part; the tokenizer's `adds_bos()` decides by default
   std::vector<std::int32_t> tts(const Tts& request, std::optional<bool> inner_bos = {}) const;
 
-  /// Messages as JSON: content is a string, {type:text,text}, {type:audio, codes}, or null; another dict is dropped, as officially.
-  /// @error Errc::invalid_argument "unsupported content type" for lists and numbers
+  /// Messages as JSON: content is a string, {type:text,text}, {type:audio, codes}, or null; another dict is dropped, as
+  /// officially.
+  /// @error Errc::invalid_argument "unsupported content type" for lists and numbers, Errc::token_out_of_range naming a
+  /// code outside 0…5119
   static Result<std::vector<Message>> messages_of(const nlohmann::json& messages);
 
  private:

@@ -11,14 +11,18 @@ namespace parlando::llm {
 namespace {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr std::size_t kWindow = 10;
+// Within these, logits of any size a network gives stay numbers after the division.
+constexpr double kTemperatureMin = 1e-3, kPenaltyMin = 1e-3, kPenaltyMax = 1e3;
 }  // namespace
 
 std::optional<Error> Sampling::problem() const {
   auto bad = [](std::string text) { return Error{Errc::invalid_argument, std::move(text)}; };
-  if (!(temperature >= 0 && temperature <= 100)) return bad(fmt::format("temperature is {}, expected 0…100", temperature));
+  if (!(temperature == 0 || (temperature >= kTemperatureMin && temperature <= 100)))
+    return bad(fmt::format("temperature is {}, expected 0 or {}…100", temperature, kTemperatureMin));
   if (top_k && *top_k < 1) return bad(fmt::format("top_k is {}, expected at least 1", *top_k));
   if (top_p && !(*top_p > 0 && *top_p <= 1)) return bad(fmt::format("top_p is {}, expected (0, 1]", *top_p));
-  if (repetition_penalty && !(*repetition_penalty > 0)) return bad(fmt::format("repetition_penalty is {}, expected above 0", *repetition_penalty));
+  if (repetition_penalty && !(*repetition_penalty >= kPenaltyMin && *repetition_penalty <= kPenaltyMax))
+    return bad(fmt::format("repetition_penalty is {}, expected {}…{}", *repetition_penalty, kPenaltyMin, kPenaltyMax));
   return std::nullopt;
 }
 
@@ -39,29 +43,45 @@ void adjust(std::vector<float>& logits, std::span<const std::int32_t> history, c
     const auto r = static_cast<float>(*s.repetition_penalty);
     const std::unordered_set<std::int32_t> seen(history.begin(), history.end());
     for (const auto id : seen)
-      if (id >= 0 && static_cast<std::size_t>(id) < logits.size()) logits[id] = logits[id] < 0 ? logits[id] * r : logits[id] / r;
+      if (id >= 0 && static_cast<std::size_t>(id) < logits.size())
+        logits[id] = logits[id] < 0 ? logits[id] * r : logits[id] / r;
   }
   if (s.repetition_aware && history.size() >= kWindow) {
     const auto last = history.subspan(history.size() - kWindow);
     const auto newest = last.back();
-    if (std::count(last.begin(), last.end(), newest) >= 2 && newest >= 0 && static_cast<std::size_t>(newest) < logits.size()) logits[newest] = kNever;
+    if (std::count(last.begin(), last.end(), newest) >= 2 && newest >= 0 &&
+        static_cast<std::size_t>(newest) < logits.size())
+      logits[newest] = kNever;
   }
+}
+
+Result<void> check(std::span<const float> logits, const char* what) {
+  const auto bad =
+      std::find_if(logits.begin(), logits.end(), [](float x) { return !(x <= std::numeric_limits<float>::max()); });
+  if (bad == logits.end()) return {};
+  return fail(Errc::internal, "{} is {}, of id {}: no id can be sampled", what, *bad, bad - logits.begin());
 }
 }  // namespace
 
-Result<std::vector<float>> probabilities(std::span<const float> in, std::span<const std::int32_t> history, const Sampling& s) {
+Result<std::vector<float>> probabilities(std::span<const float> in, std::span<const std::int32_t> history,
+                                         const Sampling& s) {
   if (auto problem = s.problem()) return tl::make_unexpected(*problem);
+  // Comparisons with NaN are false: without this check a sort, a maximum or the draw would quietly pick some id. −inf
+  // is legal: a forbidden id.
   std::vector<float> logits(in.begin(), in.end());
+  PARLANDO_DO(check(logits, "a logit"));
   adjust(logits, history, s);
   if (s.temperature == 0) {
     const auto best = std::max_element(logits.begin(), logits.end());
-    if (best == logits.end() || !(*best > kNever)) return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
+    if (best == logits.end() || !(*best > kNever))
+      return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
     std::vector<float> out(logits.size(), 0.0f);
     out[static_cast<std::size_t>(best - logits.begin())] = 1.0f;
     return out;
   }
   const auto temperature = static_cast<float>(s.temperature);
   for (auto& x : logits) x /= temperature;
+  PARLANDO_DO(check(logits, "a logit divided by the temperature"));
   if (s.top_k && static_cast<std::size_t>(*s.top_k) < logits.size()) {
     auto sorted = logits;
     std::nth_element(sorted.begin(), sorted.begin() + (*s.top_k - 1), sorted.end(), std::greater<>());
@@ -70,8 +90,9 @@ Result<std::vector<float>> probabilities(std::span<const float> in, std::span<co
       if (x < border) x = kNever;
   }
   auto softmax = [](std::vector<float>& x) {
-    const float top = *std::max_element(x.begin(), x.end());
-    if (!(top > kNever) || std::isnan(top)) return false;
+    const auto top_at = std::max_element(x.begin(), x.end());
+    if (top_at == x.end() || !(*top_at > kNever)) return false;
+    const float top = *top_at;
     double sum = 0;
     for (auto& v : x) sum += v = std::exp(v - top);
     for (auto& v : x) v = static_cast<float>(v / sum);
@@ -94,7 +115,8 @@ Result<std::vector<float>> probabilities(std::span<const float> in, std::span<co
   return logits;
 }
 
-Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& s, std::uint64_t position) {
+Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& s,
+                            std::uint64_t position) {
   PARLANDO_TRY(const auto p, probabilities(logits, history, s));
   const double target = s.temperature == 0 ? 0.0 : uniform(s.seed, position);
   double sum = 0;
@@ -105,7 +127,7 @@ Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::
     sum += p[i];
     if (sum > target) return last;
   }
-  if (last < 0) return fail(Errc::invalid_argument, "no id can be sampled: the logits are not numbers");
+  if (last < 0) return fail(Errc::internal, "no id can be sampled: no probability of {} is above 0", p.size());
   return last;  // rounding left the sum a little below 1
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-/// From logits to the next id: repetition penalty -> repetition-aware ban -> temperature -> top-k -> top-p -> softmax -> draw.
-/// Source: lm.md §8.
+/// From logits to the next id: repetition penalty -> repetition-aware ban -> temperature -> top-k -> top-p -> softmax
+/// -> draw. Source: docs/lm.md §8.
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -11,11 +11,11 @@
 namespace parlando::llm {
 
 struct Sampling {
-  double temperature = 0.7;                ///< 0 = greedy: the largest logit, the lowest id on ties
-  std::optional<std::int64_t> top_k = 50;  ///< ties at the border survive
-  std::optional<double> top_p;             ///< in (0, 1]
-  std::optional<double> repetition_penalty;
-  bool repetition_aware = false;  ///< TTS: an id seen twice among the last ten is forbidden for this step
+  double temperature = 0.7;                  ///< 0 = greedy: the largest logit, the lowest id on ties; else 0.001…100
+  std::optional<std::int64_t> top_k = 50;    ///< ties at the border survive
+  std::optional<double> top_p;               ///< in (0, 1]
+  std::optional<double> repetition_penalty;  ///< 0.001…1000
+  bool repetition_aware = false;             ///< TTS: an id seen twice among the last ten is forbidden for this step
   std::uint64_t seed = 0;
 
   static Sampling chat() { return {.temperature = 0.7, .top_k = 50, .top_p = 0.9}; }
@@ -25,11 +25,14 @@ struct Sampling {
 };
 
 /// Probability of every id after the whole chain. @param history prompt + output
-/// @error Errc::invalid_argument when no id is left
-Result<std::vector<float>> probabilities(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& sampling);
+/// @error Errc::invalid_argument when no id is left, Errc::internal when a logit is NaN or +inf (a broken computation,
+/// never an id)
+Result<std::vector<float>> probabilities(std::span<const float> logits, std::span<const std::int32_t> history,
+                                         const Sampling& sampling);
 
 /// The next id. The draw depends on (seed, position) alone, so that a replay repeats it.
-Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& sampling, std::uint64_t position);
+Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history,
+                            const Sampling& sampling, std::uint64_t position);
 
 /// Counter-based uniform number in [0, 1).
 double uniform(std::uint64_t seed, std::uint64_t counter);

@@ -42,8 +42,10 @@ const Library& library() {
       function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(l.handle, name));
       if (function == nullptr) l.problem = fmt::format("libparlando_cuda.so lacks {}", name);
     };
-    symbol(l.devices, "parlando_cuda_devices"), symbol(l.error, "parlando_cuda_error"), symbol(l.create, "parlando_cuda_create");
-    symbol(l.upload, "parlando_cuda_upload"), symbol(l.forward, "parlando_cuda_forward"), symbol(l.destroy, "parlando_cuda_destroy");
+    symbol(l.devices, "parlando_cuda_devices"), symbol(l.error, "parlando_cuda_error"),
+        symbol(l.create, "parlando_cuda_create");
+    symbol(l.upload, "parlando_cuda_upload"), symbol(l.forward, "parlando_cuda_forward"),
+        symbol(l.destroy, "parlando_cuda_destroy");
     return l;
   }();
   return loaded;
@@ -78,12 +80,13 @@ Result<std::unique_ptr<Step1Cuda>> Step1Cuda::create(const Step1& model, std::in
     const auto flat = t.contiguous();
     return l.upload(out->model_, layer, tensor, flat.data_ptr(), flat.nbytes()) == 0;
   };
-  bool good = upload(0, kCudaEmbedding, model.embedding()) && upload(0, kCudaHead, model.head()) && upload(0, kCudaFinalNorm, model.final_norm());
+  bool good = upload(0, kCudaEmbedding, model.embedding()) && upload(0, kCudaHead, model.head()) &&
+              upload(0, kCudaFinalNorm, model.final_norm());
   for (std::size_t n = 0; good && n < model.layers().size(); ++n) {
     const auto& x = model.layers()[n];
     const int i = static_cast<int>(n);
-    good = upload(i, kCudaInputNorm, x.input_norm) && upload(i, kCudaQkv, x.qkv) && upload(i, kCudaOut, x.out) && upload(i, kCudaPostNorm, x.post_norm) &&
-           upload(i, kCudaGateUp, x.gate_up) && upload(i, kCudaDown, x.down);
+    good = upload(i, kCudaInputNorm, x.input_norm) && upload(i, kCudaQkv, x.qkv) && upload(i, kCudaOut, x.out) &&
+           upload(i, kCudaPostNorm, x.post_norm) && upload(i, kCudaGateUp, x.gate_up) && upload(i, kCudaDown, x.down);
   }
   if (!good) return fail(Errc::internal, "CUDA: {}", l.error());
   return out;
@@ -102,20 +105,22 @@ Result<std::vector<float>> Step1Cuda::forward(std::span<const Chunk> chunks) {
     const auto& chunk = chunks[r];
     const auto end = chunk.start + static_cast<std::int64_t>(chunk.ids.size());
     if (chunk.ids.empty() || static_cast<std::int64_t>(chunk.blocks.size()) * kBlockTokens < end)
-      return fail(Errc::invalid_argument, "chunk {} ends at position {}, its {} blocks hold {}", r, end, chunk.blocks.size(),
-                  chunk.blocks.size() * kBlockTokens);
+      return fail(Errc::invalid_argument, "chunk {} ends at position {}, its {} blocks hold {}", r, end,
+                  chunk.blocks.size(), chunk.blocks.size() * kBlockTokens);
     std::copy(chunk.blocks.begin(), chunk.blocks.end(), tables.begin() + static_cast<std::ptrdiff_t>(r * width));
     for (std::size_t i = 0; i < chunk.ids.size(); ++i) {
       if (chunk.ids[i] < 0 || chunk.ids[i] >= vocabulary_)
         return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", chunk.ids[i], vocabulary_);
-      ids.push_back(chunk.ids[i]), positions.push_back(static_cast<std::int32_t>(chunk.start + static_cast<std::int64_t>(i))),
+      ids.push_back(chunk.ids[i]),
+          positions.push_back(static_cast<std::int32_t>(chunk.start + static_cast<std::int64_t>(i))),
           rows.push_back(static_cast<std::int32_t>(r));
     }
     wanted.push_back(static_cast<std::int32_t>(ids.size()) - 1);
   }
   std::vector<float> logits(wanted.size() * static_cast<std::size_t>(vocabulary_));
-  if (library().forward(model_, ids.data(), positions.data(), rows.data(), static_cast<int>(ids.size()), tables.data(), static_cast<int>(chunks.size()),
-                        static_cast<int>(width), wanted.data(), static_cast<int>(wanted.size()), logits.data()) != 0)
+  if (library().forward(model_, ids.data(), positions.data(), rows.data(), static_cast<int>(ids.size()), tables.data(),
+                        static_cast<int>(chunks.size()), static_cast<int>(width), wanted.data(),
+                        static_cast<int>(wanted.size()), logits.data()) != 0)
     return fail(Errc::internal, "CUDA: {}", library().error());
   return logits;
 }

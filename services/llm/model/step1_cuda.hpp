@@ -9,7 +9,8 @@ namespace parlando::llm {
 class Step1Cuda {
  public:
   /// Copies the weights of a loaded model to device 0.
-  /// @error Errc::unavailable when there is no device or the library is not beside the executable; Errc::internal with CUDA's words
+  /// @error Errc::unavailable when there is no device or the library is not beside the executable; Errc::internal with
+  /// CUDA's words
   static Result<std::unique_ptr<Step1Cuda>> create(const Step1& model, std::int64_t cache_tokens);
   ~Step1Cuda();
   Step1Cuda(const Step1Cuda&) = delete;

@@ -67,12 +67,14 @@ std::int32_t step(const std::vector<Node>& trie, std::int32_t node, char c) {
 }
 }  // namespace
 
-Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<const std::byte> model, const std::string& name) {
+Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<const std::byte> model,
+                                                                  const std::string& name) {
   auto out = std::make_shared<TextTokenizer>();
   std::fill(std::begin(out->bytes_), std::end(out->bytes_), -1);
   checkpoint::ProtobufReader reader(model);
   std::uint64_t model_type = 1;
-  bool dummy_prefix = true, remove_spaces = true, escape = true, charsmap = false, byte_fallback = false, malformed = false;
+  bool dummy_prefix = true, remove_spaces = true, escape = true, charsmap = false, byte_fallback = false,
+       malformed = false;
   while (const auto field = reader.next()) {
     if (field->wire != 2) continue;
     checkpoint::ProtobufReader part(field->bytes);
@@ -84,11 +86,13 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
         else if (f->number == 2 && f->wire == 5)
           piece.score = f->as_float();
         else if (f->number == 3 && f->wire == 0) {
-          if (f->value < 1 || f->value > 6) return fail(Errc::bad_format, "'{}': piece {} has type {}", name, out->pieces_.size(), f->value);
+          if (f->value < 1 || f->value > 6)
+            return fail(Errc::bad_format, "'{}': piece {} has type {}", name, out->pieces_.size(), f->value);
           piece.type = static_cast<Type>(f->value);
         }
       }
-      if (out->pieces_.size() >= kPiecesMax) return fail(Errc::bad_format, "'{}' has more than {} pieces", name, kPiecesMax);
+      if (out->pieces_.size() >= kPiecesMax)
+        return fail(Errc::bad_format, "'{}' has more than {} pieces", name, kPiecesMax);
       if (piece.text.empty() || piece.text.size() > 512)
         return fail(Errc::bad_format, "'{}': piece {} has {} bytes", name, out->pieces_.size(), piece.text.size());
       out->pieces_.push_back(std::move(piece));
@@ -111,10 +115,16 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
     }
     malformed = malformed || !part.ok();
   }
-  if (!reader.ok() || malformed || out->pieces_.empty()) return fail(Errc::bad_format, "'{}' is not a SentencePiece model", name);
-  if (model_type != 1) return fail(Errc::unsupported, "'{}' has SentencePiece model type {}, only unigram (1) is supported", name, model_type);
+  if (!reader.ok() || malformed || out->pieces_.empty())
+    return fail(Errc::bad_format, "'{}' is not a SentencePiece model", name);
+  if (model_type != 1)
+    return fail(Errc::unsupported, "'{}' has SentencePiece model type {}, only unigram (1) is supported", name,
+                model_type);
   if (charsmap || remove_spaces || !escape || !dummy_prefix || !byte_fallback)
-    return fail(Errc::unsupported, "'{}': normaliser differs from the official one (identity, add_dummy_prefix, keep spaces, byte fallback)", name);
+    return fail(
+        Errc::unsupported,
+        "'{}': normaliser differs from the official one (identity, add_dummy_prefix, keep spaces, byte fallback)",
+        name);
   float lowest = std::numeric_limits<float>::max();
   for (std::size_t i = 0; i < out->pieces_.size(); ++i) {
     const auto& piece = out->pieces_[i];
@@ -136,9 +146,16 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::parse(std::span<cons
     if (out->bytes_[b] < 0) return fail(Errc::bad_format, "'{}' lacks the byte piece <0x{:02X}>", name, b);
   if (out->words_.empty()) return fail(Errc::bad_format, "'{}' holds no text pieces", name);
   out->unknown_score_ = lowest - 10.0f;
+  auto& known = out->specials_;
+  for (const auto& [piece, id] : {std::pair{"<|EOT|>", &known.eot},
+                                  {"<|BOT|>", &known.bot},
+                                  {"<|CALL_START|>", &known.call_start},
+                                  {"<|CALL_END|>", &known.call_end}})
+    *id = out->id_of(piece).value_or(*id);
   if (const auto first = out->id_of("<audio_0>")) {
     out->audio_base_ = *first;
-    while (*first + out->audio_count_ < out->size() && out->pieces_[*first + out->audio_count_].text == fmt::format("<audio_{}>", out->audio_count_))
+    while (*first + out->audio_count_ < out->size() &&
+           out->pieces_[*first + out->audio_count_].text == fmt::format("<audio_{}>", out->audio_count_))
       ++out->audio_count_;
   }
   return out;
@@ -151,8 +168,10 @@ Result<std::shared_ptr<const TextTokenizer>> TextTokenizer::load(const std::file
   if (std::filesystem::exists(directory / "tokenizer_config.json")) {
     PARLANDO_TRY(const auto text, read_file(directory / "tokenizer_config.json", 4u << 20));
     const auto config = nlohmann::json::parse(text, nullptr, false);
-    if (!config.is_object()) return fail(Errc::bad_json, "'{}/tokenizer_config.json' is not a JSON object", directory.string());
-    if (config.contains("add_bos_token") && config["add_bos_token"].is_boolean()) out->adds_bos_ = config["add_bos_token"].get<bool>();
+    if (!config.is_object())
+      return fail(Errc::bad_json, "'{}/tokenizer_config.json' is not a JSON object", directory.string());
+    if (config.contains("add_bos_token") && config["add_bos_token"].is_boolean())
+      out->adds_bos_ = config["add_bos_token"].get<bool>();
     out->server_template_ = config.contains("chat_template") && config["chat_template"].is_string() &&
                             config["chat_template"].get<std::string>().find("<|BOT|> ") != std::string::npos;
   }
@@ -225,7 +244,8 @@ void TextTokenizer::encode_section(std::string_view raw, bool first, std::vector
     if (best[at].id >= 0) {
       reversed.push_back(best[at].id);
     } else {
-      for (std::size_t b = at; b > best[at].start; --b) reversed.push_back(bytes_[static_cast<unsigned char>(text[b - 1])]);
+      for (std::size_t b = at; b > best[at].start; --b)
+        reversed.push_back(bytes_[static_cast<unsigned char>(text[b - 1])]);
     }
   }
   out.insert(out.end(), reversed.rbegin(), reversed.rend());
@@ -312,7 +332,8 @@ std::string StreamDecoder::push(std::int32_t id) {
       const std::size_t want = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : lead >= 0xc2 ? 2 : 1;
       if (want > 1 && lead < 0xf5 && bytes_.size() < want) {
         bool tail = true;
-        for (std::size_t i = 1; i < bytes_.size(); ++i) tail = tail && (static_cast<unsigned char>(bytes_[i]) & 0xc0) == 0x80;
+        for (std::size_t i = 1; i < bytes_.size(); ++i)
+          tail = tail && (static_cast<unsigned char>(bytes_[i]) & 0xc0) == 0x80;
         if (tail) break;  // may still become a character
       }
       out += kReplacement;

@@ -1,5 +1,6 @@
 #pragma once
-/// Text <-> ids with a SentencePiece unigram model and the added-token rule of the official pipeline. Source: lm.md §4.
+/// Text <-> ids with a SentencePiece unigram model and the added-token rule of the official pipeline. Source:
+/// docs/lm.md §4.
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -13,6 +14,12 @@
 #include "common/base/result.hpp"
 
 namespace parlando::llm {
+
+/// Control tokens of the Step-Audio vocabulary; a model's own numbers where its vocabulary has the pieces, else the
+/// official ones.
+struct SpecialTokens {
+  std::int32_t eot = 3, bot = 4, call_start = 5, call_end = 6;
+};
 
 class TextTokenizer {
  public:
@@ -38,6 +45,7 @@ class TextTokenizer {
 
   std::int32_t size() const { return static_cast<std::int32_t>(pieces_.size()); }
   std::int32_t bos() const { return 1; }
+  const SpecialTokens& specials() const { return specials_; }
   std::int32_t audio_base() const { return audio_base_; }
   std::int32_t audio_count() const { return audio_count_; }
   std::optional<std::int32_t> id_of(std::string_view piece) const;
@@ -47,7 +55,9 @@ class TextTokenizer {
     const auto t = pieces_[static_cast<std::size_t>(id)].type;
     return t == Type::control || t == Type::unknown;
   }
-  bool is_added(std::int32_t id) const { return is_special(id) || pieces_[static_cast<std::size_t>(id)].type == Type::user_defined; }
+  bool is_added(std::int32_t id) const {
+    return is_special(id) || pieces_[static_cast<std::size_t>(id)].type == Type::user_defined;
+  }
   /// As tokenizer_config.json says; true when the key is absent, as in the reference library.
   bool adds_bos() const { return adds_bos_; }
   bool has_server_template() const { return server_template_; }
@@ -70,11 +80,13 @@ class TextTokenizer {
   std::unordered_map<std::string, std::int32_t> ids_;
   std::int32_t bytes_[256];
   std::int32_t audio_base_ = -1, audio_count_ = 0;
+  SpecialTokens specials_;
   float unknown_score_ = 0;
   bool adds_bos_ = true, server_template_ = false;
 };
 
-/// Decodes a growing id stream: bytes are kept back until they form a whole character; the leading space of the message is dropped once.
+/// Decodes a growing id stream: bytes are kept back until they form a whole character; the leading space of the message
+/// is dropped once.
 class StreamDecoder {
  public:
   explicit StreamDecoder(std::shared_ptr<const TextTokenizer> tokenizer, bool skip_special = true)

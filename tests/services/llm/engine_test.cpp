@@ -1,21 +1,30 @@
 #define BOOST_TEST_MODULE lm_engine
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <boost/test/unit_test.hpp>
 
 #include <malloc.h>
 
 #include <fstream>
+#include <random>
 
 #include "common/checkpoint/safetensors.hpp"
 #include "services/llm/model/engine.hpp"
 #include "services/llm/model/prompts.hpp"
+#include "tests/services/llm/dense_step1.hpp"
+#include "tests/support/out_of_memory.hpp"
 #include "tests/support/temporary_directory.hpp"
 
 namespace parlando::llm {
 namespace {
 
 const std::filesystem::path kGoldens = std::filesystem::path(PARLANDO_SOURCE_DIR) / "tests/goldens/lm";
+
+// One thread, as in the services: tiny products are slower on more.
+const struct OneThread {
+  OneThread() { at::set_num_threads(1); }
+} one_thread;
 
 std::shared_ptr<const Step1> model() {
   static const auto loaded = Step1::load(kGoldens / "tiny-step1-np2", at::kFloat);
@@ -41,7 +50,8 @@ std::vector<std::int32_t> alone(const std::vector<std::int32_t>& prompt, int tok
   LmEngine engine(model(), {});
   BOOST_REQUIRE((engine.open("x")).has_value());
   BOOST_REQUIRE((engine.append("x", 0, prompt)).has_value());
-  BOOST_REQUIRE((engine.generate("x", static_cast<std::int64_t>(prompt.size()), {Sampling::greedy(), tokens, {}})).has_value());
+  BOOST_REQUIRE(
+      (engine.generate("x", static_cast<std::int64_t>(prompt.size()), {Sampling::greedy(), tokens, {}})).has_value());
   return run(engine, "x");
 }
 
@@ -54,7 +64,9 @@ BOOST_AUTO_TEST_CASE(sequences_that_share_a_batch_answer_as_if_alone) {
     prompts.push_back(ids(5 + 30 * s, s + 1));
     BOOST_REQUIRE((engine.open(std::to_string(s))).has_value());
     BOOST_REQUIRE((engine.append(std::to_string(s), 0, prompts[s])).has_value());
-    BOOST_REQUIRE((engine.generate(std::to_string(s), static_cast<std::int64_t>(prompts[s].size()), {Sampling::greedy(), 12, {}})).has_value());
+    BOOST_REQUIRE(
+        (engine.generate(std::to_string(s), static_cast<std::int64_t>(prompts[s].size()), {Sampling::greedy(), 12, {}}))
+            .has_value());
   }
   while (!engine.idle())
     for (const auto& e : engine.step()) got[static_cast<std::size_t>(std::stoi(e.sequence))].push_back(e.id);
@@ -94,25 +106,292 @@ BOOST_AUTO_TEST_CASE(a_repeated_message_changes_nothing_and_a_wrong_position_is_
   BOOST_TEST(static_cast<int>(wrong.error().code) == static_cast<int>(Errc::position_mismatch));
   BOOST_TEST(wrong.error().message.find("has 8 tokens") != std::string::npos);
   const std::vector<std::int32_t> outside = {640};
-  BOOST_TEST(static_cast<int>(engine.append("a", 8, outside).error().code) == static_cast<int>(Errc::token_out_of_range));
+  BOOST_TEST(static_cast<int>(engine.append("a", 8, outside).error().code) ==
+             static_cast<int>(Errc::token_out_of_range));
 }
 
-BOOST_AUTO_TEST_CASE(a_full_cache_ends_the_newest_sequence_and_not_the_others) {
-  LmEngine engine(model(), {.cache_tokens = 64});
-  BOOST_REQUIRE((engine.open("old")).has_value());
-  BOOST_REQUIRE((engine.append("old", 0, ids(30, 1))).has_value());
-  BOOST_REQUIRE((engine.generate("old", 30, {Sampling::greedy(), 8, {}})).has_value());
-  BOOST_REQUIRE((engine.open("new")).has_value());
-  BOOST_REQUIRE((engine.append("new", 0, ids(60, 2))).has_value());
-  BOOST_REQUIRE((engine.generate("new", 60, {Sampling::greedy(), 8, {}})).has_value());
-  int answered = 0, failed = 0;
-  for (int i = 0; i < 60 && !engine.idle(); ++i)
+namespace {
+
+void begin(LmEngine& engine, const std::string& name, const std::vector<std::int32_t>& prompt, std::int64_t tokens,
+           Priority priority = Priority::reply) {
+  BOOST_REQUIRE((engine.open(name)).has_value());
+  BOOST_REQUIRE((engine.append(name, 0, prompt)).has_value());
+  BOOST_REQUIRE(
+      (engine.generate(name, static_cast<std::int64_t>(prompt.size()), {Sampling::greedy(), tokens, {}, priority}))
+          .has_value());
+}
+
+/// Ids and errors of every sequence, by name.
+struct Answers {
+  std::map<std::string, std::vector<std::int32_t>> ids;
+  std::map<std::string, std::vector<Errc>> errors;
+  std::vector<std::string> order;  ///< who got ids, in order
+
+  void step(LmEngine& engine) {
     for (const auto& e : engine.step()) {
-      answered += e.sequence == "old" && e.id >= 0;
-      failed += e.sequence == "new" && e.finish == Finish::error;
+      if (e.id >= 0) ids[e.sequence].push_back(e.id), order.push_back(e.sequence);
+      BOOST_TEST((e.finish == Finish::error) == e.error.has_value());
+      if (e.error) errors[e.sequence].push_back(e.error->code);
     }
-  BOOST_TEST(answered == 8);
-  BOOST_TEST(failed == 1);
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_full_cache_ends_the_newest_sequence_and_not_the_others) {
+  // Five sequences on 16 blocks, each of which would come to 6: two fit to their end, the third of five is the last
+  // that can.
+  LmEngine engine(model(), {.cache_tokens = 256});
+  Answers got;
+  for (int s = 0; s < 5; ++s) begin(engine, std::to_string(s), ids(40, s + 1), 50);
+  for (int i = 0; i < 400 && !engine.idle(); ++i) {
+    const auto before = engine.tokens_computed();
+    got.step(engine);
+    BOOST_TEST(engine.tokens_computed() > before);  // somebody always proceeds
+  }
+  BOOST_TEST(engine.idle());
+  for (int s = 0; s < 5; ++s) {
+    const auto name = std::to_string(s);
+    if (s < 2) BOOST_TEST(got.ids[name] == alone(ids(40, s + 1), 50), boost::test_tools::per_element());
+    if (s >= 3) BOOST_TEST(got.ids[name].size() < 50u);
+    if (!got.errors[name].empty()) BOOST_TEST((got.errors[name] == std::vector{Errc::overloaded}));
+    if (s < 2) BOOST_TEST(got.errors[name].empty());
+  }
+  BOOST_TEST(got.errors["4"].size() == 1u);
+  // Newest first: whoever failed was younger than everybody who did not.
+  for (int s = 1; s < 5; ++s) BOOST_TEST(got.ids[std::to_string(s - 1)].size() >= got.ids[std::to_string(s)].size());
+  for (int s = 0; s < 5; ++s) engine.release(std::to_string(s));
+  BOOST_TEST(engine.blocks_free() == 16);
+}
+
+BOOST_AUTO_TEST_CASE(a_victims_blocks_are_free_in_the_same_step_and_it_can_begin_again) {
+  LmEngine engine(model(), {.cache_tokens = 64});
+  Answers got;
+  begin(engine, "old", ids(30, 1), 8);
+  begin(engine, "new", ids(31, 2), 8);
+  got.step(engine);  // two blocks each: full
+  BOOST_TEST(engine.blocks_free() == 0);
+  while (got.errors.empty() && !engine.idle()) got.step(engine);
+  BOOST_TEST((got.errors["new"] == std::vector{Errc::overloaded}));
+  BOOST_TEST(got.errors["old"].empty());
+  BOOST_TEST(got.ids["old"].size() > got.ids["new"].size());  // it went on in the very step that the other one left
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.ids["old"] == alone(ids(30, 1), 8), boost::test_tools::per_element());
+  engine.release("old");
+  const auto so_far = got.ids["new"].size();
+  BOOST_REQUIRE(
+      (engine.generate("new", *engine.length("new"), {Sampling::greedy(), static_cast<std::int64_t>(8 - so_far), {}}))
+          .has_value());
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.ids["new"] == alone(ids(31, 2), 8), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(a_sequence_larger_than_the_cache_fails_alone) {
+  LmEngine engine(model(), {.cache_tokens = 64});
+  Answers got;
+  begin(engine, "large", ids(80, 1), 8, Priority::speech);
+  for (int i = 0; i < 20 && !engine.idle(); ++i) got.step(engine);
+  BOOST_TEST((got.errors["large"] == std::vector{Errc::overloaded}));
+  BOOST_TEST(engine.blocks_free() == 4);
+  BOOST_TEST(engine.idle());
+}
+
+BOOST_AUTO_TEST_CASE(the_lowest_class_gives_way_though_another_is_newer) {
+  LmEngine engine(model(), {.cache_tokens = 64});
+  Answers got;
+  begin(engine, "reply", ids(30, 1), 20, Priority::reply);
+  begin(engine, "speech", ids(30, 2), 20, Priority::speech);
+  for (int i = 0; i < 60 && !engine.idle(); ++i) got.step(engine);
+  BOOST_TEST((got.errors["reply"] == std::vector{Errc::overloaded}));
+  BOOST_TEST(got.errors["speech"].empty());
+  BOOST_TEST(got.ids["speech"] == alone(ids(30, 2), 20), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(what_only_waits_loses_its_blocks_without_an_error_and_is_computed_again) {
+  LmEngine engine(model(), {.cache_tokens = 64});
+  Answers got;
+  BOOST_REQUIRE((engine.open("waits")).has_value());
+  BOOST_REQUIRE((engine.append("waits", 0, ids(30, 1))).has_value());
+  got.step(engine);
+  begin(engine, "talks", ids(30, 2), 20);
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.errors.empty());
+  BOOST_TEST(got.ids["talks"] == alone(ids(30, 2), 20), boost::test_tools::per_element());
+  BOOST_TEST(engine.counts().parked == 1);
+  engine.release("talks");
+  BOOST_TEST(engine.blocks_free() == 4);  // it is not computed before somebody wants it
+  BOOST_REQUIRE((engine.generate("waits", 30, {Sampling::greedy(), 6, {}})).has_value());
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.ids["waits"] == alone(ids(30, 1), 6), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(speech_runs_before_replies_and_replies_before_what_waits) {
+  // One chunk a step: who is served shows the order.
+  LmEngine engine(model(), {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 8});
+  Answers got;
+  BOOST_REQUIRE((engine.open("waits")).has_value());
+  BOOST_REQUIRE((engine.append("waits", 0, ids(16, 5))).has_value());
+  begin(engine, "reply", ids(8, 1), 2, Priority::reply);
+  begin(engine, "second reply", ids(8, 2), 2, Priority::reply);
+  begin(engine, "speech", ids(8, 3), 2, Priority::speech);
+  while (!engine.idle()) got.step(engine);
+  std::vector<std::string> firsts;
+  for (const auto& name : got.order)
+    if (std::find(firsts.begin(), firsts.end(), name) == firsts.end()) firsts.push_back(name);
+  BOOST_TEST(firsts == (std::vector<std::string>{"speech", "reply", "second reply"}), boost::test_tools::per_element());
+  BOOST_TEST(got.order.size() == 6u);
+}
+
+BOOST_AUTO_TEST_CASE(a_pass_that_fails_ends_its_batch_at_once) {
+  LmEngine engine(model(), {.cache_tokens = 256, .prefill_chunk = 16, .batch_tokens = 48});
+  Answers got;
+  for (int s = 0; s < 4; ++s) begin(engine, std::to_string(s), ids(16, s), 8);
+  {
+    const OutOfMemory now;
+    got.step(engine);
+  }
+  for (const char* name : {"0", "1", "2"}) BOOST_TEST((got.errors[name] == std::vector{Errc::internal}));
+  BOOST_TEST(got.errors["3"].empty());  // it was not in the batch
+  BOOST_TEST(engine.blocks_free() == 16);
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.ids["3"] == alone(ids(16, 3), 8), boost::test_tools::per_element());
+  // Whoever wants to try again finds his ids.
+  BOOST_REQUIRE((engine.generate("0", 16, {Sampling::greedy(), 8, {}})).has_value());
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.ids["0"] == alone(ids(16, 0), 8), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(a_sequence_at_the_models_length_generates_nothing_more) {
+  const auto length_max = model()->config().length_max;
+  LmEngine engine(model(), {.cache_tokens = 4096, .prefill_chunk = 4096, .batch_tokens = 8192});
+  Answers got;
+  BOOST_REQUIRE((engine.open("full")).has_value());
+  BOOST_REQUIRE((engine.append("full", 0, ids(static_cast<int>(length_max), 1))).has_value());
+  const auto refused = engine.generate("full", length_max, {Sampling::greedy(), 4, {}});
+  BOOST_REQUIRE(!refused.has_value());
+  BOOST_TEST(static_cast<int>(refused.error().code) == static_cast<int>(Errc::invalid_argument));
+  begin(engine, "other", ids(8, 2), 4);
+  begin(engine, "almost", ids(static_cast<int>(length_max) - 1, 1), 4);
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.errors.empty());
+  BOOST_TEST(got.ids["almost"].size() == 1u);
+  BOOST_TEST(*engine.length("almost") == length_max);
+  BOOST_TEST(got.ids["other"] == alone(ids(8, 2), 4), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(logits_that_are_no_numbers_fail_their_sequence_and_are_counted) {
+  const auto broken =
+      Step1::random(model()->config(), at::kFloat, 7);  // weights of its own: those of a file cannot be written
+  BOOST_REQUIRE((broken).has_value());
+  // Id 600 as input makes everything after it no number; other sequences do not hold it.
+  (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());
+  for (const auto& sampling : {Sampling::greedy(), Sampling::tts(), Sampling::chat()}) {
+    LmEngine engine(*broken, {.cache_tokens = 256});
+    Answers got;
+    auto poisoned = ids(20, 1);
+    poisoned[10] = 600;
+    std::vector<std::int32_t> clean;
+    for (int i = 0; i < 20; ++i) clean.push_back(i + 10);
+    for (const auto& [name, prompt] : {std::pair{"bad", poisoned}, {"good", clean}}) {
+      BOOST_REQUIRE((engine.open(name)).has_value());
+      BOOST_REQUIRE((engine.append(name, 0, prompt)).has_value());
+      BOOST_REQUIRE((engine.generate(name, 20, {sampling, 4, {}})).has_value());
+    }
+    while (!engine.idle()) got.step(engine);
+    BOOST_TEST((got.errors["bad"] == std::vector{Errc::internal}));
+    BOOST_TEST(got.ids["bad"].empty());
+    BOOST_TEST(got.ids["good"].size() == 4u);
+    BOOST_TEST(engine.counts().bad_logits == 1);
+    engine.release("good");
+    BOOST_TEST(engine.blocks_free() == 16);  // what may be poisoned is kept by nobody
+  }
+}
+
+BOOST_AUTO_TEST_CASE(whatever_happens_each_id_is_the_dense_models) {
+  // Random calls on a cache that is always too small; every id must be the largest logit of a dense pass over the
+  // sequence's own history.
+  const auto m = model();
+  for (unsigned seed = 1; seed <= 6; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      auto pick = [&](std::int64_t last) {
+        return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(last + 1));
+      };
+      LmEngine engine(m, {.cache_tokens = 256, .prefill_chunk = 24, .batch_tokens = 64, .sequences = 8});
+      std::map<std::string, std::vector<std::int32_t>> want;
+      auto some = [&] { return std::next(want.begin(), pick(static_cast<std::int64_t>(want.size()) - 1))->first; };
+      int names = 0, drawn = 0, failed = 0;
+      for (int call = 0; call < 250; ++call) {
+        const auto what = want.empty() ? 0 : pick(19);
+        if (what == 0 && want.size() < 8) {
+          const auto name = std::to_string(++names);
+          BOOST_REQUIRE((engine.open(name)).has_value());
+          want[name];
+        } else if (what <= 3) {
+          const auto name = want.empty() ? std::string() : some();
+          auto& have = want[name];
+          std::vector<std::int32_t> more;
+          for (auto n = std::min<std::int64_t>(1 + pick(30), 180 - static_cast<std::int64_t>(have.size())); n > 0; --n)
+            more.push_back(static_cast<std::int32_t>(pick(639)));
+          BOOST_REQUIRE((engine.append(name, static_cast<std::int64_t>(have.size()), more)).has_value());
+          have.insert(have.end(), more.begin(), more.end());
+        } else if (what <= 6) {
+          const auto name = some();
+          if (want[name].empty() || want[name].size() > 180) continue;
+          BOOST_REQUIRE((engine.generate(name, static_cast<std::int64_t>(want[name].size()),
+                                         {Sampling::greedy(), 1 + pick(12), {}, static_cast<Priority>(pick(2))}))
+                            .has_value());
+        } else if (what == 7 && want.size() < 8) {
+          const auto from = some(), name = std::to_string(++names);
+          const auto at = pick(static_cast<std::int64_t>(want[from].size()));
+          BOOST_REQUIRE((engine.fork(from, at, name)).has_value());
+          want[name].assign(want[from].begin(), want[from].begin() + at);
+        } else if (what == 8) {
+          const auto name = some();
+          const auto to = pick(static_cast<std::int64_t>(want[name].size()));
+          BOOST_REQUIRE((engine.truncate(name, to)).has_value());
+          want[name].resize(static_cast<std::size_t>(to));
+        } else if (what == 9) {
+          engine.cancel(some());
+        } else if (what == 10) {
+          const auto from = some(), to = some();
+          if (from == to) continue;
+          BOOST_REQUIRE((engine.adopt(from, to)).has_value());
+          want[to] = want[from];
+          want.erase(from);
+        } else if (what == 11) {
+          const auto name = some();
+          engine.release(name);
+          want.erase(name);
+        } else {
+          const auto before = engine.tokens_computed();
+          const bool idle = engine.idle();
+          const auto events = engine.step();
+          if (!idle) BOOST_TEST((engine.tokens_computed() > before || engine.idle()));
+          for (const auto& e : events) {
+            if (e.error) {
+              BOOST_TEST(static_cast<int>(e.error->code) == static_cast<int>(Errc::overloaded));
+              ++failed;
+              continue;
+            }
+            auto& have = want.at(e.sequence);
+            const auto logits =
+                m->logits(dense(*m, have).hidden.narrow(0, static_cast<std::int64_t>(have.size()) - 1, 1))[0];
+            BOOST_TEST(logits[e.id].item<float>() > logits.max().item<float>() - 1e-3f,
+                       "sequence " << e.sequence << ", call " << call);
+            have.push_back(e.id);
+            ++drawn;
+          }
+          for (const auto& [name, have] : want)
+            BOOST_TEST(*engine.length(name) == static_cast<std::int64_t>(have.size()));
+        }
+      }
+      BOOST_TEST_MESSAGE(fmt::format("seed {}: {} ids, {} sequences gave way", seed, drawn, failed));
+      BOOST_TEST(drawn > 20);
+      for (const auto& [name, have] : want) engine.release(name);
+      BOOST_TEST(engine.blocks_free() == 16);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(untrusted_text_cannot_form_control_tokens) {
@@ -144,7 +423,8 @@ BOOST_AUTO_TEST_CASE(the_same_seed_draws_the_same_ids) {
     ++counts[static_cast<std::size_t>(*a)];
   }
   const auto p = *probabilities(logits, {}, s);
-  for (std::size_t i = 0; i < p.size(); ++i) BOOST_TEST(std::abs(counts[i] / 4000.0 - p[i]) < 0.03);  // five sigma of 4000 draws
+  for (std::size_t i = 0; i < p.size(); ++i)
+    BOOST_TEST(std::abs(counts[i] / 4000.0 - p[i]) < 0.03);  // five sigma of 4000 draws
 }
 
 namespace {
@@ -166,7 +446,8 @@ BOOST_AUTO_TEST_CASE(loading_takes_little_more_memory_than_the_weights) {
   {
     checkpoint::TensorMap tensors;
     auto add = [&](const std::string& name, checkpoint::Shape shape) {
-      auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(2 * checkpoint::elements_of(shape).value()), std::byte{0x3c});
+      auto bytes = std::make_shared<std::vector<std::byte>>(
+          static_cast<std::size_t>(2 * checkpoint::elements_of(shape).value()), std::byte{0x3c});
       tensors[name] = {checkpoint::Dtype::bf16, std::move(shape), *bytes, bytes};
     };
     add("model.embed_tokens.weight", {V, H}), add("lm_head.weight", {V, H}), add("model.norm.weight", {H});
@@ -175,7 +456,8 @@ BOOST_AUTO_TEST_CASE(loading_takes_little_more_memory_than_the_weights) {
       add(at + "input_layernorm.weight", {H}), add(at + "post_attention_layernorm.weight", {H});
       for (const char* n : {"q_proj", "o_proj"}) add(at + "self_attn." + n + ".weight", {H, H});
       for (const char* n : {"k_proj", "v_proj"}) add(at + "self_attn." + n + ".weight", {H / 4, H});
-      add(at + "mlp.gate_proj.weight", {F, H}), add(at + "mlp.up_proj.weight", {F, H}), add(at + "mlp.down_proj.weight", {H, F});
+      add(at + "mlp.gate_proj.weight", {F, H}), add(at + "mlp.up_proj.weight", {F, H}),
+          add(at + "mlp.down_proj.weight", {H, F});
     }
     BOOST_REQUIRE((checkpoint::write_safetensors(folder.path() / "model.safetensors", tensors)).has_value());
     std::ofstream(folder.path() / "config.json")
@@ -193,8 +475,10 @@ BOOST_AUTO_TEST_CASE(loading_takes_little_more_memory_than_the_weights) {
     const auto before = resident("VmRSS");
     const auto loaded = Step1::load(folder.path(), dtype);
     BOOST_REQUIRE_MESSAGE(loaded.has_value(), (loaded ? std::string() : loaded.error().message));
-    const double ratio = static_cast<double>(resident("VmHWM") - before) / static_cast<double>((*loaded)->weight_bytes());
-    BOOST_TEST_MESSAGE(fmt::format("{} MB of weights, peak {:.3f} times as much", (*loaded)->weight_bytes() / 1000000, ratio));
+    const double ratio =
+        static_cast<double>(resident("VmHWM") - before) / static_cast<double>((*loaded)->weight_bytes());
+    BOOST_TEST_MESSAGE(
+        fmt::format("{} MB of weights, peak {:.3f} times as much", (*loaded)->weight_bytes() / 1000000, ratio));
     BOOST_TEST(ratio < 1.1);
     BOOST_TEST(ratio > 0.3);  // else nothing was measured; memory that was freed before may serve again
   }

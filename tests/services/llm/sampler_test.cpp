@@ -1,0 +1,97 @@
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <limits>
+
+#include "services/llm/model/sampler.hpp"
+
+namespace parlando::llm {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+
+/// Every path through the chain.
+std::vector<Sampling> chains() {
+  auto penalised = Sampling::chat();
+  penalised.repetition_penalty = 1.3;
+  Sampling plain{.temperature = 1, .top_k = {}};
+  Sampling nucleus{.temperature = 0.8, .top_k = {}, .top_p = 0.5};
+  Sampling greedy_penalised = Sampling::greedy();
+  greedy_penalised.repetition_penalty = 2.0, greedy_penalised.repetition_aware = true;
+  return {Sampling::chat(), Sampling::tts(), Sampling::greedy(), penalised, plain, nucleus, greedy_penalised};
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(id_zero_is_drawn_as_often_as_its_probability_says) {
+  const std::vector<float> logits = {1.0f, 0.5f, 0.0f};
+  for (auto s : chains()) {
+    s.top_p.reset();
+    const auto p = probabilities(logits, {}, s);
+    BOOST_REQUIRE(p.has_value());
+    int zeros = 0;
+    for (std::uint64_t n = 0; n < 4000; ++n) zeros += *sample(logits, {}, s, n) == 0;
+    BOOST_TEST((*p)[0] > 0.4f);
+    BOOST_TEST(std::abs(zeros / 4000.0 - (*p)[0]) < 0.04);  // five sigma of 4000 draws
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_last_id_and_a_lone_id_can_be_drawn) {
+  const std::vector<float> last = {-kInf, -kInf, 2.0f}, lone = {0.25f};
+  for (const auto& s : chains()) {
+    BOOST_TEST(*sample(last, {}, s, 1) == 2);
+    BOOST_TEST(*sample(lone, {}, s, 1) == 0);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_logit_that_is_no_number_is_an_error_on_every_path) {
+  for (const float bad : {kNan, -kNan, kInf})
+    for (const std::size_t at : {0u, 7u, 63u})
+      for (const auto& s : chains()) {
+        std::vector<float> logits(64, 0.5f);
+        logits[20] = -kInf;  // a forbidden id is no fault
+        logits[at] = bad;
+        const std::vector<std::int32_t> history(12, 7);
+        const auto id = sample(logits, history, s, 3);
+        BOOST_REQUIRE_MESSAGE(!id.has_value(), "id " << (id ? *id : -1) << " was drawn");
+        BOOST_TEST(static_cast<int>(id.error().code) == static_cast<int>(Errc::internal));
+        BOOST_TEST(id.error().message.find(fmt::format("id {}", at)) != std::string::npos, id.error().message);
+        BOOST_TEST(!probabilities(logits, history, s).has_value());
+      }
+}
+
+BOOST_AUTO_TEST_CASE(where_every_id_is_forbidden_that_is_said) {
+  const std::vector<float> none(8, -kInf);
+  for (const auto& s : chains()) {
+    const auto id = sample(none, {}, s, 0);
+    BOOST_REQUIRE(!id.has_value());
+    BOOST_TEST(static_cast<int>(id.error().code) == static_cast<int>(Errc::invalid_argument));
+  }
+  BOOST_TEST(!sample({}, {}, Sampling::greedy(), 0).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(settings_whose_arithmetic_would_leave_the_numbers_are_refused) {
+  const std::vector<float> logits = {3.0f, -2.0f, 0.0f};
+  for (const double temperature : {1e-300, 1e-30, -0.5, 101.0, std::nan("")}) {
+    auto s = Sampling::chat();
+    s.temperature = temperature;
+    const auto id = sample(logits, {}, s, 0);
+    BOOST_REQUIRE_MESSAGE(!id.has_value(), "temperature " << temperature);
+    BOOST_TEST(static_cast<int>(id.error().code) == static_cast<int>(Errc::invalid_argument));
+  }
+  for (const double penalty : {0.0, 1e-300, 1e300, -1.0, std::nan("")}) {
+    auto s = Sampling::chat();
+    s.repetition_penalty = penalty;
+    BOOST_TEST(!sample(logits, std::vector<std::int32_t>{0, 1, 2}, s, 0).has_value(), "penalty " << penalty);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(each_seed_draws_its_own_ids) {
+  std::vector<float> logits(200, 0.0f);
+  Sampling a{.temperature = 1, .top_k = {}, .seed = 1}, b = a;
+  b.seed = 2;
+  int same = 0;
+  for (std::uint64_t n = 0; n < 200; ++n) same += *sample(logits, {}, a, n) == *sample(logits, {}, b, n);
+  BOOST_TEST(same < 12);  // one in 200 by chance
+}
+
+}  // namespace parlando::llm
