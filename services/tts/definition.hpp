@@ -5,7 +5,8 @@
 namespace parlando::tts {
 
 inline service::Definition definition() {
-  return service::define<TtsConfig>("tts", "text to speech: codes, flow, vocoder", {"llm-tts", "tokenizer"}, &TtsCore::make);
+  return service::define<TtsConfig>("tts", "text to speech: codes, flow, vocoder", {"llm-tts", "tokenizer"},
+                                    &TtsCore::make);
 }
 
 }  // namespace parlando::tts

@@ -4,21 +4,23 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "common/audio/audio_file.hpp"
 #include "common/base/pcm.hpp"
 #include "common/base/speech_tags.hpp"
+#include "common/telemetry/log.hpp"
 
 namespace parlando::tts {
-using nlohmann::json;
 using protocol::MessageType;
+using transport::PeerState;
 namespace fs = std::filesystem;
 
 namespace {
-constexpr protocol::SessionId kOwnSession{0, 1};  // requests for voices belong to no conversation
+constexpr SessionId kOwnSession{0, 1};  // requests for voices belong to no conversation
 constexpr std::size_t kSamplesPerMessage = 16384;
-constexpr std::size_t kChunksMax = 64;
+constexpr std::size_t kPiecesMax = 64;
+constexpr int kFailuresUntilBroken = 3;
+constexpr milliseconds kRetryFirst{500}, kRetryMax{30000};
 }  // namespace
 
 std::vector<config::Problem> TtsConfig::problems(const std::string& path) const {
@@ -30,6 +32,7 @@ std::vector<config::Problem> TtsConfig::problems(const std::string& path) const 
 }
 
 Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
+  at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
   std::unique_ptr<TtsCore> out(new TtsCore(config));
   const fs::path root = config.model;
   PARLANDO_TRY(out->common_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz", at::kFloat));
@@ -38,14 +41,14 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
   }
   const auto speakers = fs::is_directory(root / "speakers") ? root / "speakers" : root.parent_path() / "speakers";
   PARLANDO_TRY(out->voices_,
-               Voices::load(speakers, out->common_->speaker(), [core = out.get()](std::span<const float>, int) -> Result<std::vector<std::int32_t>> {
-                 const auto found = core->voice_codes_.find(core->voice_now_);
-                 if (found == core->voice_codes_.end())
-                   return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", core->voice_now_);
-                 return found->second;
-               }));
+               Voices::load(speakers, out->common_->speaker(),
+                            [core = out.get()](std::span<const float>, int) -> Result<std::vector<std::int32_t>> {
+                              return core->voice_states_.at(core->voice_now_).codes;  // `begin` waits for them
+                            }));
+  for (const auto& name : out->voices_->names()) out->voice_states_[name];
   // Warm means that codes have become sound once.
-  PARLANDO_TRY(const auto warm, out->common_->synthesise({1, 2, 1024, 1025, 1026, 3, 4, 1027, 1028, 1029}, {{}, at::zeros({1, 0, 80}), at::ones({1, 192})}, 1));
+  PARLANDO_TRY(const auto warm, out->common_->synthesise({1, 2, 1024, 1025, 1026, 3, 4, 1027, 1028, 1029},
+                                                         {{}, at::zeros({1, 0, 80}), at::ones({1, 192})}, 1));
   if (warm.empty()) return fail(Errc::internal, "the decoder of '{}' gave no sound for ten codes", config.model);
   return std::unique_ptr<service::Core>(std::move(out));
 }
@@ -54,143 +57,302 @@ void TtsCore::on_thread() { at::set_num_threads(config_.threads); }
 
 void TtsCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tts_audio_seconds_total", "Speech made");
-  first_audio_ = metrics.histogram("parlando_tts_first_audio_seconds", "From the request for a chunk's codes to its first audio");
+  restarts_ = metrics.counter("parlando_tts_restarts_total", "Pieces asked of another llm-tts");
+  voices_broken_ = metrics.gauge("parlando_tts_voices_broken",
+                                 "Voices that cannot be used: their recording or the request for their codes failed");
+  first_audio_ =
+      metrics.histogram("parlando_tts_first_audio_seconds", "From the request for a chunk's codes to its first audio");
 }
 
 std::string TtsCore::why_not_ready() const {
-  if (llms_.empty()) return "no llm-tts is connected";
-  const auto names = voices_->names();
-  if (voice_codes_.size() < names.size()) return fmt::format("{} of {} voices have their codes", voice_codes_.size(), names.size());
+  if (llms_.size() == 0) return "no llm-tts is connected";
+  std::size_t known = 0;
+  const Error* broken = nullptr;
+  for (const auto& [name, voice] : voice_states_) {
+    if (voice.codes.empty() && !voice.broken)
+      return fmt::format("{} of {} voices have their codes",
+                         std::count_if(voice_states_.begin(), voice_states_.end(),
+                                       [](const auto& v) { return !v.second.codes.empty(); }),
+                         voice_states_.size());
+    known += !voice.codes.empty();
+    if (voice.broken) broken = &*voice.broken;
+  }
+  if (known == 0 && broken != nullptr) return "no voice can be used: " + broken->message;
   return {};
 }
 
-void TtsCore::ask_for_voices() {
-  if (tokenizers_.empty()) return;
-  voice_requests_.clear();
-  for (const auto& name : voices_->names()) {
-    if (voice_codes_.contains(name)) continue;
-    const auto recording = voices_->recording(name);
-    if (!recording) continue;  // asking for this voice will say why
-    protocol::Message m;
-    m.head.type = MessageType::open, m.head.session = kOwnSession, m.head.stream = next_stream_++;
-    m.body = fmt::format(R"({{"recording":{}}})", recording->rate);
-    m.payload = to_bytes(std::span<const float>(recording->wave));
-    voice_requests_[m.head.stream] = name;
-    send(tokenizers_.front(), std::move(m));
+Result<protocol::Tokenize> TtsCore::recording_of(const std::string& name) const {
+  PARLANDO_TRY(const auto recording, voices_->recording(name));
+  PARLANDO_DO(Voices::check(name, recording.wave, recording.rate));
+  protocol::Tokenize ask{recording.rate, to_bytes(std::span<const float>(recording.wave))};
+  if (const auto most = protocol::payload_bytes_max(MessageType::tokenize); ask.payload.size() > most)
+    return fail(Errc::invalid_argument, "the recording of voice '{}' takes {} bytes at {} Hz, at most {} can be sent",
+                name, ask.payload.size(), recording.rate, most);
+  return ask;
+}
+
+/// Asks for the codes of every voice that has none, is not being asked for and is due.
+void TtsCore::ask_for_voices(Time now) {
+  for (auto& [name, voice] : voice_states_) {
+    if (!voice.codes.empty() || voice.request.value != 0 || now < voice.retry_at) continue;
+    const auto tokenizer = tokenizers_.choose(kOwnSession);
+    if (!tokenizer) return;
+    auto ask = recording_of(name);
+    if (!ask) {
+      voice.failures = kFailuresUntilBroken;  // the file is what it is
+      on_voice(name, voice, tl::make_unexpected(ask.error()), now);
+      continue;
+    }
+    voice.request = {next_stream_++};
+    voice.tokenizer = *tokenizer;
+    protocol::Envelope head;
+    head.session = kOwnSession;
+    head.stream = voice.request;
+    send(voice.tokenizer, head, *std::move(ask));
   }
 }
 
-void TtsCore::on_peer(const transport::Peer& peer, bool up, Time) {
-  auto keep = [&](std::vector<std::string>& list) {
-    std::erase(list, peer.instance);
-    if (up) list.push_back(peer.instance);
-  };
+/// The end of a request for a voice's codes.
+void TtsCore::on_voice(const std::string& name, VoiceState& voice, Result<std::vector<std::int32_t>> codes, Time now) {
+  voice.request = {};
+  if (codes && codes->empty())
+    codes = fail(Errc::no_speech, "the tokenizer found no codes in the recording of voice '{}'", name);
+  if (codes) {
+    voice = {.codes = *std::move(codes)};
+  } else {
+    if (++voice.failures >= kFailuresUntilBroken) {
+      if (!voice.broken)
+        telemetry::log(telemetry::Level::warning, "tts cannot use voice '{}': {}", name, codes.error().message);
+      voice.broken = codes.error();
+    }
+    voice.retry_at = now + std::min(kRetryMax, kRetryFirst * (1 << std::min(voice.failures - 1, 10)));
+    if (voice.broken) voice.retry_at = now + kRetryMax;
+  }
+  voices_broken_.set(static_cast<double>(std::count_if(voice_states_.begin(), voice_states_.end(),
+                                                       [](const auto& v) { return v.second.broken.has_value(); })));
+}
+
+void TtsCore::on_tick(Time now) {
+  ask_for_voices(now);
+  // Nobody waits for these any more.
+  std::vector<Key> late;
+  for (auto& [key, u] : utterances_)
+    if (!u.pieces.empty() && u.deadline <= now) late.push_back(key);
+  for (const auto& key : late)
+    give_up(key, *utterances_.find(key), {Errc::deadline_exceeded, "the budget was spent before the text was spoken"});
+}
+
+void TtsCore::on_peer(const transport::Peer& peer, PeerState state, Time now) {
   if (peer.caller) {
-    if (!up) {
-      for (auto& [key, u] : utterances_)
-        if (std::get<0>(key) == peer.instance) abandon(u);
-      std::erase_if(utterances_, [&](const auto& u) { return std::get<0>(u.first) == peer.instance; });
-    }
-  } else if (peer.role == "tokenizer") {
-    keep(tokenizers_);
-    ask_for_voices();
-  } else if (peer.role == "llm-tts") {
-    keep(llms_);
-    if (!up)  // the chunk under way is spoken again; what was sent of it is skipped
-      for (auto& [key, u] : utterances_) {
-        if (u.codes_stream == 0 || u.codes_done || u.llm != peer.instance) continue;
-        u.chunks.front().skip = std::max(u.chunks.front().skip, u.samples);
-        u.codes_stream = 0, u.codes.clear(), u.stream.reset(), u.samples = 0;
-      }
+    if (state != PeerState::down) return;
+    utterances_.erase_peer(peer.instance, [this](const Key&, Utterance& u) { end_codes(u); });
+    return ended_.erase_peer(peer.instance);
+  }
+  if (peer.role == "tokenizer") {
+    tokenizers_.on_peer(peer, state);
+    for (auto& [name, voice] : voice_states_) leave_tokenizer(voice);
+    return ask_for_voices(now);
+  }
+  llms_.on_peer(peer, state);
+  // A suspect replica keeps what it was asked: only when another one can take it is the piece spoken there.
+  for (auto& [key, u] : utterances_) {
+    if (u.codes_stream.value == 0 || u.codes_done || llms_.is_up(u.llm)) continue;
+    if (llms_.is_linked(u.llm) && !llms_.choose(u.head.session, u.full)) continue;
+    restart(u);
   }
 }
 
-void TtsCore::abandon(Utterance& u) {
-  if (u.codes_stream == 0 || std::find(llms_.begin(), llms_.end(), u.llm) == llms_.end()) return;
-  protocol::Message m;
-  m.head.type = MessageType::close, m.head.session = u.head.session, m.head.stream = u.codes_stream;
-  send(u.llm, std::move(m));
+/// A request whose tokenizer is gone, or is suspect while another one can be asked, is not waited for any more.
+void TtsCore::leave_tokenizer(VoiceState& voice) {
+  if (voice.request.value == 0 || tokenizers_.is_up(voice.tokenizer)) return;
+  if (tokenizers_.is_linked(voice.tokenizer)) {
+    if (!tokenizers_.choose(kOwnSession)) return;
+    protocol::Envelope head;
+    head.session = kOwnSession;
+    head.stream = voice.request;
+    send(voice.tokenizer, head, protocol::Close{});
+  }
+  voice.request = {};
 }
 
-void TtsCore::on_message(const std::string& peer, protocol::Message m, Time) {
-  const auto body = protocol::body_of(m);
-  if (m.head.type == MessageType::tokens || m.head.type == MessageType::error) {
-    if (const auto voice = voice_requests_.find(m.head.stream); voice != voice_requests_.end()) {
-      if (m.head.type == MessageType::tokens) voice_codes_[voice->second] = from_bytes<std::int32_t>(m.payload);
-      voice_requests_.erase(voice);
-      answer(peer, m.head, MessageType::close, "{}");
-      return;
-    }
-    const auto found = std::find_if(utterances_.begin(), utterances_.end(), [&](const auto& u) { return u.second.codes_stream == m.head.stream; });
-    if (found == utterances_.end()) return;  // of an utterance that was cancelled
-    auto& u = found->second;
-    if (m.head.type == MessageType::error) {
-      answer(std::get<0>(found->first), u.head, MessageType::error, m.body);
-      utterances_.erase(found);
-      return;
-    }
-    const auto codes = from_bytes<std::int32_t>(m.payload);
-    u.codes.insert(u.codes.end(), codes.begin(), codes.end());
-    u.codes_done = protocol::flag_in(body, "last");
-    return;
-  }
-  const Key key{peer, m.head.session, m.head.stream};
-  if (m.head.type == MessageType::cancel || m.head.type == MessageType::close) {
-    if (const auto found = utterances_.find(key); found != utterances_.end()) {
-      abandon(found->second);
-      utterances_.erase(found);
-    }
-    return;
-  }
-  if (m.head.type != MessageType::speak)
-    return answer_error(peer, m.head, {Errc::unsupported, fmt::format("tts takes no message of type {}", static_cast<int>(m.head.type))});
-  using protocol::integer_in, protocol::text_in;
-  Chunk chunk{integer_in(body, "chunk"),
-              text_in(body, "text"),
-              text_in(body, "speaker"),
-              protocol::flag_in(body, "last", true),
-              std::max<std::int64_t>(0, integer_in(body, "skip_samples")),
-              static_cast<std::uint64_t>(integer_in(body, "seed", 1))};
-  if (chunk.text.size() > static_cast<std::size_t>(config_.text_bytes_max))
-    return answer_error(peer, m.head,
-                        {Errc::invalid_argument, fmt::format("a text of {} bytes, at most {} are spoken at once", chunk.text.size(), config_.text_bytes_max)});
-  auto found = utterances_.find(key);
-  if (found == utterances_.end()) {
-    if (static_cast<int>(utterances_.size()) >= config_.utterances_max)
-      return answer_error(peer, m.head,
-                          {Errc::overloaded, fmt::format("{} utterances are under way, at most {} are spoken", utterances_.size(), config_.utterances_max)});
-    found = utterances_.emplace(key, Utterance{}).first;
-    found->second.head = m.head;
-  }
-  if (found->second.chunks.size() >= kChunksMax)
-    return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} chunks wait, at most {} are kept", found->second.chunks.size(), kChunksMax)});
-  found->second.chunks.push_back(std::move(chunk));
+/// The piece under way is spoken again by another replica; what was sent of it is skipped.
+void TtsCore::restart(Utterance& u) {
+  restarts_.add();
+  auto& piece = u.pieces.front();
+  piece.skip_samples = std::max(piece.skip_samples, u.samples);
+  end_codes(u);
+  u.codes.clear();
+  u.stream.reset();
+  u.samples = 0;
 }
 
-/// Asks for the codes of the first chunk. @error what the caller did wrong, or that a voice cannot be had
-Result<void> TtsCore::begin(Utterance& u, Time now) {
-  auto& chunk = u.chunks.front();
-  if (chunk.speaker.empty()) chunk.speaker = voices_->default_name();
-  const auto mode = tts_mode(chunk.text, chunk.speaker, false);
-  if (mode.vocoder == Vocoder::music && !music_) return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
+/// Ends the request for codes, answered or not.
+void TtsCore::end_codes(Utterance& u) {
+  if (u.codes_stream.value == 0) return;
+  by_codes_stream_.erase(u.codes_stream);
+  auto head = u.head;
+  head.stream = std::exchange(u.codes_stream, {});
+  if (llms_.is_linked(u.llm)) send(u.llm, head, protocol::Close{});
+  u.codes_done = false;
+}
+
+/// The utterance cannot be spoken: its caller is told why and will close the stream.
+void TtsCore::give_up(const Key& key, Utterance& u, const Error& error) {
+  answer_error(key.peer, u.head, error);
+  ended_.add(key);
+  forget(key, u);
+}
+
+void TtsCore::forget(const Key& key, Utterance& u) {
+  end_codes(u);
+  utterances_.erase(key);
+}
+
+void TtsCore::on_message(const std::string& peer, protocol::Message m, Time now) {
+  const auto head = m.head;
+  if (head.type == MessageType::tokens || head.type == MessageType::error) {
+    if (head.session == kOwnSession) return from_tokenizer(peer, m, now);
+    return from_llm(peer, m, now);
+  }
+  const auto key = service::StreamTable<Utterance>::key_of(peer, head);
+  if (head.type == MessageType::close) {
+    if (auto* u = utterances_.find(key)) forget(key, *u);
+    return ended_.erase(key);
+  }
+  if (ended_.contains(key)) return;
+  const auto done = [&]() -> Result<void> {
+    if (head.type == MessageType::speak) return speak(key, m);
+    return fail(Errc::unsupported, "tts takes no {}", to_string(head.type));
+  }();
+  if (done) return;
+  if (auto* u = utterances_.find(key)) return give_up(key, *u, done.error());
+  answer_error(peer, head, done.error());
+  ended_.add(key);
+}
+
+Result<void> TtsCore::speak(const Key& key, protocol::Message& m) {
+  PARLANDO_TRY(auto ask, protocol::read<protocol::Speak>(m));
+  if (ask.text.size() > static_cast<std::size_t>(config_.text_bytes_max))
+    return fail(Errc::invalid_argument, "a text of {} bytes, at most {} are spoken at once", ask.text.size(),
+                config_.text_bytes_max);
+  auto* u = utterances_.find(key);
+  if (u == nullptr) {
+    PARLANDO_TRY(u, utterances_.open(key, Utterance{}));
+    u->head = m.head;
+    turns_.push_back(key);
+  }
+  if (u->pieces.size() >= kPiecesMax)
+    return fail(Errc::overloaded, "{} pieces wait, at most {} are kept", u->pieces.size(), kPiecesMax);
+  u->deadline = m.deadline;
+  u->pieces.push_back({ask.piece, std::move(ask.text), std::move(ask.speaker), ask.skip_samples, ask.seed});
+  return {};
+}
+
+void TtsCore::from_tokenizer(const std::string& peer, protocol::Message& m, Time now) {
+  const auto voice = std::find_if(voice_states_.begin(), voice_states_.end(), [&](const auto& v) {
+    return v.second.request == m.head.stream && v.second.tokenizer == peer;
+  });
+  if (m.head.stream.value == 0 || voice == voice_states_.end()) return;
+  const auto head = m.head;
+  answer(peer, head, protocol::Close{});
+  const auto codes = [&]() -> Result<std::vector<std::int32_t>> {
+    if (head.type == MessageType::tokens) {
+      PARLANDO_TRY(const auto tokens, protocol::read<protocol::Tokens>(m));
+      return from_bytes<std::int32_t>(tokens.payload);
+    }
+    PARLANDO_TRY(const auto error, protocol::read<protocol::ErrorMessage>(m));
+    return fail(Errc::unavailable, "the tokenizer gave no codes for voice '{}': {}", voice->first, error.message);
+  };
+  on_voice(voice->first, voice->second, codes(), now);
+}
+
+void TtsCore::from_llm(const std::string& peer, protocol::Message& m, Time) {
+  const auto whose = by_codes_stream_.find(m.head.stream);
+  if (whose == by_codes_stream_.end()) return;  // of an utterance that has ended
+  const auto key = whose->second;
+  auto* u = utterances_.find(key);
+  if (u == nullptr || u->llm != peer) return;
+  if (m.head.type == MessageType::error) {
+    const auto error = protocol::read<protocol::ErrorMessage>(m);
+    return codes_failed(key, *u, error ? Error{errc_of(error->code), error->message} : error.error());
+  }
+  const auto tokens = protocol::read<protocol::Tokens>(m);
+  if (!tokens) return codes_failed(key, *u, tokens.error());
+  const auto codes = from_bytes<std::int32_t>(tokens->payload);
+  u->codes.insert(u->codes.end(), codes.begin(), codes.end());
+  u->codes_done = tokens->last;
+}
+
+/// A full or leaving replica is no reason to fail while another one has room.
+void TtsCore::codes_failed(const Key& key, Utterance& u, const Error& error) {
+  const bool elsewhere =
+      error.code == Errc::overloaded || error.code == Errc::unavailable || error.code == Errc::not_ready;
+  u.full.insert(u.llm);
+  if (elsewhere && llms_.choose(u.head.session, u.full)) return restart(u);
+  give_up(key, u, error);
+}
+
+void TtsCore::on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) {
+  if (const auto whose = by_codes_stream_.find(head.stream); whose != by_codes_stream_.end()) {
+    const auto key = whose->second;
+    if (auto* u = utterances_.find(key); u != nullptr && u->llm == peer) return codes_failed(key, *u, error);
+  }
+  if (head.session == kOwnSession) {
+    for (auto& [name, voice] : voice_states_)
+      if (voice.request == head.stream) return on_voice(name, voice, tl::make_unexpected(error), now);
+  }
+  // Speech that its caller does not take: the caller is too far behind to be served.
+  const auto key = service::StreamTable<Utterance>::key_of(peer, head);
+  if (auto* u = utterances_.find(key)) give_up(key, *u, error);
+}
+
+/// Asks for the codes of the first piece. @error what the caller did wrong, or that a voice cannot be had;
+/// Errc::not_ready: later
+Result<void> TtsCore::begin(const Key& key, Utterance& u, Time now) {
+  auto& piece = u.pieces.front();
+  if (piece.speaker.empty()) piece.speaker = voices_->default_name();
+  const auto mode = tts_mode(piece.text, piece.speaker, false);
+  if (mode.vocoder == Vocoder::music && !music_)
+    return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
   voice_now_ = voices_->entry(mode);
+  // Without its codes the voice is not read from the disk: this is tried again with every unit of work.
+  if (const auto state = voice_states_.find(voice_now_); state != voice_states_.end() && state->second.codes.empty()) {
+    if (const auto& broken = state->second.broken)
+      return fail(broken->code, "voice '{}' cannot be used: {}", voice_now_, broken->message);
+    return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", voice_now_);
+  }
   PARLANDO_TRY(const auto voice, voices_->get(voice_now_));
-  u.stream = std::make_unique<SpeechStream>(mode.vocoder == Vocoder::music ? music_ : common_, voice->prompt, SpeechStream::Options{.seed = chunk.seed});
-  u.codes.clear(), u.codes_done = false, u.samples = 0, u.begun = now;
-  protocol::Message m;
-  m.head = u.head;
-  m.head.type = MessageType::open, m.head.stream = u.codes_stream = next_stream_++;
-  m.body = protocol::dump(json{
-      {"kind", "speech"}, {"mode", mode.system_prompt}, {"speaker", voice->name}, {"prompt_text", voice->text}, {"text", chunk.text}, {"seed", chunk.seed}});
-  m.payload = to_bytes(std::span<const std::int32_t>(voice->prompt.codes));
-  u.llm = llms_[(u.head.session.low + u.codes_stream) % llms_.size()];
-  send(u.llm, std::move(m));
+  auto llm = llms_.choose(u.head.session, u.full);
+  if (!llm) {
+    // Whoever took it after the others had refused is gone; one of them may have room by now.
+    llm = llms_.choose(u.head.session);
+    u.full.clear();
+  }
+  if (!llm) return fail(Errc::not_ready, "no llm-tts can take the text");
+  const auto& names = protocol::names_of<protocol::SpeechMode>();
+  const auto place = std::find(names.begin(), names.end(), mode.system_prompt);
+  if (place == names.end()) return fail(Errc::internal, "there is no speech mode '{}'", mode.system_prompt);
+  u.stream = std::make_unique<SpeechStream>(mode.vocoder == Vocoder::music ? music_ : common_, voice->prompt,
+                                            SpeechStream::Options{.seed = piece.seed});
+  u.codes.clear();
+  u.codes_done = false;
+  u.samples = 0;
+  u.begun = now;
+  u.llm = *llm;
+  u.codes_stream = {next_stream_++};
+  by_codes_stream_[u.codes_stream] = key;
+  auto head = u.head;
+  head.stream = u.codes_stream;
+  send(u.llm, head,
+       protocol::Synthesise{static_cast<protocol::SpeechMode>(place - names.begin()), voice->name, voice->text,
+                            piece.text, piece.seed, to_bytes(std::span<const std::int32_t>(voice->prompt.codes))},
+       u.deadline);
   return {};
 }
 
 /// Decodes what has come and sends it. @error when the decoder fails
 Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
-  auto& chunk = u.chunks.front();
+  auto& piece = u.pieces.front();
   PARLANDO_TRY(auto wave, u.stream->push(std::exchange(u.codes, {})));
   const bool last = u.codes_done && !u.stream->pending();
   if (last) {
@@ -201,52 +363,61 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   const auto first = u.samples;
   u.samples += static_cast<std::int64_t>(wave.size());
   seconds_.add(static_cast<double>(wave.size()) / kMelRate);
-  std::size_t at = static_cast<std::size_t>(std::clamp<std::int64_t>(chunk.skip - first, 0, static_cast<std::int64_t>(wave.size())));
+  auto at = static_cast<std::size_t>(
+      std::clamp<std::int64_t>(piece.skip_samples - first, 0, static_cast<std::int64_t>(wave.size())));
   do {
     const auto n = std::min(kSamplesPerMessage, wave.size() - at);
     const bool end = last && at + n == wave.size();
     if (n == 0 && !end) break;
-    answer(std::get<0>(key), u.head, MessageType::speech,
-           fmt::format(R"({{"chunk":{},"sample":{},"last":{},"end":{}}})", chunk.index, first + static_cast<std::int64_t>(at), end, end && chunk.last),
-           to_pcm16(std::span(wave).subspan(at, n)));
+    answer(key.peer, u.head,
+           protocol::Speech{piece.index, first + static_cast<std::int64_t>(at), kMelRate, end,
+                            to_pcm16(std::span(wave).subspan(at, n))});
     at += n;
   } while (at < wave.size());
-  if (last) {
-    abandon(u);  // the request is done on both sides
-    u.codes_stream = 0, u.codes_done = false, u.stream.reset();
-    u.chunks.pop_front();
-  }
+  if (!last) return {};
+  end_codes(u);  // the request is done on both sides
+  u.stream.reset();
+  u.full.clear();
+  u.pieces.pop_front();
   return {};
 }
 
-bool TtsCore::can_advance(const Utterance& u) { return !u.codes.empty() || u.codes_done || (u.stream && u.stream->pending()); }
+bool TtsCore::can_advance(const Utterance& u) {
+  return u.codes_stream.value != 0 && (!u.codes.empty() || u.codes_done || (u.stream && u.stream->pending()));
+}
+
+namespace {
+/// A pass that throws (no memory, say) ends its own utterance and no other.
+template <class F>
+Result<void> guarded(F f) {
+  try {
+    return f();
+  } catch (const std::exception& e) {
+    return fail(Errc::internal, "the step failed: {}", e.what());
+  }
+}
+}  // namespace
 
 bool TtsCore::work(Time now) {
-  // Chunks begin as soon as they can; then one utterance gets one step, in turns.
-  bool worked = false;
-  std::vector<Key> failed;
-  auto give_up = [&](const Key& key, const Utterance& u, const Error& error) {
-    answer_error(std::get<0>(key), u.head, error);
-    failed.push_back(key);
-  };
+  // Pieces begin as soon as they can; then one utterance gets one step, in turns.
+  std::vector<std::pair<Key, Error>> failed;
   for (auto& [key, u] : utterances_) {
-    if (u.chunks.empty() || u.codes_stream != 0 || llms_.empty()) continue;
-    const auto done = begin(u, now);
-    if (!done && done.error().code != Errc::not_ready) give_up(key, u, done.error());
+    if (u.pieces.empty() || u.codes_stream.value != 0) continue;
+    const auto done = guarded([&] { return begin(key, u, now); });
+    if (!done && done.error().code != Errc::not_ready) failed.emplace_back(key, done.error());
   }
-  for (const auto& key : failed) utterances_.erase(key);
-  failed.clear();
-  std::size_t n = 0;
-  for (auto it = utterances_.begin(); it != utterances_.end() && !worked; ++it, ++n) {
-    if (n < turn_ % std::max<std::size_t>(1, utterances_.size())) continue;
-    auto& [key, u] = *it;
-    if (u.codes_stream == 0 || !can_advance(u)) continue;
-    worked = true;
-    if (const auto done = advance(key, u, now); !done) give_up(key, u, done.error());
+  for (const auto& [key, error] : failed) give_up(key, *utterances_.find(key), error);
+  for (auto left = turns_.size(); left > 0; --left) {
+    const auto key = turns_.front();
+    turns_.pop_front();
+    auto* u = utterances_.find(key);
+    if (u == nullptr) continue;  // it has ended
+    turns_.push_back(key);
+    if (!can_advance(*u)) continue;
+    if (const auto done = guarded([&] { return advance(key, *u, now); }); !done) give_up(key, *u, done.error());
+    break;
   }
-  turn_ = worked ? n : 0;
-  for (const auto& key : failed) utterances_.erase(key);
-  return worked || std::any_of(utterances_.begin(), utterances_.end(), [](const auto& u) { return u.second.codes_stream != 0 && can_advance(u.second); });
+  return std::any_of(utterances_.begin(), utterances_.end(), [](const auto& u) { return can_advance(u.second); });
 }
 
 }  // namespace parlando::tts

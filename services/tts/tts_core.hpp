@@ -1,12 +1,18 @@
 #pragma once
-/// The tts service without its process. `speak {chunk, text, speaker, last, skip_samples, seed}`, any number on one stream, spoken in their order;
-/// answers `speech {chunk, sample, last}` with s16le at 22.05 kHz. Calls `llm-tts` for codes and `tokenizer` for the codes of its voices.
+/// The tts service without its process. Speak, any number on one stream, spoken in their order; answers Speech. Calls
+/// `llm-tts` for codes (Synthesise, one stream a piece) and `tokenizer` for the codes of its voices (Tokenize). An
+/// error ends the utterance; what still comes on its stream before Close is ignored.
 #include <deque>
 #include <map>
+#include <optional>
+#include <set>
 
 #include "common/base/codes.hpp"
 #include "common/config/fields.hpp"
 #include "common/service/core.hpp"
+#include "common/service/ended_streams.hpp"
+#include "common/service/replicas.hpp"
+#include "common/service/stream_table.hpp"
 #include "services/tts/model/voices.hpp"
 
 namespace parlando::tts {
@@ -28,51 +34,81 @@ class TtsCore final : public service::Core {
   static Result<std::unique_ptr<service::Core>> make(const TtsConfig& config);
   void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
-  void on_peer(const transport::Peer& peer, bool up, Time now) override;
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
+  void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
+  void on_tick(Time now) override;
   bool work(Time now) override;
+  bool is_heavy() const override { return true; }
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(utterances_.size()); }
   std::int64_t slots() const override { return config_.utterances_max - load(); }
   void add_metrics(telemetry::Metrics& metrics) override;
 
  private:
-  using Key = std::tuple<std::string, protocol::SessionId, std::uint32_t>;
-  struct Chunk {
-    std::int64_t index;
+  using Key = service::CallerStream;
+  struct Piece {
+    std::uint32_t index;
     std::string text, speaker;
-    bool last;
-    std::int64_t skip;
+    std::int64_t skip_samples;
     std::uint64_t seed;
   };
   struct Utterance {
     protocol::Envelope head;
-    std::deque<Chunk> chunks;  ///< the first one is being spoken
+    Time deadline = Time::max();
+    std::deque<Piece> pieces;  ///< the first one is being spoken
     std::unique_ptr<SpeechStream> stream;
-    std::uint32_t codes_stream = 0;  ///< of the request to llm-tts; 0: none
-    std::string llm;                 ///< the replica that was asked
+    StreamId codes_stream;       ///< of the request to llm-tts; 0: none
+    std::string llm;             ///< the replica that was asked
+    std::set<std::string> full;  ///< replicas that have refused this piece
     std::vector<std::int32_t> codes;
     bool codes_done = false;
-    std::int64_t samples = 0;  ///< of the chunk, made so far
+    std::int64_t samples = 0;  ///< of the piece, made so far
     Time begun{};              ///< when its codes were asked for
   };
-  explicit TtsCore(TtsConfig config) : config_(std::move(config)) {}
+  /// A built-in voice on the way to its codes.
+  struct VoiceState {
+    std::vector<std::int32_t> codes;
+    StreamId request;       ///< under way; 0: none
+    std::string tokenizer;  ///< who was asked
+    int failures = 0;
+    Time retry_at{};
+    std::optional<Error> broken;  ///< why it cannot be used
+  };
+  explicit TtsCore(TtsConfig config)
+      : config_(std::move(config)), utterances_(static_cast<std::size_t>(config_.utterances_max)) {}
+  // What callers say.
+  Result<void> speak(const Key& key, protocol::Message& message);
+  void forget(const Key& key, Utterance& u);
+  // What llm-tts and tokenizers say.
+  void from_llm(const std::string& peer, protocol::Message& message, Time now);
+  void from_tokenizer(const std::string& peer, protocol::Message& message, Time now);
+  void codes_failed(const Key& key, Utterance& u, const Error& error);
+  // The work.
   static bool can_advance(const Utterance& u);
-  Result<void> begin(Utterance& u, Time now);
+  Result<void> begin(const Key& key, Utterance& u, Time now);
   Result<void> advance(const Key& key, Utterance& u, Time now);
-  void abandon(Utterance& u);
-  void ask_for_voices();
+  void end_codes(Utterance& u);
+  void restart(Utterance& u);
+  void give_up(const Key& key, Utterance& u, const Error& error);
+  // Voices.
+  void leave_tokenizer(VoiceState& voice);
+  void ask_for_voices(Time now);
+  Result<protocol::Tokenize> recording_of(const std::string& name) const;
+  void on_voice(const std::string& name, VoiceState& voice, Result<std::vector<std::int32_t>> codes, Time now);
 
   TtsConfig config_;
   std::shared_ptr<const SpeechDecoder> common_, music_;
   std::shared_ptr<Voices> voices_;
-  std::map<std::string, std::vector<std::int32_t>> voice_codes_;  ///< as they come from the tokenizer
-  std::map<std::uint32_t, std::string> voice_requests_;
-  std::string voice_now_;  ///< the voice being loaded, for the tokenise callback
-  std::vector<std::string> tokenizers_, llms_;
-  std::map<Key, Utterance> utterances_;
+  std::map<std::string, VoiceState> voice_states_;  ///< every name of `voices_`
+  std::string voice_now_;                           ///< the voice being loaded, for the tokenise callback
+  service::Replicas tokenizers_, llms_;
+  service::StreamTable<Utterance> utterances_;
+  service::EndedStreams ended_;
+  std::map<StreamId, Key> by_codes_stream_;  ///< whose codes come on a stream; ends with `end_codes`
+  std::deque<Key> turns_;                    ///< utterances in the order in which they get a step
   std::uint32_t next_stream_ = 1;
-  std::size_t turn_ = 0;
-  telemetry::Metrics::Counter seconds_;
+  telemetry::Metrics::Counter seconds_, restarts_;
+  telemetry::Metrics::Gauge voices_broken_;
   telemetry::Metrics::Histogram first_audio_;
 };
 

@@ -12,7 +12,9 @@ namespace parlando::tts {
 CamPlus::CamPlus(checkpoint::TensorMap tensors, const std::string& source) {
   tensor::Weights w(std::move(tensors), source);
   const bool folded = w.has("head.conv1.bias");
-  auto any = [&](const std::string& name) { return w.take(name, std::vector<std::int64_t>(w.shape_of(name).size(), -1)); };
+  auto any = [&](const std::string& name) {
+    return w.take(name, std::vector<std::int64_t>(w.shape_of(name).size(), -1));
+  };
   auto affine = [&](const std::string& name, bool weights = true) -> Affine {
     if (folded) return {any(name + ".scale"), any(name + ".shift")};
     const auto mean = any(name + ".running_mean"), var = any(name + ".running_var");
@@ -80,8 +82,12 @@ CamPlus::CamPlus(checkpoint::TensorMap tensors, const std::string& source) {
 
 at::Tensor CamPlus::embed(const at::Tensor& fbank, const Trace& trace) const {
   const c10::InferenceMode guard;
-  auto apply = [](const at::Tensor& x, const Affine& a) { return x * a.scale.view({1, -1, 1}) + a.shift.view({1, -1, 1}); };
-  auto conv2d = [](const at::Tensor& x, const Conv& c, std::int64_t stride, std::int64_t pad) { return at::conv2d(x, c.w, c.b, {stride, 1}, {pad, pad}); };
+  auto apply = [](const at::Tensor& x, const Affine& a) {
+    return x * a.scale.view({1, -1, 1}) + a.shift.view({1, -1, 1});
+  };
+  auto conv2d = [](const at::Tensor& x, const Conv& c, std::int64_t stride, std::int64_t pad) {
+    return at::conv2d(x, c.w, c.b, {stride, 1}, {pad, pad});
+  };
   auto x = at::relu(conv2d(fbank.transpose(1, 2).unsqueeze(1), head1_, 1, 1));
   for (const auto& r : residuals_) {
     const std::int64_t stride = r.shortcut.w.defined() ? 2 : 1;
@@ -97,9 +103,11 @@ at::Tensor CamPlus::embed(const at::Tensor& fbank, const Trace& trace) const {
     for (const auto& d : stage.layers) {
       const auto u = at::relu(at::conv1d(at::relu(apply(x, d.norm)), d.linear1.w, d.linear1.b));
       const auto local = at::conv1d(u, d.local.w, d.local.b, 1, d.dilation, d.dilation);
-      const auto segment = at::avg_pool1d(u, {100}, {100}, {0}, true).repeat_interleave(100, -1).narrow(2, 0, u.size(2));
+      const auto segment =
+          at::avg_pool1d(u, {100}, {100}, {0}, true).repeat_interleave(100, -1).narrow(2, 0, u.size(2));
       const auto context = u.mean(-1, true) + segment;
-      const auto gate = at::sigmoid(at::conv1d(at::relu(at::conv1d(context, d.context1.w, d.context1.b)), d.context2.w, d.context2.b));
+      const auto gate = at::sigmoid(
+          at::conv1d(at::relu(at::conv1d(context, d.context1.w, d.context1.b)), d.context2.w, d.context2.b));
       x = at::cat({x, local * gate}, 1);
     }
     if (trace) trace(fmt::format("block{}", n), x);
@@ -117,7 +125,8 @@ Result<at::Tensor> CamPlus::operator()(std::span<const float> wave) const try {
   audio::Fbank fbank(audio::FbankWindow::povey, 1.0f);
   const auto frames = fbank(wave);
   if (frames.frames < 4)
-    return fail(Errc::invalid_argument, "a voice prompt of {} samples at 16 kHz is too short, at least 880 (0.05 s) are needed", wave.size());
+    return fail(Errc::invalid_argument,
+                "a voice prompt of {} samples at 16 kHz is too short, at least 880 (0.05 s) are needed", wave.size());
   const auto x = tensor::from_values(frames.values, {1, frames.frames, frames.bins});
   return embed(x - x.mean(1, true));
 } catch (const std::exception& e) {

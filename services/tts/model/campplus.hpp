@@ -1,5 +1,5 @@
 #pragma once
-/// CAM++ speaker encoder: filter bank [1, T, 80] -> embedding [1, 192]. Source: vocoder.md §4.
+/// CAM++ speaker encoder: filter bank [1, T, 80] -> embedding [1, 192]. Source: docs/vocoder.md §4.
 /// Runs the folded form (convolution + bias); torch-named checkpoints are folded while loading.
 #include <ATen/core/Tensor.h>
 
@@ -13,7 +13,8 @@ namespace parlando::tts {
 class CamPlus {
  public:
   using Trace = std::function<void(const std::string&, const at::Tensor&)>;
-  /// Accepts the names of campplus.safetensors (torch) and of `parlando import` (folded). @throws Failure on a bad checkpoint
+  /// Accepts the names of campplus.safetensors (torch) and of `parlando import` (folded). @throws Failure on a bad
+  /// checkpoint
   CamPlus(checkpoint::TensorMap tensors, const std::string& source);
 
   /// Mean-subtracted filter bank [1, T, 80] -> [1, 192]

@@ -19,7 +19,9 @@ struct Drain {
 int feed(sox_effect_t* e, sox_sample_t* to, std::size_t* count) {
   auto* f = *static_cast<Feed**>(e->priv);
   const auto n = std::min(*count, f->wave.size() - f->at);
-  for (std::size_t i = 0; i < n; ++i) to[i] = static_cast<sox_sample_t>(std::clamp(static_cast<double>(f->wave[f->at + i]), -1.0, 1.0 - 1e-9) * 2147483648.0);
+  for (std::size_t i = 0; i < n; ++i)
+    to[i] =
+        static_cast<sox_sample_t>(std::clamp(static_cast<double>(f->wave[f->at + i]), -1.0, 1.0 - 1e-9) * 2147483648.0);
   f->at += n;
   *count = n;
   return n > 0 ? SOX_SUCCESS : SOX_EOF;
@@ -30,8 +32,10 @@ int drain(sox_effect_t* e, const sox_sample_t* from, sox_sample_t*, std::size_t*
   *out = 0;
   return SOX_SUCCESS;
 }
-const sox_effect_handler_t kFeed = {"input", nullptr, SOX_EFF_MCHAN, nullptr, nullptr, nullptr, feed, nullptr, nullptr, sizeof(Feed*)};
-const sox_effect_handler_t kDrain = {"output", nullptr, SOX_EFF_MCHAN, nullptr, nullptr, drain, nullptr, nullptr, nullptr, sizeof(Drain*)};
+const sox_effect_handler_t kFeed = {"input", nullptr, SOX_EFF_MCHAN, nullptr, nullptr,
+                                    nullptr, feed,    nullptr,       nullptr, sizeof(Feed*)};
+const sox_effect_handler_t kDrain = {"output", nullptr, SOX_EFF_MCHAN, nullptr, nullptr,
+                                     drain,    nullptr, nullptr,       nullptr, sizeof(Drain*)};
 }  // namespace
 
 Result<std::vector<float>> apply_effects(std::span<const float> wave, int rate, double speed, double volume) {

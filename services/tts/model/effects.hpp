@@ -1,5 +1,6 @@
 #pragma once
-/// Speed and volume of finished speech, computed by libsox exactly as the official code asks it: `tempo RATIO` and `vol RATIO`.
+/// Speed and volume of finished speech, computed by libsox exactly as the official code asks it: `tempo RATIO` and `vol
+/// RATIO`.
 #include <span>
 #include <vector>
 

@@ -11,7 +11,9 @@
 
 namespace parlando::tts {
 
-std::int64_t mel_frames(std::int64_t tokens, double rate) { return static_cast<std::int64_t>(static_cast<double>(tokens) / rate * 22050 / 256); }
+std::int64_t mel_frames(std::int64_t tokens, double rate) {
+  return static_cast<std::int64_t>(static_cast<double>(tokens) / rate * 22050 / 256);
+}
 
 Schedule flow_schedule(int steps, ScheduleType type) {
   const auto dtype = type == ScheduleType::bf16 ? at::kBFloat16 : at::kFloat;
@@ -29,10 +31,13 @@ Schedule flow_schedule(int steps, ScheduleType type) {
 }
 
 namespace {
-at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) { return at::layer_norm(x, {x.size(-1)}, w, b, 1e-5); }
+at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
+  return at::layer_norm(x, {x.size(-1)}, w, b, 1e-5);
+}
 }  // namespace
 
-Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype) : dtype_(dtype) {
+Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype)
+    : dtype_(dtype) {
   tensor::Weights w(std::move(tensors), source, dtype);
   const auto& flow = config.at("flow");
   rate_ = flow.at("input_frame_rate").get<double>();
@@ -51,7 +56,9 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     const auto rows = shape[0];
     return Linear{w.take(name + ".weight", std::move(shape)), bias ? w.take(name + ".bias", {rows}) : at::Tensor()};
   };
-  auto norm_of = [&](const std::string& name, std::int64_t n) { return Linear{w.take(name + ".weight", {n}), w.take(name + ".bias", {n})}; };
+  auto norm_of = [&](const std::string& name, std::int64_t n) {
+    return Linear{w.take(name + ".weight", {n}), w.take(name + ".bias", {n})};
+  };
 
   vocabulary_ = size("input_embedding.weight", 0);
   const auto inputs = size("input_embedding.weight", 1);
@@ -65,9 +72,10 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     const auto at = fmt::format("encoder.encoders.{}.", l), a = at + "self_attn.";
     EncoderLayer e;
     using Part = tensor::Weights::Part;
-    e.qkv = {
-        w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}}, Part{a + "linear_v.weight", {width_, width_}}}),
-        w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}}, Part{a + "linear_v.bias", {width_}}})};
+    e.qkv = {w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}},
+                      Part{a + "linear_v.weight", {width_, width_}}}),
+             w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}},
+                      Part{a + "linear_v.bias", {width_}}})};
     e.out = linear(a + "linear_out", {width_, width_});
     e.pos = w.take(a + "linear_pos.weight", {width_, width_});
     e.u = w.take(a + "pos_bias_u", {encoder_heads_, d}), e.v = w.take(a + "pos_bias_v", {encoder_heads_, d});
@@ -88,21 +96,24 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   const std::string e = "decoder.estimator.";
   const auto time = size(e + "time_mlp.linear_1.weight", 0);
   time_inputs_ = size(e + "time_mlp.linear_1.weight", 1);
-  time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}), time2_ = linear(e + "time_mlp.linear_2", {time, time});
+  time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}),
+  time2_ = linear(e + "time_mlp.linear_2", {time, time});
   auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) {
     return Block{linear(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)};
   };
   auto stage_of = [&](const std::string& at, bool has_conv, bool transposed) {
     Stage s;
     const auto out = size(at + ".0.block1.block.0.weight", 0), in = size(at + ".0.block1.block.0.weight", 1);
-    s.resnet = {linear(at + ".0.mlp.1", {out, time}), block_of(at + ".0.block1", in, out), block_of(at + ".0.block2", out, out),
-                linear(at + ".0.res_conv", {out, in, 1})};
+    s.resnet = {linear(at + ".0.mlp.1", {out, time}), block_of(at + ".0.block1", in, out),
+                block_of(at + ".0.block2", out, out), linear(at + ".0.res_conv", {out, in, 1})};
     const auto inner = heads_ * dim_;
     for (int n = 0; w.has(fmt::format("{}.1.{}.norm1.weight", at, n)); ++n) {
       const auto t = fmt::format("{}.1.{}.", at, n);
       Transformer x;
       x.norm1 = norm_of(t + "norm1", out), x.norm3 = norm_of(t + "norm3", out);
-      x.qkv = w.stack({{t + "attn1.to_q.weight", {inner, out}}, {t + "attn1.to_k.weight", {inner, out}}, {t + "attn1.to_v.weight", {inner, out}}});
+      x.qkv = w.stack({{t + "attn1.to_q.weight", {inner, out}},
+                       {t + "attn1.to_k.weight", {inner, out}},
+                       {t + "attn1.to_v.weight", {inner, out}}});
       x.out = linear(t + "attn1.to_out.0", {out, inner});
       const auto hidden = size(t + "ff.net.0.proj.weight", 0);
       x.ff1 = linear(t + "ff.net.0.proj", {hidden, out}), x.ff2 = linear(t + "ff.net.2", {out, hidden});
@@ -121,8 +132,10 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
       out.push_back(stage_of(fmt::format("{}{}.{}", e, kind, n), has_conv, transposed));
     return out;
   };
-  down_ = stages("down_blocks", true, false), mid_ = stages("mid_blocks", false, false), up_ = stages("up_blocks", true, true);
-  if (down_.empty() || up_.size() != down_.size()) raise(Errc::checkpoint_mismatch, "{}: {} down and {} up blocks", source, down_.size(), up_.size());
+  down_ = stages("down_blocks", true, false), mid_ = stages("mid_blocks", false, false),
+  up_ = stages("up_blocks", true, true);
+  if (down_.empty() || up_.size() != down_.size())
+    raise(Errc::checkpoint_mismatch, "{}: {} down and {} up blocks", source, down_.size(), up_.size());
   const auto last = size(e + "final_block.block.0.weight", 0);
   final_block_ = block_of(e + "final_block", last, last);
   final_proj_ = linear(e + "final_proj", {kMelBins, last, 1});
@@ -137,7 +150,8 @@ at::Tensor Flow::encode(const at::Tensor& tokens, const Trace& trace) const {
   if (trace) trace("embed", x);
   // Relative positions T−1 … −(T−1): sine at even, cosine at odd columns.
   const auto r = at::arange(T - 1, -T, -1, at::kFloat).unsqueeze(1);
-  const auto omega = at::exp(at::arange(0, width_, 2, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(width_)));
+  const auto omega = at::exp(at::arange(0, width_, 2, at::kFloat) *
+                             static_cast<float>(-std::log(10000.0) / static_cast<double>(width_)));
   const auto table = at::stack({(r * omega).sin(), (r * omega).cos()}, 2).view({2 * T - 1, width_}).to(dtype_);
   for (std::size_t l = 0; l < encoder_.size(); ++l) {
     const auto& e = encoder_[l];
@@ -147,7 +161,8 @@ at::Tensor Flow::encode(const at::Tensor& tokens, const Trace& trace) const {
     const auto plain = at::matmul((q + e.u).transpose(0, 1), k);
     // Column of i − j in a table that runs downwards from T−1 is T−1−i+j: row i is the slice that starts at T−1−i.
     const auto all = at::matmul((q + e.v).transpose(0, 1), p).contiguous();
-    const auto shifted = all.as_strided({encoder_heads_, T, T}, {T * (2 * T - 1), 2 * T - 2, 1}, all.storage_offset() + T - 1);
+    const auto shifted =
+        all.as_strided({encoder_heads_, T, T}, {T * (2 * T - 1), 2 * T - 2, 1}, all.storage_offset() + T - 1);
     const auto weights = at::softmax((plain + shifted) / std::sqrt(static_cast<double>(d)), -1);
     x = x + at::linear(at::matmul(weights, v).transpose(0, 1).reshape({1, T, width_}), e.out.w, e.out.b);
     x = x + at::linear(at::silu(at::linear(norm(x, e.norm_ff.w, e.norm_ff.b), e.w1.w, e.w1.b)), e.w2.w, e.w2.b);
@@ -168,14 +183,17 @@ at::Tensor Flow::stretch_v1(const at::Tensor& h, std::int64_t frames) const {
   const auto tokens = h.size(0);
   if (tokens <= 40) return stretch(h, frames);
   const auto edge = static_cast<std::int64_t>(20 / rate_ * 22050 / 256);
-  return at::cat({stretch(h.narrow(0, 0, 20), edge), stretch(h.narrow(0, 20, tokens - 40), frames - 2 * edge), stretch(h.narrow(0, tokens - 20, 20), edge)}, 2);
+  return at::cat({stretch(h.narrow(0, 0, 20), edge), stretch(h.narrow(0, 20, tokens - 40), frames - 2 * edge),
+                  stretch(h.narrow(0, tokens - 20, 20), edge)},
+                 2);
 }
 
 at::Tensor Flow::regulate(const at::Tensor& stretched) const {
   const c10::InferenceMode guard;
   auto x = stretched.to(dtype_);
   for (std::size_t n = 0; n < 4; ++n)
-    x = at::mish(at::group_norm(at::conv1d(x, regulator_conv_[n].w, regulator_conv_[n].b, 1, 1), 1, regulator_norm_[n].w, regulator_norm_[n].b, 1e-5));
+    x = at::mish(at::group_norm(at::conv1d(x, regulator_conv_[n].w, regulator_conv_[n].b, 1, 1), 1,
+                                regulator_norm_[n].w, regulator_norm_[n].b, 1e-5));
   return at::conv1d(x, regulator_conv_[4].w, regulator_conv_[4].b).to(at::kFloat);
 }
 
@@ -189,7 +207,8 @@ at::Tensor Flow::block(const at::Tensor& x, const Block& b) const {
   return at::mish(at::group_norm(at::conv1d(x, b.conv.w, b.conv.b, 1, 1), 8, b.norm.w, b.norm.b, 1e-5));
 }
 
-at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name) const {
+at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
+                       const std::string& name) const {
   const auto& r = s.resnet;
   auto h = block(x, r.block1) + at::linear(time, r.mlp.w, r.mlp.b).unsqueeze(2);
   x = block(h, r.block2) + at::conv1d(x, r.res.w, r.res.b);
@@ -199,8 +218,10 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
   const auto B = x.size(0), F = x.size(1);
   int n = 0;
   for (const auto& t : s.transformers) {
-    const auto qkv = at::linear(norm(x, t.norm1.w, t.norm1.b), t.qkv).view({B, F, 3, heads_, dim_}).permute({2, 0, 3, 1, 4});
-    const auto y = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({B, F, heads_ * dim_});
+    const auto qkv =
+        at::linear(norm(x, t.norm1.w, t.norm1.b), t.qkv).view({B, F, 3, heads_, dim_}).permute({2, 0, 3, 1, 4});
+    const auto y =
+        at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({B, F, heads_ * dim_});
     x = x + at::linear(y, t.out.w, t.out.b);
     x = x + at::linear(at::gelu(at::linear(norm(x, t.norm3.w, t.norm3.b), t.ff1.w, t.ff1.b)), t.ff2.w, t.ff2.b);
     if (trace) trace(fmt::format("{}_tf{}", name, n++), x);
@@ -208,11 +229,12 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
   return x.transpose(1, 2);
 }
 
-at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond,
-                          const Trace& trace) const {
+at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk,
+                          const at::Tensor& cond, const Trace& trace) const {
   const c10::InferenceMode guard;
   const auto F = x_in.size(2), half = time_inputs_ / 2;
-  const auto f = at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
+  const auto f =
+      at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
   const auto angle = 1000.0 * t.to(at::kFloat).unsqueeze(1) * f.unsqueeze(0);
   const auto embedded = at::cat({angle.sin(), angle.cos()}, 1).to(dtype_);
   const auto raw = at::linear(at::silu(at::linear(embedded, time1_.w, time1_.b)), time2_.w, time2_.b);
@@ -244,7 +266,8 @@ at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at
   return at::conv1d(x, final_proj_.w, final_proj_.b).to(at::kFloat);
 }
 
-at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace) const {
+at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                       const Trace& trace) const {
   const c10::InferenceMode guard;
   const auto schedule = flow_schedule(steps_, ScheduleType::fp32);
   const bool guided = cfg_rate_ > 0;
@@ -262,8 +285,8 @@ at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tens
   return x;
 }
 
-at::Tensor Flow::mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding,
-                     const at::Tensor& z) const {
+at::Tensor Flow::mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel,
+                     const at::Tensor& embedding, const at::Tensor& z) const {
   const c10::InferenceMode guard;
   const auto P = prompt_tokens.size(0), T = tokens.size(0), F1 = prompt_mel.size(1), F2 = frames_of(T);
   const auto h = encode(at::cat({prompt_tokens, tokens}));

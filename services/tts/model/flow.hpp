@@ -1,5 +1,5 @@
 #pragma once
-/// Flow matching: codes -> mel at 86.13 frames/s, 80 bins, log. Source: vocoder.md §5–§8.
+/// Flow matching: codes -> mel at 86.13 frames/s, 80 bins, log. Source: docs/vocoder.md §5–§8.
 /// A result is a pure function of (tokens, prompt, speaker, noise); noise comes from the caller.
 #include <ATen/core/Tensor.h>
 
@@ -30,7 +30,8 @@ class Flow {
  public:
   using Trace = std::function<void(const std::string&, const at::Tensor&)>;
   /// @throws Failure on a bad checkpoint or configuration
-  Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype = at::kFloat);
+  Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source,
+       at::ScalarType dtype = at::kFloat);
 
   int steps() const { return steps_; }
   double token_rate() const { return rate_; }
@@ -50,16 +51,19 @@ class Flow {
   at::Tensor speaker(const at::Tensor& embedding) const;  ///< [1, 192] -> [1, 80]
 
   /// Velocity: x, mu, cond [B, 80, F]; t [B]; spk [B, 80].
-  at::Tensor estimate(const at::Tensor& x, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk, const at::Tensor& cond,
-                      const Trace& trace = {}) const;
+  at::Tensor estimate(const at::Tensor& x, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk,
+                      const at::Tensor& cond, const Trace& trace = {}) const;
   /// Euler steps from z (`cfm.n_timesteps`, official 10) with classifier-free guidance.
-  at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond, const Trace& trace = {}) const;
+  at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                   const Trace& trace = {}) const;
 
-  /// Offline: tokens [T], prompt tokens [P], prompt mel [1, F1, 80], embedding [1, 192], z [1, 80, F1 + F2] -> mel [1, 80, F2]
-  at::Tensor mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel, const at::Tensor& embedding,
-                 const at::Tensor& z) const;
+  /// Offline: tokens [T], prompt tokens [P], prompt mel [1, F1, 80], embedding [1, 192], z [1, 80, F1 + F2] -> mel [1,
+  /// 80, F2]
+  at::Tensor mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel,
+                 const at::Tensor& embedding, const at::Tensor& z) const;
 
-  /// Drops what the flow cannot read (text ids, codes past its vocabulary) and, for the single-codebook variant, the linguistic codes.
+  /// Drops what the flow cannot read (text ids, codes past its vocabulary) and, for the single-codebook variant, the
+  /// linguistic codes.
   std::vector<std::int64_t> usable(const std::vector<std::int32_t>& codes, std::int64_t* dropped = nullptr) const;
 
  private:
@@ -89,7 +93,8 @@ class Flow {
     bool resampled = false;
   };
   at::Tensor block(const at::Tensor& x, const Block& b) const;
-  at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name) const;
+  at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
+                   const std::string& name) const;
 
   double rate_ = 0, cfg_rate_ = 0;
   std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0;

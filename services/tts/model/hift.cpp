@@ -28,21 +28,24 @@ double unit(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
 void fill_normal(std::uint64_t seed, std::uint64_t stream, std::int64_t first, std::span<float> out) {
   for (std::size_t i = 0; i < out.size(); ++i) {
     const auto at = static_cast<std::uint64_t>(first) + i;
-    const double radius = std::sqrt(-2.0 * std::log(unit(seed, stream, at & ~1ull))), angle = 2.0 * std::numbers::pi * unit(seed, stream, at | 1ull);
+    const double radius = std::sqrt(-2.0 * std::log(unit(seed, stream, at & ~1ull))),
+                 angle = 2.0 * std::numbers::pi * unit(seed, stream, at | 1ull);
     out[i] = static_cast<float>(radius * (at % 2 == 0 ? std::cos(angle) : std::sin(angle)));
   }
 }
 
 std::array<float, kHarmonics> SourceNoise::phase() const {
   std::array<float, kHarmonics> out{};
-  for (int h = 1; h < kHarmonics; ++h) out[h] = static_cast<float>((2.0 * unit(seed_, 99, static_cast<std::uint64_t>(h)) - 1.0) * std::numbers::pi);
+  for (int h = 1; h < kHarmonics; ++h)
+    out[h] = static_cast<float>((2.0 * unit(seed_, 99, static_cast<std::uint64_t>(h)) - 1.0) * std::numbers::pi);
   return out;
 }
 
 at::Tensor SourceNoise::noise(std::int64_t first, std::int64_t samples) const {
   auto out = at::empty({kHarmonics, samples});
   for (int h = 0; h < kHarmonics; ++h)
-    fill_normal(seed_, 100 + static_cast<std::uint64_t>(h), first, {out.data_ptr<float>() + h * samples, static_cast<std::size_t>(samples)});
+    fill_normal(seed_, 100 + static_cast<std::uint64_t>(h), first,
+                {out.data_ptr<float>() + h * samples, static_cast<std::size_t>(samples)});
   return out;
 }
 
@@ -56,26 +59,31 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   }
   tensor::Weights w(std::move(tensors), source);
   const auto& h = config.at("hift");
-  alpha_ = h.at("nsf_alpha").get<double>(), sigma_ = h.at("nsf_sigma").get<double>(), voiced_threshold_ = h.at("nsf_voiced_threshold").get<float>();
-  slope_ = h.at("lrelu_slope").get<double>(), limit_ = h.at("audio_limit").get<double>(), sample_rate_ = h.at("sampling_rate").get<double>();
+  alpha_ = h.at("nsf_alpha").get<double>(), sigma_ = h.at("nsf_sigma").get<double>(),
+  voiced_threshold_ = h.at("nsf_voiced_threshold").get<float>();
+  slope_ = h.at("lrelu_slope").get<double>(), limit_ = h.at("audio_limit").get<double>(),
+  sample_rate_ = h.at("sampling_rate").get<double>();
   rates_ = h.at("upsample_rates").get<std::vector<std::int64_t>>();
   kernels_ = h.at("resblock_kernel_sizes").get<std::vector<std::int64_t>>();
   const auto dilations = h.at("resblock_dilation_sizes").get<std::vector<std::vector<std::int64_t>>>();
   const auto source_dilations = h.at("source_resblock_dilation_sizes").get<std::vector<std::vector<std::int64_t>>>();
   std::int64_t product = kFftHop;
   for (const auto r : rates_) product *= r;
-  if (product != kSamplesPerFrame || h.at("istft_params").at("n_fft") != kFft || h.at("istft_params").at("hop_len") != kFftHop ||
-      h.at("nb_harmonics") != kHarmonics - 1)
-    raise(Errc::unsupported, "{}: {} samples per frame or another inverse STFT than 16/4 is not supported", source, product);
+  if (product != kSamplesPerFrame || h.at("istft_params").at("n_fft") != kFft ||
+      h.at("istft_params").at("hop_len") != kFftHop || h.at("nb_harmonics") != kHarmonics - 1)
+    raise(Errc::unsupported, "{}: {} samples per frame or another inverse STFT than 16/4 is not supported", source,
+          product);
 
   auto plain = [&](const std::string& name, std::int64_t bias) {
-    return Conv{w.take(name + ".weight", std::vector<std::int64_t>(w.shape_of(name + ".weight").size(), -1)), w.take(name + ".bias", {bias})};
+    return Conv{w.take(name + ".weight", std::vector<std::int64_t>(w.shape_of(name + ".weight").size(), -1)),
+                w.take(name + ".bias", {bias})};
   };
   // w = g · v / ‖v‖, the norm over all axes but the first (for transposed convolutions that is the input channel).
   auto normed = [&](const std::string& name, std::vector<std::int64_t> shape, std::int64_t bias) {
     Conv out;
     for (const auto& [g, v] :
-         {std::pair{name + ".weight_g", name + ".weight_v"}, {name + ".parametrizations.weight.original0", name + ".parametrizations.weight.original1"}}) {
+         {std::pair{name + ".weight_g", name + ".weight_v"},
+          {name + ".parametrizations.weight.original0", name + ".parametrizations.weight.original1"}}) {
       if (!w.has(g)) continue;
       const auto gain = w.take(g, {-1, 1, 1}), direction = w.take(v, shape);
       if (gain.defined() && direction.defined()) out.w = gain * direction / direction.pow(2).sum({1, 2}, true).sqrt();
@@ -101,7 +109,8 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   const auto base = h.at("base_channels").get<std::int64_t>();
   const auto classifier = w.shape_of("f0_predictor.classifier.weight");
   const std::int64_t cond = classifier.size() == 2 ? classifier[1] : -1;
-  for (int n = 0; n < 5; ++n) condnet_.push_back(normed(fmt::format("f0_predictor.condnet.{}", 2 * n), {cond, n == 0 ? 80 : cond, 3}, cond));
+  for (int n = 0; n < 5; ++n)
+    condnet_.push_back(normed(fmt::format("f0_predictor.condnet.{}", 2 * n), {cond, n == 0 ? 80 : cond, 3}, cond));
   classifier_ = plain("f0_predictor.classifier", 1);
   merge_ = plain("m_source.l_linear", 1);
   conv_pre_ = normed("conv_pre", {base, 80, 7}, base);
@@ -110,7 +119,8 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     ups_.push_back(normed(fmt::format("ups.{}", i), {in, out, 2 * rates_[i]}, out));
     source_downs_.push_back(plain(fmt::format("source_downs.{}", i), out));
     source_blocks_.push_back(resblock(fmt::format("source_resblocks.{}", i), out, source_dilations.at(i)));
-    for (std::size_t j = 0; j < kernels_.size(); ++j) blocks_.push_back(resblock(fmt::format("resblocks.{}", i * kernels_.size() + j), out, dilations.at(j)));
+    for (std::size_t j = 0; j < kernels_.size(); ++j)
+      blocks_.push_back(resblock(fmt::format("resblocks.{}", i * kernels_.size() + j), out, dilations.at(j)));
   }
   conv_post_ = normed("conv_post", {2 * kBins, base >> rates_.size(), 7}, 2 * kBins);
   w.finish();
@@ -124,7 +134,8 @@ at::Tensor Hift::f0(const at::Tensor& mel) const {
   return at::linear(x.transpose(1, 2), classifier_.w, classifier_.b).squeeze(-1).abs();
 }
 
-at::Tensor Hift::source(const at::Tensor& f0, std::span<const float> phase, const at::Tensor& noise, SourceState& state) const {
+at::Tensor Hift::source(const at::Tensor& f0, std::span<const float> phase, const at::Tensor& noise,
+                        SourceState& state) const {
   const c10::InferenceMode guard;
   const auto frames = f0.size(0), samples = frames * kSamplesPerFrame;
   const auto pitch = f0.contiguous(), random = noise.contiguous();
@@ -146,7 +157,9 @@ at::Tensor Hift::source(const at::Tensor& f0, std::span<const float> phase, cons
         cycles += step;
         cycles -= std::floor(cycles);
         const auto sine =
-            voiced ? static_cast<float>(alpha_) * std::sin(static_cast<float>(2.0 * std::numbers::pi * cycles) + static_cast<float>(offset)) : 0.0f;
+            voiced ? static_cast<float>(alpha_) *
+                         std::sin(static_cast<float>(2.0 * std::numbers::pi * cycles) + static_cast<float>(offset))
+                   : 0.0f;
         to[n] += merge[h] * (sine + amplitude * z[h * samples + n]);
       }
     }
@@ -156,7 +169,9 @@ at::Tensor Hift::source(const at::Tensor& f0, std::span<const float> phase, cons
 }
 
 at::Tensor Hift::run(const ResBlock& r, at::Tensor x) const {
-  auto snake = [](const at::Tensor& v, const at::Tensor& a) { return at::addcdiv(v, at::sin(v * a).square_(), a + 1e-9); };
+  auto snake = [](const at::Tensor& v, const at::Tensor& a) {
+    return at::addcdiv(v, at::sin(v * a).square_(), a + 1e-9);
+  };
   for (std::size_t n = 0; n < r.convs1.size(); ++n) {
     const auto d = r.dilations[n], k1 = r.convs1[n].w.size(2), k2 = r.convs2[n].w.size(2);
     auto y = at::conv1d(snake(x, r.alpha1[n]), r.convs1[n].w, r.convs1[n].b, 1, (k1 - 1) * d / 2, d);
@@ -167,7 +182,8 @@ at::Tensor Hift::run(const ResBlock& r, at::Tensor x) const {
 
 at::Tensor Hift::decode(const at::Tensor& mel, const at::Tensor& source, const Trace& trace) const {
   const c10::InferenceMode guard;
-  const auto spectrum = at::view_as_real(at::stft(source.view({1, -1}), kFft, kFftHop, kFft, window_, true, "reflect", false, true, true));
+  const auto spectrum = at::view_as_real(
+      at::stft(source.view({1, -1}), kFft, kFftHop, kFft, window_, true, "reflect", false, true, true));
   const auto real = spectrum.select(-1, 0), imag = spectrum.select(-1, 1);
   if (trace) trace("stft_real", real), trace("stft_imag", imag);
   const auto st = at::cat({real, imag}, 1);
@@ -200,7 +216,8 @@ at::Tensor Hift::decode(const at::Tensor& mel, const at::Tensor& source, const T
   return at::istft(complex, kFft, kFftHop, kFft, window_, true).clamp(-limit_, limit_)[0];
 }
 
-Hift::Wave Hift::operator()(const at::Tensor& mel, std::span<const float> phase, const at::Tensor& noise, const at::Tensor& cache) const {
+Hift::Wave Hift::operator()(const at::Tensor& mel, std::span<const float> phase, const at::Tensor& noise,
+                            const at::Tensor& cache) const {
   const c10::InferenceMode guard;
   SourceState state;
   auto s = source(f0(mel)[0], phase, noise, state);
@@ -210,7 +227,8 @@ Hift::Wave Hift::operator()(const at::Tensor& mel, std::span<const float> phase,
 
 at::Tensor HiftStream::source_of(const at::Tensor& mel, std::int64_t count, Hift::SourceState& state) const {
   const auto from = std::max(first_, voiced_ - kF0Context);
-  const auto f0 = hift_->f0(mel.narrow(1, from - first_, mel.size(1) - (from - first_)).unsqueeze(0))[0].narrow(0, voiced_ - from, count);
+  const auto f0 = hift_->f0(mel.narrow(1, from - first_, mel.size(1) - (from - first_)).unsqueeze(0))[0].narrow(
+      0, voiced_ - from, count);
   return hift_->source(f0, phase_, noise_(voiced_ * kSamplesPerFrame, count * kSamplesPerFrame), state)[0][0];
 }
 
@@ -244,22 +262,27 @@ std::vector<float> HiftStream::advance(const at::Tensor& mel, const at::Tensor& 
   return emit(voiced_, context, source, available, false);
 }
 
-std::vector<float> HiftStream::emit(std::int64_t until, const at::Tensor& mel, const at::Tensor& source, std::int64_t available, bool final) {
+std::vector<float> HiftStream::emit(std::int64_t until, const at::Tensor& mel, const at::Tensor& source,
+                                    std::int64_t available, bool final) {
   const bool fading = !tail_.empty();
   if (until <= emitted_ && !(final && fading)) return {};
   const bool low_latency = until == voiced_ && !final;
-  const auto from = std::max(first_, emitted_ - kContext - (fading ? 1 : 0)), to = std::min(available, until + kContext);
-  const auto wave = hift_
-                        ->decode(mel.narrow(1, from - first_, to - from).unsqueeze(0),
-                                 source.narrow(0, (from - first_) * kSamplesPerFrame, (to - from) * kSamplesPerFrame).view({1, 1, -1}))
-                        .contiguous();
+  const auto from = std::max(first_, emitted_ - kContext - (fading ? 1 : 0)),
+             to = std::min(available, until + kContext);
+  const auto wave =
+      hift_
+          ->decode(
+              mel.narrow(1, from - first_, to - from).unsqueeze(0),
+              source.narrow(0, (from - first_) * kSamplesPerFrame, (to - from) * kSamplesPerFrame).view({1, 1, -1}))
+          .contiguous();
   const float* samples = wave.data_ptr<float>();
   const auto held = static_cast<std::int64_t>(tail_.size());
   const auto begin = (emitted_ - from) * kSamplesPerFrame - held, end = (until - from) * kSamplesPerFrame;
   std::vector<float> out(samples + begin, samples + end);
   for (std::int64_t i = 0; i < held; ++i) {
     const float mix = static_cast<float>(i + 1) / static_cast<float>(held + 1);
-    out[static_cast<std::size_t>(i)] = mix * out[static_cast<std::size_t>(i)] + (1 - mix) * tail_[static_cast<std::size_t>(i)];
+    out[static_cast<std::size_t>(i)] =
+        mix * out[static_cast<std::size_t>(i)] + (1 - mix) * tail_[static_cast<std::size_t>(i)];
   }
   tail_.clear();
   if (low_latency) {

@@ -1,5 +1,5 @@
 #pragma once
-/// Codes -> wave: one variant of flow + vocoder, offline and streamed. Source: vocoder.md §10, §11.
+/// Codes -> wave: one variant of flow + vocoder, offline and streamed. Source: docs/vocoder.md §10, §11.
 #include <filesystem>
 #include <optional>
 
@@ -23,14 +23,16 @@ Result<VoicePrompt> make_prompt(std::span<const float> wave, int rate, const Cam
 class SpeechDecoder {
  public:
   /// @param directory  config.json (or cosyvoice.yaml) with flow.safetensors and hift.safetensors
-  static Result<std::shared_ptr<const SpeechDecoder>> load(const std::filesystem::path& directory, at::ScalarType flow_dtype);
+  static Result<std::shared_ptr<const SpeechDecoder>> load(const std::filesystem::path& directory,
+                                                           at::ScalarType flow_dtype);
   const Flow& flow() const { return *flow_; }
   const std::shared_ptr<const Hift>& hift() const { return hift_; }
   /// Null when the directory has no campplus file (the music variant).
   const std::shared_ptr<const CamPlus>& speaker() const { return speaker_; }
 
   /// Whole utterance; noise by absolute frame and sample from the seed.
-  Result<std::vector<float>> synthesise(const std::vector<std::int32_t>& codes, const VoicePrompt& prompt, std::uint64_t seed) const;
+  Result<std::vector<float>> synthesise(const std::vector<std::int32_t>& codes, const VoicePrompt& prompt,
+                                        std::uint64_t seed) const;
 
  private:
   std::shared_ptr<const Flow> flow_;
@@ -41,12 +43,12 @@ class SpeechDecoder {
 /// Initial noise of the flow by absolute frame: columns [first, first + frames) of table `stream`, [1, 80, frames].
 at::Tensor flow_noise(std::uint64_t seed, std::uint64_t stream, std::int64_t first, std::int64_t frames);
 
-/// Linear tempo-free cross-fade of the reference: the first half of `window` fades `fresh` in, the second half `old` out.
-/// fresh [.., n], old [.., m], window [2k]: the first k columns become fresh·w[:k] + old[m−k:]·w[k:].
+/// Linear tempo-free cross-fade of the reference: the first half of `window` fades `fresh` in, the second half `old`
+/// out. fresh [.., n], old [.., m], window [2k]: the first k columns become fresh·w[:k] + old[m−k:]·w[k:].
 at::Tensor fade_in_out(const at::Tensor& fresh, const at::Tensor& old, const at::Tensor& window);
 
-/// Low-latency streaming (vocoder.md §11.3): the window is prompt | context | hop | look-ahead, chunk edges lie on groups, a token's frames
-/// are fixed by its absolute position, so the sample count never depends on the chunking.
+/// Low-latency streaming (docs/vocoder.md §11.3): the window is prompt | context | hop | look-ahead, chunk edges lie on
+/// groups, a token's frames are fixed by its absolute position, so the sample count never depends on the chunking.
 class SpeechStream {
  public:
   struct Options {
@@ -80,7 +82,8 @@ class SpeechStream {
   int per_group_ = 5, hop_groups_;
 };
 
-/// The v1 rules of the reference (and their `aligned` variant), kept as a compatibility mode. Source: vocoder.md §11.1.
+/// The v1 rules of the reference (and their `aligned` variant), kept as a compatibility mode. Source: docs/vocoder.md
+/// §11.1.
 class SpeechStreamV1 {
  public:
   /// Noise of chunk `i`: flow noise for a number of frames, initial phases, source noise for a number of samples.
@@ -90,15 +93,18 @@ class SpeechStreamV1 {
     std::function<at::Tensor(int chunk, std::int64_t samples)> source;
   };
   struct Options {
-    std::int64_t token_hop = 0, token_overlap = 20, mel_overlap = 0, flow_cache_tail = 0, mel_cache = 20, source_cache = 5120;
+    std::int64_t token_hop = 0, token_overlap = 20, mel_overlap = 0, flow_cache_tail = 0, mel_cache = 20,
+                 source_cache = 5120;
   };
-  /// The published constants for a token rate; `aligned` makes the flow cache as long as the mel overlap, v1 literally 34 frames.
+  /// The published constants for a token rate; `aligned` makes the flow cache as long as the mel overlap, v1 literally
+  /// 34 frames.
   static Options options_for(double rate, bool aligned);
 
   SpeechStreamV1(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options, Noise noise);
   using Trace = std::function<void(const std::string&, const at::Tensor&)>;
   /// Chunks that can be made now. @param last  no more tokens will come
-  Result<std::vector<std::vector<float>>> push(std::span<const std::int64_t> tokens, bool last, const Trace& trace = {});
+  Result<std::vector<std::vector<float>>> push(std::span<const std::int64_t> tokens, bool last,
+                                               const Trace& trace = {});
 
  private:
   std::vector<float> chunk(const at::Tensor& tokens, bool last, const Trace& trace);
@@ -107,7 +113,8 @@ class SpeechStreamV1 {
   Options options_;
   Noise noise_;
   std::vector<std::int64_t> queue_;
-  at::Tensor speaker_, prompt_tokens_, z_cache_, mu_cache_, mel_tail_, mel_cache_, source_cache_, speech_cache_, mel_window_, speech_window_;
+  at::Tensor speaker_, prompt_tokens_, z_cache_, mu_cache_, mel_tail_, mel_cache_, source_cache_, speech_cache_,
+      mel_window_, speech_window_;
   int count_ = 0;
 };
 

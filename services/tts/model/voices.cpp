@@ -9,7 +9,8 @@
 
 namespace parlando::tts {
 
-Result<std::shared_ptr<Voices>> Voices::load(const std::filesystem::path& directory, std::shared_ptr<const CamPlus> speaker, Tokenise tokenise) {
+Result<std::shared_ptr<Voices>> Voices::load(const std::filesystem::path& directory,
+                                             std::shared_ptr<const CamPlus> speaker, Tokenise tokenise) {
   auto out = std::make_shared<Voices>();
   out->directory_ = directory, out->speaker_ = std::move(speaker), out->tokenise_ = std::move(tokenise);
   const auto file = directory / "speakers_info.json";
@@ -18,7 +19,8 @@ Result<std::shared_ptr<Voices>> Voices::load(const std::filesystem::path& direct
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_object()) return fail(Errc::bad_json, "'{}' is not a JSON object of name: transcript", file.string());
   for (const auto& [name, transcript] : json.items()) {
-    if (!transcript.is_string() || name.find('/') != std::string::npos) return fail(Errc::bad_json, "'{}': voice '{}' has no transcript", file.string(), name);
+    if (!transcript.is_string() || name.find('/') != std::string::npos)
+      return fail(Errc::bad_json, "'{}': voice '{}' has no transcript", file.string(), name);
     out->texts_[name] = transcript.get<std::string>();
   }
   return out;
@@ -45,7 +47,9 @@ Result<std::shared_ptr<const Voice>> Voices::get(const std::string& name) {
   return voice;
 }
 
-const std::string& Voices::entry(const TtsMode& mode) const { return texts_.contains(mode.styled_key) ? mode.styled_key : mode.speaker_key; }
+const std::string& Voices::entry(const TtsMode& mode) const {
+  return texts_.contains(mode.styled_key) ? mode.styled_key : mode.speaker_key;
+}
 
 std::string Voices::default_name() const {
   if (texts_.contains("Tingting")) return "Tingting";
@@ -57,12 +61,22 @@ Result<Voices::Recording> Voices::recording(const std::string& name) const {
   return Recording{std::move(file.wave), file.rate};
 }
 
-Result<std::shared_ptr<const Voice>> Voices::clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const {
+Result<void> Voices::check(const std::string& name, std::span<const float> wave, int rate) {
   const double seconds = static_cast<double>(wave.size()) / rate;
-  if (seconds < 0.3) return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.2f} s, at least 0.3 s are needed", name, seconds);
-  if (seconds > 30) return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.1f} s, at most 30 s are used", name, seconds);
+  if (seconds < 0.3)
+    return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.2f} s, at least 0.3 s are needed", name,
+                seconds);
+  if (seconds > 30)
+    return fail(Errc::invalid_argument, "the recording of voice '{}' has {:.1f} s, at most 30 s are used", name,
+                seconds);
   if (std::none_of(wave.begin(), wave.end(), [](float x) { return std::fabs(x) > 1e-3f; }))
     return fail(Errc::no_speech, "the recording of voice '{}' is silent", name);
+  return {};
+}
+
+Result<std::shared_ptr<const Voice>> Voices::clone(const std::string& name, const std::string& text,
+                                                   std::span<const float> wave, int rate) const {
+  PARLANDO_DO(check(name, wave, rate));
   if (!speaker_) return fail(Errc::unsupported, "this model has no speaker encoder (campplus.safetensors)");
   auto voice = std::make_shared<Voice>();
   voice->name = name, voice->text = text;

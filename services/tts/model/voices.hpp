@@ -1,5 +1,6 @@
 #pragma once
-/// Built-in voices (`speakers/speakers_info.json` + `<name>_prompt.wav`) and cloned ones; a voice's prompt is computed once and cached.
+/// Built-in voices (`speakers/speakers_info.json` + `<name>_prompt.wav`) and cloned ones; a voice's prompt is computed
+/// once and cached.
 #include <functional>
 #include <map>
 #include <mutex>
@@ -20,14 +21,16 @@ using Tokenise = std::function<Result<std::vector<std::int32_t>>(std::span<const
 class Voices {
  public:
   /// @param directory  holds speakers_info.json; may be missing (no built-in voices)
-  static Result<std::shared_ptr<Voices>> load(const std::filesystem::path& directory, std::shared_ptr<const CamPlus> speaker, Tokenise tokenise);
+  static Result<std::shared_ptr<Voices>> load(const std::filesystem::path& directory,
+                                              std::shared_ptr<const CamPlus> speaker, Tokenise tokenise);
   /// @error Errc::not_found listing the voices
   Result<std::shared_ptr<const Voice>> get(const std::string& name);
-  /// Name of the entry that a text selects. A voice may have been recorded in the style of a tag (`Clara高兴1` beside `Clara`), as the official
-  /// registry keeps `TingtingRAP` beside `Tingting`: that entry is taken where it exists.
+  /// Name of the entry that a text selects. A voice may have been recorded in the style of a tag (`Clara高兴1` beside
+  /// `Clara`), as the official registry keeps `TingtingRAP` beside `Tingting`: that entry is taken where it exists.
   const std::string& entry(const TtsMode& mode) const;
   /// A voice from a recording. @error Errc::invalid_argument when it is too short, silent or longer than 30 s
-  Result<std::shared_ptr<const Voice>> clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate) const;
+  Result<std::shared_ptr<const Voice>> clone(const std::string& name, const std::string& text,
+                                             std::span<const float> wave, int rate) const;
   std::vector<std::string> names() const;
   /// The official demo's voice where it exists, else the first; empty when there is none.
   std::string default_name() const;
@@ -35,6 +38,9 @@ class Voices {
     std::vector<float> wave;
     int rate;
   };
+  /// Whether a voice can be made from a recording. @error Errc::invalid_argument when it is too short or longer than 30
+  /// s, Errc::no_speech when it is silent
+  static Result<void> check(const std::string& name, std::span<const float> wave, int rate);
   /// The file a built-in voice was made from. @error Errc::not_found, Errc::bad_format
   Result<Recording> recording(const std::string& name) const;
 

@@ -19,7 +19,8 @@ namespace {
 const std::filesystem::path kRoot = PARLANDO_SOURCE_DIR;
 
 std::shared_ptr<const SpeechDecoder> decoder() {
-  static const auto loaded = SpeechDecoder::load(kRoot / "tests/goldens/vocoder/models/CosyVoice-300M-25Hz", at::kFloat);
+  static const auto loaded =
+      SpeechDecoder::load(kRoot / "tests/goldens/vocoder/models/CosyVoice-300M-25Hz", at::kFloat);
   BOOST_REQUIRE_MESSAGE(loaded.has_value(), (loaded ? std::string() : loaded.error().message));
   return *loaded;
 }
@@ -28,7 +29,8 @@ std::vector<std::int32_t> codes(int groups) {
   std::mt19937 random(5);
   std::vector<std::int32_t> out;
   for (int g = 0; g < groups; ++g)
-    for (int i = 0; i < 5; ++i) out.push_back(static_cast<std::int32_t>(i < 2 ? random() % 1024 : 1024 + random() % 4096));
+    for (int i = 0; i < 5; ++i)
+      out.push_back(static_cast<std::int32_t>(i < 2 ? random() % 1024 : 1024 + random() % 4096));
   return out;
 }
 
@@ -40,8 +42,8 @@ VoicePrompt prompt() {
   return p;
 }
 
-std::vector<float> stream(const std::vector<std::int32_t>& all, const VoicePrompt& voice, const std::function<std::size_t()>& next,
-                          SpeechStream::Options options = {}) {
+std::vector<float> stream(const std::vector<std::int32_t>& all, const VoicePrompt& voice,
+                          const std::function<std::size_t()>& next, SpeechStream::Options options = {}) {
   SpeechStream s(decoder(), voice, options);
   std::vector<float> out;
   for (std::size_t at = 0; at < all.size();) {
@@ -65,7 +67,8 @@ BOOST_AUTO_TEST_CASE(any_packets_of_codes_give_the_same_wave_and_the_same_number
   const auto all = codes(17);
   const auto whole = stream(all, voice, [&] { return all.size(); });
   // Frames of n tokens by absolute position: no drift from chunking.
-  const auto frames = static_cast<std::size_t>(std::floor(static_cast<double>(all.size()) * 22050 / (256 * decoder()->flow().token_rate())));
+  const auto frames = static_cast<std::size_t>(
+      std::floor(static_cast<double>(all.size()) * 22050 / (256 * decoder()->flow().token_rate())));
   BOOST_TEST(whole.size() == frames * 256);
   for (const unsigned seed : {1u, 2u, 3u}) {
     std::mt19937 random(seed);
@@ -86,8 +89,11 @@ BOOST_AUTO_TEST_CASE(chunk_edges_make_no_click) {
   for (std::size_t i = 1; i < wave.size(); ++i) slew = std::max(slew, std::abs(wave[i] - wave[i - 1]));
   // The step across every edge of a three-group chunk stays below the largest step elsewhere.
   for (std::int64_t token = 15; token < static_cast<std::int64_t>(all.size()); token += 15) {
-    const auto edge = static_cast<std::size_t>(std::floor(static_cast<double>(token) * 22050 / (256 * decoder()->flow().token_rate()))) * 256;
-    for (std::size_t i = edge - 115; i < edge + 5 && i < wave.size(); ++i) BOOST_TEST(std::abs(wave[i] - wave[i - 1]) <= slew);
+    const auto edge = static_cast<std::size_t>(
+                          std::floor(static_cast<double>(token) * 22050 / (256 * decoder()->flow().token_rate()))) *
+                      256;
+    for (std::size_t i = edge - 115; i < edge + 5 && i < wave.size(); ++i)
+      BOOST_TEST(std::abs(wave[i] - wave[i - 1]) <= slew);
     BOOST_TEST(std::abs(wave[edge] - wave[edge - 1]) <= 0.9f * slew + 1e-3f);
   }
 }
@@ -104,7 +110,8 @@ BOOST_AUTO_TEST_CASE(one_chunk_equals_the_offline_result) {
   BOOST_REQUIRE(offline.has_value());
   BOOST_REQUIRE(streamed.size() == offline->size());
   double signal = 0, noise = 0;
-  for (std::size_t i = 0; i < streamed.size(); ++i) signal += std::pow((*offline)[i], 2), noise += std::pow((*offline)[i] - streamed[i], 2);
+  for (std::size_t i = 0; i < streamed.size(); ++i)
+    signal += std::pow((*offline)[i], 2), noise += std::pow((*offline)[i] - streamed[i], 2);
   BOOST_TEST(10 * std::log10(signal / std::max(noise, 1e-20)) > 45.0);
 }
 
@@ -157,7 +164,8 @@ BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_
 
 BOOST_AUTO_TEST_CASE(a_tag_selects_the_entry_of_the_voice_in_that_style_where_there_is_one) {
   const TemporaryDirectory folder;
-  std::ofstream(folder.path() / "speakers_info.json") << R"({"A": "hello", "A高兴1": "hello", "A哼唱": "la", "B": "hi"})";
+  std::ofstream(folder.path() / "speakers_info.json")
+      << R"({"A": "hello", "A高兴1": "hello", "A哼唱": "la", "B": "hi"})";
   const auto voices = *Voices::load(folder.path(), nullptr, {});
   auto entry = [&](const char* text, const char* speaker) { return voices->entry(tts_mode(text, speaker, false)); };
   BOOST_TEST(entry("hello", "A") == "A");
@@ -165,7 +173,8 @@ BOOST_AUTO_TEST_CASE(a_tag_selects_the_entry_of_the_voice_in_that_style_where_th
   BOOST_TEST(entry("(快速1)hello", "A") == "A");  // no such entry: the plain voice reads the tag
   BOOST_TEST(entry("(高兴1)hello", "B") == "B");
   BOOST_TEST(entry("(哼唱)la", "A") == "A哼唱");
-  BOOST_TEST(entry("(哼唱)la", "B") == "B哼唱");  // music needs its entry, as in the official code: `get` says which voices there are
+  BOOST_TEST(entry("(哼唱)la", "B") ==
+             "B哼唱");  // music needs its entry, as in the official code: `get` says which voices there are
   BOOST_TEST((voices->get("B哼唱").error().code == Errc::not_found));
   BOOST_TEST(entry("(高兴1)hello", "") == "");
 }
