@@ -4,6 +4,8 @@
 
 namespace parlando::tokenizer {
 
-inline service::Definition definition() { return service::define<TokenizerConfig>("tokenizer", "speech to dual-codebook tokens", {}, &TokenizerCore::make); }
+inline service::Definition definition() {
+  return service::define<TokenizerConfig>("tokenizer", "speech to dual-codebook tokens", {}, &TokenizerCore::make);
+}
 
 }  // namespace parlando::tokenizer

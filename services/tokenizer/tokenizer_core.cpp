@@ -2,11 +2,20 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
+#include "common/base/units.hpp"
 
 namespace parlando::tokenizer {
 using protocol::MessageType;
+
+namespace {
+constexpr std::int64_t kPositionMax = std::numeric_limits<std::int64_t>::max() / 4;  // positions can be added to
+}
 
 std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
@@ -18,11 +27,13 @@ std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) 
 }
 
 Result<std::unique_ptr<service::Core>> TokenizerCore::make(const TokenizerConfig& config) {
+  at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
   PARLANDO_TRY(auto model, SpeechTokenizer::load(config.model));
   // Warm means that one second has been through both encoders.
   const std::vector<float> second(16000, 0.01f);
   PARLANDO_TRY(const auto warm, model->codes(second, 16000, {}));
-  if (warm.empty()) return fail(Errc::internal, "the tokenizer of '{}' gave no codes for one second of audio", config.model);
+  if (warm.empty())
+    return fail(Errc::internal, "the tokenizer of '{}' gave no codes for one second of audio", config.model);
   return std::unique_ptr<service::Core>(std::make_unique<TokenizerCore>(config, std::move(model)));
 }
 
@@ -31,107 +42,174 @@ void TokenizerCore::on_thread() { at::set_num_threads(config_.threads); }
 void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tokenizer_audio_seconds_total", "Audio taken in");
   codes_ = metrics.counter("parlando_tokenizer_codes_total", "Codes sent");
+  passes_ =
+      metrics.counter("parlando_tokenizer_passes_total", "Passes of both encoders over what a stream had said so far");
 }
 
 void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Time) {
-  const Key key{peer, m.head.session, m.head.stream};
-  const auto body = protocol::body_of(m);
-  if (m.head.type == MessageType::open) {
-    if (static_cast<int>(streams_.size()) >= config_.sessions_max)
-      return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} streams are open, at most {} are served", streams_.size(), config_.sessions_max)});
-    const auto mode = body.contains("mode") && body["mode"].is_string() ? body["mode"].get<std::string>() : std::string("stable");
-    if (mode != "stable" && mode != "exact")
-      return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("mode '{}', expected stable or exact", mode.substr(0, 40))});
-    Stream s{m.head, LiveTokenizer(model_, {.guard_ms = config_.guard_ms}), mode == "exact", {}, {}, {}, 0, false};
-    if (body.contains("recording")) {
-      s.recording_rate = body["recording"].is_number_integer() ? body["recording"].get<int>() : 0;
-      if (s.recording_rate < 16000 || s.recording_rate > 192000)
-        return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("a recording at {} Hz, expected 16000 to 192000", s.recording_rate)});
-      s.recording = from_bytes<float>(m.payload);
+  const auto head = m.head;
+  const auto key = service::StreamTable<Stream>::key_of(peer, head);
+  if (head.type == MessageType::close) {
+    streams_.erase(key);
+    return ended_.erase(key);
+  }
+  if (ended_.contains(key)) return;
+  const bool opens = head.type == MessageType::open_tokenizer || head.type == MessageType::tokenize;
+  if (opens && streams_.find(key) == nullptr) {
+    if (const auto done = open(key, m); !done) {
+      answer_error(peer, head, done.error());
+      ended_.add(key);
     }
-    auto& stored = streams_.insert_or_assign(key, std::move(s)).first->second;
-    if (stored.recording_rate > 0) queue(key, stored);
     return;
   }
-  const auto found = streams_.find(key);
-  if (found == streams_.end()) {
-    if (m.head.type != MessageType::close && m.head.type != MessageType::cancel)
-      answer_error(peer, m.head, {Errc::not_found, fmt::format("stream {} is not open", m.head.stream)});
-    return;
+  const auto found = streams_.at(key);
+  if (!found) return answer_error(peer, head, found.error());
+  auto& stream = **found;
+  if (stream.done) return;  // its caller has been told and will close
+  if (opens) {
+    const auto why = fmt::format("stream {} is open already", head.stream.value);
+    return fail_stream(key, stream, {Errc::invalid_argument, why});
   }
-  auto& s = found->second;
+  stream.deadline = m.deadline;
+  if (const auto done = follow(key, stream, m); !done) fail_stream(key, stream, done.error());
+}
+
+Result<void> TokenizerCore::open(const Key& key, protocol::Message& m) {
+  Stream stream{m.head, LiveTokenizer(model_, {.guard_ms = config_.guard_ms})};
+  stream.deadline = m.deadline;
+  if (m.head.type == MessageType::open_tokenizer) {
+    PARLANDO_TRY(const auto open, protocol::read<protocol::OpenTokenizer>(m));
+    stream.exact = open.mode == protocol::TokenizerMode::exact;
+    PARLANDO_DO(streams_.open(key, std::move(stream)));
+    return {};
+  }
+  PARLANDO_TRY(const auto ask, protocol::read<protocol::Tokenize>(m));
+  if (ask.payload.size() % sizeof(float) != 0)
+    return fail(Errc::bad_frame, "a recording of {} bytes, a sample has {}", ask.payload.size(), sizeof(float));
+  stream.recording_rate = ask.rate;
+  stream.recording = from_bytes<float>(ask.payload);
+  const auto bad =
+      std::find_if(stream.recording.begin(), stream.recording.end(), [](float x) { return !std::isfinite(x); });
+  if (bad != stream.recording.end())
+    return fail(Errc::invalid_argument, "sample {} of the recording is {}", bad - stream.recording.begin(), *bad);
+  PARLANDO_TRY(auto* stored, streams_.open(key, std::move(stream)));
+  queue(key, *stored);
+  return {};
+}
+
+Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message& m) {
+  if (s.recording_rate > 0) return fail(Errc::unsupported, "a recording takes no {}", to_string(m.head.type));
   switch (m.head.type) {
     case MessageType::audio: {
-      if (s.end) return;  // after the end of the utterance
-      const auto samples = from_pcm16(m.payload);
-      if (s.live.samples() + s.pending.size() + samples.size() > static_cast<std::size_t>(config_.utterance_seconds_max) * 16000)
-        return answer_error(peer, m.head, {Errc::invalid_argument, fmt::format("an utterance takes at most {} s", config_.utterance_seconds_max)});
-      s.pending.insert(s.pending.end(), samples.begin(), samples.end());
-      seconds_.add(static_cast<double>(samples.size()) / 16000);
-      queue(key, s);
-      break;
+      PARLANDO_TRY(auto audio, protocol::read<protocol::Audio>(m));
+      return hear(key, s, std::move(audio));
     }
-    case MessageType::flush:
-      s.end = body.contains("samples") && body["samples"].is_number_integer() ? body["samples"].get<std::int64_t>()
-                                                                              : static_cast<std::int64_t>(s.live.samples() + s.pending.size());
+    case MessageType::flush: {
+      PARLANDO_TRY(const auto flush, protocol::read<protocol::Flush>(m));
+      const auto heard = static_cast<std::int64_t>(s.live.samples() + s.pending.size());
+      s.end_samples =
+          flush.end_sample < 0 ? heard : std::max<std::int64_t>(0, flush.end_sample - s.base_sample.value_or(0));
       queue(key, s);
-      break;
-    case MessageType::close:
-    case MessageType::cancel:
-      streams_.erase(found);
-      break;
+      return {};
+    }
     default:
-      answer_error(peer, m.head, {Errc::unsupported, fmt::format("tokenizer takes no message of type {}", static_cast<int>(m.head.type))});
+      return fail(Errc::unsupported, "tokenizer takes no {}", to_string(m.head.type));
   }
+}
+
+Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audio) {
+  if (s.end_samples) return {};  // after the end of the utterance
+  const auto heard = static_cast<std::int64_t>(s.live.samples() + s.pending.size());
+  if (audio.payload.size() % 2 != 0)
+    return fail(Errc::bad_frame, "audio of {} bytes, a sample has 2", audio.payload.size());
+  if (audio.first_sample > kPositionMax)
+    return fail(Errc::invalid_argument, "audio begins at sample {}, at most {} is possible", audio.first_sample,
+                kPositionMax);
+  if (!s.base_sample) s.base_sample = audio.first_sample;
+  if (audio.first_sample != *s.base_sample + heard)
+    return fail(Errc::position_mismatch, "audio begins at sample {}, {} is expected", audio.first_sample,
+                *s.base_sample + heard);
+  const auto samples = from_pcm16(audio.payload);
+  if (heard + static_cast<std::int64_t>(samples.size()) > config_.utterance_seconds_max * kInputRate)
+    return fail(Errc::invalid_argument, "an utterance takes at most {} s", config_.utterance_seconds_max);
+  s.pending.insert(s.pending.end(), samples.begin(), samples.end());
+  seconds_.add(static_cast<double>(samples.size()) / kInputRate);
+  queue(key, s);
+  return {};
+}
+
+/// One error, and nothing further of this stream: its caller closes it.
+void TokenizerCore::fail_stream(const Key& key, Stream& stream, const Error& error) {
+  stream.done = true;
+  answer_error(key.peer, stream.head, error);
 }
 
 void TokenizerCore::queue(const Key& key, Stream& stream) {
-  if (!std::exchange(stream.queued, true)) turns_.push_back(key);
+  if (!std::exchange(stream.queued, true)) queue_.push_back(key);
 }
 
-void TokenizerCore::tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last,
-                         std::span<const std::int32_t> codes) {
+void TokenizerCore::tell(const Key& key, const Stream& stream, std::int64_t first_group, std::int64_t final_groups,
+                         bool last, std::span<const std::int32_t> codes) {
   codes_.add(static_cast<double>(codes.size()));
-  answer(peer, to, MessageType::tokens, fmt::format(R"({{"first_group":{},"final_groups":{},"last":{}}})", first_group, final_groups, last), to_bytes(codes));
+  answer(key.peer, stream.head, protocol::Tokens{first_group, final_groups, last, to_bytes(codes)});
 }
 
-bool TokenizerCore::work(Time) {
-  if (turns_.empty()) return false;
-  const auto key = turns_.front();
-  turns_.pop_front();
-  const auto found = streams_.find(key);
-  if (found == streams_.end()) return !turns_.empty();
-  auto& s = found->second;
-  const auto& peer = std::get<0>(key);
-  s.queued = false;
+/// One pass over what has come for a stream.
+Result<void> TokenizerCore::advance(const Key& key, Stream& s) {
   if (s.recording_rate > 0) {
-    const auto codes = model_->codes(s.recording, s.recording_rate, {.trim = true, .energy_norm = true});
-    if (codes)
-      tell(peer, s.head, 0, static_cast<std::int64_t>(codes->size()) / kCodesPerGroup, true, *codes);
-    else
-      answer_error(peer, s.head, codes.error());
-    streams_.erase(found);
-    return !turns_.empty();
+    passes_.add();
+    PARLANDO_TRY(const auto codes, model_->codes(s.recording, s.recording_rate, {.trim = true, .energy_norm = true}));
+    tell(key, s, 0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, codes);
+    s.done = true;
+    return {};
   }
-  const auto update = s.live.push(std::exchange(s.pending, {}));
-  if (!update) {
-    answer_error(peer, s.head, update.error());
-  } else if (s.end) {
-    s.live.cut(static_cast<std::size_t>(std::max<std::int64_t>(0, *s.end)));
-    const auto codes = s.exact ? s.live.exact() : s.live.finish();
-    if (codes)
-      tell(peer, s.head, 0, static_cast<std::int64_t>(codes->size()) / kCodesPerGroup, true, *codes);
-    else
-      answer_error(peer, s.head, codes.error());
-    streams_.erase(found);
-  } else if (*update) {
-    tell(peer, s.head, (*update)->first_group, (*update)->final_groups, false, (*update)->codes);
+  // At the end of an exact utterance one pass over all of it is enough.
+  const auto pending = std::exchange(s.pending, {});
+  if (s.end_samples && s.exact) {
+    s.live.add(pending);
+  } else {
+    PARLANDO_TRY(const auto update, s.live.push(pending));
+    if (update) passes_.add();
+    if (!s.end_samples && update) tell(key, s, update->first_group, update->final_groups, false, update->codes);
   }
-  return !turns_.empty();
+  if (!s.end_samples) return {};
+  s.live.cut(static_cast<std::size_t>(*s.end_samples));
+  passes_.add();
+  PARLANDO_TRY(const auto codes, s.exact ? s.live.exact() : s.live.finish());
+  tell(key, s, 0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, codes);
+  s.done = true;
+  return {};
 }
 
-void TokenizerCore::on_peer(const transport::Peer& peer, bool up, Time) {
-  if (!up) std::erase_if(streams_, [&](const auto& s) { return std::get<0>(s.first) == peer.instance; });
+bool TokenizerCore::work(Time now) {
+  if (queue_.empty()) return false;
+  const auto key = queue_.front();
+  queue_.pop_front();
+  if (auto* s = streams_.find(key); s != nullptr && !s->done) {
+    s->queued = false;
+    const auto done =
+        s->deadline <= now
+            ? Result<void>(fail(Errc::deadline_exceeded, "the budget was spent before the codes were made"))
+            : advance(key, *s);
+    if (!done) fail_stream(key, *s, done.error());
+  }
+  return !queue_.empty();
+}
+
+void TokenizerCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time) {
+  if (state != transport::PeerState::down) return;
+  streams_.erase_peer(peer.instance);
+  ended_.erase_peer(peer.instance);
+}
+
+/// Codes that their caller does not take leave a hole: nothing behind it would make sense.
+void TokenizerCore::on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time) {
+  const auto key = service::StreamTable<Stream>::key_of(peer, head);
+  auto* stream = streams_.find(key);
+  if (stream == nullptr || head.type != MessageType::tokens) return;
+  fail_stream(key, *stream, error);
+  streams_.erase(key);
+  ended_.add(key);
 }
 
 }  // namespace parlando::tokenizer

@@ -1,11 +1,13 @@
 #pragma once
-/// The tokenizer service without its process. Streams of speech: `open {mode}`, `audio` (s16le at 16 kHz), `flush {samples}`, `close`; answers
-/// `tokens {first_group, final_groups, last}` with int32 codes. A recording: `open {recording: rate}` with float32 samples answers all its codes.
+/// The tokenizer service without its process. Streams of speech: OpenTokenizer, Audio, Flush; a recording: Tokenize.
+/// Both are answered by Tokens, the last of which ends the work; the stream's entry goes with Close or the caller.
+/// Behind an error a stream is silent until Close.
 #include <deque>
-#include <map>
 
 #include "common/config/fields.hpp"
 #include "common/service/core.hpp"
+#include "common/service/ended_streams.hpp"
+#include "common/service/stream_table.hpp"
 #include "services/tokenizer/model/live.hpp"
 
 namespace parlando::tokenizer {
@@ -18,7 +20,8 @@ struct TokenizerConfig {
   int utterance_seconds_max = 30;
   template <class V>
   void fields(V&& v) {
-    v("threads", threads), v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max), v("utterance_seconds_max", utterance_seconds_max);
+    v("threads", threads), v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max),
+        v("utterance_seconds_max", utterance_seconds_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -26,35 +29,49 @@ struct TokenizerConfig {
 class TokenizerCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const TokenizerConfig& config);
-  TokenizerCore(TokenizerConfig config, std::shared_ptr<const SpeechTokenizer> model) : config_(std::move(config)), model_(std::move(model)) {}
+  TokenizerCore(TokenizerConfig config, std::shared_ptr<const SpeechTokenizer> model)
+      : config_(std::move(config)),
+        model_(std::move(model)),
+        streams_(static_cast<std::size_t>(config_.sessions_max)) {}
   void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
-  void on_peer(const transport::Peer& peer, bool up, Time now) override;
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
+  void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
   bool work(Time now) override;
+  bool is_heavy() const override { return true; }
   std::int64_t load() const override { return static_cast<std::int64_t>(streams_.size()); }
   std::int64_t slots() const override { return config_.sessions_max - load(); }
   void add_metrics(telemetry::Metrics& metrics) override;
 
  private:
-  using Key = std::tuple<std::string, protocol::SessionId, std::uint32_t>;
   struct Stream {
     protocol::Envelope head;
     LiveTokenizer live;
     bool exact = false;
+    std::optional<std::int64_t> base_sample;  ///< position of the first sample
     std::vector<float> pending;
-    std::optional<std::int64_t> end;  ///< samples of the utterance, once flushed
+    std::optional<std::int64_t> end_samples;  ///< length of the utterance, once flushed
     std::vector<float> recording;
     int recording_rate = 0;
     bool queued = false;
+    bool done = false;  ///< answered for good, or failed: what still comes is ignored
+    Time deadline = Time::max();
   };
+  using Key = service::CallerStream;
+  Result<void> open(const Key& key, protocol::Message& message);
+  Result<void> follow(const Key& key, Stream& stream, protocol::Message& message);
+  Result<void> hear(const Key& key, Stream& stream, protocol::Audio audio);
+  Result<void> advance(const Key& key, Stream& stream);
+  void fail_stream(const Key& key, Stream& stream, const Error& error);
   void queue(const Key& key, Stream& stream);
-  void tell(const std::string& peer, const protocol::Envelope& to, std::int64_t first_group, std::int64_t final_groups, bool last,
+  void tell(const Key& key, const Stream& stream, std::int64_t first_group, std::int64_t final_groups, bool last,
             std::span<const std::int32_t> codes);
   TokenizerConfig config_;
   std::shared_ptr<const SpeechTokenizer> model_;
-  std::map<Key, Stream> streams_;
-  std::deque<Key> turns_;
-  telemetry::Metrics::Counter seconds_, codes_;
+  service::StreamTable<Stream> streams_;
+  service::EndedStreams ended_;  ///< without an entry: they could not be opened, or their caller did not take an answer
+  std::deque<Key> queue_;        ///< streams with work, in turn
+  telemetry::Metrics::Counter seconds_, codes_, passes_;
 };
 
 }  // namespace parlando::tokenizer

@@ -15,9 +15,11 @@ namespace {
 constexpr double kNormEps = 1e-12;
 constexpr int kStack = 7, kSkip = 6, kBins = 80, kInputs = kStack * kBins;
 
-at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) { return at::layer_norm(x, {x.size(-1)}, w, b, kNormEps); }
-/// Depthwise convolution inside each window plus the value itself: [batch, rows, width], taps [K, width], zeros outside the window.
-/// A dozen rows of small work: a general convolution spends more on its set-up.
+at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
+  return at::layer_norm(x, {x.size(-1)}, w, b, kNormEps);
+}
+/// Depthwise convolution inside each window plus the value itself: [batch, rows, width], taps [K, width], zeros outside
+/// the window. A dozen rows of small work: a general convolution spends more on its set-up.
 at::Tensor fsmn_memory(const at::Tensor& value, const at::Tensor& taps) {
   const auto v = value.contiguous();
   auto out = v.clone();
@@ -40,13 +42,15 @@ std::int64_t linguistic_count(std::int64_t samples) {
   return 4 * q + (r < 880 ? 0 : ((r - 400) / 160 + 1 + 5) / 6);
 }
 
-LinguisticEncoder::LinguisticEncoder(checkpoint::TensorMap tensors, int heads, const std::string& source) : heads_(heads) {
+LinguisticEncoder::LinguisticEncoder(checkpoint::TensorMap tensors, int heads, const std::string& source)
+    : heads_(heads) {
   tensor::Weights w(std::move(tensors), source);
   inputs_ = kInputs;
   const auto centroid_shape = w.shape_of("kmeans.centroids");
   if (centroid_shape.size() != 2) raise(Errc::checkpoint_mismatch, "{}: 'kmeans.centroids' is missing", source);
   width_ = centroid_shape[1];
-  if (heads <= 0 || width_ % heads != 0) raise(Errc::checkpoint_mismatch, "{}: {} attention heads do not divide the width {}", source, heads, width_);
+  if (heads <= 0 || width_ % heads != 0)
+    raise(Errc::checkpoint_mismatch, "{}: {} attention heads do not divide the width {}", source, heads, width_);
   shift_ = w.take("cmvn.shift", {kInputs});
   rescale_ = w.take("cmvn.rescale", {kInputs});
   centroids_ = w.take("kmeans.centroids", {-1, width_});
@@ -61,10 +65,12 @@ LinguisticEncoder::LinguisticEncoder(checkpoint::TensorMap tensors, int heads, c
     auto packed = [&](const std::string& name, std::int64_t out, std::int64_t from) {
       return nn::PackedLinear(w.take(at + name + ".weight", {out, from}), w.take(at + name + ".bias", {out}));
     };
-    layer.qkv = packed("self_attn.linear_q_k_v", 3 * width_, in), layer.out = packed("self_attn.linear_out", width_, width_);
+    layer.qkv = packed("self_attn.linear_q_k_v", 3 * width_, in),
+    layer.out = packed("self_attn.linear_out", width_, width_);
     layer.w1 = packed("feed_forward.w_1", inner, width_), layer.w2 = packed("feed_forward.w_2", width_, inner);
     layer.fsmn = w.take(at + "self_attn.fsmn_block.weight", {width_, 1, -1});
-    if (layer.fsmn.defined()) layer.fsmn = layer.fsmn.view({width_, -1}).t().contiguous();  // [taps, width]: channels side by side
+    if (layer.fsmn.defined())
+      layer.fsmn = layer.fsmn.view({width_, -1}).t().contiguous();  // [taps, width]: channels side by side
     layer.norm2_w = w.take(at + "norm2.weight", {width_}), layer.norm2_b = w.take(at + "norm2.bias", {width_});
     layer.residual = in == width_;
     layers_.push_back(std::move(layer));
@@ -98,12 +104,15 @@ at::Tensor LinguisticEncoder::features(std::span<const float> wave) const {
 at::Tensor LinguisticEncoder::positioned(const at::Tensor& feats, std::int64_t first_position) const {
   const std::int64_t half = inputs_ / 2;
   const auto p = at::arange(first_position, first_position + feats.size(0), at::kFloat).unsqueeze(1);
-  const auto inv = at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1))).unsqueeze(0);
+  const auto inv =
+      at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)))
+          .unsqueeze(0);
   const auto angle = p * inv;
   return feats * std::sqrt(static_cast<double>(width_)) + at::cat({angle.sin(), angle.cos()}, 1);
 }
 
-at::Tensor LinguisticEncoder::run(at::Tensor x, const at::Tensor& rows, const at::Tensor& cached, const LookBack& look_back, const Trace& trace) const {
+at::Tensor LinguisticEncoder::run(at::Tensor x, const at::Tensor& rows, const at::Tensor& cached,
+                                  const LookBack& look_back, const Trace& trace) const {
   const std::int64_t batch = x.size(0), window = x.size(1), d = width_ / heads_;
   const auto mask = at::cat({cached, rows}, 1).view({batch, 1, 1, -1});
   const auto keep = rows.unsqueeze(-1).to(at::kFloat);
@@ -116,7 +125,8 @@ at::Tensor LinguisticEncoder::run(at::Tensor x, const at::Tensor& rows, const at
     look_back(l, k, v, old_k, old_v);
     const auto value = v * keep;
     const auto memory = fsmn_memory(value, layer.fsmn);
-    auto y = at::scaled_dot_product_attention(split(qkv[0]), split(at::cat({old_k, k}, 1)), split(at::cat({old_v, v}, 1)), mask);
+    auto y = at::scaled_dot_product_attention(split(qkv[0]), split(at::cat({old_k, k}, 1)),
+                                              split(at::cat({old_v, v}, 1)), mask);
     y = layer.out(y.transpose(1, 2).reshape({batch, window, width_})) + memory;
     x = layer.residual ? x + y : y;
     x = x + layer.w2(at::relu(layer.w1(norm(x, layer.norm2_w, layer.norm2_b))));
@@ -125,7 +135,8 @@ at::Tensor LinguisticEncoder::run(at::Tensor x, const at::Tensor& rows, const at
   return norm(x, after_w_, after_b_);
 }
 
-std::vector<at::Tensor> LinguisticEncoder::step(const std::vector<LinguisticState*>& states, const std::vector<at::Tensor>& fresh, const Trace& trace) const {
+std::vector<at::Tensor> LinguisticEncoder::step(const std::vector<LinguisticState*>& states,
+                                                const std::vector<at::Tensor>& fresh, const Trace& trace) const {
   const c10::InferenceMode guard;
   const auto batch = static_cast<std::int64_t>(states.size());
   auto window = at::zeros({batch, kWindowRows, inputs_});
@@ -154,7 +165,9 @@ std::vector<at::Tensor> LinguisticEncoder::step(const std::vector<LinguisticStat
           }
           auto grow = [&](at::Tensor& cache, const at::Tensor& now) {
             const auto all = at::cat({cache, now[b].narrow(0, 0, n)});
-            cache = all.narrow(0, std::max<std::int64_t>(0, all.size(0) - kLookBackRows), std::min<std::int64_t>(all.size(0), kLookBackRows)).clone();
+            cache = all.narrow(0, std::max<std::int64_t>(0, all.size(0) - kLookBackRows),
+                               std::min<std::int64_t>(all.size(0), kLookBackRows))
+                        .clone();
           };
           grow(state.keys[l], k), grow(state.values[l], v);
         }
@@ -176,15 +189,23 @@ at::Tensor LinguisticEncoder::encode(const at::Tensor& features) const {
   if (pad > 0) rows[windows - 1].narrow(0, kWindowRows - pad, pad).fill_(false);
   // The look-back of window c at layer l are the first four rows of windows c−4 … c−1 at the same layer.
   auto cached = at::ones({windows, kLookBackRows}, at::kBool);
-  for (std::int64_t c = 0; c < std::min<std::int64_t>(windows, 4); ++c) cached[c].narrow(0, 0, kLookBackRows - 4 * c).fill_(false);
+  for (std::int64_t c = 0; c < std::min<std::int64_t>(windows, 4); ++c)
+    cached[c].narrow(0, 0, kLookBackRows - 4 * c).fill_(false);
   auto gather = [&](const at::Tensor& t) {
     const auto first = at::constant_pad_nd(t.narrow(1, 0, kNewRows), {0, 0, 0, 0, 4, 0});
-    return first.narrow(0, 0, windows + 3).unfold(0, 4, 1).permute({0, 3, 1, 2}).reshape({windows, kLookBackRows, t.size(2)});
+    return first.narrow(0, 0, windows + 3)
+        .unfold(0, 4, 1)
+        .permute({0, 3, 1, 2})
+        .reshape({windows, kLookBackRows, t.size(2)});
   };
-  const auto hidden =
-      run(window, rows, cached,
-          [&](std::size_t, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) { old_k = gather(k), old_v = gather(v); }, {});
-  return hidden.narrow(1, kOverlapRows, kNewRows).reshape({windows * kNewRows, width_}).narrow(0, 0, count).contiguous();
+  const auto hidden = run(window, rows, cached,
+                          [&](std::size_t, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k,
+                              at::Tensor& old_v) { old_k = gather(k), old_v = gather(v); },
+                          {});
+  return hidden.narrow(1, kOverlapRows, kNewRows)
+      .reshape({windows * kNewRows, width_})
+      .narrow(0, 0, count)
+      .contiguous();
 }
 
 std::vector<std::int32_t> LinguisticEncoder::quantise(const at::Tensor& hidden) const {
@@ -213,7 +234,8 @@ std::vector<float> LinguisticFrontEnd::stack(std::int64_t until, bool final) {
       const auto* row = frames_.data() + static_cast<std::size_t>(frame - frames_first_) * kBins;
       out.insert(out.end(), row, row + kBins);
     }
-  const auto need = std::clamp<std::int64_t>(kSkip * emitted_ - kStack / 2, frames_first_, std::max(frames_first_, frames_total_ - 1));
+  const auto need = std::clamp<std::int64_t>(kSkip * emitted_ - kStack / 2, frames_first_,
+                                             std::max(frames_first_, frames_total_ - 1));
   frames_.erase(frames_.begin(), frames_.begin() + static_cast<std::ptrdiff_t>((need - frames_first_) * kBins));
   frames_first_ = need;
   return out;
@@ -245,7 +267,9 @@ std::vector<std::int32_t> LinguisticStream::encode(const std::vector<float>& row
   const auto count = static_cast<std::int64_t>(rows.size()) / kInputs;
   for (std::int64_t at = 0; at < count; at += kNewRows) {
     const auto n = std::min<std::int64_t>(kNewRows, count - at);
-    auto fresh = tensor::from_values(std::span(rows).subspan(static_cast<std::size_t>(at * kInputs), static_cast<std::size_t>(n * kInputs)), {n, kInputs});
+    auto fresh = tensor::from_values(
+        std::span(rows).subspan(static_cast<std::size_t>(at * kInputs), static_cast<std::size_t>(n * kInputs)),
+        {n, kInputs});
     encoder_->normalise(fresh);
     const auto part = encoder_->quantise(encoder_->step({&state_}, {fresh})[0]);
     ids.insert(ids.end(), part.begin(), part.end());

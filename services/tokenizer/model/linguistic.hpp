@@ -1,6 +1,6 @@
 #pragma once
 /// Linguistic codebook: the streaming Paraformer encoder with k-means on its output, 16.67 ids per second.
-/// Source: tokenizer.md §4. All dimensions come from the checkpoint.
+/// Source: docs/tokenizer.md §4. All dimensions come from the checkpoint.
 #include <ATen/core/Tensor.h>
 
 #include <functional>
@@ -42,9 +42,10 @@ class LinguisticEncoder {
   /// Stacked and normalised features of a whole utterance: [count, 560].
   at::Tensor features(std::span<const float> wave) const;
 
-  /// One window per session: `fresh[b]` [1…4, 560] are the session's next rows. Answers one [rows, width] per session and advances
-  /// the states. Any grouping of sessions into batches gives the same result.
-  std::vector<at::Tensor> step(const std::vector<LinguisticState*>& states, const std::vector<at::Tensor>& fresh, const Trace& trace = {}) const;
+  /// One window per session: `fresh[b]` [1…4, 560] are the session's next rows. Answers one [rows, width] per session
+  /// and advances the states. Any grouping of sessions into batches gives the same result.
+  std::vector<at::Tensor> step(const std::vector<LinguisticState*>& states, const std::vector<at::Tensor>& fresh,
+                               const Trace& trace = {}) const;
 
   /// A whole utterance at once, window by window in parallel: [T, 560] -> [T, width]. Equals stepping.
   at::Tensor encode(const at::Tensor& features) const;
@@ -61,8 +62,10 @@ class LinguisticEncoder {
     nn::PackedLinear qkv, out, w1, w2;
     bool residual = true;
   };
-  using LookBack = std::function<void(std::size_t layer, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v)>;
-  at::Tensor run(at::Tensor window, const at::Tensor& rows, const at::Tensor& cached, const LookBack& look_back, const Trace& trace) const;
+  using LookBack = std::function<void(std::size_t layer, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k,
+                                      at::Tensor& old_v)>;
+  at::Tensor run(at::Tensor window, const at::Tensor& rows, const at::Tensor& cached, const LookBack& look_back,
+                 const Trace& trace) const;
   at::Tensor positioned(const at::Tensor& feats, std::int64_t first_position) const;
 
   std::int64_t width_ = 0, inputs_ = 0;
@@ -92,7 +95,8 @@ class LinguisticFrontEnd {
 /// Streaming interface of one session: samples in, ids out.
 class LinguisticStream {
  public:
-  explicit LinguisticStream(std::shared_ptr<const LinguisticEncoder> encoder) : encoder_(std::move(encoder)), state_(encoder_->start()) {}
+  explicit LinguisticStream(std::shared_ptr<const LinguisticEncoder> encoder)
+      : encoder_(std::move(encoder)), state_(encoder_->start()) {}
   std::vector<std::int32_t> push(std::span<const float> wave16k);
   std::vector<std::int32_t> finish();
 

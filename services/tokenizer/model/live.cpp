@@ -16,9 +16,11 @@ Result<std::vector<std::int32_t>> LiveTokenizer::exact() const { return run(); }
 Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wave) {
   wave_.insert(wave_.end(), wave.begin(), wave.end());
   if (wave_.size() - done_ < static_cast<std::size_t>(options_.interval_samples)) return std::optional<LiveUpdate>{};
-  done_ = wave_.size() / static_cast<std::size_t>(options_.interval_samples) * static_cast<std::size_t>(options_.interval_samples);
+  done_ = wave_.size() / static_cast<std::size_t>(options_.interval_samples) *
+          static_cast<std::size_t>(options_.interval_samples);
   PARLANDO_TRY(const auto now, run());
-  const auto old_enough = std::max<std::int64_t>(0, (static_cast<std::int64_t>(wave_.size()) - options_.guard_ms * 16) / kGroupSamples);
+  const auto old_enough =
+      std::max<std::int64_t>(0, (static_cast<std::int64_t>(wave_.size()) - options_.guard_ms * 16) / kGroupSamples);
   const auto first = static_cast<std::int64_t>(frozen_.size()) / kCodesPerGroup;
   for (auto g = first; g < old_enough; ++g) {
     const auto at = static_cast<std::size_t>(g * kCodesPerGroup);
@@ -30,7 +32,8 @@ Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wav
   previous_ = now;
   LiveUpdate update{first, {}, static_cast<std::int64_t>(frozen_.size()) / kCodesPerGroup};
   update.codes.assign(frozen_.begin() + first * kCodesPerGroup, frozen_.end());
-  if (now.size() > frozen_.size()) update.codes.insert(update.codes.end(), now.begin() + static_cast<std::ptrdiff_t>(frozen_.size()), now.end());
+  if (now.size() > frozen_.size())
+    update.codes.insert(update.codes.end(), now.begin() + static_cast<std::ptrdiff_t>(frozen_.size()), now.end());
   return std::optional(update);
 }
 
@@ -44,7 +47,8 @@ void LiveTokenizer::cut(std::size_t samples) {
 Result<std::vector<std::int32_t>> LiveTokenizer::finish() {
   PARLANDO_TRY(const auto last, run());
   auto out = std::exchange(frozen_, {});
-  if (last.size() > out.size()) out.insert(out.end(), last.begin() + static_cast<std::ptrdiff_t>(out.size()), last.end());
+  if (last.size() > out.size())
+    out.insert(out.end(), last.begin() + static_cast<std::ptrdiff_t>(out.size()), last.end());
   previous_.clear();
   done_ = 0;
   return out;

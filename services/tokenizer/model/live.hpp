@@ -1,7 +1,7 @@
 #pragma once
-/// Tokens while the user speaks. Every 240 ms both branches run over the audio so far, normalised by its peak so far; a group is frozen
-/// when it was equal in two successive runs and is older than a guard. At the end the last run gives the rest; `exact` answers what the
-/// offline path would, and tells how many frozen ids differ from it. Source: architecture.md §3, tokenizer.md §5.5, §7.
+/// Tokens while the user speaks. Every 240 ms both branches run over the audio so far, normalised by its peak so far; a
+/// group is frozen when it was equal in two successive runs and is older than a guard. At the end the last run gives
+/// the rest; `exact` answers what the offline path would. See ARCHITECTURE.md, "Live tokens".
 #include "services/tokenizer/model/speech_tokenizer.hpp"
 
 namespace parlando::tokenizer {
@@ -17,10 +17,13 @@ class LiveTokenizer {
   struct Options {
     std::int64_t interval_samples = kChunkSamples, guard_ms = 400;
   };
-  LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, Options options) : tokenizer_(std::move(tokenizer)), options_(options) {}
+  LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, Options options)
+      : tokenizer_(std::move(tokenizer)), options_(options) {}
 
   /// Adds samples at 16 kHz; an update per completed interval, the last one if several passed.
   Result<std::optional<LiveUpdate>> push(std::span<const float> wave);
+  /// Adds samples without a pass over them: for an end whose one pass is `exact`.
+  void add(std::span<const float> wave) { wave_.insert(wave_.end(), wave.begin(), wave.end()); }
   /// The utterance ends at this sample; what came after it is forgotten, and frozen groups that reach past it, too.
   void cut(std::size_t samples);
   std::size_t samples() const { return wave_.size(); }

@@ -25,7 +25,8 @@ SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const
   const auto shape = w.shape_of("encoder.conv1.weight");
   if (shape.size() != 3) raise(Errc::checkpoint_mismatch, "{}: 'encoder.conv1.weight' is missing", source);
   width_ = shape[0];
-  if (heads <= 0 || width_ % heads != 0) raise(Errc::checkpoint_mismatch, "{}: {} heads do not divide the width {}", source, heads, width_);
+  if (heads <= 0 || width_ % heads != 0)
+    raise(Errc::checkpoint_mismatch, "{}: {} heads do not divide the width {}", source, heads, width_);
   conv1_w_ = w.take("encoder.conv1.weight", {width_, 128, 3}), conv1_b_ = w.take("encoder.conv1.bias", {width_});
   conv2_w_ = w.take("encoder.conv2.weight", {width_, width_, 3}), conv2_b_ = w.take("encoder.conv2.bias", {width_});
   positions_ = w.take("encoder.positional_embedding", {-1, width_});
@@ -35,7 +36,8 @@ SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const
     Block b;
     b.attn_ln_w = w.take(at + "attn_ln.weight", {width_}), b.attn_ln_b = w.take(at + "attn_ln.bias", {width_});
     b.mlp_ln_w = w.take(at + "mlp_ln.weight", {width_}), b.mlp_ln_b = w.take(at + "mlp_ln.bias", {width_});
-    const auto q = w.take(at + "attn.query.weight", {width_, width_}), k = w.take(at + "attn.key.weight", {width_, width_}),
+    const auto q = w.take(at + "attn.query.weight", {width_, width_}),
+               k = w.take(at + "attn.key.weight", {width_, width_}),
                v = w.take(at + "attn.value.weight", {width_, width_});
     const auto qb = w.take(at + "attn.query.bias", {width_}), vb = w.take(at + "attn.value.bias", {width_});
     if (q.defined() && k.defined() && v.defined() && qb.defined() && vb.defined())
@@ -59,16 +61,20 @@ at::Tensor SemanticEncoder::encode(const at::Tensor& mel, const Trace& trace) co
   x = at::gelu(at::conv1d(x, conv2_w_, conv2_b_, 2, 1)).transpose(1, 2);
   if (trace) trace("s3_conv2", x[0]);
   const auto T = x.size(1), d = width_ / heads_;
-  if (T > positions_.size(0)) raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint", T, positions_.size(0));
+  if (T > positions_.size(0))
+    raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint", T,
+          positions_.size(0));
   x = x + positions_.narrow(0, 0, T);
   if (trace) trace("s3_embed", x[0]);
   int n = 0;
   for (const auto& b : blocks_) {
-    const auto qkv =
-        at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b).view({1, T, 3, heads_, d}).permute({2, 0, 3, 1, 4});
+    const auto qkv = at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b)
+                         .view({1, T, 3, heads_, d})
+                         .permute({2, 0, 3, 1, 4});
     const auto y = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({1, T, width_});
     x = x + at::linear(y, b.out_w, b.out_b);
-    x = x + at::linear(at::gelu(at::linear(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5), b.w0, b.b0)), b.w2, b.b2);
+    x = x + at::linear(at::gelu(at::linear(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5), b.w0, b.b0)),
+                       b.w2, b.b2);
     if (trace) trace(fmt::format("s3_block{}", n++), x[0]);
   }
   return x[0];

@@ -1,6 +1,6 @@
 #pragma once
 /// Semantic codebook: CosyVoice speech_tokenizer_v1 (25 Hz), full attention over pieces of at most 30 s.
-/// Source: tokenizer.md §5.
+/// Source: docs/tokenizer.md §5.
 #include <ATen/core/Tensor.h>
 
 #include <functional>

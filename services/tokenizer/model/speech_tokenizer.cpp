@@ -11,19 +11,24 @@ namespace parlando::tokenizer {
 
 Result<std::shared_ptr<const SpeechTokenizer>> SpeechTokenizer::load(const std::filesystem::path& directory) try {
   if (!std::filesystem::exists(directory / "tokenizer.json"))
-    return fail(Errc::not_found, "'{}' holds no tokenizer.json; official directories are converted by `parlando import DIR OUT`", directory.string());
+    return fail(Errc::not_found,
+                "'{}' holds no tokenizer.json; official directories are converted by `parlando import DIR OUT`",
+                directory.string());
   PARLANDO_TRY(const auto text, read_file(directory / "tokenizer.json", 1u << 20));
   const auto config = nlohmann::json::parse(text, nullptr, false);
   auto heads = [&](const char* part) -> int {
-    if (!config.is_object() || !config.contains(part) || !config[part].contains("heads") || !config[part]["heads"].is_number_integer())
+    if (!config.is_object() || !config.contains(part) || !config[part].contains("heads") ||
+        !config[part]["heads"].is_number_integer())
       raise(Errc::bad_json, "'{}/tokenizer.json' lacks {}.heads", directory.string(), part);
     return config[part]["heads"].get<int>();
   };
   PARLANDO_TRY(auto linguistic, checkpoint::read_safetensors(directory / "linguistic.safetensors"));
   PARLANDO_TRY(auto semantic, checkpoint::read_safetensors(directory / "semantic.safetensors"));
   auto out = std::make_shared<SpeechTokenizer>();
-  out->linguistic_ = std::make_shared<LinguisticEncoder>(std::move(linguistic.tensors), heads("linguistic"), (directory / "linguistic.safetensors").string());
-  out->semantic_ = std::make_unique<SemanticEncoder>(std::move(semantic.tensors), heads("semantic"), (directory / "semantic.safetensors").string());
+  out->linguistic_ = std::make_shared<LinguisticEncoder>(std::move(linguistic.tensors), heads("linguistic"),
+                                                         (directory / "linguistic.safetensors").string());
+  out->semantic_ = std::make_unique<SemanticEncoder>(std::move(semantic.tensors), heads("semantic"),
+                                                     (directory / "semantic.safetensors").string());
   return out;
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
@@ -31,8 +36,10 @@ Result<std::shared_ptr<const SpeechTokenizer>> SpeechTokenizer::load(const std::
   return fail(Errc::internal, "loading the tokenizer of '{}' failed: {}", directory.string(), e.what());
 }
 
-Result<std::vector<float>> SpeechTokenizer::preprocess(std::span<const float> wave, int rate, const Preprocess& options) const {
-  if (rate < 16000) return fail(Errc::invalid_argument, "audio at {} Hz cannot be tokenised, at least 16000 Hz is needed", rate);
+Result<std::vector<float>> SpeechTokenizer::preprocess(std::span<const float> wave, int rate,
+                                                       const Preprocess& options) const {
+  if (rate < 16000)
+    return fail(Errc::invalid_argument, "audio at {} Hz cannot be tokenised, at least 16000 Hz is needed", rate);
   auto out = audio::resample(wave, rate, 16000);
   if (options.energy_norm) audio::peak_normalise(out);
   if (options.trim) out = audio::trim_silence(out).wave;
@@ -50,7 +57,8 @@ Result<SpeechTokenizer::Ids> SpeechTokenizer::encode(std::span<const float> wave
   return fail(Errc::internal, "tokenising {} samples failed: {}", wave.size(), e.what());
 }
 
-Result<std::vector<std::int32_t>> SpeechTokenizer::codes(std::span<const float> wave, int rate, const Preprocess& options) const {
+Result<std::vector<std::int32_t>> SpeechTokenizer::codes(std::span<const float> wave, int rate,
+                                                         const Preprocess& options) const {
   PARLANDO_TRY(const auto ready, preprocess(wave, rate, options));
   PARLANDO_TRY(const auto ids, encode(ready));
   return interleave(ids.linguistic, ids.semantic);

@@ -1,5 +1,6 @@
 #pragma once
-/// Both codebooks of one tokenizer directory (the form that `parlando import` writes), and the offline path from a wave to codes.
+/// Both codebooks of one tokenizer directory (the form that `parlando import` writes), and the offline path from a wave
+/// to codes.
 #include <filesystem>
 #include <memory>
 
