@@ -4,6 +4,8 @@
 
 namespace parlando::vad {
 
-inline service::Definition definition() { return service::define<VadConfig>("vad", "finds where users start and stop speaking", {}, &VadCore::make); }
+inline service::Definition definition() {
+  return service::define<VadConfig>("vad", "finds where users start and stop speaking", {}, &VadCore::make);
+}
 
 }  // namespace parlando::vad

@@ -1,10 +1,13 @@
 #include "services/vad/turn_detector.hpp"
 
+#include <algorithm>
+
 namespace parlando::vad {
 
 namespace {
 constexpr std::int64_t kFrame = 512;
-}
+constexpr std::int64_t kSamplesPerMs = 16;
+}  // namespace
 
 std::vector<config::Problem> TurnConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
@@ -20,20 +23,22 @@ std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t firs
     run_ = probability >= config_.onset_probability ? run_ + 1 : 0;
     if (run_ == 1) begun_ = first;
     if (run_ < config_.onset_frames) return {};
-    speaking_ = true, run_ = 0, last_ = first + kFrame;
+    speaking_ = true;
+    run_ = 0;
+    last_ = first + kFrame;
     return TurnEvent{TurnEvent::Kind::started, begun_};
   }
   if (probability >= config_.offset_probability) last_ = first + kFrame;
-  if (first + kFrame - last_ < config_.silence_ms * 16) return {};
+  if (first + kFrame - last_ < config_.silence_ms * kSamplesPerMs) return {};
   speaking_ = false;
   return TurnEvent{TurnEvent::Kind::ended, last_};
 }
 
-std::optional<TurnEvent> TurnDetector::flush() {
+std::optional<TurnEvent> TurnDetector::flush(std::int64_t end_sample) {
   run_ = 0;
   if (!speaking_) return {};
   speaking_ = false;
-  return TurnEvent{TurnEvent::Kind::ended, last_};
+  return TurnEvent{TurnEvent::Kind::ended, std::clamp(end_sample, begun_, last_)};
 }
 
 }  // namespace parlando::vad

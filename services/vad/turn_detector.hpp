@@ -1,6 +1,8 @@
 #pragma once
-/// Finds where a user starts and stops speaking, from one speech probability per 32 ms frame. No clock: time is counted in samples.
+/// Finds where a user starts and stops speaking, from one speech probability per 32 ms frame. No clock: time is counted
+/// in samples.
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -9,12 +11,17 @@
 namespace parlando::vad {
 
 struct TurnConfig {
-  double onset_probability = 0.5, offset_probability = 0.35;  ///< hysteresis: speech starts above the first and goes on above the second
-  int onset_frames = 2;                                       ///< consecutive frames that start a segment
-  int silence_ms = 500;                                       ///< silence that ends a turn
+  /// Hysteresis: speech starts above the first and goes on above the second.
+  double onset_probability = 0.5;
+  double offset_probability = 0.35;
+  int onset_frames = 2;  ///< consecutive frames that start a segment
+  int silence_ms = 500;  ///< silence that ends a turn
   template <class V>
   void fields(V&& v) {
-    v("onset_probability", onset_probability), v("offset_probability", offset_probability), v("onset_frames", onset_frames), v("silence_ms", silence_ms);
+    v("onset_probability", onset_probability);
+    v("offset_probability", offset_probability);
+    v("onset_frames", onset_frames);
+    v("silence_ms", silence_ms);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -29,15 +36,17 @@ class TurnDetector {
   explicit TurnDetector(TurnConfig config) : config_(config) {}
   /// The probability of the frame [first, first + 512).
   std::optional<TurnEvent> push(float probability, std::int64_t first);
-  /// The user says it is over. @return where speech ended, or nothing when there was none
-  std::optional<TurnEvent> flush();
+  /// The user says it is over. @param end_sample  speech does not end behind it (nor before it started)
+  /// @return where speech ended, or nothing when there was none
+  std::optional<TurnEvent> flush(std::int64_t end_sample = std::numeric_limits<std::int64_t>::max());
   bool speaking() const { return speaking_; }
 
  private:
   TurnConfig config_;
   bool speaking_ = false;
   int run_ = 0;
-  std::int64_t begun_ = 0, last_ = 0;
+  std::int64_t begun_ = 0;
+  std::int64_t last_ = 0;
 };
 
 }  // namespace parlando::vad

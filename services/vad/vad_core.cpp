@@ -1,9 +1,20 @@
 #include "services/vad/vad_core.hpp"
 
-#include "common/base/pcm.hpp"
+#include <algorithm>
+#include <cstring>
+#include <limits>
 
 namespace parlando::vad {
 using protocol::MessageType;
+using service::CallerStream;
+
+namespace {
+
+constexpr std::size_t kSampleBytes = 2;
+/// Positions stay below this, so that no sum of them overflows: 4.5 million years.
+constexpr std::int64_t kPositionMax = std::numeric_limits<std::int64_t>::max() / 4;
+
+}  // namespace
 
 std::vector<config::Problem> VadConfig::problems(const std::string& path) const {
   auto out = turn.problems(path + ".turn");
@@ -16,59 +27,133 @@ Result<std::unique_ptr<service::Core>> VadCore::make(const VadConfig& config) {
   return std::unique_ptr<service::Core>(std::make_unique<VadCore>(config, std::move(weights)));
 }
 
-void VadCore::add_metrics(telemetry::Metrics& metrics) { frames_ = metrics.counter("parlando_vad_frames_total", "Frames of 32 ms judged"); }
+VadCore::VadCore(VadConfig config, std::shared_ptr<const SileroWeights> weights)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      streams_(static_cast<std::size_t>(config_.sessions_max)) {}
+
+void VadCore::add_metrics(telemetry::Metrics& metrics) {
+  frames_ = metrics.counter("parlando_vad_frames_total", "Frames of 32 ms judged");
+  gaps_ = metrics.counter("parlando_vad_gaps_total", "Messages of audio that did not go on where the last one ended");
+}
 
 void VadCore::on_message(const std::string& peer, protocol::Message m, Time) {
-  const Key key{peer, m.head.session, m.head.stream};
-  if (m.head.type == MessageType::open) {
-    if (static_cast<int>(streams_.size()) >= config_.sessions_max)
-      return answer_error(peer, m.head, {Errc::overloaded, fmt::format("{} streams are open, at most {} are served", streams_.size(), config_.sessions_max)});
-    streams_.insert_or_assign(key, Stream{Silero(weights_), TurnDetector(config_.turn), {}, 0});
-    return;
-  }
-  const auto found = streams_.find(key);
-  if (found == streams_.end()) {
-    if (m.head.type != MessageType::close && m.head.type != MessageType::cancel)
-      answer_error(peer, m.head, {Errc::not_found, fmt::format("stream {} is not open", m.head.stream)});
-    return;
-  }
-  auto& s = found->second;
-  switch (m.head.type) {
-    case MessageType::audio: {
-      const auto samples = from_pcm16(m.payload);
-      s.open.insert(s.open.end(), samples.begin(), samples.end());
-      std::size_t at = 0;
-      for (; s.open.size() - at >= kFrameSamples; at += kFrameSamples) {
-        const float p = s.net(std::span<const float, kFrameSamples>(s.open.data() + at, kFrameSamples));
-        frames_.add();
-        if (const auto event = s.detector.push(p, s.position)) tell(peer, m.head, *event);
-        s.position += kFrameSamples;
-      }
-      s.open.erase(s.open.begin(), s.open.begin() + static_cast<std::ptrdiff_t>(at));
-      break;
+  const auto head = m.head;
+  const auto done = [&]() -> Result<void> {
+    switch (head.type) {
+      case MessageType::open_vad:
+        return open(peer, m);
+      case MessageType::audio:
+        return hear(peer, m);
+      case MessageType::flush:
+        return flush(peer, m);
+      case MessageType::close:
+        if (const auto key = streams_.key_of(peer, head); streams_.erase(key)) ended_.add(key);
+        return {};
+      default:
+        return fail(Errc::unsupported, "vad takes no message of type {}", to_string(head.type));
     }
-    case MessageType::flush:
-      if (const auto event = s.detector.flush())
-        tell(peer, m.head, *event);
-      else
-        answer_error(peer, m.head, {Errc::no_speech, fmt::format("no speech was found in {:.2f} s of audio", static_cast<double>(s.position) / 16000)});
-      break;
-    case MessageType::close:
-    case MessageType::cancel:
-      streams_.erase(found);
-      break;
-    default:
-      answer_error(peer, m.head, {Errc::unsupported, fmt::format("vad takes no message of type {}", static_cast<int>(m.head.type))});
+  }();
+  if (!done) answer_error(peer, head, done.error());
+}
+
+Result<void> VadCore::open(const std::string& peer, protocol::Message& m) {
+  PARLANDO_DO(protocol::read<protocol::OpenVad>(m));
+  const auto key = streams_.key_of(peer, m.head);
+  if (const auto opened = streams_.open(key, Stream{Silero(weights_), TurnDetector(config_.turn), {}}); !opened) {
+    // The caller may have sent sound already; one refusal is enough.
+    if (opened.error().code == Errc::overloaded) ended_.add(key);
+    return tl::make_unexpected(opened.error());
   }
+  return {};
+}
+
+Result<VadCore::Stream*> VadCore::stream_of(const CallerStream& key) {
+  if (auto* found = streams_.find(key); found != nullptr) return found;
+  if (ended_.contains(key)) return nullptr;
+  return streams_.at(key);
+}
+
+Result<void> VadCore::hear(const std::string& peer, protocol::Message& m) {
+  PARLANDO_TRY(auto* const found, stream_of(streams_.key_of(peer, m.head)));
+  if (found == nullptr) return {};
+  auto& s = *found;
+  PARLANDO_TRY(const auto audio, protocol::read<protocol::Audio>(m));
+  if (audio.payload.size() % kSampleBytes != 0)
+    return fail(Errc::bad_frame, "audio of {} bytes, a sample has {}", audio.payload.size(), kSampleBytes);
+  if (audio.first_sample > kPositionMax)
+    return fail(Errc::invalid_argument, "audio starts at sample {}, expected at most {}", audio.first_sample,
+                kPositionMax);
+  if (s.base < 0) {
+    s.base = audio.first_sample;
+    s.position = audio.first_sample;
+  }
+  if (audio.first_sample != s.position) {
+    gaps_.add();
+    if (std::exchange(s.astray, true)) return {};
+    return fail(Errc::position_mismatch, "audio starts at sample {}, the stream goes on at {}", audio.first_sample,
+                s.position);
+  }
+  s.astray = false;
+  const auto* from = audio.payload.data();
+  for (auto left = audio.payload.size() / kSampleBytes; left > 0;) {
+    const auto count = std::min(left, static_cast<std::size_t>(kFrameSamples - s.filled));
+    for (std::size_t i = 0; i < count; ++i) {
+      std::int16_t sample;
+      std::memcpy(&sample, from + kSampleBytes * i, kSampleBytes);
+      s.open[static_cast<std::size_t>(s.filled) + i] = static_cast<float>(sample) / 32768.0f;
+    }
+    from += kSampleBytes * count;
+    left -= count;
+    s.filled += static_cast<int>(count);
+    s.position += static_cast<std::int64_t>(count);
+    if (s.filled < kFrameSamples) break;
+    s.filled = 0;
+    frames_.add();
+    if (const auto event = s.detector.push(s.net(s.open), s.position - kFrameSamples)) tell(peer, m.head, *event);
+  }
+  return {};
+}
+
+Result<void> VadCore::flush(const std::string& peer, protocol::Message& m) {
+  PARLANDO_TRY(auto* const found, stream_of(streams_.key_of(peer, m.head)));
+  if (found == nullptr) return {};
+  auto& s = *found;
+  PARLANDO_TRY(const auto flush, protocol::read<protocol::Flush>(m));
+  if (flush.end_sample > s.position)
+    return fail(Errc::position_mismatch, "the utterance ends at sample {}, the stream has come to {}", flush.end_sample,
+                s.position);
+  const auto event = flush.end_sample < 0 ? s.detector.flush() : s.detector.flush(flush.end_sample);
+  if (!event) {
+    const auto heard = s.base < 0 ? 0 : s.position - s.filled - s.base;
+    return fail(Errc::no_speech, "no speech was found in {:.2f} s of audio", static_cast<double>(heard) / 16000);
+  }
+  tell(peer, m.head, *event);
+  return {};
 }
 
 void VadCore::tell(const std::string& peer, const protocol::Envelope& to, const TurnEvent& event) {
-  answer(peer, to, event.kind == TurnEvent::Kind::started ? MessageType::speech_started : MessageType::speech_ended,
-         fmt::format(R"({{"sample":{}}})", event.sample));
+  if (event.kind == TurnEvent::Kind::started)
+    answer(peer, to, protocol::SpeechStarted{event.sample});
+  else
+    answer(peer, to, protocol::SpeechEnded{event.sample});
 }
 
-void VadCore::on_peer(const transport::Peer& peer, bool up, Time) {
-  if (!up) std::erase_if(streams_, [&](const auto& s) { return std::get<0>(s.first) == peer.instance; });
+void VadCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time) {
+  if (state == transport::PeerState::down) streams_.erase_peer(peer.instance);
+}
+
+void VadCore::Ended::add(const CallerStream& key) {
+  if (keys_.size() < kKept) {
+    keys_.push_back(key);
+    return;
+  }
+  keys_[next_] = key;
+  next_ = (next_ + 1) % kKept;
+}
+
+bool VadCore::Ended::contains(const CallerStream& key) const {
+  return std::find(keys_.begin(), keys_.end(), key) != keys_.end();
 }
 
 }  // namespace parlando::vad

@@ -12,10 +12,11 @@ Result<std::shared_ptr<const SileroWeights>> SileroWeights::load(const std::file
   PARLANDO_TRY(const auto data, checkpoint::read_safetensors(file));
   auto take = [&](const std::string& name, checkpoint::Shape shape) -> Result<std::vector<float>> {
     const auto found = data.tensors.find(name);
-    if (found == data.tensors.end()) return fail(Errc::checkpoint_mismatch, "'{}' lacks the tensor '{}'", file.string(), name);
+    if (found == data.tensors.end())
+      return fail(Errc::checkpoint_mismatch, "'{}' lacks the tensor '{}'", file.string(), name);
     if (found->second.shape != shape)
-      return fail(Errc::checkpoint_mismatch, "'{}': '{}' has shape {}, expected {}", file.string(), name, checkpoint::to_string(found->second.shape),
-                  checkpoint::to_string(shape));
+      return fail(Errc::checkpoint_mismatch, "'{}': '{}' has shape {}, expected {}", file.string(), name,
+                  checkpoint::to_string(found->second.shape), checkpoint::to_string(shape));
     return checkpoint::to_f32(found->second);
   };
   auto out = std::make_shared<SileroWeights>();
@@ -24,7 +25,8 @@ Result<std::shared_ptr<const SileroWeights>> SileroWeights::load(const std::file
   for (int n = 0; n < 4; ++n) {
     auto& conv = out->encoder[n];
     conv.inputs = kShape[n][0], conv.outputs = kShape[n][1], conv.stride = kShape[n][2];
-    PARLANDO_TRY(const auto weight, take(fmt::format("model.encoder.{}.reparam_conv.weight", n), {conv.outputs, conv.inputs, 3}));
+    PARLANDO_TRY(const auto weight,
+                 take(fmt::format("model.encoder.{}.reparam_conv.weight", n), {conv.outputs, conv.inputs, 3}));
     conv.weight.resize(weight.size());
     for (int o = 0; o < conv.outputs; ++o)
       for (int i = 0; i < conv.inputs; ++i)
@@ -60,14 +62,17 @@ float Silero::operator()(std::span<const float, kFrameSamples> frame) {
   float padded[kPadded];
   std::copy(context_.begin(), context_.end(), padded);
   std::copy(frame.begin(), frame.end(), padded + kContextSamples);
-  for (int i = 0; i < 64; ++i) padded[kContextSamples + kFrameSamples + i] = padded[kContextSamples + kFrameSamples - 2 - i];
+  for (int i = 0; i < 64; ++i)
+    padded[kContextSamples + kFrameSamples + i] = padded[kContextSamples + kFrameSamples - 2 - i];
   std::copy_n(frame.end() - kContextSamples, kContextSamples, context_.begin());
 
-  // Columns are stored one after another with a zero column on each side, so that a kernel of three reads 3·channels in a row.
+  // Columns are stored one after another with a zero column on each side, so that a kernel of three reads 3·channels in
+  // a row.
   float a[(kColumns + 2) * 129] = {}, b[(kColumns + 2) * 128] = {}, spectrum[258];
   for (int c = 0; c < kColumns; ++c) {
     kernels::gemv_f32(w.basis.data(), 258, 256, padded + 128 * c, nullptr, spectrum);
-    for (int k = 0; k < 129; ++k) a[(c + 1) * 129 + k] = std::sqrt(spectrum[k] * spectrum[k] + spectrum[129 + k] * spectrum[129 + k]);
+    for (int k = 0; k < 129; ++k)
+      a[(c + 1) * 129 + k] = std::sqrt(spectrum[k] * spectrum[k] + spectrum[129 + k] * spectrum[129 + k]);
   }
   float *in = a, *out = b;
   int columns = kColumns;
@@ -75,7 +80,8 @@ float Silero::operator()(std::span<const float, kFrameSamples> frame) {
     const int next = (columns - 1) / conv.stride + 1;
     for (int c = 0; c < next; ++c) {
       float* to = out + (c + 1) * conv.outputs;
-      kernels::gemv_f32(conv.weight.data(), conv.outputs, 3 * conv.inputs, in + c * conv.stride * conv.inputs, conv.bias.data(), to);
+      kernels::gemv_f32(conv.weight.data(), conv.outputs, 3 * conv.inputs, in + c * conv.stride * conv.inputs,
+                        conv.bias.data(), to);
       for (int o = 0; o < conv.outputs; ++o) to[o] = std::max(0.0f, to[o]);
     }
     std::fill_n(out, conv.outputs, 0.0f);

@@ -1,7 +1,8 @@
 #pragma once
 /// Silero voice-activity network (16 kHz, version 5), run without any tensor library.
-/// 512 samples (32 ms) per call; the object keeps the recurrent state and the 64 samples of context in front of the next frame.
-/// Weights: the tensors of `silero_vad_16k_op15.onnx` as safetensors. Source: goldens/vad, tokenizer.md §8.2.
+/// 512 samples (32 ms) per call; the object keeps the recurrent state and the 64 samples of context in front of the
+/// next frame. Weights: the tensors of `silero_vad_16k_op15.onnx` as safetensors. Source: goldens/vad,
+/// docs/tokenizer.md §8.2.
 #include <array>
 #include <filesystem>
 #include <memory>
