@@ -4,6 +4,8 @@
 
 namespace parlando::context {
 
-inline service::Definition definition() { return service::define<ContextConfig>("context", "keeps committed turns", {}, &ContextCore::make); }
+inline service::Definition definition() {
+  return service::define<ContextConfig>("context", "keeps committed turns", {}, &ContextCore::make);
+}
 
 }  // namespace parlando::context
