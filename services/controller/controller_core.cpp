@@ -2,176 +2,308 @@
 
 #include <algorithm>
 
-#include "common/protocol/delivery.hpp"
+#include "common/base/random_id.hpp"
+#include "common/base/secret.hpp"
+#include "common/telemetry/log.hpp"
 
 namespace parlando::controller {
-using nlohmann::json;
-using protocol::MessageType;
+using namespace protocol;
+using transport::PeerState;
 
 namespace {
-constexpr std::uint32_t kClientStream = 1;
-const char* const kRoles[] = {"vad", "tokenizer", "llm-chat", "tts", "context"};
-}  // namespace
+constexpr std::size_t kEndedMax = 16384;  // above it a stream without a session is answered again
+}
 
-/// A dialogue with its client's address and its replicas.
-class ControllerCore::Session final : public Outlet {
- public:
-  Session(ControllerCore& core, protocol::SessionId id, std::string client)
-      : core_(core), id_(id), client(std::move(client)), dialogue(id, core.config_, *this) {}
-
-  void to_client(MessageType type, const json& body, std::vector<std::byte> payload) override {
-    protocol::Envelope to;
-    to.session = id_, to.stream = kClientStream;
-    if (type == MessageType::error) core_.errors_.add();
-    if (type == MessageType::turn) {
-      core_.turns_.add();
-      if (body.contains("stages") && body["stages"].contains("first_audio_ms"))
-        core_.first_audio_.observe(body["stages"]["first_audio_ms"].get<double>() / 1000);
-    }
-    // An error of one turn travels in order with the turn's other messages, so it must not be the exempt kind.
-    if (type == MessageType::error)
-      core_.answer(client, to, MessageType::text,
-                   json{{"kind", "error"}, {"code", protocol::text_in(body, "code")}, {"text", protocol::text_in(body, "message")}}.dump());
-    else
-      core_.answer(client, to, type, protocol::dump(body), std::move(payload));
-  }
-
-  bool to_service(const std::string& role, protocol::Message message) override {
-    const auto& live = core_.replicas_[role];
-    auto& mine = chosen_[role];
-    if (std::find(live.begin(), live.end(), mine) == live.end()) {
-      const auto index = protocol::rendezvous(id_, live);
-      if (!index) return false;
-      mine = live[*index];
-    }
-    core_.send(mine, std::move(message));
-    return true;
-  }
-  /// Forgets a dead replica. @return whether it was this session's
-  bool lost(const std::string& role, const std::string& instance) {
-    const auto found = chosen_.find(role);
-    if (found == chosen_.end() || found->second != instance) return false;
-    chosen_.erase(found);
-    return true;
-  }
-
- private:
-  ControllerCore& core_;
-  protocol::SessionId id_;
-  std::map<std::string, std::string> chosen_;
-
- public:
-  std::string client;
-  Dialogue dialogue;
-};
-
-ControllerCore::ControllerCore(DialogueConfig config) : config_(std::move(config)) {}
+ControllerCore::ControllerCore(ControllerConfig config)
+    : config_(std::move(config)), owner_("controller-" + random_hex(8)), journal_(config_.commit_queue_file) {}
 ControllerCore::~ControllerCore() = default;
 
-Result<std::unique_ptr<service::Core>> ControllerCore::make(const DialogueConfig& config) {
-  return std::unique_ptr<service::Core>(std::make_unique<ControllerCore>(config));
+Result<std::unique_ptr<service::Core>> ControllerCore::make(const ControllerConfig& config) {
+  auto core = std::make_unique<ControllerCore>(config);
+  PARLANDO_TRY(auto entries, core->journal_.load());
+  core->restore_journal(std::move(entries), Time::max());
+  return std::unique_ptr<service::Core>(std::move(core));
 }
 
-void ControllerCore::add_metrics(telemetry::Metrics& metrics) {
-  turns_ = metrics.counter("parlando_controller_turns_total", "Committed turns");
-  errors_ = metrics.counter("parlando_controller_turn_errors_total", "Turns that ended with an error");
-  replays_ = metrics.counter("parlando_controller_replays_total", "Times a turn's work was moved to another replica");
-  first_audio_ = metrics.histogram("parlando_controller_first_audio_seconds", "From the end of speech to the first audio of the answer");
-}
+void ControllerCore::add_metrics(telemetry::Metrics& metrics) { tally_.add(metrics); }
 
 std::string ControllerCore::why_not_ready() const {
   std::string missing;
-  for (const char* role : kRoles) {
-    const auto found = replicas_.find(role);
-    if (found == replicas_.end() || found->second.empty()) missing += (missing.empty() ? "no live replica of " : ", ") + std::string(role);
+  for (std::size_t role = 0; role < kRoles; ++role) {
+    if (fleet_.any(static_cast<Role>(role))) continue;
+    missing += (missing.empty() ? "no live replica of " : ", ") + std::string(kRoleNames[role]);
   }
   return missing;
 }
 
 bool ControllerCore::drain() {
   draining_ = true;
-  return std::all_of(sessions_.begin(), sessions_.end(), [](const auto& s) { return s.second->dialogue.state() == Dialogue::State::listening; });
+  return sessions_.empty() && leftovers_.empty();
 }
 
-void ControllerCore::on_message(const std::string& peer, protocol::Message m, Time now) {
-  const auto found = sessions_.find(m.head.session);
-  if (const auto role = roles_.find(peer); role != roles_.end()) {
-    if (found != sessions_.end()) found->second->dialogue.on_service(role->second, m, now);
-    return;
-  }
-  const auto body = protocol::body_of(m);
-  if (m.head.type == MessageType::open) {
-    if (found != sessions_.end() && found->second->client != peer)
-      return answer_error(peer, m.head, {Errc::invalid_argument, "the session belongs to another gateway"});
-    if (found != sessions_.end()) return;
-    if (draining_ || load() >= config_.sessions_max)
-      return answer_error(peer, m.head,
-                          {Errc::overloaded, draining_ ? "this controller takes no new sessions"
-                                                       : fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)});
-    auto session = std::make_unique<Session>(*this, m.head.session, peer);
-    auto& s = *sessions_.emplace(m.head.session, std::move(session)).first->second;
-    s.dialogue.open(body, now);
-    return;
-  }
-  if (found == sessions_.end()) {
-    if (m.head.type != MessageType::close) answer_error(peer, m.head, {Errc::not_found, "the session is not open"});
-    return;
-  }
-  auto& d = found->second->dialogue;
-  switch (m.head.type) {
-    case MessageType::audio:
-      d.audio(std::move(m.payload), now);
-      break;
-    case MessageType::flush:
-      d.flush(now);
-      break;
-    case MessageType::text:
-      d.text(body.contains("text") && body["text"].is_string() ? body["text"].get<std::string>() : "", now);
-      break;
-    case MessageType::cancel:
-      d.cancel(now);
-      break;
-    case MessageType::close:
-      d.close();
-      sessions_.erase(found);
-      break;
-    default:
-      answer_error(peer, m.head, {Errc::unsupported, fmt::format("controller takes no message of type {}", static_cast<int>(m.head.type))});
-  }
+milliseconds ControllerCore::tick_interval() const {
+  return busy_.empty() && leftovers_.empty() ? milliseconds(500) : milliseconds(20);
 }
 
-void ControllerCore::on_peer(const transport::Peer& peer, bool up, Time now) {
-  if (peer.caller) {
-    if (up) return;
-    for (auto it = sessions_.begin(); it != sessions_.end();) {
-      if (it->second->client != peer.instance) {
-        ++it;
-        continue;
-      }
-      it->second->dialogue.close();
-      it = sessions_.erase(it);
-    }
+const Turn* ControllerCore::turn_of(SessionId session) const {
+  const auto found = sessions_.find(session);
+  return found == sessions_.end() ? nullptr : &found->second->turn();
+}
+
+// ------------------------------------------------------------------------------------------------ messages
+
+void ControllerCore::on_message(const std::string& peer, Message message, Time now) {
+  const auto id = message.head.session;
+  if (!fleet_.role_of(peer)) return from_gateway(peer, std::move(message), now);
+  if (const auto left = leftovers_.find(id);
+      left != leftovers_.end() && left->second.ledger.is_current(peer, message.head.stream))
+    return left->second.ledger.on_message(std::move(message), now);
+  with(id, now, [&](Session& s) { s.on_answer(peer, std::move(message), now); });
+}
+
+void ControllerCore::from_gateway(const std::string& peer, Message message, Time now) {
+  const auto id = message.head.session;
+  const ClientStream client{peer, message.head.stream, message.head.link};
+  if (message.head.type == MessageType::open) return open(client, std::move(message), now);
+  if (message.head.type == MessageType::attach) return attach(client, std::move(message), now);
+  const auto found = sessions_.find(id);
+  const bool its = found != sessions_.end() && found->second->client() == client;
+  if (message.head.type == MessageType::close) {
+    ended_.erase({id, client});
+    if (!its) return;
+    const auto close = read<Close>(message);
+    if (close && close->detached) return part(found, now);
+    found->second->leave();
+    return remove(found, now);
+  }
+  if (its) return with(id, now, [&](Session& s) { s.on_input(std::move(message), now); });
+  if (!ended_.contains({id, client})) refuse(client, message.head, {Errc::not_found, "the session is not open here"});
+}
+
+std::optional<Error> ControllerCore::why_not_open(const Session* known, const ClientStream& client,
+                                                  const Open& open) const {
+  if (known != nullptr && known->client() == client)
+    return Error{Errc::invalid_argument, "the session is open already"};
+  // The client has resumed it since: who brings another token is a gateway that stood still.
+  if (known != nullptr && !equal_secrets(known->token_digest(), open.token_digest))
+    return Error{Errc::not_found, "the session goes on at another gateway"};
+  // Who opens a session that is led here must know its epoch, as the store would ask.
+  if (known != nullptr && known->epoch().value != 0 && known->epoch() != open.expected_epoch)
+    return Error{Errc::stale_epoch,
+                 fmt::format("the session has epoch {}, not {}", known->epoch().value, open.expected_epoch.value)};
+  if (draining_) return Error{Errc::overloaded, "this controller takes no new sessions"};
+  if (known == nullptr && load() >= config_.sessions_max)
+    return Error{Errc::overloaded,
+                 fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)};
+  return std::nullopt;
+}
+
+void ControllerCore::open(const ClientStream& client, Message message, Time now) {
+  auto to = message.head;
+  const auto id = to.session;
+  auto open = read<Open>(message);
+  if (!open) return refuse(client, to, open.error());
+  const auto found = sessions_.find(id);
+  const auto* known = found == sessions_.end() ? nullptr : found->second.get();
+  if (const auto error = why_not_open(known, client, *open)) {
+    if (error->code == Errc::stale_epoch) to.epoch = known->epoch();
+    return refuse(client, to, *error);
+  }
+  if (known != nullptr) {
+    if (!known->is_detached()) ended_.insert({id, known->client()});
+    found->second->yield({});
+    detached_.erase(id);
+  }
+  auto ledger = ledger_for(id, now);
+  const Surroundings around{config_, fleet_, *this, tally_};
+  sessions_[id] = std::make_unique<Session>(id, client, std::move(*open), std::move(ledger), around);
+  with(id, now, [&](Session& s) {
+    s.set_trace(to.trace);
+    s.start(now);
+  });
+}
+
+/// One answer for everything that is wrong: who tries learns nothing.
+void ControllerCore::attach(const ClientStream& client, Message message, Time now) {
+  const auto to = message.head;
+  const auto claim = read<Attach>(message);
+  if (!claim) return refuse(client, to, claim.error());
+  const auto found = sessions_.find(to.session);
+  const bool waits = found != sessions_.end() && found->second->is_detached();
+  if (!waits || !found->second->is_resumed_by(*claim)) {
+    tally_.resume_refused.add();
+    return refuse(client, to, {Errc::not_found, "no session waits here for this token"});
+  }
+  tally_.resumed.add();
+  detached_.erase(to.session);
+  with(to.session, now, [&](Session& s) {
+    s.set_trace(to.trace);
+    s.attach(client, *claim, now);
+  });
+}
+
+/// The client is lost: its session waits for it, if it can come back.
+void ControllerCore::part(Sessions::iterator at, Time now) {
+  auto& session = *at->second;
+  if (config_.detached_seconds_max > 0 && session.can_detach()) {
+    session.detach(now);
+    detached_[at->first] = now + std::chrono::seconds(config_.detached_seconds_max);
+    return follow(at->first, now);
+  }
+  session.leave();
+  remove(at, now);
+}
+
+/// Of a controller that goes away only turns under way are waited for.
+void ControllerCore::tick_detached(Time now) {
+  std::vector<SessionId> over;
+  for (const auto& [id, until] : detached_)
+    if (now >= until || (draining_ && !busy_.contains(id))) over.push_back(id);
+  for (const auto& id : over) {
+    const auto found = sessions_.find(id);
+    telemetry::log(telemetry::Level::info, "controller drops a session that nobody resumed session={}", id.text());
+    found->second->leave();
+    remove(found, now);
+  }
+  if (tally_.detached.impl != nullptr) tally_.detached.set(static_cast<double>(detached_.size()));
+}
+
+/// A session that was here before brings the turns that it still has to store.
+Ledger ControllerCore::ledger_for(SessionId id, Time) {
+  if (const auto found = sessions_.find(id); found != sessions_.end() && found->second->ledger().waiting() > 0)
+    return std::move(found->second->ledger());
+  if (const auto left = leftovers_.find(id); left != leftovers_.end()) {
+    auto ledger = std::move(left->second.ledger);
+    leftovers_.erase(left);
+    return ledger;
+  }
+  return Ledger(id, config_, owner_, fleet_, *this, journal_);
+}
+
+void ControllerCore::refuse(const ClientStream& client, const Envelope& to, const Error& error) {
+  if (ended_.size() < kEndedMax) ended_.insert({to.session, client});
+  answer_error(client.gateway, to, error, is_refusal(error.code) ? kRetry : milliseconds(0));
+}
+
+/// Runs something of a session; what it throws ends its turn, not the process and not other sessions.
+template <class F>
+void ControllerCore::with(SessionId id, Time now, F&& f) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return;
+  try {
+    f(*found->second);
+  } catch (const std::exception& e) {
+    telemetry::log(telemetry::Level::error, "controller fails session={}: {}", id.text(), e.what());
+    found->second->on_exception(e.what(), now);
+  }
+  follow(id, now);
+}
+
+void ControllerCore::follow(SessionId id, Time now) {
+  const auto found = sessions_.find(id);
+  if (found == sessions_.end()) return;
+  if (found->second->is_over()) {
+    if (ended_.size() < kEndedMax && !found->second->is_detached()) ended_.insert({id, found->second->client()});
+    return remove(found, now);
+  }
+  if (found->second->is_busy())
+    busy_.insert(id);
+  else
+    busy_.erase(id);
+  if (tally_.sessions.impl != nullptr) tally_.sessions.set(static_cast<double>(load()));
+}
+
+void ControllerCore::remove(Sessions::iterator at, Time now) {
+  const auto id = at->first;
+  auto& ledger = at->second->ledger();
+  if (ledger.waiting() > 0 && leftovers_.size() < static_cast<std::size_t>(config_.sessions_max))
+    leftovers_.insert_or_assign(id,
+                                Leftover{std::move(ledger), now + std::chrono::seconds(config_.commit_seconds_max)});
+  else if (ledger.waiting() > 0)
+    count_lost(ledger.waiting());
+  busy_.erase(id);
+  detached_.erase(id);
+  sessions_.erase(at);
+  if (tally_.sessions.impl != nullptr) tally_.sessions.set(static_cast<double>(load()));
+}
+
+// ------------------------------------------------------------------------------------------------ peers and time
+
+void ControllerCore::on_peer(const transport::Peer& peer, PeerState state, Time now) {
+  const auto role = fleet_.on_peer(peer, state);
+  if (!role) {
+    // A gateway that is only suspect wakes, and finds everything said behind what it has.
+    if (peer.caller && state == PeerState::down) forget_gateway(peer.instance, now);
     return;
   }
-  auto& live = replicas_[peer.role];
-  std::erase(live, peer.instance);
-  if (up) {
-    live.push_back(peer.instance);
-    roles_[peer.instance] = peer.role;
-    for (auto& [id, s] : sessions_) s->dialogue.service_back(peer.role, now);
-    return;
-  }
-  roles_.erase(peer.instance);
-  for (auto& [id, s] : sessions_) {
-    if (!s->lost(peer.role, peer.instance)) continue;
-    const auto before = s->dialogue.replays();
-    s->dialogue.service_lost(peer.role, now);
-    replays_.add(static_cast<double>(s->dialogue.replays() - before));
-  }
+  if (*role == Role::context)
+    for (auto& [id, left] : leftovers_) left.ledger.on_peer(peer.instance, state, now);
+  std::vector<SessionId> ids;
+  for (const auto& [id, session] : sessions_) ids.push_back(id);
+  for (const auto& id : ids) with(id, now, [&](Session& s) { s.on_peer(*role, peer.instance, state, now); });
+}
+
+void ControllerCore::forget_gateway(const std::string& gateway, Time now) {
+  std::vector<SessionId> ids;
+  for (const auto& [id, session] : sessions_)
+    if (session->client().gateway == gateway) ids.push_back(id);
+  for (const auto& id : ids) part(sessions_.find(id), now);
+  std::erase_if(ended_, [&](const auto& e) { return e.second.gateway == gateway; });
+}
+
+void ControllerCore::on_refused(const std::string& peer, const Envelope& head, const Error& error, Time now) {
+  if (const auto left = leftovers_.find(head.session);
+      left != leftovers_.end() && left->second.ledger.is_current(peer, head.stream))
+    return left->second.ledger.on_refused(error, now);
+  with(head.session, now, [&](Session& s) { s.on_refused(peer, head, error, now); });
 }
 
 void ControllerCore::on_tick(Time now) {
-  for (auto& [id, s] : sessions_) s->dialogue.tick(now);
+  const std::vector<SessionId> ids(busy_.begin(), busy_.end());
+  for (const auto& id : ids) with(id, now, [&](Session& s) { s.on_tick(now); });
+  tick_detached(now);
+  tick_leftovers(now);
+  const auto waiting = commits_waiting();
+  if (tally_.commits_waiting.impl != nullptr) tally_.commits_waiting.set(static_cast<double>(waiting));
+  if (waiting > 0) return;
+  if (const auto good = journal_.clear(); !good)
+    telemetry::log(telemetry::Level::error, "controller: {}", good.error().message);
+}
+
+void ControllerCore::tick_leftovers(Time now) {
+  for (auto it = leftovers_.begin(); it != leftovers_.end();) {
+    auto& ledger = it->second.ledger;
+    ledger.tick(now);
+    const bool expired = now >= it->second.until;
+    if (expired) count_lost(ledger.waiting());
+    if (!expired && ledger.waiting() > 0) {
+      ++it;
+      continue;
+    }
+    ledger.close();
+    it = leftovers_.erase(it);
+  }
+}
+
+/// They are on the disk and stay until they are written or another owner has the session.
+void ControllerCore::restore_journal(std::vector<JournalEntry> entries, Time until) {
+  for (const auto& entry : entries) {
+    auto found = leftovers_.find(entry.session);
+    if (found == leftovers_.end())
+      found =
+          leftovers_
+              .emplace(entry.session, Leftover{Ledger(entry.session, config_, owner_, fleet_, *this, journal_), until})
+              .first;
+    found->second.ledger.restore(entry);
+  }
+}
+
+/// Sessions with waiting turns are busy.
+std::size_t ControllerCore::commits_waiting() const {
+  std::size_t waiting = 0;
+  for (const auto& id : busy_) waiting += sessions_.at(id)->ledger().waiting();
+  for (const auto& [id, left] : leftovers_) waiting += left.ledger.waiting();
+  return waiting;
 }
 
 }  // namespace parlando::controller

@@ -1,35 +1,81 @@
 #pragma once
-/// The controller service without its process: its sessions' dialogues, and which replica of a role serves which session.
-/// From gateways, on stream 1 of a session: `open {system, speaker, speak}`, `audio`, `flush`, `text {text}`, `cancel`, `close`; answers
-/// `open`, `speech_started`, `speech_ended`, `text`, `speech`, `turn`, `error`.
+/// The controller service without its process: its sessions, who may speak for them, and which turns still wait to be
+/// stored. From gateways, on one stream per session: Open or Attach, Audio, Flush, Say, Cancel, Close. Answered by
+/// Opened or Attached, SpeechStarted, SpeechEnded, Text, Speech, TurnDone, Cancelled, Checkpoint and ErrorMessage. An
+/// error ends the turn that its head names; turn 0: only an input was refused. Before Opened any error, and later
+/// Errc::stale_epoch, is the last word of the session.
+#include <unordered_map>
+
 #include "common/service/core.hpp"
-#include "services/controller/dialogue.hpp"
+#include "services/controller/session.hpp"
 
 namespace parlando::controller {
 
-class ControllerCore final : public service::Core {
+class ControllerCore final : public service::Core, private Outlet {
  public:
-  static Result<std::unique_ptr<service::Core>> make(const DialogueConfig& config);
-  explicit ControllerCore(DialogueConfig config);
+  /// @error Errc::io, Errc::bad_format when the file of waiting turns cannot be read
+  static Result<std::unique_ptr<service::Core>> make(const ControllerConfig& config);
+  explicit ControllerCore(ControllerConfig config);
   ~ControllerCore() override;
+
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
-  void on_peer(const transport::Peer& peer, bool up, Time now) override;
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
+  void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
   void on_tick(Time now) override;
+  milliseconds tick_interval() const override;
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.size()); }
-  std::int64_t slots() const override { return config_.sessions_max - load(); }
+  std::int64_t slots() const override { return std::max<std::int64_t>(0, config_.sessions_max - load()); }
+  /// True when no session and no waiting turn is left; gateways move idle sessions away.
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
 
+  /// For tests: the session's turn under way. @return nullptr when there is no such session
+  const Turn* turn_of(SessionId session) const;
+
  private:
-  class Session;
-  DialogueConfig config_;
-  std::map<std::string, std::vector<std::string>> replicas_;  ///< role -> live instances
-  std::map<std::string, std::string> roles_;                  ///< instance -> role
-  std::map<protocol::SessionId, std::unique_ptr<Session>> sessions_;
+  using Sessions = std::unordered_map<SessionId, std::unique_ptr<Session>>;
+  /// Turns that wait for the store after their session ended.
+  struct Leftover {
+    Ledger ledger;
+    Time until;
+  };
+
+  void post(const std::string& peer, protocol::Message message) override {
+    service::Core::post(peer, std::move(message));
+  }
+  void count_replay(Role role) override { tally_.replays[static_cast<std::size_t>(role)].add(); }
+  void count_lost(std::size_t turns) override { tally_.lost.add(static_cast<double>(turns)); }
+
+  void from_gateway(const std::string& peer, protocol::Message message, Time now);
+  void open(const ClientStream& client, protocol::Message message, Time now);
+  std::optional<Error> why_not_open(const Session* known, const ClientStream& client, const protocol::Open& open) const;
+  void attach(const ClientStream& client, protocol::Message message, Time now);
+  void part(Sessions::iterator at, Time now);
+  void tick_detached(Time now);
+  void refuse(const ClientStream& client, const protocol::Envelope& to, const Error& error);
+  Ledger ledger_for(SessionId id, Time now);
+  template <class F>
+  void with(SessionId id, Time now, F&& f);
+  void follow(SessionId id, Time now);
+  void remove(Sessions::iterator at, Time now);
+  void forget_gateway(const std::string& gateway, Time now);
+  void tick_leftovers(Time now);
+  void restore_journal(std::vector<JournalEntry> entries, Time until);
+  std::size_t commits_waiting() const;
+
+  ControllerConfig config_;
+  std::string owner_;  ///< under which sessions are claimed: random, one per process start
+  Fleet fleet_;
+  Tally tally_;
+  Journal journal_;
   bool draining_ = false;
-  telemetry::Metrics::Counter turns_, replays_, errors_;
-  telemetry::Metrics::Histogram first_audio_;
+  Sessions sessions_;                        ///< erased by the client's Close, its gateway's end, or the session's own
+  std::map<SessionId, Time> detached_;       ///< those of `sessions_` without a client, and until when
+  std::set<SessionId> busy_;                 ///< those of `sessions_` that time matters to
+  std::map<SessionId, Leftover> leftovers_;  ///< erased when stored, stale, taken over or lost; at most sessions_max
+  std::set<std::pair<SessionId, ClientStream>>
+      ended_;  ///< have had their last word; erased by Close or the gateway's end
 };
 
 }  // namespace parlando::controller

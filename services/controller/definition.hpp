@@ -5,7 +5,8 @@
 namespace parlando::controller {
 
 inline service::Definition definition() {
-  return service::define<DialogueConfig>("controller", "leads the conversations", {"vad", "tokenizer", "llm-chat", "tts", "context"}, &ControllerCore::make);
+  return service::define<ControllerConfig>("controller", "leads the conversations",
+                                           {"vad", "tokenizer", "llm-chat", "tts", "context"}, &ControllerCore::make);
 }
 
 }  // namespace parlando::controller

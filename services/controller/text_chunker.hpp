@@ -1,6 +1,6 @@
 #pragma once
-/// Cuts streamed text into pieces worth speaking: at the end of a sentence, or, when one grows long, at a comma or a space. A leading tag
-/// belongs to every piece of the text.
+/// Cuts streamed text into pieces worth speaking: at the end of a sentence, or, when one grows long, at a comma or a
+/// space. A leading tag belongs to every piece of the text.
 #include <string>
 #include <string_view>
 #include <vector>

@@ -1,11 +1,20 @@
 #pragma once
-/// Demonstration tools of the engine: time, date and timers are real, the weather is a fixed example.
+/// Tools that the engine runs itself. `demo`: time, date and timers are real, the weather is a fixed example; `none`:
+/// every call is answered with an error that the model may speak about.
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+
+#include "common/base/result.hpp"
+#include "services/controller/turn.hpp"
 
 namespace parlando::controller {
 
 /// The result of a call, or `{error}` for an unknown tool.
 nlohmann::json run_demo_tool(const std::string& name, const nlohmann::json& arguments);
+
+/// A call as the model writes it: {name, arguments}. @error Errc::bad_json
+Result<ToolCall> read_tool_call(const std::string& text);
+/// @param tools  which are configured: demo or none
+nlohmann::json run_tool(const std::string& tools, const ToolCall& call);
 
 }  // namespace parlando::controller

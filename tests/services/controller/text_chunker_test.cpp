@@ -21,7 +21,8 @@ BOOST_AUTO_TEST_SUITE(text_chunker)
 BOOST_AUTO_TEST_CASE(sentences_are_pieces_however_the_text_arrives) {
   const std::string text = "hello! it is 3.5 degrees. bring a coat; or two";
   const std::vector<std::string> want{"hello!", "it is 3.5 degrees.", "bring a coat;", "or two"};
-  for (std::size_t packet = 1; packet <= text.size(); ++packet) BOOST_TEST(run(text, packet) == want, boost::test_tools::per_element());
+  for (std::size_t packet = 1; packet <= text.size(); ++packet)
+    BOOST_TEST(run(text, packet) == want, boost::test_tools::per_element());
 }
 
 BOOST_AUTO_TEST_CASE(a_leading_tag_belongs_to_every_piece) {

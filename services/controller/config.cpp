@@ -1,0 +1,30 @@
+#include "services/controller/config.hpp"
+
+namespace parlando::controller {
+
+std::vector<config::Problem> ControllerConfig::problems(const std::string& path) const {
+  struct Range {
+    const char* key;
+    int value, low, high;
+  };
+  const Range ranges[] = {
+      {"preroll_ms", preroll_ms, 0, 2000},
+      {"tail_ms", tail_ms, 0, 2000},
+      {"turn_seconds_max", turn_seconds_max, 1, 30},
+      {"reply_seconds_max", reply_seconds_max, 1, 600},
+      {"wait_ms_max", wait_ms_max, 0, 60000},
+      {"history_turns", history_turns, 0, 100},
+      {"lease_ms", lease_ms, 1000, 600000},
+      {"commit_seconds_max", commit_seconds_max, 1, 3600},
+      {"detached_seconds_max", detached_seconds_max, 0, 3600},
+      {"sessions_max", sessions_max, 1, 1 << 16},
+  };
+  std::vector<config::Problem> out;
+  for (const auto& r : ranges) config::expect_range(out, path + "." + r.key, r.value, r.low, r.high);
+  if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
+    out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
+  if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});
+  return out;
+}
+
+}  // namespace parlando::controller

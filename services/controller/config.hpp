@@ -1,0 +1,44 @@
+#pragma once
+/// The controller's section of the configuration; keys, units and ranges stand in configs/README.md.
+#include <string>
+#include <vector>
+
+#include "common/base/clock.hpp"
+#include "common/config/fields.hpp"
+
+namespace parlando::controller {
+
+struct ControllerConfig {
+  int preroll_ms = 300;           ///< sound kept in front of detected speech
+  int tail_ms = 200;              ///< and behind it
+  int turn_seconds_max = 30;      ///< of one utterance; it ends there
+  int reply_seconds_max = 60;     ///< from the end of speech to the answer's last sample
+  int wait_ms_max = 3000;         ///< for a replica of a role that the turn needs
+  int history_turns = 20;         ///< what the model is told of the past
+  int lease_ms = 10000;           ///< of a session's ownership
+  int commit_seconds_max = 60;    ///< that turns of a session without a client wait to be stored
+  int detached_seconds_max = 60;  ///< that a session waits for its client to resume it; 0: it ends with its gateway
+  int sessions_max = 256;
+  std::string tokenizer_mode = "stable";  ///< or exact: the turn is tokenised again at its end
+  std::string tools = "none";             ///< or demo
+  std::string commit_queue_file;          ///< turns that wait for the store are also kept here; empty: in memory only
+  template <class V>
+  void fields(V&& v) {
+    v("preroll_ms", preroll_ms);
+    v("tail_ms", tail_ms);
+    v("turn_seconds_max", turn_seconds_max);
+    v("reply_seconds_max", reply_seconds_max);
+    v("wait_ms_max", wait_ms_max);
+    v("history_turns", history_turns);
+    v("lease_ms", lease_ms);
+    v("commit_seconds_max", commit_seconds_max);
+    v("detached_seconds_max", detached_seconds_max);
+    v("sessions_max", sessions_max);
+    v("tokenizer_mode", tokenizer_mode);
+    v("tools", tools);
+    v("commit_queue_file", commit_queue_file);
+  }
+  std::vector<config::Problem> problems(const std::string& path) const;
+};
+
+}  // namespace parlando::controller

@@ -1,0 +1,202 @@
+#pragma once
+/// One conversation: what its client says becomes turns, and turns become requests to the services. Turn-based: what is
+/// said over an answer is not heard yet. A plain class without a clock; the core tells it what arrives and drops it
+/// when it `is_over`.
+///
+/// A turn goes listening → hearing → thinking → closing (`turn.hpp`) and ends in one place each way: `finish_turn`
+/// (reported), `fail_turn` (an error), `on_cancel`. What a service must know is said by one function per role
+/// (`say_to_…`), at the first start and at every later one; the answers say where they belong (positions, groups,
+/// bytes, pieces), so a repetition changes nothing.
+#include <array>
+#include <deque>
+
+#include "services/controller/ledger.hpp"
+#include "services/controller/tally.hpp"
+#include "services/controller/turn.hpp"
+
+namespace parlando::controller {
+
+/// What all sessions share.
+struct Surroundings {
+  const ControllerConfig& config;
+  Fleet& fleet;
+  Outlet& outlet;
+  Tally& tally;
+};
+
+/// Whose the session is: the stream that everything for the client goes to.
+struct ClientStream {
+  std::string gateway;
+  StreamId stream;
+  std::uint64_t link = 0;  ///< the one it was opened on (`Envelope::link`): nothing goes out on a later one
+  auto operator<=>(const ClientStream&) const = default;
+};
+
+class Session {
+ public:
+  /// @param ledger  new, or of the session's former life with turns that wait
+  Session(SessionId id, ClientStream client, protocol::Open open, Ledger ledger, Surroundings around);
+  void start(Time now);
+  void set_trace(std::uint64_t trace);
+
+  /// From the client: Audio, Flush, Say, Cancel. Before the session is granted they wait, bounded.
+  void on_input(protocol::Message message, Time now);
+  /// From a service; of streams that are not current it is ignored.
+  void on_answer(const std::string& peer, protocol::Message message, Time now);
+  void on_peer(Role role, const std::string& instance, transport::PeerState state, Time now);
+  /// A message of ours could not be sent.
+  void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now);
+  /// Something was thrown while the session was at work: its turn ends with Errc::internal.
+  void on_exception(const std::string& what, Time now);
+  void on_tick(Time now);
+  /// The client closes, or its gateway is gone: a complete turn is still stored (`ledger`), an incomplete one is
+  /// dropped.
+  void leave();
+  /// Another stream has the session now: says so on this one.
+  void yield(Epoch to);
+
+  // resume.cpp: the client is lost and may come back through another gateway.
+  /// It knows a token, and the session stands.
+  bool can_detach() const { return opened_ && !over_ && !open_.token_digest.empty(); }
+  /// The turn under way goes on; what the client would be told of it is told when it is back. @pre can_detach
+  void detach(Time now);
+  bool is_detached() const { return detached_; }
+  /// Is this the token of the session? Takes the same time whatever is asked.
+  bool is_resumed_by(const protocol::Attach& attach) const;
+  /// The client is back and says what it has: it gets the rest. @pre is_detached
+  void attach(ClientStream client, const protocol::Attach& attach, Time now);
+  const std::string& token_digest() const { return open_.token_digest; }
+
+  const ClientStream& client() const { return client_; }
+  Epoch epoch() const { return ledger_.epoch(); }
+  bool is_over() const { return over_; }
+  /// Something is under way that time matters to.
+  bool is_busy() const;
+  Ledger& ledger() { return ledger_; }
+  const Turn& turn() const { return turn_; }
+
+ private:
+  // What waits for the grant.
+  void opened(Time now);
+  void refuse_open(const Error& error);
+  void stop_stale(Epoch known);
+  void adopt(Time now);
+  void finish_stored(TurnId turn, Time now);
+  void take_input(protocol::Message message, Time now);
+
+  // What the client says.
+  void on_audio(protocol::Audio audio, Time now);
+  void on_flush(const protocol::Flush& flush, Time now);
+  void on_say(const protocol::Say& say, Time now);
+  void on_cancel(const protocol::Cancel& cancel, Time now);
+  bool may_begin(Time now);
+  void begin_turn(Time now);
+  void seal(Time now);
+  void end_speech(std::int64_t sample, Time now);
+  void trim_memory(Time now);
+  std::uint64_t input_before_sound() const;
+  void listen(Time now);
+
+  // What services answer; `on_answer` reads each and calls one of these.
+  void on_vad(const protocol::SpeechStarted& started, Time now);
+  void on_vad(const protocol::SpeechEnded& ended, Time now);
+  void on_tokens(protocol::Tokens tokens, Time now);
+  void on_text(protocol::Text text, Time now);
+  void on_transcript(protocol::Text text, Time now);
+  void on_reply(protocol::Text text, Time now);
+  void on_tool_call(protocol::Text text, Time now);
+  void on_text_done(Time now);
+  void on_speech(protocol::Speech speech, Time now);
+  void on_service_error(Role role, const protocol::ErrorMessage& error, Time now);
+
+  // What services are told.
+  void want(Role role, Time now);
+  void say(Role role);
+  void say_to_vad();
+  void say_to_tokenizer();
+  void say_to_chat();
+  void say_to_tts();
+  void ask_for_answer();
+  void speak(std::vector<std::string> pieces, Time now);
+  protocol::Speak speak_of(std::size_t piece) const;
+
+  // resume.cpp
+  /// What a client has of a turn.
+  struct Had {
+    std::int64_t transcript_bytes = 0, reply_bytes = 0, tool_calls = 0, samples = 0;
+  };
+  static Had told_of(const Turn& turn);
+  static Had clamp(const protocol::Attach& claim, const Had& told);
+  bool begin_stored(const protocol::Attach& claim, Time now);
+  void say_attached(const Had& had, bool in_turn);
+  void tell_rest(const Had& had, Time now);
+  void tell_rest_of(protocol::TextKind kind, TextTrack& track, std::int64_t had_bytes);
+
+  // How a turn ends.
+  void complete_if_all_there(Time now);
+  void finish_turn(bool degraded, Time now);
+  void report(const Turn& turn, bool degraded);
+  void fail_turn(const Error& error, Time now, milliseconds retry = milliseconds(0));
+  void next_turn(Time now);
+  void settle(Time now);
+
+  // What the client is told.
+  template <protocol::WireMessage T>
+  void tell(T body) {
+    tell(client_head(), std::move(body));
+  }
+  /// What cannot be told from the turn's state is held for a client that is not there.
+  template <protocol::WireMessage T>
+  void tell(const protocol::Envelope& head, T body) {
+    using protocol::MessageType;
+    constexpr bool kHeld = T::kType == MessageType::speech_started || T::kType == MessageType::speech_ended ||
+                           T::kType == MessageType::error || T::kType == MessageType::cancelled;
+    if (!detached_)
+      around_.outlet.send(client_.gateway, head, std::move(body));
+    else if (kHeld && held_.size() < kHeldMax)
+      held_.push_back(protocol::pack(std::move(body), head));
+  }
+  void refuse_input(const Error& error, milliseconds retry = milliseconds(0));
+  void tell_text(protocol::TextKind kind, TextTrack::News news, protocol::Bytes ids);
+  void tell_ids(protocol::Bytes ids);
+  void checkpoint(std::uint64_t input, std::uint64_t keep_until);
+  protocol::Envelope head() const;
+  protocol::Envelope client_head() const;
+  Call& call(Role role) { return calls_[static_cast<std::size_t>(role) - 1]; }
+  const Call& call(Role role) const { return calls_[static_cast<std::size_t>(role) - 1]; }
+  template <protocol::WireMessage T>
+  void send(Role role, T body) {
+    call(role).send(head(), std::move(body), turn_.deadline);
+  }
+  template <class T, class F>
+  void read_input(protocol::Message& message, F&& use);
+  template <class T, class F>
+  void read_answer(protocol::Message& message, F&& use, Time now);
+
+  SessionId id_;
+  ClientStream client_;
+  protocol::Open open_;
+  Surroundings around_;
+  Ledger ledger_;
+  std::array<Call, kRoles - 1> calls_;  ///< vad, tokenizer, chat, tts; the ledger has that to the store
+  Turn turn_;
+  bool opened_ = false, over_ = false;
+  std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes
+  std::size_t early_bytes_ = 0;
+  std::uint64_t input_ = 0;  ///< number of the last one that was taken
+  protocol::Checkpoint told_checkpoint_;
+  Time checkpoint_at_{};
+  std::int64_t heard_samples_ = 0;  ///< position behind the last sound that arrived
+  std::uint64_t stored_input_ = 0;  ///< up to here inputs led to a stored turn and are only said again
+  std::uint64_t trace_ = 0;
+  Time listen_again_at_{};  ///< after a vad could not be had
+
+  static constexpr std::size_t kHeldMax = 16;  ///< without inputs no turn begins: one turn's events are fewer
+  bool detached_ = false;
+  TurnId had_turn_;                      ///< detached: the turn that was under way then
+  Had had_;                              ///< and what had been told of it: nobody has more
+  std::vector<protocol::Message> held_;  ///< detached: what is told when the client is back
+  std::optional<Turn> last_;             ///< the turn before, as it was reported; without its sound and codes
+};
+
+}  // namespace parlando::controller

@@ -1,0 +1,46 @@
+#pragma once
+/// What the controller counts, under which names. Handles count nothing until `add` was called, so sessions need no
+/// host.
+#include <array>
+
+#include "common/telemetry/metrics.hpp"
+#include "services/controller/errors.hpp"
+#include "services/controller/fleet.hpp"
+
+namespace parlando::controller {
+
+struct Tally {
+  using Counter = telemetry::Metrics::Counter;
+  Counter turns, adoptions, stale, degraded, lost, resumed, resume_refused;
+  std::array<Counter, kErrcCount> turn_errors;
+  std::array<Counter, kRoles> replays;
+  telemetry::Metrics::Histogram first_audio;
+  telemetry::Metrics::Gauge sessions, detached, commits_waiting;
+
+  void add(telemetry::Metrics& metrics) {
+    const std::string name = "parlando_controller_";
+    turns = metrics.counter(name + "turns_total", "Turns reported to clients as done");
+    adoptions = metrics.counter(name + "adoptions_total", "Sessions taken over with a turn under way");
+    stale = metrics.counter(name + "stale_total", "Sessions given up because another owner has them");
+    degraded = metrics.counter(name + "degraded_total", "Turns reported before they were durable");
+    lost = metrics.counter(name + "commits_lost_total", "Turns reported as degraded that could not be stored");
+    resumed = metrics.counter(name + "resumed_total", "Sessions that their client resumed behind the end of a gateway");
+    resume_refused = metrics.counter(name + "resume_refused_total",
+                                     "Attempts to resume a session that does not wait here, or with another token");
+    for (int code = 1; code < kErrcCount; ++code)
+      turn_errors[static_cast<std::size_t>(code)] =
+          metrics.counter(name + "turn_errors_total", "Turns that ended with an error", "code",
+                          std::string(to_string(static_cast<Errc>(code))));
+    for (std::size_t role = 0; role < kRoles; ++role)
+      replays[role] =
+          metrics.counter(name + "replays_total", "Times a session's work was begun again on another stream", "role",
+                          std::string(kRoleNames[role]));
+    first_audio = metrics.histogram(name + "first_audio_seconds",
+                                    "From the estimated end of speech to the first sound of the answer");
+    sessions = metrics.gauge(name + "sessions", "Open sessions");
+    detached = metrics.gauge(name + "detached", "Of these, those that wait for their client to resume them");
+    commits_waiting = metrics.gauge(name + "commits_waiting", "Turns that wait to be durable");
+  }
+};
+
+}  // namespace parlando::controller

@@ -1,0 +1,82 @@
+#include "services/controller/turn.hpp"
+
+#include <algorithm>
+
+namespace parlando::controller {
+using nlohmann::json;
+
+std::optional<TextTrack::News> TextTrack::push(std::int64_t at_bytes, std::string_view part) {
+  const auto size = static_cast<std::int64_t>(text.size());
+  if (at_bytes > size) return std::nullopt;
+  News news;
+  news.fresh = part.substr(static_cast<std::size_t>(std::min(size - at_bytes, static_cast<std::int64_t>(part.size()))));
+  text += news.fresh;
+  // Another telling may have other words: what the client has counts by its bytes, and the cut moves behind a
+  // character.
+  auto skip = std::clamp<std::int64_t>(told_bytes - size, 0, static_cast<std::int64_t>(news.fresh.size()));
+  const auto inside = [&](std::int64_t at) {
+    return (static_cast<unsigned char>(news.fresh[static_cast<std::size_t>(at)]) & 0xc0) == 0x80;
+  };
+  while (skip > 0 && skip < static_cast<std::int64_t>(news.fresh.size()) && inside(skip)) ++skip;
+  news.telling = news.fresh.substr(static_cast<std::size_t>(skip));
+  news.at_bytes = news.telling.empty() ? told_bytes : size + skip;
+  told_bytes = std::max(told_bytes, static_cast<std::int64_t>(text.size()));
+  return news;
+}
+
+json to_json(const ToolCall& call) {
+  return {{"name", call.name}, {"arguments", call.arguments}, {"result", call.result}};
+}
+
+bool Turn::is_complete() const {
+  return text_done && std::all_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.done; });
+}
+
+void Turn::mark(const char* stage_name, Time now) {
+  stages[stage_name] = std::chrono::duration<double, std::milli>(now - ended_at).count();
+}
+
+void Turn::rewind(std::int64_t samples_had) {
+  samples = std::min(samples_had, samples);
+  if (samples < told.whole_samples) {
+    // Where it is within pieces of unknown length cannot be said: they are made from the first one on.
+    for (auto& p : pieces) p = Piece{std::move(p.text)};
+    told.pieces = told.piece_samples = told.whole_samples = 0;
+    skip = samples;
+    return;
+  }
+  auto left = samples - told.whole_samples;
+  for (auto i = static_cast<std::size_t>(told.pieces); i < pieces.size(); ++i) {
+    auto& p = pieces[i];
+    p.done = p.done && p.samples <= left;
+    p.samples = std::min(p.samples, left);
+    left -= p.samples;
+  }
+  if (static_cast<std::int64_t>(pieces.size()) <= told.pieces) {
+    told.piece_samples = std::min(told.piece_samples, left);
+    left -= told.piece_samples;
+  }
+  skip = left;
+}
+
+json Turn::record() const {
+  json calls = json::array();
+  for (const auto& c : tool_calls) calls.push_back(to_json(c));
+  return {{"user", transcript.text},
+          {"assistant", reply.text},
+          {"tool_calls", calls},
+          {"typed", typed.has_value()},
+          {"seed", seed},
+          {"last_input", last_input}};
+}
+
+std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t number) {
+  // SplitMix64: neighbouring numbers give unrelated seeds.
+  auto z = seed + (number + 1) * 0x9e3779b97f4a7c15ull;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+  z ^= z >> 31;
+  return z == 0 ? 1 : z;
+}
+
+}  // namespace parlando::controller

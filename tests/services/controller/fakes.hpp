@@ -1,0 +1,670 @@
+#pragma once
+/// Stand-ins for the services that a controller calls, as cores over typed messages. What they say depends on nothing
+/// but what they were told, so that work that is done again gives the same; they do one unit at a time, so that
+/// anything can happen in between.
+#include <deque>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "common/base/codes.hpp"
+#include "common/base/pcm.hpp"
+#include "common/base/units.hpp"
+#include "common/protocol/codec.hpp"
+#include "common/service/core.hpp"
+#include "common/service/stream_table.hpp"
+
+namespace parlando::controller::fakes {
+using namespace protocol;
+using nlohmann::json;
+using service::CallerStream;
+using service::Core;
+
+inline std::string text_of(const Bytes& bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+inline Bytes bytes_of(std::string_view text) { return to_bytes(std::span<const char>(text.data(), text.size())); }
+
+/// Streams of one kind, and a refusal that a test may ask for.
+template <class Stream>
+class Fake : public Core {
+ public:
+  std::optional<Errc> refuses;  ///< answers every new stream with it
+  std::size_t opened = 0;
+  std::vector<std::string> strange;  ///< what a well-behaved caller does not do
+  std::size_t streams() const { return streams_.size(); }
+  std::int64_t load() const override { return static_cast<std::int64_t>(streams_.size()); }
+
+  void on_message(const std::string& peer, Message m, Time) override {
+    const CallerStream key{peer, m.head.key()};
+    if (m.head.type == MessageType::close) {
+      streams_.erase(key);
+      failed_.erase(key);
+      return;
+    }
+    if (failed_.contains(key)) return;
+    auto found = streams_.find(key);
+    if (found == streams_.end()) {
+      ++opened;
+      if (refuses) {
+        failed_.insert(key);
+        return this->answer_error(peer, m.head, {*refuses, "asked to refuse"});
+      }
+      if (m.head.epoch.value == 0 && needs_epoch()) strange.push_back("a stream without an epoch");
+      found = streams_.emplace(key, Stream{}).first;
+    }
+    take(key, found->second, m);
+  }
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time) override {
+    if (state != transport::PeerState::down) return;
+    std::erase_if(streams_, [&](const auto& s) { return s.first.peer == peer.instance; });
+  }
+
+ protected:
+  virtual void take(const CallerStream& key, Stream& stream, Message& m) = 0;
+  virtual bool needs_epoch() const { return true; }
+  template <class T>
+  T must(Message& m) {
+    auto body = read<T>(m);
+    if (!body) strange.push_back(body.error().message);
+    return body ? *body : T{};
+  }
+  std::map<CallerStream, Stream> streams_;
+  std::set<CallerStream> failed_;
+};
+
+struct VadStream {
+  std::int64_t at = -1, begin = -1, end = -1;
+  bool told = false, over = false;
+};
+
+/// Samples that are not zero are speech; it is noticed 50 ms later, and over after 200 ms of silence.
+class FakeVad final : public Fake<VadStream> {
+ public:
+  static constexpr std::int64_t kNotice = 800, kSilence = 3200;
+
+ protected:
+  void take(const CallerStream& key, VadStream& s, Message& m) override {
+    if (m.head.type == MessageType::flush) return flush(key, s, m);
+    if (m.head.type != MessageType::audio) return;
+    const auto audio = must<Audio>(m);
+    if (s.at >= 0 && audio.first_sample != s.at)
+      strange.push_back(fmt::format("vad: sample {} after {}", audio.first_sample, s.at));
+    s.at = audio.first_sample;
+    for (const auto sample : from_bytes<std::int16_t>(audio.payload)) hear(key, s, sample, m.head);
+  }
+
+ private:
+  void hear(const CallerStream& key, VadStream& s, std::int16_t sample, const Envelope& to) {
+    ++s.at;
+    if (s.over) return;
+    if (sample != 0) {
+      if (s.begin < 0) s.begin = s.at - 1;
+      s.end = s.at;
+    }
+    if (s.begin >= 0 && !s.told && s.at - s.begin >= kNotice) {
+      s.told = true;
+      answer(key.peer, to, SpeechStarted{s.begin});
+    }
+    if (!s.told || s.at - s.end < kSilence) return;
+    s.over = true;
+    answer(key.peer, to, SpeechEnded{s.end});
+  }
+  void flush(const CallerStream& key, VadStream& s, Message& m) {
+    const auto f = must<Flush>(m);
+    if (s.over) return;
+    s.over = true;
+    if (s.begin < 0) return answer_error(key.peer, m.head, {Errc::no_speech, "no speech"});
+    if (!s.told) answer(key.peer, m.head, SpeechStarted{s.begin});
+    answer(key.peer, m.head, SpeechEnded{f.end_sample < 0 ? s.end : std::min(s.end, f.end_sample)});
+  }
+};
+
+struct TokenizerStream {
+  std::int64_t first = -1;
+  Bytes pcm;
+  std::int64_t told = 0;
+};
+
+/// A group's codes come from all sound up to its end: what is lost, doubled or shifted changes them.
+class FakeTokenizer final : public Fake<TokenizerStream> {
+ public:
+  static constexpr std::int64_t kGroup = 1920;
+  std::int64_t last_samples = 0;  ///< of the last utterance
+
+ protected:
+  void take(const CallerStream& key, TokenizerStream& s, Message& m) override {
+    if (m.head.type == MessageType::flush) return flush(key, s, m);
+    if (m.head.type != MessageType::audio) return;
+    auto audio = must<Audio>(m);
+    if (s.first < 0) s.first = audio.first_sample;
+    if (s.first + samples(s) != audio.first_sample) strange.push_back("tokenizer: sound is missing");
+    s.pcm.insert(s.pcm.end(), audio.payload.begin(), audio.payload.end());
+    while ((s.told + 1) * kGroup <= samples(s)) {
+      answer(key.peer, m.head, Tokens{s.told, s.told, false, group(s, s.told, (s.told + 1) * kGroup)});
+      ++s.told;
+    }
+  }
+
+ private:
+  static std::int64_t samples(const TokenizerStream& s) { return static_cast<std::int64_t>(s.pcm.size() / 2); }
+  Bytes group(const TokenizerStream& s, std::int64_t index, std::int64_t end) const {
+    const auto sum =
+        crc32c(std::span(s.pcm).first(static_cast<std::size_t>(2 * end)), static_cast<std::uint32_t>(index));
+    const auto code = static_cast<std::int32_t>(sum % 1000);
+    const std::vector<std::int32_t> codes{code, code, 1024 + code, 1024 + code, 1024 + code};
+    return to_bytes(std::span<const std::int32_t>(codes));
+  }
+  void flush(const CallerStream& key, TokenizerStream& s, Message& m) {
+    const auto f = must<Flush>(m);
+    const auto end = f.end_sample < 0 ? samples(s) : f.end_sample - s.first;
+    last_samples = end;
+    if (end > samples(s) || end < 0)
+      strange.push_back(fmt::format("tokenizer: {} samples are asked for, {} are known", end, samples(s)));
+    if (end < 400) return answer(key.peer, m.head, Tokens{0, 0, true, {}});
+    const auto whole = std::min(s.told, (end - 1) / kGroup);
+    answer(key.peer, m.head, Tokens{whole, whole, true, group(s, whole, std::min(end, samples(s)))});
+  }
+};
+
+struct ChatStream {
+  std::string user, past, system;
+  std::uint64_t seed = 0;
+  std::vector<std::int32_t> codes, given;
+  std::vector<std::string> results;
+  bool asked = false, waits = false;
+  std::size_t next = 0;
+  std::map<TextKind, std::int64_t> said;  ///< bytes, or calls
+  CallerStream key;
+  Envelope to;
+};
+
+/// Says a fixed number of tokens that depend on user, history and seed; calls one tool on the way and speaks of its
+/// result.
+class FakeChat final : public Fake<ChatStream> {
+ public:
+  bool calls_tool = true;
+  std::size_t sentences = 2;
+  std::optional<Errc> fails_at_third;
+  std::string last_past, last_system;
+  static std::int32_t id_of(std::size_t index) { return 1000 + static_cast<std::int32_t>(index); }
+
+  struct Token {
+    TextKind kind;
+    std::string text;
+  };
+  bool work(Time) override {
+    for (auto& [key, s] : streams_) step(s);
+    return false;  // one token a step
+  }
+
+ protected:
+  void take(const CallerStream& key, ChatStream& s, Message& m) override {
+    s.key = key;
+    s.to = m.head;
+    switch (m.head.type) {
+      case MessageType::open_chat: {
+        const auto open = must<OpenChat>(m);
+        s.past = last_past = text_of(open.payload);
+        s.system = last_system = open.system;
+        s.seed = open.seed;
+        return;
+      }
+      case MessageType::hear: {
+        const auto hear = must<Hear>(m);
+        const auto at = static_cast<std::size_t>(hear.first_group) * kCodesPerGroup;
+        if (at > s.codes.size()) strange.push_back("llm-chat: codes are missing");
+        s.codes.resize(std::min(at, s.codes.size()));
+        const auto codes = from_bytes<std::int32_t>(hear.payload);
+        s.codes.insert(s.codes.end(), codes.begin(), codes.end());
+        return;
+      }
+      case MessageType::say:
+        s.user = must<Say>(m).text;
+        return;
+      case MessageType::go_on:
+        s.given = from_bytes<std::int32_t>(must<GoOn>(m).payload);
+        return;
+      case MessageType::generate:
+        if (s.asked) strange.push_back("llm-chat: asked twice");
+        s.asked = true;
+        if (s.user.empty())
+          s.user = fmt::format("heard {} codes {:x}", s.codes.size(), crc32c(std::as_bytes(std::span(s.codes))));
+        return;
+      case MessageType::tool_result:
+        s.results.push_back(must<ToolResult>(m).result.text);
+        s.waits = false;
+        return;
+      default:
+        strange.push_back("llm-chat: unknown message");
+    }
+  }
+
+ private:
+  std::vector<Token> script(const ChatStream& s) const {
+    std::vector<Token> out{{TextKind::transcript, s.user.substr(0, 4)},
+                           {TextKind::transcript, s.user.substr(std::min<std::size_t>(4, s.user.size()))}};
+    if (calls_tool) out.push_back({TextKind::tool_call, R"({"name":"set_timer","arguments":{"amount":3}})"});
+    const auto flavour = crc32c(std::as_bytes(std::span(s.past)), static_cast<std::uint32_t>(s.seed)) % 100;
+    out.push_back({TextKind::text, fmt::format("answer {}", flavour)});
+    for (std::size_t i = 0; i < sentences; ++i) {
+      out.push_back({TextKind::text, " to "});
+      out.push_back({TextKind::text, i == 0 && !s.results.empty() ? s.results[0] : fmt::format("äöü {}", i)});
+      out.push_back({TextKind::text, ". "});
+    }
+    out.push_back({TextKind::done, ""});
+    return out;
+  }
+  /// What is given already is told at once and without ids; else one token.
+  void step(ChatStream& s) {
+    if (!s.asked || s.waits) return;
+    while (s.next < s.given.size() && !s.waits && tell(s, {})) {
+      if (s.given[s.next - 1] != id_of(s.next - 1)) strange.push_back("llm-chat: ids of another reply");
+    }
+    if (s.waits || s.next < s.given.size()) return;
+    if (fails_at_third && s.next == 3) {
+      s.asked = false;
+      return answer_error(s.key.peer, s.to, {*fails_at_third, "asked to fail"});
+    }
+    const std::vector<std::int32_t> id{id_of(s.next)};
+    tell(s, to_bytes(std::span<const std::int32_t>(id)));
+  }
+  bool tell(ChatStream& s, Bytes ids) {
+    const auto tokens = script(s);
+    if (s.next >= tokens.size()) return false;
+    const auto& t = tokens[s.next++];
+    auto& said = s.said[t.kind];
+    answer(s.key.peer, s.to, Text{t.kind, said, t.text, std::move(ids)});
+    said += t.kind == TextKind::tool_call ? 1 : static_cast<std::int64_t>(t.text.size());
+    s.waits = t.kind == TextKind::tool_call;
+    return true;
+  }
+};
+
+struct TtsStream {
+  std::deque<Message> parts;
+};
+
+/// 100 samples a byte, in three parts; a sample depends on text, seed and its place.
+class FakeTts final : public Fake<TtsStream> {
+ public:
+  std::set<std::uint64_t> seeds;
+  bool work(Time) override {
+    for (auto& [key, s] : streams_) {
+      if (s.parts.empty()) continue;
+      post(key.peer, std::move(s.parts.front()));
+      s.parts.pop_front();
+    }
+    return false;  // one part a step
+  }
+
+ protected:
+  void take(const CallerStream&, TtsStream& s, Message& m) override {
+    const auto to = m.head;
+    const auto speak = must<Speak>(m);
+    seeds.insert(speak.seed);
+    const auto total = 100 * static_cast<std::int64_t>(speak.text.size());
+    // A decoder works in blocks: what is skipped may begin a little early.
+    const auto skip = speak.skip_samples - speak.skip_samples % 128;
+    for (int part = 0; part < 3; ++part) {
+      const auto first = std::max(skip, total * part / 3), end = std::max(skip, total * (part + 1) / 3);
+      std::vector<std::int16_t> wave;
+      for (auto i = first; i < end; ++i)
+        wave.push_back(static_cast<std::int16_t>(i * 37 + crc32c(std::as_bytes(std::span(speak.text))) + speak.seed));
+      s.parts.push_back(
+          pack(Speech{speak.piece, first, 22050, part == 2, to_bytes(std::span<const std::int16_t>(wave))}, to));
+    }
+  }
+};
+
+/// What lasts: shared by all replicas of the fake store.
+struct FakeStore {
+  struct Entry {
+    std::uint64_t epoch = 0;
+    std::string owner;
+    std::map<std::int64_t, std::string> turns;
+  };
+  std::map<SessionId, Entry> sessions;
+  std::optional<Errc> fails;        ///< every Commit, as a full disk does
+  std::optional<Errc> cannot_read;  ///< every History
+  std::string garbage;              ///< Records instead of the history
+  std::size_t commits = 0, renewals = 0, doubled = 0;
+};
+
+struct ContextStream {};
+
+class FakeContext final : public Fake<ContextStream> {
+ public:
+  explicit FakeContext(std::shared_ptr<FakeStore> store) : store_(std::move(store)) {}
+
+ protected:
+  bool needs_epoch() const override { return false; }
+  void take(const CallerStream& key, ContextStream&, Message& m) override {
+    auto& e = store_->sessions[m.head.session];
+    switch (m.head.type) {
+      case MessageType::claim:
+        return claim(key, e, m);
+      case MessageType::renew: {
+        ++store_->renewals;
+        const auto renew = must<Renew>(m);
+        if (renew.epoch.value != e.epoch) return stale(key, e, m.head);
+        return answer(key.peer, m.head, Granted{renew.epoch, renew.lease_ms});
+      }
+      case MessageType::history:
+        return history(key, e, m);
+      case MessageType::commit:
+        return commit(key, e, m);
+      default:
+        strange.push_back("context: unknown message");
+    }
+  }
+
+ private:
+  void stale(const CallerStream& key, const FakeStore::Entry& e, Envelope to) {
+    to.epoch = {e.epoch};
+    answer_error(key.peer, to, {Errc::stale_epoch, fmt::format("the session has epoch {}", e.epoch)});
+  }
+  void claim(const CallerStream& key, FakeStore::Entry& e, Message& m) {
+    const auto c = must<Claim>(m);
+    const bool again = c.owner == e.owner && c.expected.value + 1 == e.epoch;
+    if (!again && c.expected.value != e.epoch) return stale(key, e, m.head);
+    if (!again) ++e.epoch;
+    e.owner = c.owner;
+    answer(key.peer, m.head, Granted{{e.epoch}, c.lease_ms});
+  }
+  void history(const CallerStream& key, const FakeStore::Entry& e, Message& m) {
+    const auto h = must<History>(m);
+    if (store_->cannot_read) return answer_error(key.peer, m.head, {*store_->cannot_read, "asked to fail"});
+    json list = json::array();
+    for (const auto& [turn, record] : e.turns)
+      if (turn > static_cast<std::int64_t>(e.turns.size()) - h.turns_max)
+        list.push_back({{"turn", turn}, {"record", json::parse(record)}});
+    const auto last = e.turns.empty() ? 0 : e.turns.rbegin()->first;
+    answer(key.peer, m.head, Records{last, bytes_of(store_->garbage.empty() ? list.dump() : store_->garbage)});
+  }
+  void commit(const CallerStream& key, FakeStore::Entry& e, Message& m) {
+    ++store_->commits;
+    const auto c = must<Commit>(m);
+    if (c.epoch.value != e.epoch) return stale(key, e, m.head);
+    if (store_->fails) return answer_error(key.peer, m.head, {*store_->fails, "asked to fail"});
+    const auto last = e.turns.empty() ? 0 : e.turns.rbegin()->first;
+    if (c.turn > last + 1)
+      return answer_error(key.peer, m.head, {Errc::invalid_argument, fmt::format("turn {} after {}", c.turn, last)});
+    const auto text = text_of(c.payload);
+    if (c.turn <= last && e.turns.at(c.turn) != text) ++store_->doubled;
+    e.turns.emplace(c.turn, text);
+    answer(key.peer, m.head, Committed{c.turn, "digest"});
+  }
+  std::shared_ptr<FakeStore> store_;
+};
+
+/// A gateway with one client: keeps what it may have to say again, knows what the client has, and checks that nothing
+/// comes twice, early or out of order. Speaks to one controller at a time.
+class FakeGateway final : public Core {
+ public:
+  explicit FakeGateway(SessionId session) : session(session) {}
+  SessionId session;
+  std::string controller;  ///< whom it listens to
+  bool speak = true;
+  bool waits_for_opened = true;  ///< with its inputs
+  bool opens_again = false;      ///< under the true epoch, when it was told that
+  std::string system;
+  std::string token_digest;  ///< with Open; empty: the session cannot be resumed
+
+  // ---- what the client got
+  struct Event {
+    MessageType type;
+    std::string text;  ///< of errors the code
+    std::uint32_t turn = 0;
+    std::int64_t retry_ms = 0;
+    std::uint64_t epoch = 0;
+  };
+  std::vector<Event> events;
+  std::string transcript, reply;  ///< of the turn under way, or the last one
+  std::vector<json> calls;
+  Bytes audio;              ///< of all turns
+  std::vector<json> turns;  ///< TurnDone
+  std::vector<bool> degraded;
+  std::vector<std::string> wrong;  ///< what a correct controller never does
+  std::uint64_t epoch = 0, seed = 0;
+  Checkpoint checkpoint;
+  std::vector<Checkpoint> checkpoints;
+
+  std::size_t count(MessageType type) const {
+    return static_cast<std::size_t>(
+        std::count_if(events.begin(), events.end(), [&](const Event& e) { return e.type == type; }));
+  }
+  const Event* last_error() const {
+    for (auto it = events.rbegin(); it != events.rend(); ++it)
+      if (it->type == MessageType::error) return &*it;
+    return nullptr;
+  }
+
+  // ---- what the client says
+  /// At another controller, or for the first time.
+  void open(std::string at) {
+    controller = std::move(at);
+    ++stream_;
+    Open o;
+    o.system = system;
+    o.speak = speak;
+    o.seed = seed == 0 ? 77 : seed;
+    o.expected_epoch = {epoch};
+    o.token_digest = token_digest;
+    o.inputs_kept = inputs_kept;
+    o.first_input = kept_.empty() ? next_input_ : kept_.front().first;
+    if (open_turn_ != 0) {
+      o.open_turn = {open_turn_};
+      o.transcript_bytes = static_cast<std::int64_t>(transcript.size());
+      o.reply_bytes = static_cast<std::int64_t>(reply.size());
+      o.tool_calls = static_cast<std::int64_t>(calls.size());
+      json results = json::array();
+      for (const auto& c : calls) results.push_back(c["result"]);
+      o.tool_results = {results.dump()};
+      o.pieces = pieces_;
+      o.piece_samples = piece_samples_;
+      o.turn_samples = turn_samples_;
+      o.payload = to_bytes(std::span<const std::int32_t>(ids_));
+    }
+    send(controller, head(), std::move(o));
+    is_open_ = false;
+    if (!waits_for_opened) say_kept();
+  }
+  template <class T>
+  void say(T body) {
+    auto message = pack(std::move(body), head());
+    message.head.trace = 4711;
+    kept_.push_back({next_input_++, message});
+    if (is_open_) post(controller, std::move(message));
+  }
+  void close(bool detached = false) { send(controller, head(), Close{detached}); }
+  bool inputs_kept = true;
+  /// The client comes from `former` with what it got there, and wants its session of the controller `at`.
+  void resume(const FakeGateway& former, std::string at, Attach attach) {
+    controller = std::move(at);
+    audio = former.audio;
+    audio.resize(audio.size() - 2 * static_cast<std::size_t>(former.turn_samples_ - attach.samples));
+    turns = former.turns;
+    seed = former.seed;
+    epoch = former.epoch;
+    ++stream_;
+    is_open_ = false;
+    send(controller, head(), std::move(attach));
+  }
+  /// What the client would say: of the turn whose end it has not got.
+  Attach claim(std::string digest, std::string next) const {
+    Attach out;
+    out.token_digest = std::move(digest);
+    out.next_digest = std::move(next);
+    out.turn = {static_cast<std::uint32_t>(turns.size()) + 1};
+    if (open_turn_ == 0) return out;
+    out.samples = turn_samples_;
+    out.transcript_bytes = static_cast<std::int64_t>(transcript.size());
+    out.reply_bytes = static_cast<std::int64_t>(reply.size());
+    out.tool_calls = static_cast<std::int64_t>(calls.size());
+    return out;
+  }
+  std::optional<Attached> attached;  ///< the last one
+  bool pieces_may_jump = false;      ///< the client has more than whole pieces of unknown length
+  std::size_t kept() const { return kept_.size(); }
+  StreamId stream() const { return {stream_}; }
+
+  void on_message(const std::string& peer, Message m, Time) override {
+    const bool early = m.head.type == MessageType::error && m.head.epoch.value == 0;  // it answers an opening
+    if (peer != controller || m.head.stream.value != stream_ || (m.head.epoch.value < epoch && !early)) {
+      ++ignored;
+      return;
+    }
+    if (m.head.type == MessageType::error) return on_error(m);
+    events.push_back({m.head.type, {}, m.head.turn.value, 0, m.head.epoch.value});
+    switch (m.head.type) {
+      case MessageType::opened:
+        return on_opened(m);
+      case MessageType::attached:
+        return on_attached(m);
+      case MessageType::text:
+        return on_text(m);
+      case MessageType::speech:
+        return on_speech(m);
+      case MessageType::turn_done:
+        return on_done(m);
+      case MessageType::cancelled:
+        return finish();
+      case MessageType::checkpoint:
+        return on_checkpoint(m);
+      default:
+        touch(m);
+    }
+  }
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time) override {
+    if (state == transport::PeerState::up) linked.insert(peer.instance);
+    if (state == transport::PeerState::down) linked.erase(peer.instance);
+  }
+  std::size_t ignored = 0;
+  std::set<std::string> linked;
+
+ private:
+  Envelope head() const {
+    Envelope head;
+    head.session = session;
+    head.stream = {stream_};
+    return head;
+  }
+  void touch(const Message& m) {
+    if (open_turn_ == m.head.turn.value) return;
+    if (open_turn_ != 0) wrong.push_back(fmt::format("turn {} inside of turn {}", m.head.turn.value, open_turn_));
+    open_turn_ = m.head.turn.value;
+    transcript.clear();
+    reply.clear();
+    calls.clear();
+    ids_.clear();
+    pieces_ = piece_samples_ = turn_samples_ = 0;
+  }
+  void finish() { open_turn_ = 0; }
+  void on_error(Message& m) {
+    const auto e = read<ErrorMessage>(m);
+    events.push_back({MessageType::error, e->code, m.head.turn.value, e->retry_ms, m.head.epoch.value});
+    if (m.head.turn.value != 0) finish();
+    // Its first owner died with the grant: the session was never told to be open, so nobody else can have it.
+    if (!opens_again || e->code != "stale_epoch" || m.head.epoch.value <= epoch) return;
+    epoch = m.head.epoch.value;
+    open(std::string(controller));
+  }
+  void on_opened(Message& m) {
+    const auto o = read<Opened>(m);
+    epoch = m.head.epoch.value;
+    if (seed != 0 && seed != o->seed) wrong.push_back("another seed");
+    seed = o->seed;
+    opened_degraded = o->degraded;
+    if (!is_open_) say_kept();
+  }
+  /// The texts of the client are what it has of them: only how long they are is known here.
+  void on_attached(Message& m) {
+    auto a = read<Attached>(m);
+    epoch = m.head.epoch.value;
+    seed = a->seed;
+    next_input_ = a->first_input;
+    open_turn_ = a->open_turn.value;
+    transcript.assign(static_cast<std::size_t>(a->transcript_bytes), '?');
+    reply.assign(static_cast<std::size_t>(a->reply_bytes), '?');
+    const auto results = json::parse(a->tool_results.text);
+    calls.clear();
+    for (std::int64_t i = 0; i < a->tool_calls; ++i)
+      calls.push_back({{"result", results.at(static_cast<std::size_t>(i))}});
+    ids_ = from_bytes<std::int32_t>(a->payload);
+    pieces_ = a->pieces;
+    piece_samples_ = a->piece_samples;
+    turn_samples_ = a->turn_samples;
+    attached = std::move(*a);
+    say_kept();
+  }
+  void say_kept() {
+    is_open_ = true;
+    for (const auto& [number, message] : kept_) {
+      auto again = message;
+      again.head.stream = {stream_};
+      post(controller, std::move(again));
+    }
+  }
+  void on_text(Message& m) {
+    touch(m);
+    auto t = read<Text>(m);
+    const auto ids = from_bytes<std::int32_t>(t->payload);
+    for (const auto id : ids) {
+      if (id != FakeChat::id_of(ids_.size())) wrong.push_back(fmt::format("id {} as the {}th", id, ids_.size()));
+      ids_.push_back(id);
+    }
+    if (t->text.empty()) return;
+    if (t->kind == TextKind::tool_call) {
+      if (t->at_bytes != static_cast<std::int64_t>(calls.size())) wrong.push_back("a tool call twice");
+      calls.push_back(json::parse(t->text));
+      return;
+    }
+    auto& text = t->kind == TextKind::transcript ? transcript : reply;
+    if (t->at_bytes != static_cast<std::int64_t>(text.size()))
+      wrong.push_back(fmt::format("text at {} after {}", t->at_bytes, text.size()));
+    text += t->text;
+  }
+  void on_speech(Message& m) {
+    touch(m);
+    auto s = read<Speech>(m);
+    if (pieces_may_jump && (s->piece > pieces_ || s->first_sample > piece_samples_)) {
+      pieces_ = s->piece;
+      piece_samples_ = s->first_sample;
+    }
+    if (s->piece != pieces_) wrong.push_back(fmt::format("piece {} after {}", s->piece, pieces_));
+    if (s->first_sample != piece_samples_)
+      wrong.push_back(fmt::format("sample {} after {}", s->first_sample, piece_samples_));
+    audio.insert(audio.end(), s->payload.begin(), s->payload.end());
+    piece_samples_ += static_cast<std::int64_t>(s->payload.size() / 2);
+    turn_samples_ += static_cast<std::int64_t>(s->payload.size() / 2);
+    if (!s->last) return;
+    ++pieces_;
+    piece_samples_ = 0;
+  }
+  void on_done(Message& m) {
+    touch(m);
+    auto d = read<TurnDone>(m);
+    degraded.push_back(d->degraded);
+    turns.push_back(json::parse(text_of(d->payload)));
+    finish();
+  }
+  void on_checkpoint(Message& m) {
+    checkpoint = *read<Checkpoint>(m);
+    checkpoints.push_back(checkpoint);
+    std::erase_if(kept_, [&](const auto& k) { return k.first <= checkpoint.input; });
+    for (auto& [number, message] : kept_) {
+      const bool sound = message.head.type == MessageType::audio;
+      if (sound && checkpoint.keep_until != 0 && number > checkpoint.keep_until) message.payload.clear();
+    }
+  }
+  std::uint32_t stream_ = 0, open_turn_ = 0;
+  std::uint64_t next_input_ = 1;
+  bool is_open_ = false;
+  std::deque<std::pair<std::uint64_t, Message>> kept_;
+  std::vector<std::int32_t> ids_;
+  std::int64_t pieces_ = 0, piece_samples_ = 0, turn_samples_ = 0;
+
+ public:
+  bool opened_degraded = false;
+};
+
+}  // namespace parlando::controller::fakes

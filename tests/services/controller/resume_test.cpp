@@ -1,0 +1,420 @@
+/// Clients that lose their gateway and come back through another one, at every stage of a turn.
+#include <boost/test/unit_test.hpp>
+
+#include "tests/services/controller/rig.hpp"
+
+namespace parlando::controller {
+namespace {
+
+constexpr int kLimit = 600;
+const std::string kFirst(64, '1'), kSecond(64, '2'), kThird(64, '3'), kWrong(64, '9');
+
+ControllerConfig with_tools() {
+  ControllerConfig config;
+  config.tools = "demo";
+  return config;
+}
+
+/// The client's microphone, from any position on: what has not arrived is said again.
+void speak(FakeGateway& gateway, std::int64_t frame) {
+  Microphone microphone;
+  microphone.at = frame * 320;
+  gateway.say(microphone.frame(frame >= Speaker::kFirst && frame < Speaker::kLast));
+}
+
+void furnish(Rig& rig) {
+  for (const auto& role : kServiceRoles) rig.add(role + "-1", role);
+  rig.add("controller-1", "controller");
+  rig.add("gateway-1", "gateway");
+  rig.gateway().token_digest = kFirst;
+  rig.gateway().open("controller-1");
+  rig.run(8);
+  BOOST_REQUIRE(rig.gateway().count(MessageType::opened) == 1u);
+}
+
+FakeGateway& second(Rig& rig) {
+  if (!rig.is_alive("gateway-2")) rig.add("gateway-2", "gateway");
+  return rig.gateway("gateway-2");
+}
+
+std::string stored(const Rig& rig, std::int64_t turn = 1) {
+  const auto& turns = rig.store->sessions[kSession].turns;
+  return turns.contains(turn) ? turns.at(turn) : "";
+}
+
+void check_calm(Rig& rig) {
+  const auto complaints = rig.complaints();
+  BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+  BOOST_TEST(rig.store->doubled == 0u);
+}
+
+struct Heard {
+  Bytes audio;
+  std::string transcript, reply;
+  std::size_t calls = 0;
+  json record;
+  int steps = 0;
+};
+
+struct Loss {
+  int at = -1;            ///< step at which the gateway dies
+  int gap = 1;            ///< steps without one
+  int had_percent = 100;  ///< of the sound that was sent when it died
+};
+
+/// One spoken turn, heard wholly, with a gateway that dies in it.
+Heard converse(const Loss& loss) {
+  Rig rig(with_tools());
+  furnish(rig);
+  auto* g = &rig.gateway();
+  Attach claim;
+  std::string transcript, reply;
+  std::int64_t frame = 0;
+  bool lost = false, back = true;
+  int step = 0;
+  for (; step < kLimit && (g == nullptr || g->turns.empty() || stored(rig).empty()); ++step) {
+    if (step == loss.at) {
+      claim = g->claim(kFirst, kSecond);
+      claim.samples = claim.samples * loss.had_percent / 100;
+      transcript = claim.transcript_bytes > 0 ? g->transcript : "";
+      reply = claim.reply_bytes > 0 ? g->reply : "";
+      rig.kill("gateway-1");
+      g = nullptr;
+      lost = true;
+      back = false;
+    }
+    if (step == loss.at + loss.gap && lost) {
+      g = &second(rig);
+      g->resume(rig.gateway(), "controller-1", claim);
+    }
+    if (g != nullptr && !back && g->attached) {
+      frame = g->attached->position_samples / 320;
+      back = true;
+    }
+    if (back && g->turns.empty()) speak(*g, frame++);
+    rig.step();
+  }
+  BOOST_REQUIRE(g != nullptr);
+  BOOST_REQUIRE(g->turns.size() == 1u);
+  BOOST_TEST(g->count(MessageType::error) == 0u);
+  BOOST_TEST(g->turns[0]["audio_seconds"].get<double>() * 22050 * 2 == static_cast<double>(g->audio.size()),
+             boost::test_tools::tolerance(1e-9));
+  rig.run(60);
+  BOOST_TEST(g->turns.size() == 1u);
+  check_calm(rig);
+  auto record = json::parse(stored(rig));
+  record.erase("last_input");
+  const auto rest = [](const std::string& text, const std::string& had) { return had + text.substr(had.size()); };
+  return {g->audio, rest(g->transcript, transcript), rest(g->reply, reply), g->calls.size(), record, step};
+}
+
+void check_same(const Heard& got, const Heard& want) {
+  BOOST_TEST((got.audio == want.audio));
+  BOOST_TEST(got.transcript == want.transcript);
+  BOOST_TEST(got.reply == want.reply);
+  BOOST_TEST(got.calls == want.calls);
+  BOOST_TEST((got.record == want.record));
+}
+
+std::string error_of(const FakeGateway& g) {
+  const auto* e = g.last_error();
+  return e == nullptr ? "" : e->text;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(resume)
+
+BOOST_AUTO_TEST_CASE(a_gateway_may_die_at_any_step_and_nothing_is_heard_twice_or_missing) {
+  const auto want = converse({});
+  for (const int gap : {1, 4, 120})
+    for (const int had : {100, 55, 0})
+      for (int at = 0; at < want.steps - 1; ++at) {
+        BOOST_TEST_CONTEXT("dies at step " << at << ", back after " << gap << ", had " << had << " %")
+        check_same(converse({at, gap, had}), want);
+      }
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_whose_end_was_lost_on_the_way_is_told_to_its_end) {
+  const auto want = converse({});
+  for (const int had : {100, 70, 0}) {
+    Rig rig(with_tools());
+    furnish(rig);
+    rig.swallow = [](const std::string&, const std::string& to, const Message& m) {
+      return to == "gateway-1" && m.head.type == MessageType::turn_done;
+    };
+    for (std::int64_t frame = 0; frame < kLimit && stored(rig).empty(); ++frame) {
+      speak(rig.gateway(), frame);
+      rig.step();
+    }
+    rig.run(5);
+    auto claim = rig.gateway().claim(kFirst, kSecond);
+    claim.samples = claim.samples * had / 100;
+    rig.kill("gateway-1");
+    auto& g = second(rig);
+    g.resume(rig.gateway(), "controller-1", claim);
+    BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 1; }));
+    BOOST_TEST((g.audio == want.audio));
+    BOOST_TEST(rig.store->commits == 1u);
+    g.say(Say{"and now?"});
+    BOOST_TEST(rig.run_until([&] { return g.turns.size() == 2; }));
+    BOOST_TEST(g.turns.back()["turn"] == 2);
+    check_calm(rig);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_that_the_store_alone_knows_is_told_to_its_end) {
+  Rig rig(with_tools());
+  furnish(rig);
+  rig.swallow = [](const std::string&, const std::string& to, const Message& m) {
+    return to == "gateway-1" && m.head.type == MessageType::turn_done;
+  };
+  rig.gateway().say(Say{"hello"});
+  BOOST_REQUIRE(rig.run_until([&] { return !stored(rig).empty(); }));
+  rig.run(5);
+  const auto want = rig.gateway().audio;
+  auto claim = rig.gateway().claim(kFirst, kSecond);
+  claim.samples = claim.samples * 2 / 3;
+  // Another controller has the session before the gateway dies, and has told nothing of the turn yet.
+  rig.add("controller-2", "controller");
+  rig.kill("controller-1");
+  rig.gateway().open("controller-2");
+  rig.swallow = [](const std::string& from, const std::string& to, const Message& m) {
+    return from == "controller-2" && to == "gateway-1" && m.head.type != MessageType::opened;
+  };
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().count(MessageType::opened) == 2; }));
+  rig.run(40);
+  rig.kill("gateway-1");
+  auto& g = second(rig);
+  g.pieces_may_jump = true;
+  g.resume(rig.gateway(), "controller-2", claim);
+  BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 1; }));
+  BOOST_TEST((g.audio == want));
+  check_calm(rig);
+}
+
+BOOST_AUTO_TEST_CASE(behind_an_adoption_the_client_may_have_less_than_was_told_in_pieces_of_unknown_length) {
+  const auto want = converse({});
+  for (int at = 0; at < 6; ++at) {
+    BOOST_TEST_CONTEXT("the gateway dies " << at << " steps behind the adoption") {
+      Rig rig(with_tools());
+      furnish(rig);
+      std::int64_t frame = 0;
+      while (rig.gateway().audio.size() * 3 < want.audio.size() * 2) {
+        BOOST_REQUIRE(frame < kLimit);
+        speak(rig.gateway(), frame++);
+        rig.step();
+      }
+      auto claim = rig.gateway().claim(kFirst, kSecond);
+      claim.samples /= 3;
+      rig.add("controller-2", "controller");
+      rig.kill("controller-1");
+      rig.gateway().open("controller-2");
+      BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().count(MessageType::opened) == 2; }));
+      rig.run(at);
+      rig.kill("gateway-1");
+      auto& g = second(rig);
+      g.pieces_may_jump = true;
+      g.resume(rig.gateway(), "controller-2", claim);
+      if (!rig.run_until([&] { return g.turns.size() == 1 || g.last_error() != nullptr; })) BOOST_TEST(false);
+      // What was said is with the gateway that died; the turn is made if the controller had all of it.
+      if (!g.turns.empty()) BOOST_TEST((g.audio == want.audio));
+      check_calm(rig);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_wrong_token_a_used_one_and_a_session_with_a_client_are_all_the_same_refusal) {
+  Rig rig;
+  furnish(rig);
+  auto& g = second(rig);
+  const auto attempt = [&](const std::string& digest, const std::string& next) {
+    const auto errors = g.count(MessageType::error);
+    g.attached.reset();
+    auto claim = rig.gateway().claim(digest, next);
+    g.resume(rig.gateway(), "controller-1", claim);
+    BOOST_REQUIRE(rig.run_until([&] { return g.attached || g.count(MessageType::error) > errors; }, 20));
+    return g.attached ? std::string("attached") : error_of(g);
+  };
+  BOOST_TEST(attempt(kFirst, kSecond) == "not_found");  // its gateway lives
+  rig.gateway().say(Say{"hello"});
+  BOOST_TEST(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+  rig.kill("gateway-1");
+  BOOST_TEST(attempt(kWrong, kSecond) == "not_found");
+  BOOST_TEST(attempt("", kSecond) == "not_found");
+  BOOST_TEST(attempt(kFirst, kSecond) == "attached");
+  BOOST_TEST(g.attached->turns == 1);
+  BOOST_TEST(g.attached->open_turn.value == 0u);
+  rig.kill("gateway-2");
+  auto& third = static_cast<FakeGateway&>(rig.add("gateway-3", "gateway"));
+  third.resume(g, "controller-1", g.claim(kFirst, kThird));  // a replay
+  rig.run(6);
+  BOOST_TEST(error_of(third) == "not_found");
+  third.resume(g, "controller-1", g.claim(kSecond, kThird));
+  rig.run(6);
+  BOOST_TEST(third.attached.has_value());
+  third.say(Say{"again"});
+  BOOST_TEST(rig.run_until([&] { return third.turns.size() == 2; }));
+  BOOST_TEST(rig.controller().load() == 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_session_without_a_token_or_not_opened_yet_ends_with_its_gateway) {
+  for (const bool token : {false, true}) {
+    Rig rig;
+    for (const auto& role : kServiceRoles) rig.add(role + "-1", role);
+    rig.add("controller-1", "controller");
+    rig.add("gateway-1", "gateway");
+    if (token) rig.gateway().token_digest = kFirst;
+    rig.gateway().open("controller-1");
+    rig.run(token ? 2 : 8);
+    rig.kill("gateway-1");
+    rig.run(3);
+    BOOST_TEST(rig.controller().load() == 0);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_session_waits_for_its_time_only) {
+  for (const int seconds : {0, 2}) {
+    Rig rig;
+    rig.config.detached_seconds_max = seconds;
+    furnish(rig);
+    rig.gateway().say(Say{"hello"});
+    rig.run(4);
+    rig.kill("gateway-1");
+    rig.run(3);
+    BOOST_TEST(rig.controller().load() == (seconds > 0 ? 1 : 0));
+    rig.run(seconds * 50 + 30);
+    BOOST_TEST(rig.controller().load() == 0);
+    BOOST_TEST(rig.streams_at_services() == 0u);
+    BOOST_TEST((rig.controller().tick_interval() == milliseconds(500)));
+    auto& g = second(rig);
+    g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kSecond));
+    rig.run(6);
+    BOOST_TEST(error_of(g) == "not_found");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_goes_on_without_a_client_and_its_sound_is_not_kept) {
+  Rig rig(with_tools());
+  furnish(rig);
+  rig.gateway().say(Say{"hello"});
+  rig.run(4);
+  rig.kill("gateway-1");
+  BOOST_TEST(rig.run_until([&] { return !stored(rig).empty(); }));
+  rig.run(10);
+  BOOST_TEST(rig.streams_at_services() == 0u);
+  BOOST_TEST((rig.controller().tick_interval() == milliseconds(500)));
+  const auto* turn = rig.controller().turn_of(kSession);
+  BOOST_REQUIRE(turn != nullptr);
+  BOOST_TEST((turn->stage == Turn::Stage::closing));
+  BOOST_TEST(turn->samples > 0);
+}
+
+BOOST_AUTO_TEST_CASE(an_error_that_came_meanwhile_is_told) {
+  Rig rig;
+  furnish(rig);
+  rig.gateway().say(Say{"hello"});
+  rig.run(3);
+  rig.kill("gateway-1");
+  rig.get<FakeChat>("llm-chat-1").fails_at_third = Errc::internal;
+  rig.run(40);
+  auto& g = second(rig);
+  g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kSecond));
+  rig.run(6);
+  BOOST_TEST(g.attached->open_turn.value == 0u);
+  BOOST_TEST(error_of(g) == "internal");
+  BOOST_TEST(g.events.back().turn == 1u);
+  rig.get<FakeChat>("llm-chat-1").fails_at_third.reset();
+  g.say(Say{"hello"});
+  BOOST_TEST(rig.run_until([&] { return g.turns.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_broken_socket_leaves_the_session_and_a_closed_one_ends_it) {
+  for (const bool broken : {false, true}) {
+    Rig rig;
+    furnish(rig);
+    rig.gateway().close(broken);
+    rig.run(3);
+    BOOST_TEST(rig.controller().load() == (broken ? 1 : 0));
+    auto& g = second(rig);
+    g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kSecond));
+    rig.run(6);
+    BOOST_TEST(g.attached.has_value() == broken);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_gateway_asks_again_with_the_same_token_when_the_answer_came_too_late) {
+  Rig rig;
+  furnish(rig);
+  rig.kill("gateway-1");
+  auto& g = second(rig);
+  const auto claim = rig.gateway().claim(kFirst, kSecond);
+  g.resume(rig.gateway(), "controller-1", claim);
+  rig.run(3);
+  g.close(true);
+  rig.run(3);
+  g.attached.reset();
+  g.resume(rig.gateway(), "controller-1", claim);
+  rig.run(6);
+  BOOST_TEST(g.attached.has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_gateway_that_stood_still_cannot_take_a_resumed_session_back) {
+  Rig rig;
+  furnish(rig);
+  rig.kill("gateway-1");
+  auto& g = second(rig);
+  g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kSecond));
+  rig.run(6);
+  BOOST_REQUIRE(g.attached);
+  auto& old = static_cast<FakeGateway&>(rig.add("gateway-1", "gateway"));
+  old.token_digest = kFirst;
+  old.epoch = g.epoch;
+  old.open("controller-1");
+  rig.run(6);
+  BOOST_TEST(error_of(old) == "not_found");
+  g.say(Say{"hello"});
+  BOOST_TEST(rig.run_until([&] { return g.turns.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_resumed_session_moves_on_and_its_open_turn_fails_at_once_when_its_inputs_are_lost) {
+  Rig rig(with_tools());
+  furnish(rig);
+  rig.gateway().say(Say{"hello"});
+  BOOST_REQUIRE(rig.run_until([&] { return !rig.gateway().reply.empty(); }));
+  const auto claim = rig.gateway().claim(kFirst, kSecond);
+  rig.kill("gateway-1");
+  auto& g = second(rig);
+  g.token_digest = kSecond;
+  g.resume(rig.gateway(), "controller-1", claim);
+  BOOST_REQUIRE(rig.run_until([&] { return g.attached.has_value(); }, 6));
+  BOOST_TEST(g.attached->open_turn.value == 1u);
+  BOOST_TEST(g.attached->first_input == 2u);
+  rig.add("controller-2", "controller");
+  rig.kill("controller-1");
+  g.inputs_kept = false;
+  g.open("controller-2");
+  BOOST_REQUIRE(rig.run_until([&] { return g.last_error() != nullptr; }, 20));
+  BOOST_TEST(error_of(g) == "unavailable");
+  BOOST_TEST(g.events.back().turn == 1u);
+  g.say(Say{"hello"});
+  BOOST_TEST(rig.run_until([&] { return g.turns.size() == 1; }));
+  check_calm(rig);
+}
+
+BOOST_AUTO_TEST_CASE(a_draining_controller_waits_for_turns_but_not_for_clients) {
+  Rig rig;
+  furnish(rig);
+  rig.gateway().say(Say{"hello"});
+  rig.run(4);
+  rig.kill("gateway-1");
+  BOOST_TEST(!rig.controller().drain());
+  rig.run(3);
+  BOOST_TEST(!rig.controller().drain());
+  BOOST_TEST(rig.run_until([&] { return rig.controller().drain(); }));
+  BOOST_TEST(!stored(rig).empty());
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::controller
