@@ -4,6 +4,8 @@
 
 namespace parlando::gateway {
 
-inline service::Definition definition() { return service::define<GatewayConfig>("gateway", "the page and its WebSocket", {"controller"}, &GatewayCore::make); }
+inline service::Definition definition() {
+  return service::define<GatewayConfig>("gateway", "the page and its WebSocket", {"controller"}, &GatewayCore::make);
+}
 
 }  // namespace parlando::gateway

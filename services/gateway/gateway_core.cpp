@@ -1,221 +1,260 @@
 #include "services/gateway/gateway_core.hpp"
 
-#include <algorithm>
 #include <filesystem>
 
 #include "common/base/mapped_file.hpp"
-#include "common/base/nesting.hpp"
-#include "common/base/pcm.hpp"
-#include "common/base/random_id.hpp"
-#include "common/protocol/delivery.hpp"
 
 namespace parlando::gateway {
 namespace fs = std::filesystem;
-using nlohmann::json;
-using protocol::MessageType;
 
 namespace {
-constexpr int kStrikesMax = 3;  // malformed messages before a socket is closed
-constexpr std::size_t kAudioBytesMax = 32 * 1024;
+
+constexpr std::size_t kFileBytesMax = 8u << 20;
+// Answers are pushed as fast as they are made, and players buffer them; a client that is a whole minute behind is gone.
+constexpr std::int64_t kUnsentSecondsMax = 60;
+constexpr std::size_t kUnsentBytesMax = kUnsentSecondsMax * kSpeechRate * kSampleBytes;
 
 std::string type_of(const fs::path& file) {
-  const auto e = file.extension();
-  return e == ".html"   ? "text/html; charset=utf-8"
-         : e == ".js"   ? "text/javascript; charset=utf-8"
-         : e == ".css"  ? "text/css; charset=utf-8"
-         : e == ".json" ? "application/json"
-         : e == ".wav"  ? "audio/wav"
-                        : "application/octet-stream";
+  static const std::map<std::string, std::string> kTypes{{".html", "text/html; charset=utf-8"},
+                                                         {".js", "text/javascript; charset=utf-8"},
+                                                         {".css", "text/css; charset=utf-8"},
+                                                         {".json", "application/json"},
+                                                         {".wav", "audio/wav"}};
+  const auto found = kTypes.find(file.extension().string());
+  return found == kTypes.end() ? "application/octet-stream" : found->second;
 }
-/// What is wrong with an `open` message; empty when nothing is.
-std::string wrong_option(const json& body) {
-  for (const auto& [key, value] : body.items()) {
-    if (key == "type") continue;
-    if (key == "system" || key == "speaker") {
-      if (!value.is_string()) return fmt::format("open: {} is {}, expected a text", key, protocol::dump(value).substr(0, 40));
-    } else if (key == "speak") {
-      if (!value.is_boolean()) return fmt::format("open: speak is {}, expected true or false", protocol::dump(value).substr(0, 40));
-    } else
-      return fmt::format("open: '{}' is unknown, expected system, speaker or speak", key.substr(0, 40));
-  }
-  return {};
+
+SessionsConfig sessions_config(const GatewayConfig& config) {
+  SessionsConfig out;
+  out.session_max = std::chrono::seconds(config.session_seconds_max);
+  out.drain_max = std::chrono::seconds(config.drain_seconds_max);
+  return out;
 }
+
 }  // namespace
+
+const SteadyClock GatewayCore::kSteadyClock;
 
 std::vector<config::Problem> GatewayConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
-  if (listen.rfind(':') == std::string::npos) out.push_back({path + ".listen", "is '" + listen + "', expected host:port"});
+  if (listen.rfind(':') == std::string::npos)
+    out.push_back({path + ".listen", "is '" + listen + "', expected host:port"});
   config::expect_range(out, path + ".connections_max", connections_max, 1, 1 << 16);
+  config::expect_range(out, path + ".connections_per_address_max", connections_per_address_max, 0, 1 << 16);
   config::expect_range(out, path + ".session_seconds_max", session_seconds_max, 1, 86400);
+  config::expect_range(out, path + ".drain_seconds_max", drain_seconds_max, 0, 3600);
   return out;
+}
+
+GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock)
+    : config_(std::move(config)), clock_(clock), sessions_(sessions_config(config_)) {}
+
+// ------------------------------------------------------------------------------------------------ files
+
+/// The page is small: it is read once, and nothing outside these folders can be asked for.
+Result<void> GatewayCore::load_files(const std::string& folder, const std::string& prefix) {
+  if (folder.empty()) return {};
+  if (!fs::is_directory(folder)) return fail(Errc::not_found, "'{}' is not a folder", folder);
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    PARLANDO_TRY(auto bytes, read_file(entry.path(), kFileBytesMax));
+    http::Response file{200, type_of(entry.path()), {}};
+    file.shared_body = std::make_shared<const std::string>(std::move(bytes));
+    files_[prefix + entry.path().filename().string()] = std::move(file);
+  }
+  return {};
 }
 
 Result<std::unique_ptr<service::Core>> GatewayCore::make(const GatewayConfig& config) {
   auto out = std::make_unique<GatewayCore>(config);
-  // The page is small: it is read once, and nothing outside these folders can be asked for.
-  auto load = [&](const fs::path& folder, const std::string& prefix) -> Result<void> {
-    if (!fs::is_directory(folder)) return fail(Errc::not_found, "'{}' is not a folder", folder.string());
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      if (!entry.is_regular_file()) continue;
-      PARLANDO_TRY(auto bytes, read_file(entry.path(), 8u << 20));
-      out->files_[prefix + entry.path().filename().string()] = {200, type_of(entry.path()), std::move(bytes)};
-    }
-    return {};
-  };
-  if (!config.page.empty()) {
-    PARLANDO_DO(load(config.page, "/"));
-  }
-  if (!config.questions.empty()) {
-    PARLANDO_DO(load(config.questions, "/questions/"));
-  }
+  PARLANDO_DO(out->load_files(config.page, "/"));
+  PARLANDO_DO(out->load_files(config.questions, "/questions/"));
   if (out->files_.contains("/index.html")) out->files_["/"] = out->files_["/index.html"];
   return std::unique_ptr<service::Core>(std::move(out));
 }
 
-void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
-  frames_ = metrics.counter("parlando_gateway_audio_frames_total", "Audio messages from clients");
-  audio_out_ = metrics.counter("parlando_gateway_audio_sent_seconds_total", "Audio sent to clients");
-  refused_ = metrics.counter("parlando_gateway_refused_total", "Client messages that were refused");
+http::Response GatewayCore::answer(const http::Request& request) const {
+  if (request.method != "GET") return {405, "text/plain", "only GET\n"};
+  const auto found = files_.find(request.target.substr(0, request.target.find('?')));
+  return found == files_.end() ? http::Response{404, "text/plain", "not found\n"} : found->second;
 }
 
-Result<void> GatewayCore::attach(Post post) {
-  auto on = [post](auto&& f) { return post([f](Core& core, Time now) { f(static_cast<GatewayCore&>(core), now); }); };
-  http::SocketHandlers sockets;
-  sockets.path = "/v1/dialogue";
-  sockets.opened = [on](std::uint64_t id) { on([id](GatewayCore& g, Time now) { g.client_opened(id, now); }); };
-  sockets.closed = [on](std::uint64_t id) { on([id](GatewayCore& g, Time) { g.client_closed(id); }); };
-  sockets.message = [on](std::uint64_t id, std::string data, bool binary) {
-    on([id, data = std::move(data), binary](GatewayCore& g, Time now) { g.client_said(id, data, binary, now); });
+// ------------------------------------------------------------------------------------------------ sockets
+
+http::Limits GatewayCore::limits() const {
+  http::Limits out;
+  out.connections_max = config_.connections_max;
+  out.connections_per_address_max = config_.connections_per_address_max;
+  out.origins = config_.origins;
+  out.hosts = config_.hosts;
+  out.unsent_bytes_max = kUnsentBytesMax;
+  return out;
+}
+
+http::SocketHandlers GatewayCore::handlers() {
+  http::SocketHandlers out;
+  out.path = "/v1/dialogue";
+  out.opened = [this](std::uint64_t id) {
+    sessions_.client_opened(id, clock_.now());
+    act();
   };
-  PARLANDO_TRY(server_, http::Server::start(config_.listen,
-                                            [this](const http::Request& r) -> http::Response {
-                                              const auto path = r.target.substr(0, r.target.find('?'));
-                                              if (r.method != "GET") return {405, "text/plain", "only GET\n"};
-                                              const auto found = files_.find(path);  // written before the server starts, never after
-                                              return found != files_.end() ? found->second : http::Response{404, "text/plain", "not found\n"};
-                                            },
-                                            std::move(sockets), {.connections_max = config_.connections_max}));
+  out.closed = [this](std::uint64_t id) {
+    sessions_.client_closed(id, clock_.now());
+    act();
+  };
+  out.lost = [this](std::uint64_t id) {
+    sessions_.client_lost(id, clock_.now());
+    act();
+  };
+  out.message = [this](std::uint64_t id, std::string_view data, bool binary) {
+    const auto now = clock_.now();
+    binary ? sessions_.client_audio(id, data, now) : sessions_.client_text(id, data, now);
+    act();
+  };
+  return out;
+}
+
+Result<void> GatewayCore::listen() {
+  auto answers = [this](const http::Request& request) { return answer(request); };
+  PARLANDO_TRY(server_, http::Server::start(config_.listen, std::move(answers), handlers(), limits()));
   return {};
 }
 
-void GatewayCore::event(std::uint64_t id, const json& body) { server_->send(id, protocol::dump(body), false); }
-
-void GatewayCore::complain(std::uint64_t id, Errc code, const std::string& message) {
-  refused_.add();
-  event(id, {{"type", "error"}, {"code", std::string(to_string(code))}, {"message", message}});
-  const auto found = sockets_.find(id);
-  if (found != sockets_.end() && ++found->second.strikes >= kStrikesMax) server_->close(id);
+int GatewayCore::wait(std::span<pollfd> descriptors, milliseconds timeout) {
+  if (!server_) return Core::wait(descriptors, timeout);
+  waiting_ = true;
+  const int ready = server_->wait(descriptors, timeout);
+  waiting_ = false;
+  return ready;
 }
 
-void GatewayCore::say(Client& client, MessageType type, std::string body, std::vector<std::byte> payload) {
-  protocol::Message m;
-  m.head.type = type, m.head.session = client.session, m.head.stream = 1;
-  m.body = std::move(body), m.payload = std::move(payload);
-  send(client.controller, std::move(m));
+/// Does what the sessions want done.
+void GatewayCore::act() {
+  for (auto& action : sessions_.take_for_clients()) act_on(action);
+  auto messages = sessions_.take_for_controllers();
+  for (auto& m : messages) std::visit([&](auto& body) { send(m.peer, m.head, std::move(body)); }, m.body);
+  // The host sends when `wait` returns.
+  if (!messages.empty() && waiting_) server_->stop_waiting();
 }
 
-void GatewayCore::client_opened(std::uint64_t id, Time now) {
-  Client c;
-  c.session = {random_u64(), random_u64()}, c.since = now;
-  by_session_[c.session] = id;
-  sockets_[id] = c;
-}
-
-void GatewayCore::client_said(std::uint64_t id, const std::string& data, bool binary, Time) {
-  const auto found = sockets_.find(id);
-  if (found == sockets_.end()) return;
-  auto& c = found->second;
-  if (binary) {
-    if (!c.opened) return complain(id, Errc::not_ready, "send {\"type\":\"open\"} before audio");
-    if (data.size() % 2 != 0 || data.size() > kAudioBytesMax)
-      return complain(id, Errc::bad_frame, fmt::format("an audio message of {} bytes, expected an even number up to {}", data.size(), kAudioBytesMax));
-    frames_.add();
-    return say(c, MessageType::audio, "{}", to_bytes(std::span<const char>(data)));
-  }
-  const auto body = nested_deeper_than(data, 32) ? json() : json::parse(data, nullptr, false);
-  if (!body.is_object() || !body.contains("type") || !body["type"].is_string())
-    return complain(id, Errc::bad_json, "the message is not a JSON object with a type");
-  const auto type = body["type"].get<std::string>();
-  if (type == "open") {
-    if (c.opened) return complain(id, Errc::invalid_argument, "the session is open already");
-    const auto index = protocol::rendezvous(c.session, controllers_);
-    if (!index) return complain(id, Errc::unavailable, "no controller is connected; try again");
-    c.controller = controllers_[*index];
-    c.opened = true;
-    if (const auto wrong = wrong_option(body); !wrong.empty()) return complain(id, Errc::invalid_argument, wrong);
-    auto options = body;
-    options.erase("type");
-    return say(c, MessageType::open, protocol::dump(options));
-  }
-  if (!c.opened) return complain(id, Errc::not_ready, "send {\"type\":\"open\"} first");
-  if (type == "flush") return say(c, MessageType::flush, "{}");
-  if (type == "cancel") return say(c, MessageType::cancel, "{}");
-  if (type == "text") {
-    if (!body.contains("text") || !body["text"].is_string()) return complain(id, Errc::invalid_argument, "a text message needs a text");
-    return say(c, MessageType::text, protocol::dump(json{{"text", body["text"]}}));
-  }
-  complain(id, Errc::unknown_type, "the type is '" + type.substr(0, 40) + "', expected open, flush, text or cancel");
-}
-
-void GatewayCore::client_closed(std::uint64_t id) {
-  const auto found = sockets_.find(id);
-  if (found == sockets_.end()) return;
-  if (found->second.opened) say(found->second, MessageType::close, "{}");
-  by_session_.erase(found->second.session);
-  sockets_.erase(found);
-}
-
-void GatewayCore::on_message(const std::string&, protocol::Message m, Time) {
-  const auto found = by_session_.find(m.head.session);
-  if (found == by_session_.end()) return;
-  const auto id = found->second;
-  auto body = protocol::body_of(m);
-  switch (m.head.type) {
-    case MessageType::speech:
-      audio_out_.add(static_cast<double>(m.payload.size()) / 2 / 22050);
-      return server_->send(id, {reinterpret_cast<const char*>(m.payload.data()), m.payload.size()}, true);
-    case MessageType::open:
-      body["type"] = "opened", body["rate"] = 22050;
-      break;
-    case MessageType::speech_started:
-      body["type"] = "speech_started";
-      break;
-    case MessageType::speech_ended:
-      body["type"] = "speech_ended";
-      break;
-    case MessageType::turn:
-      body["type"] = "turn";
-      break;
-    case MessageType::error:
-      body["type"] = "error";
-      break;
-    case MessageType::text:
-      body["type"] = protocol::text_in(body, "kind") == "error" ? "error" : "text";
-      if (body["type"] == "error") body["message"] = protocol::text_in(body, "text");
-      break;
-    default:
+void GatewayCore::act_on(ToClient& action) {
+  if (!server_) return;
+  switch (action.kind) {
+    case ToClient::Kind::event:
+      server_->send(action.client, std::move(action.data), false);
       return;
+    case ToClient::Kind::sound:
+      server_->send(action.client, std::move(action.data), true);
+      return;
+    case ToClient::Kind::close:
+      return server_->close(action.client, http::CloseCode(action.code), std::move(action.data));
+    case ToClient::Kind::pause:
+      return server_->pause(action.client);
+    case ToClient::Kind::resume:
+      return server_->resume(action.client);
   }
-  event(id, body);
 }
 
-void GatewayCore::on_peer(const transport::Peer& peer, bool up, Time) {
-  if (peer.caller) return;
-  std::erase(controllers_, peer.instance);
-  if (up) {
-    controllers_.push_back(peer.instance);
-    return;
-  }
-  for (auto& [id, c] : sockets_) {
-    if (c.controller != peer.instance || !c.opened) continue;
-    c.opened = false;
-    event(id, {{"type", "error"}, {"code", "unavailable"}, {"message", "the controller of this session is gone; open again"}});
-  }
+// ------------------------------------------------------------------------------------------------ the service
+
+void GatewayCore::on_message(const std::string& peer, protocol::Message message, Time now) {
+  sessions_.on_message(peer, std::move(message), now);
+  act();
+}
+
+void GatewayCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time now) {
+  sessions_.on_peer(peer, state, now);
+  act();
+}
+
+void GatewayCore::on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) {
+  sessions_.on_refused(peer, head, error, now);
+  act();
 }
 
 void GatewayCore::on_tick(Time now) {
-  for (const auto& [id, c] : sockets_)
-    if (now - c.since > std::chrono::seconds(config_.session_seconds_max)) server_->close(id);
+  sessions_.on_tick(now);
+  act();
+  tell_metrics();
+}
+
+std::string GatewayCore::why_not_ready() const {
+  return sessions_.any_controller() ? "" : "no controller takes sessions";
+}
+
+bool GatewayCore::drain() {
+  if (server_) server_->stop_accepting();
+  const bool done = sessions_.drain(clock_.now());
+  act();
+  return done && (!server_ || server_->sockets() == 0);
+}
+
+// ------------------------------------------------------------------------------------------------ metrics
+
+void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
+  const auto counter = [&](const char* name, const char* help) {
+    return metrics.counter(fmt::format("parlando_gateway_{}", name), help);
+  };
+  Meters m;
+  m.sessions = metrics.gauge("parlando_gateway_sessions", "Conversations, those that wait for a controller included");
+  m.sockets = metrics.gauge("parlando_gateway_sockets", "WebSockets");
+  m.frames = counter("audio_frames_total", "Audio messages from clients");
+  m.sent = counter("audio_sent_seconds_total", "Audio sent to clients");
+  m.refused = counter("refused_total", "Client messages that were refused");
+  m.stale = counter("stale_total", "Messages of controllers that do not own their session (any more)");
+  m.repeats = counter("repeats_total", "Messages whose content the client had already");
+  m.malformed = counter("malformed_total", "Messages of controllers that make no sense here");
+  m.failed =
+      counter("sessions_failed_total", "Sessions that ended with an error: none took them, or none took them over");
+  m.dropped =
+      counter("input_dropped_seconds_total", "Audio let go before its controller did: not heard after a hand-over");
+  m.resumed = counter("resumed_total", "Sessions that came from another socket or gateway");
+  m.not_resumed = counter("not_resumed_total", "Attempts to resume a session that nobody keeps for this token");
+  m.paused = counter("paused_total", "Times that a client was read no further for a while");
+  for (std::size_t i = 0; i < kReasonNames.size(); ++i)
+    m.handovers[i] = metrics.counter("parlando_gateway_handovers_total", "Sessions that left their controller",
+                                     "reason", std::string(kReasonNames[i]));
+  using C = http::Counters;
+  const std::tuple<const char*, const char*, const http::Counter C::*> table[] = {
+      {"http_accepted_total", "Connections that passed the limits", &C::accepted},
+      {"http_refused_full_total", "Connections above connections_max", &C::refused_full},
+      {"http_refused_address_total", "Connections above connections_per_address_max", &C::refused_address},
+      {"http_refused_origin_total", "Upgrades of foreign pages", &C::refused_origin},
+      {"http_refused_host_total", "Requests for hosts that we are not", &C::refused_host},
+      {"http_accept_backoffs_total", "Waits because no descriptors were left", &C::accept_backoffs},
+      {"http_closed_slow_total", "WebSockets that were a minute of sound behind", &C::closed_slow},
+      {"http_closed_idle_total", "Connections cut for their silence", &C::closed_idle},
+      {"http_closed_forced_total", "WebSockets cut because they did not end in time", &C::closed_forced},
+      {"http_protocol_errors_total", "Malformed requests and frames", &C::protocol_errors},
+      {"http_callback_errors_total", "Exceptions while a request or message was worked on", &C::callback_errors},
+  };
+  for (const auto& [name, help, member] : table) m.http.emplace_back(counter(name, help), member);
+  meters_ = std::move(m);
+}
+
+void GatewayCore::tell_metrics() {
+  if (!meters_) return;
+  const auto& m = *meters_;
+  const auto c = sessions_.counters();
+  const auto tell = [](const telemetry::Metrics::Counter& to, std::uint64_t n) {
+    to.set_at_least(static_cast<double>(n));
+  };
+  m.sessions.set(static_cast<double>(sessions_.sessions()));
+  m.sockets.set(static_cast<double>(sessions_.clients()));
+  tell(m.frames, c.audio_frames);
+  tell(m.refused, c.refused);
+  tell(m.stale, c.stale);
+  tell(m.repeats, c.repeats);
+  tell(m.malformed, c.malformed);
+  tell(m.failed, c.failed);
+  tell(m.resumed, c.resumed);
+  tell(m.not_resumed, c.not_resumed);
+  tell(m.paused, c.paused);
+  m.sent.set_at_least(static_cast<double>(c.sent_samples) / kSpeechRate);
+  m.dropped.set_at_least(static_cast<double>(c.dropped_input_samples) / kInputRate);
+  for (std::size_t i = 0; i < m.handovers.size(); ++i) tell(m.handovers[i], c.handovers[i]);
+  if (!server_) return;
+  for (const auto& [to, member] : m.http) tell(to, (server_->counters().*member).value());
 }
 
 }  // namespace parlando::gateway

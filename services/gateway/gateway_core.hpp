@@ -1,61 +1,90 @@
 #pragma once
-/// The gateway: the page and its WebSocket on one side, controllers on the other. A socket is a session. Client messages: JSON
-/// `{type: open | flush | text | cancel, …}` and binary s16le PCM at 16 kHz; answers: JSON events and binary s16le PCM at 22.05 kHz.
+/// The gateway: the page and its WebSocket on one side, controllers on the other. `sessions.hpp` thinks; this class
+/// gives it an HTTP server that the service's own thread drives together with the link, so that nothing passes through
+/// a queue between threads. README.md lists what clients say and are told.
+#include "common/base/clock.hpp"
 #include "common/config/fields.hpp"
 #include "common/http/server.hpp"
 #include "common/service/core.hpp"
+#include "services/gateway/sessions.hpp"
 
 namespace parlando::gateway {
 
 struct GatewayConfig {
-  std::string listen = "127.0.0.1:7860";
+  std::string listen = "127.0.0.1:7860";            ///< host:port; port 0 takes a free one
   std::string page = "services/gateway/page";       ///< folder of the page; empty: none
   std::string questions = "models/nano/questions";  ///< example recordings the page offers; empty: none
-  int connections_max = 256;
-  int session_seconds_max = 1800;
+  int connections_max = 512;                        ///< in all; further ones are answered by 503
+  /// Of one address, loopback too; further ones are answered by 429. 0: no limit.
+  int connections_per_address_max = 256;
+  std::vector<std::string> origins;  ///< pages besides our own that may open a WebSocket; "*": all
+  std::vector<std::string> hosts;    ///< names we are reached by; empty: localhost and numeric addresses; "*": all
+  int session_seconds_max = 1800;    ///< of a WebSocket; it is closed with 1000
+  int drain_seconds_max = 15;        ///< for turns under way at SIGTERM; then they are closed with 1001
   template <class V>
   void fields(V&& v) {
-    v("listen", listen), v("page", page), v("questions", questions), v("connections_max", connections_max), v("session_seconds_max", session_seconds_max);
+    v("listen", listen);
+    v("page", page);
+    v("questions", questions);
+    v("connections_max", connections_max);
+    v("connections_per_address_max", connections_per_address_max);
+    v("origins", origins);
+    v("hosts", hosts);
+    v("session_seconds_max", session_seconds_max);
+    v("drain_seconds_max", drain_seconds_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
 class GatewayCore final : public service::Core {
  public:
+  /// @error Errc::not_found naming a folder that is missing, and those of reading files
   static Result<std::unique_ptr<service::Core>> make(const GatewayConfig& config);
-  explicit GatewayCore(GatewayConfig config) : config_(std::move(config)) {}
-  Result<void> attach(Post post) override;
+  explicit GatewayCore(GatewayConfig config, const Clock& clock = kSteadyClock);
+
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
-  void on_peer(const transport::Peer& peer, bool up, Time now) override;
+  void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
+  void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
   void on_tick(Time now) override;
+
+  int wait(std::span<pollfd> descriptors, milliseconds timeout) override;
+  Result<void> listen() override;
   int listening_port() const override { return server_ ? server_->port() : 0; }
-  std::string why_not_ready() const override { return controllers_.empty() ? "no controller is connected" : ""; }
-  std::int64_t load() const override { return static_cast<std::int64_t>(sockets_.size()); }
-  std::int64_t slots() const override { return config_.connections_max - load(); }
-  bool drain() override { return sockets_.empty(); }
+
+  std::string why_not_ready() const override;
+  std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.clients()); }
+  std::int64_t slots() const override { return std::max<std::int64_t>(0, config_.connections_max - load()); }
+  bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
 
+  const http::Counters& http_counters() const { return server_->counters(); }
+  SessionsCounters counters() const { return sessions_.counters(); }
+
  private:
-  struct Client {
-    protocol::SessionId session;
-    std::string controller;
-    bool opened = false;
-    int strikes = 0;
-    Time since;
+  static const SteadyClock kSteadyClock;
+  Result<void> load_files(const std::string& folder, const std::string& prefix);
+  http::Response answer(const http::Request& request) const;
+  http::SocketHandlers handlers();
+  http::Limits limits() const;
+  void act();
+  void act_on(ToClient& action);
+  void tell_metrics();
+
+  struct Meters {
+    telemetry::Metrics::Gauge sessions, sockets;
+    telemetry::Metrics::Counter frames, sent, refused, stale, repeats, failed, dropped, paused, malformed;
+    telemetry::Metrics::Counter resumed, not_resumed;
+    std::array<telemetry::Metrics::Counter, kReasonNames.size()> handovers;
+    std::vector<std::pair<telemetry::Metrics::Counter, const http::Counter http::Counters::*>> http;
   };
-  void client_opened(std::uint64_t id, Time now);
-  void client_said(std::uint64_t id, const std::string& data, bool binary, Time now);
-  void client_closed(std::uint64_t id);
-  void say(Client& client, protocol::MessageType type, std::string body, std::vector<std::byte> payload = {});
-  void event(std::uint64_t id, const nlohmann::json& body);
-  void complain(std::uint64_t id, Errc code, const std::string& message);
+
   GatewayConfig config_;
-  std::map<std::string, http::Response> files_;
+  const Clock& clock_;
+  Sessions sessions_;
+  std::map<std::string, http::Response> files_;  ///< by path; read once
   std::unique_ptr<http::Server> server_;
-  std::vector<std::string> controllers_;
-  std::map<std::uint64_t, Client> sockets_;
-  std::map<protocol::SessionId, std::uint64_t> by_session_;
-  telemetry::Metrics::Counter frames_, refused_, audio_out_;
+  bool waiting_ = false;  ///< inside `wait`
+  std::optional<Meters> meters_;
 };
 
 }  // namespace parlando::gateway

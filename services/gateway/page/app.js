@@ -13,12 +13,50 @@ function enable() {
   if (can) state("ready");
 }
 
+// A socket that is lost is not the end: for a minute the session waits for its token, at any gateway.
+const RESUME_MS = 60000;
+let session = null, lostAt = 0;
+
 function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/dialogue`);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => socket.send(JSON.stringify({ type: "open", speak: true }));
-  socket.onclose = () => { ready = busy = false; enable(); state("disconnected; trying again…"); setTimeout(connect, 1000); };
+  socket.onopen = () => (session ? resumeSession() : openSession());
+  socket.onclose = () => {
+    if (ready) lostAt = performance.now();
+    ready = false;
+    if (session && performance.now() - lostAt > RESUME_MS) forget();
+    if (!session) busy = false;
+    enable();
+    state("disconnected; trying again…");
+    setTimeout(connect, 1000);
+  };
   socket.onmessage = ({ data }) => (typeof data === "string" ? event(JSON.parse(data)) : play(new Int16Array(data)));
+}
+
+const tell = (message) => socket.readyState === WebSocket.OPEN && socket.send(message);
+const openSession = () => tell(JSON.stringify({ type: "open", speak: true }));
+const resumeSession = () => tell(JSON.stringify({ type: "resume", session: session.id, token: session.token, ...session.had }));
+
+// What was got of the turn that has no end yet.
+const nothingOf = (turn) => ({ turn, samples: 0, transcript_bytes: 0, reply_bytes: 0, tool_calls: 0 });
+const bytes = (text) => new TextEncoder().encode(text).length;
+
+function forget() {
+  session = null;
+  if (busy && turn) line("error", "the connection was lost", "error");
+  busy = false;
+}
+
+function opened(e) {
+  ready = true;
+  rate = e.rate;
+  session = { id: e.session, token: e.resume_token, had: e.resumed ? session.had : nothingOf(e.turns + 1) };
+  if (!e.resumed) return enable();
+  if (busy && !recorder && session.had.turn > e.turns) {
+    if (e.turn === undefined) busy = false;  // nothing of it has arrived: it may be said again
+    else tell(JSON.stringify({ type: "flush" }));  // the first one may have been lost
+  }
+  enable();
 }
 
 function line(who, text = "", kind = "") {
@@ -43,20 +81,37 @@ function begin() {
 }
 
 function event(e) {
-  if (e.type === "opened") { ready = true; rate = e.rate; return enable(); }
+  if (e.type === "opened") return opened(e);
   if (e.type === "speech_started") return state("listening…");
   if (e.type === "speech_ended") return state("thinking…");
-  if (e.type === "error") {
-    if (!turn) begin();
-    line("error", e.message, "error");
-    busy = false;
-    return enable();
-  }
+  if (e.type === "error") return failed(e);
+  if (e.type === "turn") session.had = nothingOf(e.turn + 1);
+  if (e.type === "cancelled") session.had = nothingOf(session.had.turn);
+  if (e.type === "text" && e.kind === "tool_call") ++session.had.tool_calls;
+  else if (e.type === "text") session.had[e.kind === "text" ? "reply_bytes" : "transcript_bytes"] += bytes(e.text);
   if (!turn) return;
+  if (e.type === "cancelled") { line("cancelled"); busy = false; return enable(); }
   if (e.type === "text" && e.kind === "transcript") line("you", e.text);
   if (e.type === "text" && e.kind === "tool_call") line("tool", e.text, "tool");
   if (e.type === "text" && e.kind === "text") { (turn.reply ??= line("parlando")).textContent += e.text; state("speaking…"); }
   if (e.type === "turn") { timings(e.stages); turn.dataset.done = "1"; turn.dataset.audio = turn.samples / rate; busy = false; enable(); }
+}
+
+// The turn is over. When the session is, too, another one is opened on the same socket.
+function failed(e) {
+  if (e.code === "no_speech" && !busy) return;  // a flush that was said twice
+  if (e.session_ended || !ready) session = null;
+  else session.had = nothingOf(session.had.turn);
+  if (busy || !e.session_ended) {
+    if (!turn) begin();
+    line("error", e.message, "error");
+  }
+  busy = false;
+  ready = ready && !e.session_ended;
+  enable();
+  if (ready) return;
+  state(`${e.message}; trying again…`);
+  setTimeout(openSession, e.retry_ms ?? 1000);
 }
 
 // Chunks are played back to back; the first one starts a little late so that the next arrives in time.
@@ -69,6 +124,7 @@ function play(pcm) {
   playAt = Math.max(playAt, c.currentTime + 0.08);
   source.start(playAt);
   playAt += buffer.duration;
+  session.had.samples += pcm.length;
   if (turn) turn.samples += pcm.length;
 }
 
@@ -100,8 +156,8 @@ async function sendFile(bytes) {
   source.connect(offline.destination);
   source.start();
   const samples = pcm16((await offline.startRendering()).getChannelData(0));
-  for (let at = 0; at < samples.length; at += FRAME * 25) socket.send(samples.slice(at, at + FRAME * 25));
-  socket.send(JSON.stringify({ type: "flush" }));
+  for (let at = 0; at < samples.length; at += FRAME * 25) tell(samples.slice(at, at + FRAME * 25));
+  tell(JSON.stringify({ type: "flush" }));
 }
 
 async function startTalking() {
@@ -117,7 +173,7 @@ async function startTalking() {
     mine.context = new AudioContext({ sampleRate: RATE });
     await mine.context.audioWorklet.addModule("recorder.js");
     const node = new AudioWorkletNode(mine.context, "recorder");
-    node.port.onmessage = ({ data }) => { if (!mine.stopped) socket.send(pcm16(data)); };
+    node.port.onmessage = ({ data }) => { if (!mine.stopped) tell(pcm16(data)); };
     mine.context.createMediaStreamSource(mine.stream).connect(node);
     if (mine.stopped) stopRecorder(mine);
   } catch (problem) {
@@ -140,7 +196,7 @@ function stopTalking() {
   stopRecorder(recorder);
   recorder = null;
   $("talk").classList.remove("on");
-  socket.send(JSON.stringify({ type: "flush" }));
+  tell(JSON.stringify({ type: "flush" }));
   state("thinking…");
   enable();
 }
@@ -157,7 +213,7 @@ $("form").addEventListener("submit", (e) => {
   begin();
   line("you", text);
   audio().resume();
-  socket.send(JSON.stringify({ type: "text", text }));
+  tell(JSON.stringify({ type: "text", text }));
   $("text").value = "";
   enable();
 });

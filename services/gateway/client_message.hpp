@@ -1,0 +1,50 @@
+#pragma once
+/// What clients say and are told on the WebSocket `/v1/dialogue`, as text: JSON objects with a `type`. README.md lists
+/// them.
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "common/protocol/messages.hpp"
+
+namespace parlando::gateway {
+
+/// A conversation is asked for.
+struct OpenOptions {
+  std::string system, speaker;
+  bool speak = true;
+  std::optional<std::uint64_t> seed;  ///< empty: any
+};
+
+/// A conversation whose socket was lost is to go on here.
+struct ResumeOptions {
+  SessionId session;
+  std::string token;       ///< as `opened` gave it
+  protocol::Attach claim;  ///< what the client has of which turn; without digests
+};
+
+using ClientMessage = std::variant<OpenOptions, ResumeOptions, protocol::Flush, protocol::Say, protocol::Cancel>;
+
+/// @error Errc::bad_json, Errc::unknown_type: no message at all; Errc::invalid_argument: one with a wrong field, which
+/// is named
+Result<ClientMessage> read_client_message(std::string_view text);
+
+/// What a client says that breaks the protocol's form, and is counted against it.
+inline bool is_malformed(Errc code) {
+  return code == Errc::bad_json || code == Errc::unknown_type || code == Errc::bad_frame;
+}
+
+// Events.
+std::string opened_event(SessionId session, std::uint64_t seed, const std::string& token,
+                         const protocol::Opened& opened);
+std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached);
+std::string speech_event(std::string_view type, std::int64_t sample);
+std::string text_event(protocol::TextKind kind, std::string_view text);
+std::string turn_event(const protocol::TurnDone& done);
+std::string cancelled_event(TurnId turn);
+/// @param session_ended  no session is open any more: the client may open another one
+std::string error_event(std::string_view code, std::string_view message, std::int64_t retry_ms = 0,
+                        bool session_ended = false);
+
+}  // namespace parlando::gateway

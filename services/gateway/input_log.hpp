@@ -1,0 +1,87 @@
+#pragma once
+/// What a client has sent and its controller may still ask for again: numbered without gaps, kept until a
+/// Checkpoint lets it go. A controller that takes the session over gets all of it behind its Open. An input whose audio
+/// is let go in the middle keeps its number as an Audio without payload, because both ends count. Inputs that were not
+/// handed out yet are never let go. A plain class.
+#include <cstdint>
+#include <deque>
+#include <variant>
+
+#include "common/base/units.hpp"
+#include "common/protocol/messages.hpp"
+
+namespace parlando::gateway {
+
+using Input = std::variant<protocol::Audio, protocol::Flush, protocol::Say, protocol::Cancel>;
+
+struct InputLimits {
+  std::int64_t audio_samples_max = 30 * kInputRate;  ///< 960 kB
+  std::size_t inputs_max = 8192;
+  std::size_t text_bytes_max = 256u << 10;  ///< of Say
+};
+
+class InputLog {
+ public:
+  struct Entry {
+    Input input;
+    std::uint64_t trace = 0;
+  };
+
+  /// @param first  number of the first input to come
+  explicit InputLog(InputLimits limits = {}, std::uint64_t first = 1)
+      : limits_(limits), first_(first), handed_(first - 1), audio_from_(first) {}
+
+  /// Takes an input; older ones that were handed out go when a limit is reached. @return its number
+  std::uint64_t add(Input input, std::uint64_t trace);
+
+  // ---- handing out
+  /// The next one to hand out; nullptr when there is none.
+  const Entry* next() const;
+  std::uint64_t next_number() const { return handed_ + 1; }
+  /// The input that `next` gave is on its way.
+  void handed_out();
+  /// Hands out again from this number on.
+  void go_back_to(std::uint64_t number);
+  /// Hands out again everything that is kept, to another owner: all is kept until that one says otherwise.
+  void go_back() {
+    go_back_to(first_);
+    keep_until_ = 0;
+  }
+  /// What this one held cannot be sent: only its number stays.
+  void blank(std::uint64_t number);
+
+  // ---- letting go
+  /// Inputs up to `input` go; audio behind `keep_until` too, now and as it comes (0: is kept).
+  void checkpoint(std::uint64_t input, std::uint64_t keep_until);
+
+  /// As much waits to be handed out as is kept: the client should be read no further.
+  bool is_full() const;
+  std::uint64_t first() const { return first_; }  ///< number of the first one kept, or of the next to come
+  std::uint64_t last() const { return first_ + entries_.size() - 1; }
+  std::size_t size() const { return entries_.size(); }
+  std::int64_t audio_samples() const { return samples_; }
+  /// Let go by a limit: a controller that takes over will not hear it.
+  std::int64_t dropped_samples() const { return dropped_samples_; }
+
+ private:
+  struct Size {
+    std::int64_t samples = 0;
+    std::size_t text_bytes = 0;
+  };
+  static Size size_of(const Input& input);
+  bool handed_has(std::uint64_t number) const { return number <= handed_; }
+  Entry& at(std::uint64_t number) { return entries_[number - first_]; }
+  void pop_front();
+  void trim();
+
+  InputLimits limits_;
+  std::deque<Entry> entries_;
+  std::uint64_t first_;           ///< number of entries_.front()
+  std::uint64_t handed_;          ///< number of the last one handed out
+  std::uint64_t keep_until_ = 0;  ///< audio behind it is not kept
+  std::uint64_t audio_from_;      ///< no input before it has audio
+  std::int64_t samples_ = 0, waiting_samples_ = 0, dropped_samples_ = 0;
+  std::size_t text_bytes_ = 0, waiting_text_bytes_ = 0;
+};
+
+}  // namespace parlando::gateway

@@ -1,0 +1,111 @@
+#include "services/gateway/open_turn.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "common/base/nesting.hpp"
+#include "common/base/units.hpp"
+
+namespace parlando::gateway {
+using nlohmann::json;
+using protocol::TextKind;
+
+namespace {
+
+constexpr int kResultDepthMax = 24;  // inside the array of results, inside a body of at most 32 levels
+
+/// What a tool_call's text says of its result, as JSON.
+std::string result_of(const std::string& text) {
+  if (nested_deeper_than(text, kResultDepthMax)) return "null";
+  const auto call = json::parse(text, nullptr, false);
+  if (!call.is_object() || !call.contains("result")) return "null";
+  return call["result"].dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+/// The first byte at or behind `at` that begins a character.
+std::size_t next_character(std::string_view text, std::size_t at) {
+  while (at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80) ++at;
+  return at;
+}
+
+}  // namespace
+
+void OpenTurn::begin(TurnId id) {
+  if (id == id_) return;
+  *this = OpenTurn();
+  id_ = id;
+}
+
+void OpenTurn::count_tool_call(const protocol::Text& message) { tool_results_.push_back(result_of(message.text)); }
+
+std::optional<std::string_view> OpenTurn::text(const protocol::Text& message) {
+  const std::string_view all = message.text;
+  const auto take_ids = [&] { ids_.insert(ids_.end(), message.payload.begin(), message.payload.end()); };
+  if (message.kind == TextKind::tool_call) {
+    if (message.at_bytes < static_cast<std::int64_t>(tool_results_.size())) return {};
+    take_ids();
+    count_tool_call(message);
+    return all;
+  }
+  if (message.kind == TextKind::done) {
+    take_ids();
+    return {};
+  }
+  auto& have = message.kind == TextKind::transcript ? transcript_bytes_ : reply_bytes_;
+  const auto end = message.at_bytes + static_cast<std::int64_t>(all.size());
+  if (end <= have && !all.empty()) return {};
+  take_ids();
+  const auto known = static_cast<std::size_t>(std::max<std::int64_t>(0, have - message.at_bytes));
+  have = std::max(have, end);
+  if (known >= all.size()) return {};
+  return all.substr(next_character(all, known));
+}
+
+std::span<const std::byte> OpenTurn::speech(const protocol::Speech& message) {
+  const std::span<const std::byte> all = message.payload;
+  const std::int64_t piece = message.piece;
+  if (piece < pieces_) return {};
+  if (piece > pieces_) {
+    pieces_ = piece;
+    piece_samples_ = 0;
+  }
+  const auto samples = static_cast<std::int64_t>(all.size() / kSampleBytes);
+  const auto known = std::clamp<std::int64_t>(piece_samples_ - message.first_sample, 0, samples);
+  piece_samples_ = std::max(piece_samples_, message.first_sample + samples);
+  turn_samples_ += samples - known;
+  if (message.last) {
+    ++pieces_;
+    piece_samples_ = 0;
+  }
+  return all.subspan(static_cast<std::size_t>(known) * kSampleBytes);
+}
+
+void OpenTurn::resume(protocol::Conversation state) {
+  *this = OpenTurn();
+  id_ = state.open_turn;
+  transcript_bytes_ = state.transcript_bytes;
+  reply_bytes_ = state.reply_bytes;
+  const auto results = nested_deeper_than(state.tool_results.text, kResultDepthMax + 1)
+                           ? json()
+                           : json::parse(state.tool_results.text, nullptr, false);
+  for (const auto& result : results.is_array() ? results : json::array())
+    tool_results_.push_back(result.dump(-1, ' ', false, json::error_handler_t::replace));
+  ids_ = std::move(state.payload);
+  pieces_ = state.pieces;
+  piece_samples_ = state.piece_samples;
+  turn_samples_ = state.turn_samples;
+}
+
+void OpenTurn::describe(protocol::Conversation& open) const {
+  open.open_turn = id_;
+  open.transcript_bytes = transcript_bytes_;
+  open.reply_bytes = reply_bytes_;
+  open.tool_calls = static_cast<std::int64_t>(tool_results_.size());
+  open.tool_results.text = fmt::format("[{}]", fmt::join(tool_results_, ","));
+  open.pieces = pieces_;
+  open.piece_samples = piece_samples_;
+  open.turn_samples = turn_samples_;
+  open.payload = ids_;
+}
+
+}  // namespace parlando::gateway

@@ -1,0 +1,192 @@
+/// What controllers say to a session, and what of it reaches the client.
+#include "common/telemetry/log.hpp"
+#include "services/gateway/sessions.hpp"
+
+namespace parlando::gateway {
+using namespace protocol;
+
+template <class T>
+std::optional<T> Sessions::read(Message& message) {
+  auto body = protocol::read<T>(message);
+  if (body) return *std::move(body);
+  ++counters_.malformed;
+  telemetry::log(telemetry::Level::warning, "gateway drops a message of a controller: {}", body.error().message);
+  return {};
+}
+
+/// Only the owner is listened to: this controller, this stream, no epoch that has been left behind.
+void Sessions::on_message(const std::string& peer, Message message, Time now) {
+  if (is_of_attempt(message.head)) return on_attempt(peer, std::move(message), now);
+  auto* client = find(message.head.session);
+  if (client == nullptr || !client->session) return;  // it has ended
+  auto& session = *client->session;
+  const bool error = message.head.type == MessageType::error;
+  const bool from_owner = session.has_owner() && session.controller == peer && session.stream == message.head.stream;
+  // An error may answer what was said before the epoch was granted; its stream names its sender well enough.
+  if (!from_owner || (!error && message.head.epoch < session.epoch)) {
+    ++counters_.stale;
+    return;
+  }
+  if (error) return on_error(*client, message, now);
+  const bool answers_open = message.head.type == MessageType::opened;
+  if ((session.place == Place::opening) != answers_open) {
+    ++counters_.malformed;
+    return;
+  }
+  session.epoch = message.head.epoch;
+  answers_open ? on_opened(*client, message) : on_owner(*client, message);
+}
+
+void Sessions::on_opened(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto opened = read<Opened>(message);
+  if (!opened) return;  // it is asked no further when its time is over
+  session.place = Place::open;
+  session.opened_head = message.head;
+  session.give_up = session.ask_again = Time::max();
+  session.asked.clear();
+  session.stale_once = false;
+  // A turn that was reported before it was durable, and whose owner then died: the next owner has it not, and uses its
+  // number again.
+  session.turn_done = std::min(session.turn_done, TurnId{static_cast<std::uint32_t>(opened->turns)});
+  if (!std::exchange(session.told_opened, true))
+    say(client, opened_event(session.id, session.seed, std::exchange(session.token.text, {}), *opened));
+  pump(session);
+}
+
+void Sessions::on_error(Client& client, Message& message, Time now) {
+  auto& session = *client.session;
+  const auto head = message.head;
+  const auto error = read<ErrorMessage>(message);
+  if (!error) return;
+  if (session.place == Place::opening) return on_open_refused(client, head.epoch, *error, now);
+  if (error->code == to_string(Errc::stale_epoch)) {
+    if (head.epoch.value != 0) session.epoch = head.epoch;
+    return lost_by_owner(client, Reason::stale, now);
+  }
+  const bool stream_is_gone = error->code == to_string(Errc::not_found) && head.turn.value == 0;
+  if (stream_is_gone || error->code == to_string(Errc::credit_exceeded))
+    return lost_by_owner(client, Reason::broken, now);
+  on_turn_error(client, head.turn, *error);
+}
+
+void Sessions::on_turn_error(Client& client, TurnId turn, const ErrorMessage& error) {
+  auto& session = *client.session;
+  if (is_repeat(turn.value != 0 && turn <= session.turn_done)) return;
+  if (turn.value != 0 || !session.turn.is_open()) {
+    turn_over(session);
+  } else {  // only an input was refused; the turn goes on
+    session.requests = std::max(0, session.requests - 1);
+  }
+  say(client, error_event(error.code, error.message, error.retry_ms));
+}
+
+void Sessions::on_owner(Client& client, Message& message) {
+  switch (message.head.type) {
+    case MessageType::speech_started:
+      return on_speech_started(client, message);
+    case MessageType::speech_ended:
+      return on_speech_ended(client, message);
+    case MessageType::text:
+      return on_text(client, message);
+    case MessageType::speech:
+      return on_speech(client, message);
+    case MessageType::turn_done:
+      return on_turn_done(client, message);
+    case MessageType::cancelled:
+      return on_cancelled(client, message);
+    case MessageType::checkpoint:
+      if (const auto checkpoint = read<Checkpoint>(message))
+        client.session->log.checkpoint(checkpoint->input, checkpoint->keep_until);
+      return;
+    default:
+      ++counters_.malformed;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ a turn
+
+bool Sessions::is_repeat(bool repeat) {
+  counters_.repeats += repeat;
+  return repeat;
+}
+
+/// @param from_the_start  the message begins what it tells
+/// @return false for a message of a turn that is over
+bool Sessions::enter_turn(Session& session, TurnId turn) {
+  if (turn.value == 0) return true;
+  if (is_repeat(turn <= session.turn_done || turn < session.turn.id())) return false;
+  session.turn.begin(turn);
+  return true;
+}
+
+void Sessions::turn_over(Session& session) {
+  session.turn.end();
+  session.requests = 0;
+  session.trace = random_();
+}
+
+void Sessions::on_speech_started(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto body = read<SpeechStarted>(message);
+  if (!body || !enter_turn(session, message.head.turn)) return;
+  const bool first = message.head.turn.value == 0 || session.turn.speech_started();
+  if (is_repeat(!first || body->sample <= session.speech_started)) return;
+  session.speech_started = body->sample;
+  say(client, speech_event("speech_started", body->sample));
+}
+
+void Sessions::on_speech_ended(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto body = read<SpeechEnded>(message);
+  if (!body || !enter_turn(session, message.head.turn)) return;
+  const bool first = message.head.turn.value == 0 || session.turn.speech_ended();
+  if (is_repeat(!first || body->sample <= session.speech_ended)) return;
+  session.speech_ended = body->sample;
+  say(client, speech_event("speech_ended", body->sample));
+}
+
+void Sessions::on_text(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto body = read<Text>(message);
+  if (!body) return;
+  if (!enter_turn(session, message.head.turn)) return;
+  const auto fresh = session.turn.text(*body);
+  if (body->kind == TextKind::done || body->text.empty() || is_repeat(!fresh)) return;
+  say(client, text_event(body->kind, *fresh));
+}
+
+void Sessions::on_speech(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto body = read<Speech>(message);
+  if (!body || !enter_turn(session, message.head.turn)) return;
+  const auto fresh = session.turn.speech(*body);
+  if (body->payload.empty() || is_repeat(fresh.empty())) return;
+  counters_.sent_samples += static_cast<std::int64_t>(fresh.size() / kSampleBytes);
+  to_clients_.push_back(
+      {ToClient::Kind::sound, client.id, {reinterpret_cast<const char*>(fresh.data()), fresh.size()}});
+}
+
+void Sessions::on_turn_done(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto body = read<TurnDone>(message);
+  if (!body) return;
+  const TurnId turn = message.head.turn.value != 0 ? message.head.turn : TurnId{static_cast<std::uint32_t>(body->turn)};
+  if (!enter_turn(session, turn)) return;
+  session.turn_done = turn;
+  session.losses = 0;
+  turn_over(session);
+  say(client, turn_event(*body));
+}
+
+void Sessions::on_cancelled(Client& client, Message& message) {
+  auto& session = *client.session;
+  const auto body = read<Cancelled>(message);
+  if (!body) return;
+  const auto turn = body->turn.value != 0 ? body->turn : message.head.turn;
+  // A turn that is not the open one was asked for, and nothing was dropped.
+  if (turn.value == 0 || session.turn.id().value == 0 || turn == session.turn.id()) turn_over(session);
+  say(client, cancelled_event(turn));
+}
+
+}  // namespace parlando::gateway

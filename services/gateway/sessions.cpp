@@ -1,0 +1,209 @@
+#include "services/gateway/sessions.hpp"
+
+#include "common/telemetry/log.hpp"
+
+namespace parlando::gateway {
+
+namespace {
+
+constexpr int kStrikesMax = 3;                                     // malformed messages before a socket is closed
+constexpr std::size_t kAudioBytesMax = 32u << 10;                  // of a message, as between services
+constexpr std::uint64_t kSeedMask = (std::uint64_t{1} << 53) - 1;  // what JavaScript reads exactly
+constexpr std::uint16_t kNormal = 1000, kGoingAway = 1001, kPolicy = 1008;
+
+}  // namespace
+
+void Sessions::note_start(Time now) {
+  if (!started_) started_ = now;
+}
+
+Client* Sessions::find(ClientId id) {
+  const auto found = clients_.find(id);
+  return found == clients_.end() ? nullptr : &found->second;
+}
+
+Client* Sessions::find(SessionId id) {
+  const auto found = by_session_.find(id);
+  return found == by_session_.end() ? nullptr : find(found->second);
+}
+
+// ------------------------------------------------------------------------------------------------ sockets
+
+void Sessions::client_opened(ClientId id, Time now) {
+  note_start(now);
+  auto& client = clients_.emplace(id, Client(id, config_.upload, now)).first->second;
+  if (draining_since_) close(client, kGoingAway, "the gateway is going away");
+}
+
+void Sessions::client_closed(ClientId id, Time) { forget(id, false); }
+void Sessions::client_lost(ClientId id, Time) { forget(id, true); }
+
+void Sessions::forget(ClientId id, bool detached) {
+  auto* client = find(id);
+  if (client == nullptr) return;
+  end_attempt(*client);
+  end_session(*client, detached);
+  clients_.erase(id);
+}
+
+void Sessions::say(Client& client, std::string event) {
+  if (!client.closing) to_clients_.push_back({ToClient::Kind::event, client.id, std::move(event)});
+}
+
+void Sessions::close(Client& client, std::uint16_t code, std::string reason) {
+  if (client.closing) return;
+  end_attempt(client);
+  end_session(client, code == kGoingAway);  // another gateway may go on
+  client.closing = true;
+  to_clients_.push_back({ToClient::Kind::close, client.id, std::move(reason), code});
+}
+
+void Sessions::end_session(Client& client, bool detached) {
+  if (!client.session) return;
+  leave(*client.session, detached);
+  counters_.dropped_input_samples += client.session->log.dropped_samples();
+  by_session_.erase(client.session->id);
+  client.session.reset();
+}
+
+void Sessions::complain(Client& client, const Error& error, Time) {
+  ++counters_.refused;
+  say(client, error_event(to_string(error.code), error.message));
+  if (!is_malformed(error.code)) return;
+  if (++client.strikes >= kStrikesMax) close(client, kPolicy, "too many malformed messages");
+}
+
+/// @param once  of a stream of sound one complaint is enough
+void Sessions::complain_not_open(Client& client, bool once) {
+  ++counters_.refused;
+  if (once && client.told_not_open) return;
+  client.told_not_open = client.told_not_open || once;
+  say(client, error_event(to_string(Errc::not_ready), "no session is open: send {\"type\":\"open\"} first"));
+}
+
+// ------------------------------------------------------------------------------------------------ what clients say
+
+void Sessions::client_text(ClientId id, std::string_view text, Time now) {
+  auto* client = find(id);
+  if (client == nullptr || client->closing) return;
+  client->upload.take(text.size(), now);
+  auto message = read_client_message(text);
+  if (!message)
+    complain(*client, message.error(), now);
+  else if (auto* wanted = std::get_if<OpenOptions>(&*message))
+    open(*client, std::move(*wanted), now);
+  else if (auto* lost = std::get_if<ResumeOptions>(&*message))
+    resume(*client, std::move(*lost), now);
+  else if (!client->session)
+    complain_not_open(*client, false);
+  else if (std::holds_alternative<protocol::Flush>(*message))
+    input(*client, protocol::Flush{client->session->position_samples});
+  else if (auto* say = std::get_if<protocol::Say>(&*message))
+    input(*client, std::move(*say));
+  else
+    input(*client, std::get<protocol::Cancel>(*message));
+  review_pause(*client, now);
+}
+
+void Sessions::client_audio(ClientId id, std::string_view pcm, Time now) {
+  auto* client = find(id);
+  if (client == nullptr || client->closing) return;
+  client->upload.take(pcm.size(), now);
+  if (pcm.size() % kSampleBytes != 0 || pcm.size() > kAudioBytesMax) {
+    complain(*client,
+             {Errc::bad_frame, fmt::format("an audio message of {} bytes, expected an even number up to {}", pcm.size(),
+                                           kAudioBytesMax)},
+             now);
+  } else if (!client->session) {
+    complain_not_open(*client, true);
+  } else if (!pcm.empty()) {
+    ++counters_.audio_frames;
+    const auto bytes = std::as_bytes(std::span(pcm));
+    input(*client, protocol::Audio{client->session->position_samples, {bytes.begin(), bytes.end()}});
+  }
+  review_pause(*client, now);
+}
+
+void Sessions::open(Client& client, OpenOptions options, Time now) {
+  if (client.session) return complain(client, {Errc::invalid_argument, "a session is open already"}, now);
+  if (client.attempt) return complain(client, {Errc::invalid_argument, "a session is being resumed"}, now);
+  const auto high = random_();
+  const SessionId id{high, random_()};
+  client.session = std::make_unique<Session>(id, std::move(options), config_.inputs);
+  auto& session = *client.session;
+  session.seed = session.options.seed.value_or(random_() & kSeedMask);
+  session.trace = random_();
+  session.token = ResumeToken::make(random_);
+  session.give_up = now + config_.open_wait;
+  by_session_[id] = client.id;
+  client.told_not_open = false;
+  place(client, now);
+}
+
+/// Numbers an input and hands it on, if there is somebody to hand it to.
+void Sessions::input(Client& client, Input input) {
+  auto& session = *client.session;
+  if (const auto* audio = std::get_if<protocol::Audio>(&input))
+    session.position_samples += static_cast<std::int64_t>(audio->payload.size() / kSampleBytes);
+  else if (auto* cancel = std::get_if<protocol::Cancel>(&input))
+    cancel->turn = cancel->turn.value != 0 ? cancel->turn : session.turn.id();
+  else
+    ++session.requests;
+  session.log.add(std::move(input), session.trace);
+  pump(session);
+}
+
+// ------------------------------------------------------------------------------------------------ reading slower
+
+void Sessions::pause(Client& client, Pause why, bool on) {
+  if (client.is_paused(why) == on) return;
+  const bool was = client.paused != 0;
+  client.paused ^= static_cast<unsigned>(why);
+  const bool is = client.paused != 0;
+  if (was == is || client.closing) return;
+  counters_.paused += is;
+  to_clients_.push_back({is ? ToClient::Kind::pause : ToClient::Kind::resume, client.id, {}});
+}
+
+void Sessions::review_pause(Client& client, Time now) {
+  if (client.closing) return;
+  pause(client, Pause::rate, client.is_paused(Pause::rate) ? !client.upload.may_resume(now) : client.upload.is_over());
+  pause(client, Pause::log, client.session && client.session->log.is_full());
+  pause(client, Pause::link, client.session && client.session->is_stuck());
+}
+
+// ------------------------------------------------------------------------------------------------ time
+
+void Sessions::on_tick(Time now) {
+  note_start(now);
+  for (auto& [id, client] : clients_) {
+    if (client.closing) continue;
+    if (now - client.since > config_.session_max) {
+      say(client, error_event(to_string(Errc::deadline_exceeded),
+                              fmt::format("a connection lasts at most {} s", config_.session_max.count())));
+      close(client, kNormal, "the connection's time is over");
+      continue;
+    }
+    if (client.session) review(client, now);
+    if (client.attempt) review_attempt(client, now);
+    review_pause(client, now);
+  }
+  if (draining_since_) drain(now);
+}
+
+bool Sessions::drain(Time now) {
+  if (!draining_since_) draining_since_ = now;
+  const bool over = now - *draining_since_ >= config_.drain_max;
+  for (auto& [id, client] : clients_)
+    if (over || !client.session || !client.session->is_busy()) close(client, kGoingAway, "the gateway is going away");
+  return clients_.empty();
+}
+
+SessionsCounters Sessions::counters() const {
+  auto out = counters_;
+  for (const auto& [id, client] : clients_)
+    if (client.session) out.dropped_input_samples += client.session->log.dropped_samples();
+  return out;
+}
+
+}  // namespace parlando::gateway

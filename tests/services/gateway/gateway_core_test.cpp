@@ -1,0 +1,453 @@
+#define BOOST_TEST_MODULE gateway_core
+#include "services/gateway/gateway_core.hpp"
+
+#include <sys/eventfd.h>
+
+#include <boost/test/unit_test.hpp>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/common/http/client.hpp"
+
+using namespace parlando;
+using namespace parlando::gateway;
+using namespace std::chrono_literals;
+using nlohmann::json;
+using protocol::MessageType;
+using Browser = http::Client;
+
+namespace {
+
+GatewayConfig config_of_tests() {
+  GatewayConfig config;
+  config.listen = "127.0.0.1:0";
+  config.page = PARLANDO_SOURCE_DIR "/services/gateway/page";
+  config.questions = "";
+  return config;
+}
+
+/// The gateway on a free port, driven by the test; its controllers are what the test says, its clock is turned by hand.
+struct Door {
+  explicit Door(GatewayConfig config = config_of_tests()) : core(std::move(config), clock) {
+    const auto listening = core.listen();
+    BOOST_REQUIRE_MESSAGE(listening, (listening ? "" : listening.error().message));
+    tick(0);
+    tick(3000);
+    core.on_peer(controller(), transport::PeerState::up, clock.now());
+  }
+  static transport::Peer controller() { return {"a", "controller", 1, false, true, false, 1000}; }
+
+  void tick(int ms = 20) {
+    clock.advance(milliseconds(ms));
+    core.on_tick(clock.now());
+    collect();
+  }
+  void collect() {
+    for (auto& out : core.take()) sent.push_back(std::move(out.message));
+  }
+  /// Drives the gateway until it is so. @return whether it came to be in time
+  template <class F>
+  bool until(F&& so, milliseconds limit = 5s) {
+    const auto end = std::chrono::steady_clock::now() + limit;
+    while (!so()) {
+      if (std::chrono::steady_clock::now() > end) return false;
+      core.wait({}, 1ms);
+      collect();
+    }
+    return true;
+  }
+  /// Drives it while something must not happen.
+  void run(milliseconds time = 30ms) {
+    until([] { return false; }, time);
+  }
+
+  Browser join() {
+    Browser client(core.listening_port());
+    const auto before = core.load();
+    client.send(Browser::upgrade(core.listening_port(), {}, "/v1/dialogue"));
+    BOOST_REQUIRE(
+        until([&] { return client.pump().in.find("\r\n\r\n") != std::string::npos && core.load() > before; }));
+    BOOST_REQUIRE(client.in.starts_with("HTTP/1.1 101"));
+    client.in.erase(0, client.in.find("\r\n\r\n") + 4);
+    return client;
+  }
+  Browser::Frame frame(Browser& client) {
+    std::optional<Browser::Frame> out;
+    BOOST_REQUIRE(until([&] { return (out = client.frame()).has_value(); }));
+    return *out;
+  }
+  json event(Browser& client) { return json::parse(frame(client).data); }
+  static void say(Browser& client, std::string_view text) { client.send(Browser::encode(1, text)); }
+  static void audio(Browser& client, std::size_t bytes = 640) {
+    client.send(Browser::encode(2, std::string(bytes, '\1')));
+  }
+
+  std::size_t count(MessageType type, SessionId session = {}) const {
+    return static_cast<std::size_t>(std::count_if(sent.begin(), sent.end(), [&](const protocol::Message& m) {
+      return m.head.type == type && (session == SessionId() || m.head.session == session);
+    }));
+  }
+  template <class T>
+  void answer(const protocol::Envelope& open, T body, std::uint32_t turn = 0) {
+    auto head = open;
+    head.epoch = {1};
+    head.turn = {turn};
+    core.on_message("a", protocol::pack(std::move(body), head), clock.now());
+    collect();
+  }
+  /// A client with an open session. @param head  of its Open
+  Browser open(protocol::Envelope* head = nullptr) {
+    auto client = join();
+    const auto before = count(MessageType::open);
+    say(client, R"({"type":"open"})");
+    BOOST_REQUIRE(until([&] { return count(MessageType::open) > before; }));
+    const auto opened = sent.back().head;
+    answer(opened, protocol::Opened{});
+    BOOST_TEST(event(client)["type"] == "opened");
+    if (head != nullptr) *head = opened;
+    return client;
+  }
+  std::string ask(const std::string& request) {
+    Browser client(core.listening_port());
+    client.send(request);
+    BOOST_REQUIRE(until([&] { return client.pump().ended; }));
+    return client.in;
+  }
+  std::string get(const std::string& path, const std::string& method = "GET", const std::string& more = {}) {
+    return ask(method + " " + path + " HTTP/1.1\r\nHost: localhost:" + std::to_string(core.listening_port()) + "\r\n" +
+               more + "Connection: close\r\n\r\n");
+  }
+
+  ManualClock clock;
+  GatewayCore core;
+  std::vector<protocol::Message> sent;
+};
+
+/// Files, too.
+struct Pages {
+  Pages() {
+    auto made = GatewayCore::make(config_of_tests());
+    BOOST_REQUIRE(made);
+    core = std::move(*made);
+    BOOST_REQUIRE(core->listen());
+  }
+  std::string get(const std::string& path, const std::string& method = "GET") {
+    Browser client(core->listening_port());
+    client.send(method + " " + path + " HTTP/1.1\r\nHost: localhost:" + std::to_string(core->listening_port()) +
+                "\r\nConnection: close\r\n\r\n");
+    for (int i = 0; i < 5000 && !client.pump().ended; ++i) core->wait({}, 1ms);
+    return client.in;
+  }
+  std::unique_ptr<service::Core> core;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(gateway_core_test)
+
+BOOST_AUTO_TEST_CASE(the_page_is_served_and_nothing_else) {
+  Pages pages;
+  BOOST_TEST(pages.get("/").find("<title>parlando</title>") != std::string::npos);
+  BOOST_TEST(pages.get("/app.js?x=1").find("text/javascript") != std::string::npos);
+  BOOST_TEST(pages.get("/../CMakeLists.txt").starts_with("HTTP/1.1 404"));
+  BOOST_TEST(pages.get("/etc/passwd").starts_with("HTTP/1.1 404"));
+  BOOST_TEST(pages.get("/", "POST").starts_with("HTTP/1.1 405"));
+  BOOST_TEST(pages.get("/", "HEAD").starts_with("HTTP/1.1 200"));
+}
+
+BOOST_AUTO_TEST_CASE(a_folder_that_is_missing_is_named) {
+  auto config = config_of_tests();
+  config.page = "/nowhere";
+  const auto made = GatewayCore::make(config);
+  BOOST_REQUIRE(!made);
+  BOOST_TEST(made.error().message.find("/nowhere") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(wrong_limits_are_all_reported) {
+  GatewayConfig config;
+  config.listen = "nowhere";
+  config.connections_max = 0;
+  config.connections_per_address_max = -1;
+  config.session_seconds_max = 0;
+  config.drain_seconds_max = -1;
+  BOOST_TEST(config.problems("core").size() == 5u);
+  BOOST_TEST(GatewayConfig().problems("core").empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_over_a_real_socket) {
+  Door door;
+  protocol::Envelope head;
+  auto client = door.open(&head);
+  for (int i = 0; i < 10; ++i) Door::audio(client);
+  Door::say(client, R"({"type":"flush"})");
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::flush) == 1; }));
+  BOOST_TEST(door.count(MessageType::audio) == 10u);
+  door.answer(head, protocol::SpeechStarted{320}, 1);
+  door.answer(head, protocol::Text{protocol::TextKind::text, 0, "hello", {}}, 1);
+  door.answer(head, protocol::Speech{0, 0, 22050, true, protocol::Bytes(4410)}, 1);
+  door.answer(head, protocol::TurnDone{1, false, {}}, 1);
+  BOOST_TEST(door.event(client)["type"] == "speech_started");
+  BOOST_TEST(door.event(client)["text"] == "hello");
+  const auto sound = door.frame(client);
+  BOOST_TEST(sound.opcode == 2);
+  BOOST_TEST(sound.data.size() == 4410u);
+  BOOST_TEST(door.event(client)["type"] == "turn");
+}
+
+BOOST_AUTO_TEST_CASE(waiting_ends_when_a_client_has_said_something_for_a_controller) {
+  Door door;
+  auto client = door.open();
+  Door::audio(client);
+  const auto start = std::chrono::steady_clock::now();
+  while (door.count(MessageType::audio) == 0 && std::chrono::steady_clock::now() - start < 4s) {
+    door.core.wait({}, 5s);
+    door.collect();
+  }
+  BOOST_TEST((std::chrono::steady_clock::now() - start < 4s));
+}
+
+BOOST_AUTO_TEST_CASE(waiting_ends_when_the_link_has_something) {
+  Door door;
+  const int fd = ::eventfd(1, EFD_NONBLOCK);
+  pollfd link{fd, POLLIN, 0};
+  BOOST_TEST(door.core.wait({&link, 1}, 5s) == 1);
+  BOOST_TEST((link.revents & POLLIN) != 0);
+  ::close(fd);
+}
+
+BOOST_AUTO_TEST_CASE(three_malformed_messages_close_with_1008) {
+  const std::pair<int, std::string> table[] = {
+      {1, "{"},
+      {1, "null"},
+      {1, std::string(60000, '[')},
+      {1, R"({"type":"dance"})"},
+      {1, R"({"type":["open"]})"},
+      {2, "odd"},
+      {2, std::string(32770, 'x')},
+  };
+  for (const auto& [opcode, data] : table) {
+    Door door;
+    auto client = door.open();
+    for (int i = 0; i < 3; ++i) {
+      client.send(Browser::encode(opcode, data));
+      BOOST_TEST(door.event(client)["type"] == "error");
+    }
+    const auto last = door.frame(client);
+    BOOST_TEST(last.opcode == 8);
+    BOOST_TEST(last.code() == 1008);
+    client.close();
+    BOOST_TEST(door.until([&] { return door.core.load() == 0; }));
+    BOOST_TEST(door.count(MessageType::close) == 1u);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(audio_before_open_and_open_twice_are_answered) {
+  Door door;
+  auto client = door.join();
+  Door::audio(client);
+  Door::audio(client);
+  BOOST_TEST(door.event(client)["code"] == "not_ready");
+  Door::say(client, R"({"type":"open","speak":"yes"})");
+  BOOST_TEST(door.event(client)["code"] == "invalid_argument");
+  Door::say(client, R"({"type":"open"})");
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::open) == 1; }));
+  Door::say(client, R"({"type":"open"})");
+  BOOST_TEST(door.event(client)["message"].get<std::string>().find("open already") != std::string::npos);
+  BOOST_TEST(door.count(MessageType::open) == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_message_beyond_any_size_closes_with_1009) {
+  Door door;
+  auto client = door.open();
+  client.send(Browser::encode(2, std::string(70000, 'x')));
+  std::optional<Browser::Frame> last;
+  BOOST_REQUIRE(door.until([&] { return (last = client.frame()).has_value() || client.ended; }));
+  if (last) BOOST_TEST(last->code() == 1009);
+  BOOST_TEST(door.until([&] { return door.count(MessageType::close) == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_client_that_vanishes_is_told_to_its_controller_once) {
+  Door door;
+  auto client = door.open();
+  client.reset();
+  BOOST_TEST(door.until([&] { return door.core.load() == 0; }));
+  door.run();
+  BOOST_TEST(door.count(MessageType::close) == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(one_client_floods_and_the_others_lose_nothing) {
+  Door door;
+  protocol::Envelope flooder_head;
+  auto flooder = door.open(&flooder_head);
+  constexpr std::size_t kOthers = 9;
+  std::vector<Browser> others;
+  std::vector<protocol::Envelope> heads(kOthers);
+  for (std::size_t i = 0; i < kOthers; ++i) others.push_back(door.open(&heads[i]));
+  const auto flood = Browser::encode(2, std::string(640, '\1'));
+  std::string rest;
+  for (std::size_t round = 1; round <= 100; ++round) {  // two seconds
+    for (int i = 0; i < 10000; ++i) {
+      if (rest.empty()) rest = flood;
+      const auto taken = flooder.send(rest);
+      rest.erase(0, taken);
+      if (!rest.empty()) break;
+    }
+    for (auto& other : others) Door::audio(other);
+    for (std::size_t i = 0; i < kOthers; ++i)
+      BOOST_REQUIRE(door.until([&] { return door.count(MessageType::audio, heads[i].session) == round; }, 1s));
+    door.run(5ms);
+    door.tick();
+  }
+  const auto seconds = static_cast<double>(door.count(MessageType::audio, flooder_head.session)) * 0.02;
+  BOOST_TEST(seconds > 35.0);
+  BOOST_TEST(seconds < 31 + 4 * 2 + 1.0);
+  BOOST_TEST(door.core.counters().paused > 0u);
+  BOOST_TEST(door.core.counters().refused == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(a_controller_without_room_stops_its_clients_and_loses_nothing) {
+  Door door;
+  auto client = door.open();
+  Door::audio(client);
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::audio) == 1; }));
+  const auto first = door.sent.back().head;
+  BOOST_TEST(first.sequence == 1u);
+  door.core.on_refused("a", first, {Errc::overloaded, "no room"}, door.clock.now());
+  for (int i = 0; i < 20; ++i) Door::audio(client);
+  door.run();
+  BOOST_TEST(door.count(MessageType::audio) == 1u);
+  door.tick(100);
+  door.tick(20);
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::audio) == 22; }));
+  std::uint64_t expected = 0;
+  for (const auto& m : door.sent)
+    if (m.head.type == MessageType::audio && &m != &door.sent.front()) expected = std::max(expected, m.head.sequence);
+  BOOST_TEST(expected == 21u);
+}
+
+BOOST_AUTO_TEST_CASE(a_client_that_takes_no_sound_is_closed_with_1013) {
+  Door door;
+  protocol::Envelope head;
+  auto client = door.open(&head);
+  constexpr std::size_t kSecond = 44100;
+  std::int64_t at = 0;
+  int seconds = 0;
+  for (; seconds < 400 && door.core.http_counters().closed_slow.value() == 0; ++seconds) {
+    door.answer(head, protocol::Speech{0, at, 22050, false, protocol::Bytes(kSecond)}, 1);
+    at += kSecond / 2;
+    door.core.wait({}, 0ms);
+    door.collect();
+  }
+  BOOST_TEST(seconds >= 60);
+  BOOST_TEST(seconds < 400);
+  std::uint16_t code = 0;
+  door.until([&] {
+    while (const auto frame = client.frame())
+      if (frame->opcode == 8) code = static_cast<std::uint16_t>(frame->code());
+    return code != 0 || client.ended;
+  });
+  BOOST_TEST(code == 1013);
+  client.close();
+  BOOST_TEST(door.until([&] { return door.core.load() == 0; }));
+  BOOST_TEST(door.count(MessageType::close) == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(draining_finishes_turns_and_closes_with_1001) {
+  Door door;
+  protocol::Envelope head;
+  auto idle = door.join();
+  auto quiet = door.open();
+  auto busy = door.open(&head);
+  Door::say(busy, R"({"type":"text","text":"hi"})");
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::say) == 1; }));
+  BOOST_TEST(!door.core.drain());
+  for (auto* client : {&idle, &quiet}) {
+    const auto last = door.frame(*client);
+    BOOST_TEST(last.code() == 1001);
+    client->send(Browser::encode(8, last.data));
+    client->close();
+  }
+  BOOST_TEST(door.until([&] { return door.core.load() == 1; }));
+  Browser late(door.core.listening_port());
+  door.run();
+  BOOST_TEST(late.pump().ended);
+  BOOST_TEST(!door.core.drain());
+  door.answer(head, protocol::Text{protocol::TextKind::text, 0, "hello", {}}, 1);
+  BOOST_TEST(!door.core.drain());
+  door.answer(head, protocol::TurnDone{1, false, {}}, 1);
+  BOOST_TEST(!door.core.drain());
+  BOOST_TEST(door.event(busy)["type"] == "text");
+  BOOST_TEST(door.event(busy)["type"] == "turn");
+  const auto last = door.frame(busy);
+  BOOST_TEST(last.code() == 1001);
+  busy.close();
+  BOOST_TEST(door.until([&] { return door.core.drain(); }));
+  door.collect();
+  BOOST_TEST(door.count(MessageType::close) == 2u);
+}
+
+BOOST_AUTO_TEST_CASE(draining_gives_up_when_its_time_is_over) {
+  Door door;
+  auto client = door.open();
+  Door::say(client, R"({"type":"text","text":"hi"})");
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::say) == 1; }));
+  BOOST_TEST(!door.core.drain());
+  door.tick(15000);
+  BOOST_TEST(door.frame(client).code() == 1001);
+}
+
+BOOST_AUTO_TEST_CASE(a_connection_ends_with_1000_when_its_time_is_over) {
+  auto config = config_of_tests();
+  config.session_seconds_max = 5;
+  Door door(config);
+  auto client = door.open();
+  door.tick(6000);
+  BOOST_TEST(door.event(client)["code"] == "deadline_exceeded");
+  BOOST_TEST(door.frame(client).code() == 1000);
+}
+
+BOOST_AUTO_TEST_CASE(foreign_pages_foreign_names_and_crowds_stay_outside) {
+  auto config = config_of_tests();
+  config.connections_per_address_max = 2;
+  config.origins = {"https://example.org"};
+  Door door(config);
+  const auto port = door.core.listening_port();
+  const auto upgrade = [&](const std::string& more) { return Browser::upgrade(port, more, "/v1/dialogue"); };
+  BOOST_TEST(door.ask(upgrade("Origin: https://evil.example\r\n")).starts_with("HTTP/1.1 403"));
+  BOOST_TEST(door.ask("GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").starts_with("HTTP/1.1 403"));
+  {
+    Browser welcome(port);
+    welcome.send(upgrade("Origin: https://example.org\r\n"));
+    BOOST_TEST(door.until([&] { return welcome.pump().in.starts_with("HTTP/1.1 101"); }));
+  }
+  BOOST_TEST(door.until([&] { return door.core.load() == 0; }));
+  auto first = door.join();
+  auto second = door.join();
+  BOOST_TEST(door.get("/").starts_with("HTTP/1.1 429"));
+}
+
+BOOST_AUTO_TEST_CASE(it_is_ready_when_a_controller_takes_sessions) {
+  Door door;
+  BOOST_TEST(door.core.why_not_ready() == "");
+  door.core.on_peer(Door::controller(), transport::PeerState::down, door.clock.now());
+  BOOST_TEST(door.core.why_not_ready() != "");
+}
+
+BOOST_AUTO_TEST_CASE(metrics_tell_what_happened) {
+  Door door;
+  telemetry::Metrics metrics;
+  door.core.add_metrics(metrics);
+  auto client = door.open();
+  Door::audio(client);
+  Door::say(client, "{");
+  BOOST_TEST(door.event(client)["type"] == "error");
+  door.core.on_peer(Door::controller(), transport::PeerState::down, door.clock.now());
+  door.tick();
+  const auto text = metrics.text();
+  for (const auto* line :
+       {"parlando_gateway_sessions 1", "parlando_gateway_audio_frames_total 1", "parlando_gateway_refused_total 1",
+        "parlando_gateway_handovers_total{reason=\"down\"} 1", "parlando_gateway_http_accepted_total 1"})
+    BOOST_TEST(text.find(line) != std::string::npos, line);
+}
+
+BOOST_AUTO_TEST_SUITE_END()

@@ -1,0 +1,154 @@
+/// Real sessions and a real controller over real links in seeded time: the first of two gateways dies.
+#define BOOST_TEST_MODULE resume
+#include <boost/test/unit_test.hpp>
+
+#include "services/controller/controller_core.hpp"
+#include "tests/services/controller/fakes.hpp"
+#include "tests/services/gateway/scripted_gateway.hpp"
+#include "tests/support/world.hpp"
+
+namespace parlando {
+namespace {
+using namespace controller::fakes;
+using gateway::ScriptedClient;
+using gateway::ScriptedGateway;
+using gateway::Step;
+namespace step = gateway::step;
+using namespace std::chrono_literals;
+
+struct Town {
+  World w;
+  std::shared_ptr<FakeStore> store = std::make_shared<FakeStore>();
+  explicit Town(std::uint64_t seed) : w(seed) {
+    w.add<FakeVad>("vad-1", "vad", "sim://vad");
+    w.add<FakeTokenizer>("tokenizer-1", "tokenizer", "sim://tokenizer");
+    w.add<FakeChat>("llm-chat-1", "llm-chat", "sim://llm-chat");
+    w.add<FakeTts>("tts-1", "tts", "sim://tts");
+    w.add<FakeContext>("context-1", "context", "sim://context", {}, store);
+    const World::Endpoints calls{{"vad", {"sim://vad"}},
+                                 {"tokenizer", {"sim://tokenizer"}},
+                                 {"llm-chat", {"sim://llm-chat"}},
+                                 {"tts", {"sim://tts"}},
+                                 {"context", {"sim://context"}}};
+    const World::Endpoints controllers{{"controller", {"sim://controller-1", "sim://controller-2"}}};
+    controller::ControllerConfig config;
+    config.tools = "demo";
+    for (const std::string n : {"1", "2"}) {
+      w.add<controller::ControllerCore>("controller-" + n, "controller", "sim://controller-" + n, calls, config);
+      w.add<ScriptedGateway>("gateway-" + n, "gateway", "", controllers, seed + (n == "1" ? 100u : 200u));
+    }
+  }
+  ScriptedGateway& gateway(const std::string& n) { return w.get<ScriptedGateway>("gateway-" + n); }
+  bool ready() {
+    const auto all = [&] {
+      return w.core("controller-1").why_not_ready().empty() && w.core("controller-2").why_not_ready().empty() &&
+             w.core("gateway-1").why_not_ready().empty() && w.core("gateway-2").why_not_ready().empty();
+    };
+    return w.run_until(all, 5000ms);
+  }
+};
+
+std::string speech(int ms) {
+  std::string out;
+  for (int i = 0; i < ms * 16; ++i) {
+    const int value = 1 + i * 31 % 1000;
+    out += static_cast<char>(value & 255);
+    out += static_cast<char>(value >> 8);
+  }
+  return out;
+}
+
+std::vector<Step> question() {
+  return {step::open(R"({"seed":7})"), step::wait_for("opened"), step::audio(speech(200)), step::silence(300ms),
+          step::wait_for("turn")};
+}
+
+/// What a client says that has this, less the last part of the sound.
+Step resume(const ScriptedClient& had, std::size_t samples) {
+  nlohmann::json message{{"type", "resume"}, {"turn", 1}, {"samples", samples}};
+  message["session"] = had.events[0]["session"];
+  message["token"] = had.events[0]["resume_token"];
+  message["transcript_bytes"] = had.text("transcript").size();
+  message["reply_bytes"] = had.text("text").size();
+  message["tool_calls"] = 0;
+  for (const auto& e : had.events)
+    if (e["type"] == "text" && e["kind"] == "tool_call") message["tool_calls"] = message["tool_calls"].get<int>() + 1;
+  return {Step::Kind::message, message.dump()};
+}
+
+struct Whole {
+  std::string sound, transcript, reply;
+  std::size_t calls = 0;
+  double seconds = 0;
+};
+
+Whole whole(const ScriptedClient& first, std::size_t samples, const ScriptedClient& then) {
+  Whole out{first.sound.substr(0, 2 * samples) + then.sound, first.text("transcript") + then.text("transcript"),
+            first.text("text") + then.text("text"), 0, 0};
+  for (const auto* client : {&first, &then})
+    for (const auto& e : client->events) {
+      if (e["type"] == "text" && e["kind"] == "tool_call") ++out.calls;
+      if (e["type"] == "turn") out.seconds = e["audio_seconds"];
+    }
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_gateway_is_killed_at_any_moment_of_a_turn_and_the_client_goes_on_at_the_other) {
+  Town calm(3);
+  BOOST_REQUIRE(calm.ready());
+  const auto id = calm.gateway("1").add(question());
+  BOOST_REQUIRE(calm.w.run_until([&] { return calm.gateway("1").is_finished(); }, 10000ms));
+  const auto want = whole(calm.gateway("1").client(id), calm.gateway("1").client(id).sound.size() / 2, {});
+  BOOST_REQUIRE(want.sound.size() > 1000u);
+  std::set<std::string> stages;
+  for (int at = 300; at < 600; at += at < 380 ? 20 : 1) {
+    BOOST_TEST_CONTEXT("killed " << at << " ms behind the opening") {
+      Town town(3);
+      BOOST_REQUIRE(town.ready());
+      const auto first = town.gateway("1").add(question());
+      BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("1").client(first).count("opened") == 1; }, 5000ms));
+      town.w.run(milliseconds(at));
+      const auto had = town.gateway("1").client(first);
+      if (had.count("turn") > 0) break;
+      stages.insert(had.text("transcript").empty() ? "quiet" : had.sound.empty() ? "text" : "sound");
+      town.w.kill("gateway-1");
+      const auto samples = had.sound.size() / 2 * static_cast<std::size_t>(at % 5) / 4;
+      town.w.run(milliseconds(at % 7 * 300));
+      // The end of the utterance may not have been heard yet: the microphone goes on.
+      const auto then = town.gateway("2").add(
+          {resume(had, samples), step::wait_for("opened"), step::silence(300ms), step::wait_for("turn")});
+      const bool finished = town.w.run_until([&] { return town.gateway("2").is_finished(); }, 15000ms);
+      const auto& client = town.gateway("2").client(then);
+      BOOST_REQUIRE_MESSAGE(finished, nlohmann::json(client.events).dump());
+      BOOST_TEST(client.count("turn") == 1u);
+      BOOST_TEST(client.count("error") == 0u);
+      BOOST_TEST(client.events[0]["resumed"] == true);
+      const auto got = whole(had, samples, client);
+      BOOST_TEST((got.sound == want.sound));
+      BOOST_TEST(got.transcript == want.transcript);
+      BOOST_TEST(got.reply == want.reply);
+      BOOST_TEST(got.calls == want.calls);
+      BOOST_TEST(got.seconds * 22050 * 2 == static_cast<double>(got.sound.size()), boost::test_tools::tolerance(1e-9));
+    }
+  }
+  BOOST_TEST(stages.size() == 3u);
+}
+
+BOOST_AUTO_TEST_CASE(when_the_owner_dies_too_the_session_is_not_found) {
+  Town town(4);
+  BOOST_REQUIRE(town.ready());
+  const auto first = town.gateway("1").add({step::open(), step::wait_for("opened"), step::sleep(60s)});
+  BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("1").client(first).count("opened") == 1; }, 5000ms));
+  const auto had = town.gateway("1").client(first);
+  town.w.kill("gateway-1");
+  town.w.kill("controller-1");
+  town.w.kill("controller-2");
+  town.w.restart("controller-1");
+  const auto then = town.gateway("2").add({resume(had, 0), step::wait_for("opened")});
+  BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("2").is_finished(); }, 20000ms));
+  BOOST_TEST(town.gateway("2").client(then).events[0]["code"] == "not_found");
+}
+
+}  // namespace parlando
