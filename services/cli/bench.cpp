@@ -48,7 +48,9 @@ Spread measure(int runs, F&& work) {
   return {seconds[seconds.size() / 2], seconds.front(), seconds.back()};
 }
 
-json spread_json(const Spread& s, double scale = 1) { return {{"median", s.median * scale}, {"low", s.low * scale}, {"high", s.high * scale}}; }
+json spread_json(const Spread& s, double scale = 1) {
+  return {{"median", s.median * scale}, {"low", s.low * scale}, {"high", s.high * scale}};
+}
 
 Result<json> config_of(const std::filesystem::path& path) {
   PARLANDO_TRY(const auto text, read_file(path, 1u << 20));
@@ -61,8 +63,9 @@ std::vector<float> speechlike(double seconds, int rate) {
   std::vector<float> wave(static_cast<std::size_t>(seconds * rate));
   for (std::size_t i = 0; i < wave.size(); ++i) {
     const double t = static_cast<double>(i) / rate;
-    wave[i] =
-        static_cast<float>(0.3 * std::sin(2 * M_PI * (120 + 30 * std::sin(3 * t)) * t) * (0.6 + 0.4 * std::sin(17 * t)) + 0.1 * std::sin(2 * M_PI * 1700 * t));
+    wave[i] = static_cast<float>(0.3 * std::sin(2 * M_PI * (120 + 30 * std::sin(3 * t)) * t) *
+                                     (0.6 + 0.4 * std::sin(17 * t)) +
+                                 0.1 * std::sin(2 * M_PI * 1700 * t));
   }
   return wave;
 }
@@ -78,7 +81,8 @@ double read_bandwidth(int threads) {
     for (int t = 0; t < threads; ++t)
       pool.emplace_back([&, t] {
         std::vector<float> y(count / 8192 / threads);
-        kernels::gemv_f32(p + count / threads * t, static_cast<std::int64_t>(y.size()), 8192, x.data(), nullptr, y.data());
+        kernels::gemv_f32(p + count / threads * t, static_cast<std::int64_t>(y.size()), 8192, x.data(), nullptr,
+                          y.data());
       });
     for (auto& t : pool) t.join();
   });
@@ -91,10 +95,10 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
   std::shared_ptr<const tokenizer::SpeechTokenizer> loaded;
   if (!o.random_weights.empty()) {
     PARLANDO_TRY(const auto c, config_of(o.random_weights));
-    linguistic = std::make_shared<tokenizer::LinguisticEncoder>(random_linguistic(c.at("linguistic")), c.at("linguistic").at("heads").get<int>(),
-                                                                "random linguistic weights");
-    semantic =
-        std::make_shared<tokenizer::SemanticEncoder>(random_semantic(c.at("semantic")), c.at("semantic").at("heads").get<int>(), "random semantic weights");
+    linguistic = std::make_shared<tokenizer::LinguisticEncoder>(
+        random_linguistic(c.at("linguistic")), c.at("linguistic").at("heads").get<int>(), "random linguistic weights");
+    semantic = std::make_shared<tokenizer::SemanticEncoder>(
+        random_semantic(c.at("semantic")), c.at("semantic").at("heads").get<int>(), "random semantic weights");
   } else {
     PARLANDO_TRY(loaded, tokenizer::SpeechTokenizer::load(o.model_path / "Step-Audio-Tokenizer"));
     linguistic = loaded->linguistic();
@@ -103,7 +107,8 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
   const auto wave = speechlike(o.seconds, 16000);
   const auto stream = measure(o.runs, [&] {
     tokenizer::LinguisticStream s(linguistic);
-    for (std::size_t at = 0; at < wave.size(); at += 320) s.push(std::span(wave).subspan(at, std::min<std::size_t>(320, wave.size() - at)));
+    for (std::size_t at = 0; at < wave.size(); at += 320)
+      s.push(std::span(wave).subspan(at, std::min<std::size_t>(320, wave.size() - at)));
     s.finish();
   });
   const auto offline = measure(o.runs, [&] { linguistic->quantise(linguistic->encode(linguistic->features(wave))); });
@@ -114,7 +119,8 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
   const double rtf = (stream.median + pass.median) / o.seconds;
   fmt::print("tokenizer, {:.1f} s of audio, {} thread(s), fp32\n", o.seconds, o.threads);
   auto line = [&](const char* what, const Spread& s) {
-    fmt::print("  {:<44} {:8.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", what, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
+    fmt::print("  {:<44} {:8.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", what, 1e3 * s.median, 1e3 * s.low,
+               1e3 * s.high, s.median / o.seconds);
   };
   line("linguistic, streamed in 20 ms packets", stream), line("linguistic, whole utterance in parallel", offline),
       line("semantic, one pass at the endpoint", pass), line("semantic, `stable` live mode", live);
@@ -140,7 +146,8 @@ Result<json> bench_lm(const BenchOptions& o) {
   auto pool = model->make_pool(2048);
   auto sequence = pool->open();
   std::vector<std::int32_t> prompt(256);
-  for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int32_t>((i * 7919 + 11) % static_cast<std::size_t>(model->config().vocabulary));
+  for (std::size_t i = 0; i < prompt.size(); ++i)
+    prompt[i] = static_cast<std::int32_t>((i * 7919 + 11) % static_cast<std::size_t>(model->config().vocabulary));
   std::string error;
   auto forward = [&](std::span<const std::int32_t> ids) {
     llm::Step1::Chunk chunk{&sequence, ids};
@@ -155,17 +162,19 @@ Result<json> bench_lm(const BenchOptions& o) {
   const std::int32_t next = 17;
   const auto decode = measure(std::max(o.runs, 10), [&] { sequence.truncate(256), forward({&next, 1}); });
   if (!error.empty()) return fail(Errc::internal, "{}", error);
-  const double bandwidth = read_bandwidth(o.threads), bytes = static_cast<double>(model->decode_bytes()), achieved = bytes / decode.median;
+  const double bandwidth = read_bandwidth(o.threads), bytes = static_cast<double>(model->decode_bytes()),
+               achieved = bytes / decode.median;
   fmt::print("language model, {:.2f} B parameters, {}, {} thread(s), {} kernels\n",
-             static_cast<double>(model->weight_bytes()) / static_cast<double>(at::elementSize(dtype)) / 1e9, o.bf16 ? "bf16" : "fp32", o.threads,
-             kernels::gemv_target());
-  fmt::print("  prefill of 256 tokens   {:9.1f} ms ({:.1f}…{:.1f})   {:.1f} tokens/s\n", 1e3 * prefill.median, 1e3 * prefill.low, 1e3 * prefill.high,
-             256 / prefill.median);
-  fmt::print("  decode step             {:9.2f} ms ({:.2f}…{:.2f})   {:.1f} tokens/s\n", 1e3 * decode.median, 1e3 * decode.low, 1e3 * decode.high,
-             1 / decode.median);
-  fmt::print("  decode reads {:.2f} GB/s of {:.2f} GB/s measured read bandwidth: {:.0f} %\n", achieved / 1e9, bandwidth / 1e9, 100 * achieved / bandwidth);
-  fmt::print("  weights {:.2f} GB, peak memory after loading {:.2f} GB\n", static_cast<double>(model->weight_bytes()) / 1e9,
-             static_cast<double>(load_peak) / 1e9);
+             static_cast<double>(model->weight_bytes()) / static_cast<double>(at::elementSize(dtype)) / 1e9,
+             o.bf16 ? "bf16" : "fp32", o.threads, kernels::gemv_target());
+  fmt::print("  prefill of 256 tokens   {:9.1f} ms ({:.1f}…{:.1f})   {:.1f} tokens/s\n", 1e3 * prefill.median,
+             1e3 * prefill.low, 1e3 * prefill.high, 256 / prefill.median);
+  fmt::print("  decode step             {:9.2f} ms ({:.2f}…{:.2f})   {:.1f} tokens/s\n", 1e3 * decode.median,
+             1e3 * decode.low, 1e3 * decode.high, 1 / decode.median);
+  fmt::print("  decode reads {:.2f} GB/s of {:.2f} GB/s measured read bandwidth: {:.0f} %\n", achieved / 1e9,
+             bandwidth / 1e9, 100 * achieved / bandwidth);
+  fmt::print("  weights {:.2f} GB, peak memory after loading {:.2f} GB\n",
+             static_cast<double>(model->weight_bytes()) / 1e9, static_cast<double>(load_peak) / 1e9);
   return json{{"bench", "lm"},
               {"decode_s", spread_json(decode)},
               {"prefill256_s", spread_json(prefill)},
@@ -178,27 +187,33 @@ Result<json> bench_lm(const BenchOptions& o) {
 struct Decoder {
   std::shared_ptr<const tts::Flow> flow;
   std::shared_ptr<const tts::Hift> hift;
-  double flow_operations_per_frame = 0, hift_operations_per_frame = 0;  ///< multiplications and additions of the convolutions and linear layers
+  double flow_operations_per_frame = 0,
+         hift_operations_per_frame = 0;  ///< multiplications and additions of the convolutions and linear layers
 };
 
-/// Operations of a network: every weight is multiplied and added once per row it is applied to. Attention scores are not counted.
+/// Operations of a network: every weight is multiplied and added once per row it is applied to. Attention scores are
+/// not counted.
 double operations(const checkpoint::TensorMap& tensors, const std::function<double(const std::string& name)>& rows) {
   double sum = 0;
   for (const auto& [name, t] : tensors)
-    if (t.shape.size() > 1 && (name.ends_with("weight") || name.ends_with("weight_v")) && name.find("embedding") == std::string::npos)
+    if (t.shape.size() > 1 && (name.ends_with("weight") || name.ends_with("weight_v")) &&
+        name.find("embedding") == std::string::npos)
       sum += 2 * static_cast<double>(t.elements()) * rows(name);
   return sum;
 }
 
-void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const checkpoint::TensorMap& hift, const json& config) {
+void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const checkpoint::TensorMap& hift,
+                      const json& config) {
   const auto& f = config.at("flow");
-  const double tokens = f.at("input_frame_rate").get<double>() / (static_cast<double>(tts::kMelRate) / tts::kHop);  // per mel frame
+  const double tokens =
+      f.at("input_frame_rate").get<double>() / (static_cast<double>(tts::kMelRate) / tts::kHop);  // per mel frame
   const auto levels = static_cast<int>(f.at("estimator").at("channels").size());
   const double calls = 10.0 * (f.at("cfm").value("inference_cfg_rate", 0.7) > 0 ? 2 : 1);
   d.flow_operations_per_frame = operations(flow, [&](const std::string& name) {
     if (name.starts_with("encoder")) return tokens;
     if (name.starts_with("length_regulator")) return 1.0;
-    if (!name.starts_with("decoder.estimator.") || name.find("time_mlp") != std::string::npos || name.find(".mlp.1.") != std::string::npos)
+    if (!name.starts_with("decoder.estimator.") || name.find("time_mlp") != std::string::npos ||
+        name.find(".mlp.1.") != std::string::npos)
       return 0.0;   // once per call, not per frame
     int level = 0;  // the U-Net halves the frames once per level below the first
     if (const auto at = name.find("down_blocks."); at != std::string::npos)
@@ -216,7 +231,9 @@ void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const check
     for (std::size_t i = 0; i < level; ++i) n *= rates[i];
     return n;
   };
-  auto index_of = [](const std::string& name) { return static_cast<std::size_t>(std::stoi(name.substr(name.find('.') + 1))); };
+  auto index_of = [](const std::string& name) {
+    return static_cast<std::size_t>(std::stoi(name.substr(name.find('.') + 1)));
+  };
   d.hift_operations_per_frame = operations(hift, [&](const std::string& name) {
     if (name.starts_with("ups.")) return frames_at(index_of(name));
     if (name.starts_with("resblocks.")) return frames_at(index_of(name) / per_level + 1);
@@ -226,7 +243,8 @@ void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const check
   });
 }
 
-/// Multiply-add rate of a 1024 × 1024 × 1024 matrix product with the threads in use: what libtorch's own GEMM reaches here.
+/// Multiply-add rate of a 1024 × 1024 × 1024 matrix product with the threads in use: what libtorch's own GEMM reaches
+/// here.
 double gemm_rate() {
   const auto a = at::randn({1024, 1024}), b = at::randn({1024, 1024});
   return 2.0 * 1024 * 1024 * 1024 / measure(9, [&] { at::mm(a, b); }).median;
@@ -234,7 +252,8 @@ double gemm_rate() {
 
 Result<Decoder> decoder_of(const BenchOptions& o) {
   if (o.random_weights.empty()) {
-    PARLANDO_TRY(const auto loaded, tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
+    PARLANDO_TRY(const auto loaded,
+                 tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
     const auto folder = o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz";
     Decoder out{std::shared_ptr<const tts::Flow>(loaded, &loaded->flow()), loaded->hift()};
     PARLANDO_TRY(const auto flow, checkpoint::read_safetensors(folder / "flow.safetensors"));
@@ -271,20 +290,21 @@ Result<json> bench_decoder(const BenchOptions& o) {
   const double gemm = gemm_rate();
   auto share = [&](const char* key, double per_frame, const Spread& s) {
     const double rate = per_frame * static_cast<double>(frames) / s.median;
-    fmt::print("{:30}{:.1f} of {:.1f} GFLOP/s of a 1024³ matrix product: {:.0f} %\n", "", rate / 1e9, gemm / 1e9, 100 * rate / gemm);
+    fmt::print("{:30}{:.1f} of {:.1f} GFLOP/s of a 1024³ matrix product: {:.0f} %\n", "", rate / 1e9, gemm / 1e9,
+               100 * rate / gemm);
     out[key] = rate / gemm;
   };
   if (with_flow) {
     flow = measure(o.runs, [&] { mel = decoder.flow->mel(tokens, none, no_mel, embedding, z); });
-    fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high,
-               flow.median / audio);
+    fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n",
+               1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high, flow.median / audio);
     out["flow_s"] = spread_json(flow);
     share("flow_gemm_share", decoder.flow_operations_per_frame, flow);
   }
   if (with_hift) {
     hift = measure(o.runs, [&] { (*decoder.hift)(mel, phase, source_noise); });
-    fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", 1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high,
-               hift.median / audio);
+    fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n",
+               1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high, hift.median / audio);
     out["vocoder_s"] = spread_json(hift);
     share("vocoder_gemm_share", decoder.hift_operations_per_frame, hift);
   }
@@ -296,7 +316,8 @@ Result<json> bench_decoder(const BenchOptions& o) {
 Result<json> bench_speaker(const BenchOptions& o) {
   std::shared_ptr<const tts::CamPlus> net;
   if (o.random_weights.empty()) {
-    PARLANDO_TRY(const auto loaded, tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
+    PARLANDO_TRY(const auto loaded,
+                 tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
     net = loaded->speaker();
     if (!net) return fail(Errc::not_found, "'{}' has no speaker encoder", o.model_path.string());
   } else {
@@ -309,8 +330,10 @@ Result<json> bench_speaker(const BenchOptions& o) {
     if (const auto done = (*net)(wave); !done) error = done.error().message;
   });
   if (!error.empty()) return fail(Errc::internal, "{}", error);
-  fmt::print("speaker encoder, {:.1f} s of audio, {} thread(s), fp32\n  embedding   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n", o.seconds,
-             o.threads, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
+  fmt::print(
+      "speaker encoder, {:.1f} s of audio, {} thread(s), fp32\n  embedding   {:9.1f} ms ({:.1f}…{:.1f})   real-time "
+      "factor {:.3f}\n",
+      o.seconds, o.threads, 1e3 * s.median, 1e3 * s.low, 1e3 * s.high, s.median / o.seconds);
   return json{{"bench", "speaker"}, {"embedding_s", spread_json(s)}, {"real_time_factor", s.median / o.seconds}};
 }
 
@@ -323,7 +346,8 @@ Result<json> run_bench(const BenchOptions& o) try {
   if (o.name == "lm") return bench_lm(o);
   if (o.name == "speaker") return bench_speaker(o);
   if (o.name == "flow" || o.name == "vocoder" || o.name == "tts") return bench_decoder(o);
-  return fail(Errc::invalid_argument, "there is no benchmark '{}'; the benchmarks are tokenizer, lm, flow, vocoder, tts, speaker", o.name);
+  return fail(Errc::invalid_argument,
+              "there is no benchmark '{}'; the benchmarks are tokenizer, lm, flow, vocoder, tts, speaker", o.name);
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
 } catch (const std::exception& e) {

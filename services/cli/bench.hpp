@@ -1,5 +1,6 @@
 #pragma once
-/// `parlando bench NAME`: real-time factor, latency, share of bandwidth or FLOP/s, with spread. Warm-up first, at least five runs.
+/// `parlando bench NAME`: real-time factor, latency, share of bandwidth or FLOP/s, with spread. Warm-up first, at least
+/// five runs.
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 

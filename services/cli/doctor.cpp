@@ -52,10 +52,15 @@ int doctor(const fs::path& model_path, bool as_json) {
     dlclose(driver);
   }
   out["gpus"] = devices;
-  out["libraries"] = {{"libtorch", TORCH_VERSION}, {"ZeroMQ", transport::zmq_version()}, {"CAF", service::caf_version()}, {"SQLite", sqlite3_libversion()}};
+  out["libraries"] = {{"libtorch", TORCH_VERSION},
+                      {"ZeroMQ", transport::zmq_version()},
+                      {"CAF", service::caf_version()},
+                      {"SQLite", sqlite3_libversion()}};
   // The page's port is free when it can be listened on for a moment.
   constexpr const char* kPage = "127.0.0.1:7860";
-  out["ports"][kPage] = http::Server::start(kPage, [](const http::Request&) { return http::Response{}; }, {}, {}).has_value() ? "free" : "taken";
+  out["ports"][kPage] =
+      http::Server::start(kPage, [](const http::Request&) { return http::Response{}; }, {}, {}).has_value() ? "free"
+                                                                                                            : "taken";
   json models;
   bool complete = true;
   for (const char* name : {"Step-Audio-Tokenizer", "Step-Audio-Chat", "Step-Audio-TTS-3B"}) {
@@ -69,9 +74,10 @@ int doctor(const fs::path& model_path, bool as_json) {
     std::cout << out.dump() << "\n";
     return complete ? 0 : 3;
   }
-  fmt::print("processor   {} ({} threads), kernels for {}\n", cpu.value("model", "unknown"), cpu["threads"].get<unsigned>(), cpu["kernels"].get<std::string>());
-  fmt::print("            AVX2 {}, AVX-512 {}, bf16 {}\n", cpu["features"]["avx2"].dump(), cpu["features"]["avx512f"].dump(),
-             cpu["features"]["avx512_bf16"].dump());
+  fmt::print("processor   {} ({} threads), kernels for {}\n", cpu.value("model", "unknown"),
+             cpu["threads"].get<unsigned>(), cpu["kernels"].get<std::string>());
+  fmt::print("            AVX2 {}, AVX-512 {}, bf16 {}\n", cpu["features"]["avx2"].dump(),
+             cpu["features"]["avx512f"].dump(), cpu["features"]["avx512_bf16"].dump());
   fmt::print("memory      {:.1f} GB available\n", out.value("memory_available_bytes", std::int64_t{0}) / 1e9);
   fmt::print("GPUs        {}\n", devices == 0 ? "none (the CPU is used)" : std::to_string(devices));
   std::string libraries;
@@ -79,7 +85,8 @@ int doctor(const fs::path& model_path, bool as_json) {
     libraries += fmt::format("{}{} {}", libraries.empty() ? "" : " · ", name, version.get<std::string>());
   fmt::print("libraries   {}\nports       {} {}\n", libraries, kPage, out["ports"][kPage].get<std::string>());
   fmt::print("models      {}\n", model_path.string());
-  for (const auto& [name, there] : models.items()) fmt::print("            {:<22} {}\n", name, there.get<bool>() ? "found" : "missing");
+  for (const auto& [name, there] : models.items())
+    fmt::print("            {:<22} {}\n", name, there.get<bool>() ? "found" : "missing");
   return complete ? 0 : 3;
 }
 

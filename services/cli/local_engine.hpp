@@ -1,6 +1,6 @@
 #pragma once
-/// The whole chain in one process: recording or text in, transcript, reply text and speech out. What `parlando talk`, `tts` and `clone`
-/// run on; the same model classes serve behind the services.
+/// The whole chain in one process: recording or text in, transcript, reply text and speech out. What `parlando talk`,
+/// `tts` and `clone` run on; the same model classes serve behind the services.
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -53,8 +53,8 @@ class LocalEngine {
     int rate = 0;
   };
   /// One turn. `history` grows by the exchange, so that the next turn knows it.
-  Result<TurnResult> talk(const Question& question, const std::string& system, const std::string& speaker, std::vector<llm::Message>& history,
-                          bool speak = true);
+  Result<TurnResult> talk(const Question& question, const std::string& system, const std::string& speaker,
+                          std::vector<llm::Message>& history, bool speak = true);
 
   struct SpeakOptions {
     double speed = 1, volume = 1;
@@ -66,14 +66,16 @@ class LocalEngine {
   Result<Spoken> speak(const std::string& text, const std::string& speaker, const SpeakOptions& options);
   /// The same in the voice of a recording.
   Result<Spoken> speak_as(const std::string& text, const tts::Voice& voice, const SpeakOptions& options);
-  Result<std::shared_ptr<const tts::Voice>> clone(const std::string& name, const std::string& text, std::span<const float> wave, int rate);
+  Result<std::shared_ptr<const tts::Voice>> clone(const std::string& name, const std::string& text,
+                                                  std::span<const float> wave, int rate);
 
   std::vector<std::string> voices() const { return voices_ ? voices_->names() : std::vector<std::string>{}; }
   std::string default_speaker() const { return voices_ ? voices_->default_name() : std::string(); }
   const tokenizer::SpeechTokenizer& tokenizer() const { return *tokenizer_; }
 
  private:
-  Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode, const SpeakOptions& options);
+  Result<Spoken> synthesise(const std::string& text, const tts::Voice& voice, const TtsMode& mode,
+                            const SpeakOptions& options);
 
   EngineOptions options_;
   std::shared_ptr<const tokenizer::SpeechTokenizer> tokenizer_;

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -14,6 +15,7 @@
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/import.hpp"
 #include "services/cli/bench.hpp"
+#include "services/cli/bench_mesh.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/local_engine.hpp"
 #include "services/cli/up.hpp"
@@ -26,7 +28,7 @@ using nlohmann::json;
 namespace {
 
 // Exit codes, as `parlando --help` lists them.
-constexpr int kOk = 0, kFailed = 1, kUsage = 2, kNotFound = 3, kBadInput = 4, kNoSpeech = 5;
+constexpr int kOk = 0, kFailed = 1, kUsage = 2, kNotFound = 3, kBadInput = 4, kNoSpeech = 5, kConfiguration = 78;
 
 int exit_code(Errc code) {
   switch (code) {
@@ -46,7 +48,8 @@ int exit_code(Errc code) {
 }
 
 int report(const Error& error, bool as_json) {
-  if (as_json) std::cout << json{{"error", {{"code", to_string(error.code)}, {"message", error.message}}}}.dump() << "\n";
+  if (as_json)
+    std::cout << json{{"error", {{"code", to_string(error.code)}, {"message", error.message}}}}.dump() << "\n";
   std::cerr << "parlando: " << error.message << "\n";
   return exit_code(error.code);
 }
@@ -67,7 +70,8 @@ struct Common {
   std::uint64_t seed = 1;
 
   void add(CLI::App& app) {
-    app.add_option("--model-path", model_path, "folder with Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B")->capture_default_str();
+    app.add_option("--model-path", model_path, "folder with Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B")
+        ->capture_default_str();
     app.add_option("--threads", threads, "CPU threads (0 = all)")->check(CLI::Range(0, 1024));
     app.add_flag("--bf16", bf16, "language models in bfloat16");
     app.add_flag("--json", as_json, "one JSON object on stdout");
@@ -75,9 +79,23 @@ struct Common {
   }
   Result<std::unique_ptr<LocalEngine>> engine(bool chat, bool speech) const {
     if (threads > 0) at::set_num_threads(threads);
-    return LocalEngine::load({model_path, find_models("silero-vad") / "silero_vad.safetensors", bf16, chat, speech, seed});
+    return LocalEngine::load(
+        {model_path, find_models("silero-vad") / "silero_vad.safetensors", bf16, chat, speech, seed});
   }
 };
+
+/// Runs a benchmark; with JSON, its table goes to stderr and the figures alone to stdout.
+Result<json> measure(bool as_json, const std::function<Result<json>()>& bench) {
+  if (!as_json) return bench();
+  const int saved = dup(1);
+  dup2(2, 1);
+  auto done = bench();
+  std::fflush(stdout);
+  dup2(saved, 1);
+  ::close(saved);
+  if (done) std::cout << done->dump() << "\n";
+  return done;
+}
 
 void bar(const std::string& what, double done) {
   if (!isatty(2)) return;
@@ -99,9 +117,10 @@ json timings_json(const Timings& t) {
           {"text_ms", t.text}, {"first_code_ms", t.first_code}, {"total_ms", t.total}};
 }
 
-int talk(const Common& common, const std::string& input, const std::string& text, const std::string& output, const std::string& system,
-         const std::string& speaker) {
-  if (input.empty() == text.empty()) return report({Errc::invalid_argument, "give either a recording or --text"}, common.as_json);
+int talk(const Common& common, const std::string& input, const std::string& text, const std::string& output,
+         const std::string& system, const std::string& speaker) {
+  if (input.empty() == text.empty())
+    return report({Errc::invalid_argument, "give either a recording or --text"}, common.as_json);
   LocalEngine::Question question;
   if (!text.empty()) {
     question.text = text;
@@ -119,7 +138,8 @@ int talk(const Common& common, const std::string& input, const std::string& text
   if (!output.empty()) {
     std::error_code code;
     if (const auto parent = fs::path(output).parent_path(); !parent.empty()) fs::create_directories(parent, code);
-    if (auto done = audio::write_wav(output, turn->wave, tts::kMelRate); !done) return report(done.error(), common.as_json);
+    if (auto done = audio::write_wav(output, turn->wave, tts::kMelRate); !done)
+      return report(done.error(), common.as_json);
   }
   if (common.as_json) {
     json out{{"transcript", turn->transcript},
@@ -134,20 +154,25 @@ int talk(const Common& common, const std::string& input, const std::string& text
   }
   fmt::print("you:      {}\n", turn->transcript);
   for (const auto& call : turn->tool_calls)
-    fmt::print("tool:     {} {} -> {}\n", call["name"].get<std::string>(), call["arguments"].dump(), call["result"].dump());
+    fmt::print("tool:     {} {} -> {}\n", call["name"].get<std::string>(), call["arguments"].dump(),
+               call["result"].dump());
   fmt::print("parlando: {}\n\n", turn->reply);
   const auto& t = turn->timings;
   fmt::print("stage                          ready after\n");
-  if (text.empty()) fmt::print("  speech found (vad)           {:8.1f} ms\n  tokens (tokenizer)           {:8.1f} ms\n", t.vad, t.tokenizer);
+  if (text.empty())
+    fmt::print("  speech found (vad)           {:8.1f} ms\n  tokens (tokenizer)           {:8.1f} ms\n", t.vad,
+               t.tokenizer);
   fmt::print(
-      "  first text token (llm)       {:8.1f} ms\n  text complete (llm)          {:8.1f} ms\n  first code (tts llm)         {:8.1f} ms\n  first audio (flow, "
+      "  first text token (llm)       {:8.1f} ms\n  text complete (llm)          {:8.1f} ms\n  first code (tts llm)    "
+      "     {:8.1f} ms\n  first audio (flow, "
       "vocoder)  {:8.1f} ms\n  all audio                    {:8.1f} ms   for {:.2f} s of speech\n",
       t.first_text, t.text, t.first_code, t.first_audio, t.total, seconds);
   if (!output.empty()) fmt::print("\nanswer written to {}\n", output);
   return kOk;
 }
 
-/// One JSON object a line: {wav | text, history?: [{role, content}], system?, speaker?, output?}; answers one JSON object a line, in order.
+/// One JSON object a line: {wav | text, history?: [{role, content}], system?, speaker?, output?}; answers one JSON
+/// object a line, in order.
 int talk_batch(const Common& common, const std::string& file, const std::string& folder, bool no_speech) {
   const auto lines = read_lines(file);
   if (!lines) return report(lines.error(), common.as_json);
@@ -172,7 +197,9 @@ int talk_batch(const Common& common, const std::string& file, const std::string&
       if (request.contains("history")) {
         PARLANDO_TRY(history, llm::PromptBuilder::messages_of(request["history"]));
       }
-      auto text = [&](const char* key) { return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : std::string(); };
+      auto text = [&](const char* key) {
+        return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : std::string();
+      };
       PARLANDO_TRY(const auto turn, (*engine)->talk(question, text("system"), text("speaker"), history, !no_speech));
       json out{{"line", n + 1},
                {"transcript", turn.transcript},
@@ -182,7 +209,8 @@ int talk_batch(const Common& common, const std::string& file, const std::string&
                {"audio_seconds", static_cast<double>(turn.wave.size()) / tts::kMelRate},
                {"stages", timings_json(turn.timings)}};
       if (!no_speech) {
-        const auto output = fs::path(folder) / (text("output").empty() ? fmt::format("{:05}.wav", n + 1) : text("output"));
+        const auto output =
+            fs::path(folder) / (text("output").empty() ? fmt::format("{:05}.wav", n + 1) : text("output"));
         std::error_code code;
         fs::create_directories(output.parent_path(), code);
         PARLANDO_DO(audio::write_wav(output, turn.wave, tts::kMelRate));
@@ -191,7 +219,11 @@ int talk_batch(const Common& common, const std::string& file, const std::string&
       return out;
     }();
     if (!answer) ++failed;
-    std::cout << (answer ? *answer : json{{"line", n + 1}, {"error", {{"code", to_string(answer.error().code)}, {"message", answer.error().message}}}}).dump()
+    std::cout << (answer ? *answer
+                         : json{{"line", n + 1},
+                                {"error",
+                                 {{"code", to_string(answer.error().code)}, {"message", answer.error().message}}}})
+                     .dump()
               << "\n"
               << std::flush;
   }
@@ -226,7 +258,8 @@ Result<json> speak_job(LocalEngine& engine, const SpeechJob& job, std::uint64_t 
               {"total_ms", spoken->total_ms}};
 }
 
-/// One JSON object a line: {text, speaker?, output?, speed?, volume?, prompt_text?, wav_path?}. Lines whose output exists are skipped.
+/// One JSON object a line: {text, speaker?, output?, speed?, volume?, prompt_text?, wav_path?}. Lines whose output
+/// exists are skipped.
 int batch(const Common& common, const std::string& file, const std::string& folder, bool stream, bool clone) {
   const auto lines = read_lines(file);
   if (!lines) return report(lines.error(), common.as_json);
@@ -240,7 +273,13 @@ int batch(const Common& common, const std::string& file, const std::string& fold
       auto text = [&](const char* key, std::string fallback = {}) {
         return request.contains(key) && request[key].is_string() ? request[key].get<std::string>() : fallback;
       };
-      job = {text("text"), text("speaker"), text("prompt_text"), text("wav_path"), text("output", fmt::format("{:05}.wav", n + 1)), 1, 1};
+      job = {text("text"),
+             text("speaker"),
+             text("prompt_text"),
+             text("wav_path"),
+             text("output", fmt::format("{:05}.wav", n + 1)),
+             1,
+             1};
       if (request.contains("speed") && request["speed"].is_number()) job.speed = request["speed"].get<double>();
       if (request.contains("volume") && request["volume"].is_number()) job.volume = request["volume"].get<double>();
       job.output = (fs::path(folder) / job.output).string();
@@ -250,8 +289,8 @@ int batch(const Common& common, const std::string& file, const std::string& fold
       ++skipped;
       continue;
     }
-    auto done =
-        request.is_object() ? speak_job(**engine, job, common.seed, stream, clone) : Result<json>(fail(Errc::bad_json, "line {} is not a JSON object", n + 1));
+    auto done = request.is_object() ? speak_job(**engine, job, common.seed, stream, clone)
+                                    : Result<json>(fail(Errc::bad_json, "line {} is not a JSON object", n + 1));
     if (done) {
       ++made;
       (*done)["line"] = n + 1;
@@ -260,7 +299,10 @@ int batch(const Common& common, const std::string& file, const std::string& fold
       ++failed;
       std::cerr << "parlando: line " << n + 1 << ": " << done.error().message << "\n";
       if (common.as_json)
-        std::cout << json{{"line", n + 1}, {"error", {{"code", to_string(done.error().code)}, {"message", done.error().message}}}}.dump() << "\n";
+        std::cout << json{{"line", n + 1},
+                          {"error", {{"code", to_string(done.error().code)}, {"message", done.error().message}}}}
+                         .dump()
+                  << "\n";
     }
   }
   if (!common.as_json) fmt::print("{} made, {} skipped, {} failed\n", made, skipped, failed);
@@ -275,8 +317,9 @@ int speak(const Common& common, const SpeechJob& job, bool stream, bool clone) {
   if (common.as_json)
     std::cout << done->dump() << "\n";
   else
-    fmt::print("{:.2f} s of speech written to {} ({:.0f} ms, first audio after {:.0f} ms)\n", (*done)["audio_seconds"].get<double>(), job.output,
-               (*done)["total_ms"].get<double>(), (*done)["first_audio_ms"].get<double>());
+    fmt::print("{:.2f} s of speech written to {} ({:.0f} ms, first audio after {:.0f} ms)\n",
+               (*done)["audio_seconds"].get<double>(), job.output, (*done)["total_ms"].get<double>(),
+               (*done)["first_audio_ms"].get<double>());
   return kOk;
 }
 
@@ -289,7 +332,8 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
     const auto wave = audio::resample(recording->wave, recording->rate, 16000);
     const auto segment = find_speech(wave, *weights);
     if (!segment) return report(segment.error(), common.as_json);
-    recording->wave.assign(wave.begin() + static_cast<std::ptrdiff_t>(segment->first), wave.begin() + static_cast<std::ptrdiff_t>(segment->last));
+    recording->wave.assign(wave.begin() + static_cast<std::ptrdiff_t>(segment->first),
+                           wave.begin() + static_cast<std::ptrdiff_t>(segment->last));
     recording->rate = 16000;
   }
   const auto directory = fs::path(common.model_path) / "Step-Audio-Tokenizer";
@@ -301,7 +345,8 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
     tokenizer::LiveTokenizer stream(*tokenizer, {});
     std::int64_t frozen = 0;
     for (std::size_t at = 0; at < wave->size(); at += 320) {
-      const auto update = stream.push(std::span<const float>(*wave).subspan(at, std::min<std::size_t>(320, wave->size() - at)));
+      const auto update =
+          stream.push(std::span<const float>(*wave).subspan(at, std::min<std::size_t>(320, wave->size() - at)));
       if (!update) return report(update.error(), common.as_json);
       if (*update) frozen = (*update)->final_groups;
     }
@@ -309,12 +354,15 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
     if (!exact || !stable) return report(exact ? stable.error() : exact.error(), common.as_json);
     std::size_t differ = 0;
     for (std::size_t i = 0; i < exact->size(); ++i) differ += i >= stable->size() || (*exact)[i] != (*stable)[i];
-    const json out{
-        {"seconds", recording->seconds()}, {"codes", exact->size()}, {"frozen_while_speaking", frozen * kCodesPerGroup}, {"differ_from_exact", differ}};
+    const json out{{"seconds", recording->seconds()},
+                   {"codes", exact->size()},
+                   {"frozen_while_speaking", frozen * kCodesPerGroup},
+                   {"differ_from_exact", differ}};
     if (common.as_json)
       std::cout << out.dump() << "\n";
     else
-      fmt::print("{} codes, {} frozen while speaking, {} ({:.1f} %) differ from the exact ones\n", exact->size(), frozen * kCodesPerGroup, differ,
+      fmt::print("{} codes, {} frozen while speaking, {} ({:.1f} %) differ from the exact ones\n", exact->size(),
+                 frozen * kCodesPerGroup, differ,
                  exact->empty() ? 0.0 : 100.0 * static_cast<double>(differ) / static_cast<double>(exact->size()));
     return kOk;
   }
@@ -332,7 +380,9 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
 int run(int argc, char** argv) {
   CLI::App app{"parlando: spoken dialogue with the Step-Audio models"};
   app.require_subcommand(1);
-  app.footer("Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 bad input, 5 no speech.");
+  app.footer(
+      "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 bad input, 5 no speech; up and serve: 78 "
+      "configuration, 70 stood still.");
   Common common;
   std::string input, text, output, system, speaker, batch_file, out_dir = "out", prompt_text, wav_path, import_to;
   double speed = 1, volume = 1;
@@ -346,11 +396,13 @@ int run(int argc, char** argv) {
   c_talk->add_option("-o,--output", output, "write the answer to this WAV");
   c_talk->add_option("--system", system, "system prompt");
   c_talk->add_option("--speaker", speaker, "voice of the answer");
-  c_talk->add_option("--batch", batch_file, "JSON lines: {wav | text, history?, system?, output?} each; one JSON object a line comes back");
+  c_talk->add_option("--batch", batch_file,
+                     "JSON lines: {wav | text, history?, system?, output?} each; one JSON object a line comes back");
   c_talk->add_option("--out-dir", out_dir, "folder for the answers of --batch")->capture_default_str();
   c_talk->add_flag("--no-speech", no_speech, "with --batch: answer in text only");
 
-  auto* c_tts = app.add_subcommand("tts", "speak a text; leading tags such as (快速1), (RAP), (哼唱) choose style and mode");
+  auto* c_tts =
+      app.add_subcommand("tts", "speak a text; leading tags such as (快速1), (RAP), (哼唱) choose style and mode");
   common.add(*c_tts);
   c_tts->add_option("text", text, "what to say");
   c_tts->add_option("-o,--output", output, "WAV to write")->default_str("out/speech.wav");
@@ -373,17 +425,29 @@ int run(int argc, char** argv) {
   common.add(*c_tokenize);
   c_tokenize->add_option("recording", input)->required();
   c_tokenize->add_flag("--trim", trim, "cut silence at both ends, as for voice prompts");
-  c_tokenize->add_flag("--live", live, "tokenise as if spoken now (mode `stable`) and count the ids that differ from the exact ones");
+  c_tokenize->add_flag("--live", live,
+                       "tokenise as if spoken now (mode `stable`) and count the ids that differ from the exact ones");
   c_tokenize->add_flag("--no-norm", no_norm, "keep the level as it is");
   auto* c_import = app.add_subcommand("import", "convert an official model directory to safetensors");
   c_import->add_option("source", input)->required();
   c_import->add_option("target", import_to)->required();
-  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder, tts or speaker");
-  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts | speaker")->required();
-  c_bench->add_option("--random-weights", bench.random_weights, "configuration of a random checkpoint, e.g. configs/official/step1-3b.json");
+  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder, tts, speaker or mesh");
+  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts | speaker | mesh")->required();
+  c_bench->add_option("--random-weights", bench.random_weights,
+                      "configuration of a random checkpoint, e.g. configs/official/step1-3b.json");
   c_bench->add_option("--threads", bench.threads)->capture_default_str();
   c_bench->add_option("--runs", bench.runs)->capture_default_str();
-  c_bench->add_option("--seconds", bench.seconds, "audio per run")->capture_default_str();
+  c_bench->add_option("--seconds", bench.seconds, "audio per run; mesh: time of a run, default 10")
+      ->capture_default_str();
+  MeshBenchOptions mesh;
+  c_bench->add_option("--sessions", mesh.sessions, "mesh: sessions that listen")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 240));
+  c_bench->add_option("--turns", mesh.turns, "mesh: turns of the long conversation")
+      ->capture_default_str()
+      ->check(CLI::Range(10, 10'000'000));
+  c_bench->add_option("--only", mesh.only, "mesh: round_trip, idle, frames, answering, flood, turns")
+      ->check(CLI::IsMember(std::vector<std::string>(std::begin(kMeshParts), std::end(kMeshParts))));
   bool fp32 = false;
   c_bench->add_flag("--fp32", fp32, "language model in float32 instead of bfloat16");
   c_bench->add_option("--model-path", common.model_path);
@@ -394,29 +458,46 @@ int run(int argc, char** argv) {
 
   c_tokenize->add_flag("--speech-only", speech_only, "only the speech that talk would hear in the recording");
   std::string eval_model, eval_work = "work/nano";
-  auto* c_eval = app.add_subcommand("eval", "judge the bundled model through this runtime; needs the training data of `make nano`");
+  auto* c_eval = app.add_subcommand(
+      "eval", "judge the bundled model through this runtime; needs the training data of `make nano`");
   c_eval->add_option("model", eval_model, "nano")->required();
   c_eval->add_option("--work", eval_work, "folder of the training data")->capture_default_str();
-  c_eval->footer("Passed on: --only listen|speak|style, --count N, --limit N, --humans DIR");
+  c_eval->footer("Passed on: --only listen|talk|speak|style, --count N, --limit N, --humans DIR");
   c_eval->allow_extras();
   UpOptions engine;
   std::vector<std::string> replicas;
   auto service_options = [&](CLI::App& c) {
-    c.add_option("--model-path", common.model_path, "folder with Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B")->capture_default_str();
-    c.add_option("--config", engine.config, "JSON file with the list of instances instead of everything for --model-path");
+    c.add_option("--model-path", common.model_path,
+                 "folder with Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B")
+        ->capture_default_str();
+    c.add_option("--config", engine.config,
+                 "JSON file with the list of instances instead of everything for --model-path");
     c.add_flag("--check-config", engine.check, "report every problem of the configuration and exit");
-    c.add_flag("--processes", engine.processes, "one supervised child process per service over ipc, instead of threads over inproc");
-    c.add_option("--replicas", replicas, "ROLE=N, for vad, tokenizer, llm-chat, llm-tts, tts");
+    c.add_flag("--processes", engine.processes,
+               "one supervised child process per service over ipc, instead of threads over inproc");
+    c.add_option("--replicas", replicas, "ROLE=N, for any role");
+    c.add_option("--run-folder", engine.run_folder,
+                 "with --processes: where the children meet; `parlando scale` finds the engine by it");
+    c.add_option("--tools", engine.tools,
+                 "who runs the model's tool calls: none, or demo for the tools that the bundled model knows")
+        ->check(CLI::IsMember({"none", "demo"}));
+    c.add_option("--step-limit-ms", engine.step_limit_ms,
+                 "work of a model that takes longer counts as hung; default 2000, 30000 for other models");
     c.add_option("--listen", engine.listen, "address of the gateway")->capture_default_str();
     c.add_option("--store", engine.store, "file of committed turns; :memory: keeps none")->capture_default_str();
-    c.add_option("--metrics-port", engine.metrics_port, "first of consecutive ports with /metrics, /healthz and /readyz, one per instance")
+    c.add_option("--metrics-port", engine.metrics_port,
+                 "of /metrics, /healthz and /readyz: one per role from here on, then one per second replica, …")
         ->check(CLI::Range(0, 65000));
     c.add_option("--threads", engine.threads, "threads of each model")->capture_default_str();
     c.add_flag("--bf16", engine.bf16, "language models in bfloat16");
   };
   auto* c_up = app.add_subcommand("up", "run the engine: all services in one process, or supervised with --processes");
   auto* c_serve = app.add_subcommand("serve", "run the engine and its page");
-  service_options(*c_up), service_options(*c_serve);
+  service_options(*c_up);
+  service_options(*c_serve);
+  auto* c_scale = app.add_subcommand("scale", "set the number of replicas in a running engine");
+  c_scale->add_option("--run-folder", engine.run_folder, "of `up --processes --run-folder`")->required();
+  c_scale->add_option("replicas", replicas, "ROLE=N …")->required();
 
   try {
     app.parse(argc, argv);
@@ -430,7 +511,8 @@ int run(int argc, char** argv) {
     const bool clone = c_clone->parsed();
     if (output.empty()) output = "out/speech.wav";
     if (!batch_file.empty()) return batch(common, batch_file, out_dir, !offline, clone);
-    if (clone && wav_path.empty()) return report({Errc::invalid_argument, "clone needs --wav-path with a recording of the voice"}, common.as_json);
+    if (clone && wav_path.empty())
+      return report({Errc::invalid_argument, "clone needs --wav-path with a recording of the voice"}, common.as_json);
     return speak(common, {text, speaker, prompt_text, wav_path, output, speed, volume}, !offline, clone);
   }
   if (*c_tokenize) return tokenize(common, input, trim, no_norm, live, speech_only);
@@ -443,29 +525,35 @@ int run(int argc, char** argv) {
   if (*c_bench) {
     bench.model_path = common.model_path;
     bench.bf16 = !fp32;
-    if (common.as_json) {  // figures only: the table goes to stderr
-      const int saved = dup(1);
-      dup2(2, 1);
-      const auto done = run_bench(bench);
-      std::fflush(stdout);
-      dup2(saved, 1);
-      if (!done) return report(done.error(), true);
-      std::cout << done->dump() << "\n";
-      return kOk;
+    if (bench.name == "mesh") {
+      mesh.model_path = common.model_path;
+      mesh.source = find_models("silero-vad").parent_path().parent_path();
+      mesh.runs = bench.runs;
+      if (c_bench->count("--seconds") > 0) mesh.seconds = bench.seconds;
+      const auto done = measure(common.as_json, [&] { return bench_mesh(mesh); });
+      if (!done) return report(done.error(), common.as_json);
+      return (*done)["missed"].empty() ? kOk : kFailed;
     }
-    const auto done = run_bench(bench);
-    return done ? kOk : report(done.error(), false);
+    const auto done = measure(common.as_json, [&] { return run_bench(bench); });
+    return done ? kOk : report(done.error(), common.as_json);
   }
   if (*c_eval) {
-    if (eval_model != "nano") return report({Errc::invalid_argument, fmt::format("there is no evaluation of '{}'; there is one of nano", eval_model)}, false);
+    if (eval_model != "nano")
+      return report(
+          {Errc::invalid_argument, fmt::format("there is no evaluation of '{}'; there is one of nano", eval_model)},
+          false);
     const auto root = find_models("nano").parent_path().parent_path();
     const auto python = root / ".deps/venv/bin/python";
     if (!fs::is_directory(root / eval_work / "speech") && !fs::is_directory(fs::path(eval_work) / "speech"))
-      return report({Errc::not_found, fmt::format("'{}' holds no speech; `make nano` makes the data, trains and evaluates", eval_work)}, false);
+      return report({Errc::not_found,
+                     fmt::format("'{}' holds no speech; `make nano` makes the data, trains and evaluates", eval_work)},
+                    false);
     if (::access(python.c_str(), X_OK) != 0)
-      return report({Errc::not_found, fmt::format("'{}' is missing: run tools/setup.sh --nano", python.string())}, false);
+      return report({Errc::not_found, fmt::format("'{}' is missing: run tools/setup.sh --nano", python.string())},
+                    false);
     const auto self = fs::canonical("/proc/self/exe").string();
-    std::vector<std::string> words{python.string(), "-W", "ignore", "-m", "tools.nano.evaluate", eval_work, "--parlando", self};
+    std::vector<std::string> words{python.string(), "-W",         "ignore", "-m", "tools.nano.judge.evaluate",
+                                   eval_work,       "--parlando", self};
     for (const auto& word : c_eval->remaining()) words.push_back(word);
     std::vector<char*> arguments;
     for (auto& word : words) arguments.push_back(word.data());
@@ -474,22 +562,38 @@ int run(int argc, char** argv) {
     ::execv(arguments[0], arguments.data());
     return report({Errc::io, "python could not be started"}, false);
   }
-  if (*c_up || *c_serve) {
+  if (*c_up || *c_serve || *c_scale) {
     for (const auto& r : replicas) {
       const auto cut = r.find('=');
-      const int n = cut == std::string::npos ? 0 : std::atoi(r.c_str() + cut + 1);
+      const int n = cut == std::string::npos ? -1 : std::atoi(r.c_str() + cut + 1);
       const auto role = r.substr(0, cut);
-      if (n < 1 || n > 64 || (role != "vad" && role != "tokenizer" && role != "llm-chat" && role != "llm-tts" && role != "tts")) {
-        report({Errc::invalid_argument, fmt::format("--replicas {}, expected ROLE=N with 1 to 64 of vad, tokenizer, llm-chat, llm-tts or tts", r)}, false);
+      constexpr const char* kRoles[] = {"vad", "tokenizer", "llm-chat",   "llm-tts",
+                                        "tts", "context",   "controller", "gateway"};
+      if (n < 1 || n > 64 || std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles)) {
+        report({Errc::invalid_argument, fmt::format("{}, expected ROLE=N with 1 to 64 of a role of the engine", r)},
+               false);
         return kUsage;
       }
       engine.replicas[role] = n;
     }
-    engine.model_path = common.model_path, engine.vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string(),
-    engine.source = find_models("silero-vad").parent_path().parent_path().string(), engine.page = c_serve->parsed();
+    if (*c_scale) {
+      const auto done = scale(engine.run_folder, engine.replicas);
+      return done ? kOk : report(done.error(), false);
+    }
+    // Official sizes on a processor: one unit of work takes seconds.
+    const bool bundled = fs::weakly_canonical(common.model_path) == fs::weakly_canonical(find_models("nano"));
+    if (c_up->count("--step-limit-ms") + c_serve->count("--step-limit-ms") == 0)
+      engine.step_limit_ms = bundled ? 2000 : 30000;
+    if (bundled && c_up->count("--tools") + c_serve->count("--tools") == 0) engine.tools = "demo";
+    engine.model_path = common.model_path;
+    engine.vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string();
+    engine.source = find_models("silero-vad").parent_path().parent_path().string();
+    engine.page = c_serve->parsed();
     engine.bin = fs::canonical("/proc/self/exe").parent_path().string();
     const auto done = up(engine);
-    return done ? *done : report(done.error(), false);
+    if (done) return *done;
+    report(done.error(), false);
+    return done.error().code == Errc::invalid_argument ? kConfiguration : exit_code(done.error().code);
   }
   return doctor(common.model_path, common.as_json);
 }

@@ -1,17 +1,15 @@
 #include "services/cli/up.hpp"
 
-#include <fcntl.h>
+#include <ATen/Parallel.h>
 #include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <ATen/Parallel.h>
-
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 
+#include "common/base/mapped_file.hpp"
+#include "common/service/process/supervisor.hpp"
+#include "services/cli/topology.hpp"
 #include "services/context/definition.hpp"
 #include "services/controller/definition.hpp"
 #include "services/gateway/definition.hpp"
@@ -22,6 +20,7 @@
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
+namespace process = service::process;
 using nlohmann::json;
 
 namespace {
@@ -31,230 +30,288 @@ std::vector<service::Definition> definitions() {
           context::definition(), controller::definition(), gateway::definition()};
 }
 
-/// Every service of one machine. `prefix` + name is an endpoint.
-json topology(const UpOptions& o, const std::string& prefix) {
-  auto count = [&](const std::string& role) {
-    const auto found = o.replicas.find(role);
-    return found == o.replicas.end() ? 1 : found->second;
-  };
-  auto endpoints = [&](const std::string& role) {
-    json out = json::array();
-    for (int n = 1; n <= count(role); ++n) out.push_back(fmt::format("{}{}-{}", prefix, role, n));
-    return out;
-  };
-  const fs::path model = o.model_path;
-  json all = json::array();
-  // On a machine shared with model threads, a beat may be late for reasons that are no fault: three seconds are patience enough. One step of an official
-  // model may take seconds on a processor.
-  auto add = [&](const std::string& service, const std::string& role, json core, json connect = json::object()) {
-    for (const auto& bind : endpoints(role)) {
-      const auto metrics = o.metrics_port == 0 ? std::string() : fmt::format("127.0.0.1:{}", o.metrics_port + static_cast<int>(all.size()));
-      all.push_back({{"service", service},
-                     {"role", role},
-                     {"wire",
-                      {{"bind", bind},
-                       {"connect", connect},
-                       {"metrics", metrics},
-                       {"heartbeat_ms", 100},
-                       {"misses_max", o.processes ? 5 : 30},
-                       {"step_limit_ms", 10000}}},
-                     {"core", core}});
-    }
-  };
-  add("vad", "vad", {{"weights", o.vad_weights}});
-  add("tokenizer", "tokenizer", {{"model", (model / "Step-Audio-Tokenizer").string()}, {"threads", o.threads}});
-  add("llm", "llm-chat", {{"model", (model / "Step-Audio-Chat").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
-  add("llm", "llm-tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
-  add("tts", "tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}},
-      {{"llm-tts", endpoints("llm-tts")}, {"tokenizer", endpoints("tokenizer")}});
-  add("context", "context", {{"store", o.store}});
-  // What the model can make use of is the model's own matter: its configuration may say how many turns of history.
-  json core{{"tokenizer_mode", "exact"}};
-  if (const auto config = config::load_file((model / "Step-Audio-Chat/config.json").string()); config && config->contains("history_turns"))
-    core["history_turns"] = (*config)["history_turns"];
-  add("controller", "controller", core,
-      {{"vad", endpoints("vad")},
-       {"tokenizer", endpoints("tokenizer")},
-       {"llm-chat", endpoints("llm-chat")},
-       {"tts", endpoints("tts")},
-       {"context", endpoints("context")}});
-  const fs::path source = o.source;
-  add("gateway", "gateway",
-      {{"listen", o.listen},
-       {"page", o.page ? (source / "services/gateway/page").string() : ""},
-       {"questions", o.page ? (source / "models/nano/questions").string() : ""}},
-      {{"controller", endpoints("controller")}});
-  return all;
-}
-
+/// @param port  of the first gateway, when the options leave it open
 std::string ready_line(const UpOptions& o, int port) {
   if (port == 0) return "ready";
-  return fmt::format("ready: {}://{}:{}/{}", o.page ? "http" : "ws", o.listen.substr(0, o.listen.rfind(':')), port, o.page ? "" : "v1/dialogue");
+  if (const auto asked = std::atoi(o.listen.substr(o.listen.rfind(':') + 1).c_str()); asked != 0) port = asked;
+  return fmt::format("ready: {}://{}:{}/{}", o.page ? "http" : "ws", o.listen.substr(0, o.listen.rfind(':')), port,
+                     o.page ? "" : "v1/dialogue");
 }
 
-/// A child process per instance, started again with back-off when it ends.
-class Supervisor {
- public:
-  Supervisor(std::string bin, fs::path folder) : bin_(std::move(bin)), folder_(std::move(folder)) {}
+/// Where another gateway listens.
+std::string also_line(const UpOptions& o, int port) {
+  return fmt::format("also: ws://{}:{}/v1/dialogue", o.listen.substr(0, o.listen.rfind(':')), port);
+}
 
-  Result<void> add(const service::Instance& instance, const json& object) {
-    const auto file = folder_ / fmt::format("{}-{}.json", instance.role, children_.size());
-    std::ofstream(file) << object.dump(1);
-    const auto program = fs::path(bin_) / ("parlando-" + instance.service);
-    if (::access(program.c_str(), X_OK) != 0) return fail(Errc::not_found, "'{}' is not an executable", program.string());
-    children_.push_back({instance.role, program.string(), file.string()});
-    return {};
+/// When children that are stopped or hung are killed; key `supervisor` of a file with instances.
+struct SupervisorConfig {
+  int stopped_seconds_max = 10;
+  int hung_seconds_max = 10;
+  template <class V>
+  void fields(V&& v) {
+    v("stopped_seconds_max", stopped_seconds_max);
+    v("hung_seconds_max", hung_seconds_max);
   }
+  std::vector<config::Problem> problems(const std::string& path) const {
+    std::vector<config::Problem> out;
+    config::expect_range(out, path + ".stopped_seconds_max", stopped_seconds_max, 0, 3600);
+    config::expect_range(out, path + ".hung_seconds_max", hung_seconds_max, 0, 3600);
+    return out;
+  }
+  process::RestartLimits limits() const {
+    return {.stopped_max = std::chrono::seconds(stopped_seconds_max),
+            .hung_max = std::chrono::seconds(hung_seconds_max)};
+  }
+};
 
-  /// @param ready  called once, when every child has said so, with the gateway's port
-  void run(const std::function<void(int port)>& ready) {
-    bool told = false;
-    sigset_t set;
-    sigemptyset(&set);
-    for (const int s : {SIGTERM, SIGINT, SIGCHLD}) sigaddset(&set, s);
-    sigprocmask(SIG_BLOCK, &set, nullptr);
-    for (auto& c : children_) spawn(c);
-    while (true) {
-      const timespec wait{0, 100'000'000};
-      const int got = sigtimedwait(&set, nullptr, &wait);
-      if (got == SIGTERM || got == SIGINT) break;
-      reap(true);
-      for (auto& c : children_) listen(c);
-      if (!told && std::all_of(children_.begin(), children_.end(), [](const auto& c) { return c.ready; })) {
-        told = true;
-        int port = 0;
-        for (const auto& c : children_) port = std::max(port, c.port);
-        ready(port);
-      }
-      const auto now = clock_.now();
-      for (auto& c : children_)
-        if (c.pid == 0 && now >= c.start_at) spawn(c);
-    }
-    for (const auto& c : children_)
-      if (c.pid > 0) ::kill(c.pid, SIGTERM);
-    const auto until = clock_.now() + std::chrono::seconds(25);
-    while (std::any_of(children_.begin(), children_.end(), [](const auto& c) { return c.pid > 0; })) {
-      const timespec wait{0, 50'000'000};
-      sigtimedwait(&set, nullptr, &wait);
-      reap(false);
-      if (clock_.now() > until)
-        for (const auto& c : children_)
-          if (c.pid > 0) ::kill(c.pid, SIGKILL);
-    }
+/// Everything a process or its children run.
+struct Plan {
+  json list;
+  std::vector<service::Instance> instances;
+  SupervisorConfig supervisor;
+};
+
+/// All problems at once.
+Result<Plan> read_plan(const UpOptions& options, const Places& places) {
+  Plan out;
+  std::vector<config::Problem> problems;
+  if (options.config.empty()) {
+    out.list = topology(options, places);
+  } else {
+    PARLANDO_TRY(auto object, config::load_file(options.config));
+    if (!object.contains("instances") || !object["instances"].is_array())
+      return fail(Errc::invalid_argument, "'{}' has no list 'instances'", options.config);
+    out.list = object["instances"];
+    if (object.contains("supervisor"))
+      out.supervisor = config::read<SupervisorConfig>(object["supervisor"], "supervisor", problems);
+  }
+  const auto known = definitions();
+  auto text = problems.empty() ? std::string() : config::to_text(problems);
+  for (std::size_t n = 0; n < out.list.size(); ++n) {
+    auto instance = service::read_instance(out.list[n], fmt::format("instances[{}]", n), known);
+    if (instance)
+      out.instances.push_back(*std::move(instance));
+    else
+      text += (text.empty() ? "" : "\n") + instance.error().message;
+  }
+  if (!text.empty()) return fail(Errc::invalid_argument, "{}", text);
+  return out;
+}
+
+/// Names of instances, kept over a file that is read again: who binds the same endpoint in the same role is the same
+/// instance, whatever else changed.
+class Names {
+ public:
+  /// To be called before the instances of one reading.
+  void begin() { seen_.clear(); }
+  std::string of(const service::Instance& instance) {
+    const auto place = instance.role + " " + instance.wire.bind;
+    const auto key = fmt::format("{} {}", place, seen_[place]++);
+    auto& name = names_[key];
+    if (name.empty()) name = fmt::format("{}-{}", instance.role, ++count_[instance.role]);
+    return name;
   }
 
  private:
-  struct Child {
-    std::string role, program, config;
-    pid_t pid = 0;
-    Time started{}, start_at{};
-    milliseconds back_off{100};
-    int pipe = -1, port = 0;
-    bool ready = false;
-  };
-  /// A child says "ready PORT" once.
-  static void listen(Child& c) {
-    char text[64];
-    const auto n = c.pipe >= 0 ? ::read(c.pipe, text, sizeof text - 1) : -1;
-    if (n <= 0) return;
-    text[n] = 0;
-    c.ready = std::sscanf(text, "ready %d", &c.port) == 1;
-  }
-  void spawn(Child& c) {
-    const auto parent = ::getpid();
-    int ends[2] = {-1, -1};
-    if (c.pipe >= 0) ::close(c.pipe);
-    if (::pipe2(ends, O_NONBLOCK) != 0) ends[0] = ends[1] = -1;
-    const auto descriptor = std::to_string(ends[1]);
-    c.pid = ::fork();
-    if (c.pid == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-      if (::getppid() != parent) ::_exit(1);
-      sigset_t none;
-      sigemptyset(&none);
-      sigprocmask(SIG_SETMASK, &none, nullptr);
-      ::close(ends[0]);
-      ::setenv("PARLANDO_READY_FD", descriptor.c_str(), 1);
-      ::execl(c.program.c_str(), c.program.c_str(), "--config", c.config.c_str(), nullptr);
-      ::_exit(127);
-    }
-    if (c.pid < 0) c.pid = 0, c.start_at = clock_.now() + std::chrono::seconds(1);
-    ::close(ends[1]);
-    c.pipe = ends[0], c.ready = false;
-    if (c.pipe >= 0) ::fcntl(c.pipe, F_SETFD, FD_CLOEXEC);
-    c.started = clock_.now();
-    std::cout << "child " << c.role << " pid " << c.pid << std::endl;
-  }
-  void reap(bool tell) {
-    int status = 0;
-    for (pid_t pid; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;)
-      for (auto& c : children_) {
-        if (c.pid != pid) continue;
-        const auto now = clock_.now();
-        if (now - c.started > std::chrono::seconds(10)) c.back_off = milliseconds(100);
-        c.pid = 0, c.start_at = now + c.back_off;
-        if (tell)
-          std::cerr << fmt::format("parlando: {} ended ({} {}), starts again in {} ms\n", c.role, WIFSIGNALED(status) ? "signal" : "exit",
-                                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), c.back_off.count());
-        c.back_off = std::min(c.back_off * 2, milliseconds(5000));
-      }
-  }
-  std::string bin_;
-  fs::path folder_;
-  std::vector<Child> children_;
-  SteadyClock clock_;
+  std::map<std::string, int> seen_;
+  std::map<std::string, std::string> names_;
+  std::map<std::string, int> count_;
 };
+
+/// A child per instance; its part of the configuration is written to a file of its own in `folder`.
+Result<std::vector<process::ChildSpec>> children_of(const Plan& plan, const std::string& bin, const fs::path& folder,
+                                                    Names& names) {
+  std::vector<process::ChildSpec> out;
+  names.begin();
+  for (std::size_t n = 0; n < plan.instances.size(); ++n) {
+    const auto& instance = plan.instances[n];
+    const auto name = names.of(instance);
+    const auto file = folder / (name + ".json");
+    const auto text = plan.list[n].dump(1);
+    PARLANDO_DO(write_file(file, text));
+    out.push_back({.name = name,
+                   .role = instance.role,
+                   .program = (fs::path(bin) / ("parlando-" + instance.service)).string(),
+                   .arguments = {"--config", file.string()},
+                   .version = text,
+                   .group = process::stop_group(instance.service)});
+  }
+  return out;
+}
+
+/// The files that name the replicas of each role. A replica stays in its file until its process has ended for good, so
+/// that those who call it see it drain instead of losing it.
+class ReplicaFiles {
+ public:
+  explicit ReplicaFiles(fs::path folder) : folder_(std::move(folder)) {}
+  /// Adds the instances of a plan to those known. @error Errc::io
+  Result<void> add(const Plan& plan, Names& names) {
+    names.begin();
+    for (const auto& instance : plan.instances) endpoints_[instance.role][names.of(instance)] = instance.wire.bind;
+    return write();
+  }
+  Result<void> remove(const std::string& role, const std::string& name) {
+    endpoints_[role].erase(name);
+    return write();
+  }
+
+ private:
+  Result<void> write() {
+    for (const auto& [role, of_role] : endpoints_) {
+      std::string text;
+      for (const auto& [name, endpoint] : of_role) text += endpoint + "\n";
+      PARLANDO_DO(write_file(folder_ / role, text));
+    }
+    return {};
+  }
+  fs::path folder_;
+  std::map<std::string, std::map<std::string, std::string>> endpoints_;
+};
+
+constexpr const char* kScaleFile = "scale.json";
+constexpr const char* kPidFile = "pid";
+constexpr const char* kFixed = " fixed";  // behind the pid: the instances come from a file, `scale` cannot change them
+
+/// A file that goes with the object.
+struct RemoveFile {
+  fs::path path;
+  ~RemoveFile() {
+    std::error_code ignored;
+    fs::remove(path, ignored);
+  }
+};
+
+/// The options with what `scale` has asked for.
+Result<UpOptions> scaled(UpOptions options, const fs::path& folder) {
+  if (!fs::exists(folder / kScaleFile)) return options;
+  PARLANDO_TRY(const auto wanted, config::load_file((folder / kScaleFile).string()));
+  for (const auto& [role, count] : wanted.items())
+    if (count.is_number_integer()) options.replicas[role] = count.get<int>();
+  return options;
+}
+
+/// The engine as child processes, until SIGTERM or SIGINT; SIGHUP asks again what is wanted.
+Result<int> supervise(const UpOptions& options, const Plan& plan, const fs::path& folder, const Places& places) {
+  Names names;
+  ReplicaFiles replicas(places.replicas_folder);
+  PARLANDO_DO(replicas.add(plan, names));
+  PARLANDO_DO(write_file(folder / kPidFile, std::to_string(::getpid()) + (options.config.empty() ? "" : kFixed)));
+  const RemoveFile pid_file{folder / kPidFile};
+  int front_port = 0;
+  std::map<std::string, int> other_ports;  // of further gateways, by name
+  process::SupervisorOptions supervised{.limits = plan.supervisor.limits()};
+  supervised.tell = [&](const process::Event& e) {
+    using Kind = process::Event::Kind;
+    if (e.kind == Kind::started)
+      std::cout << "child " << e.role << " pid " << e.pid << std::endl;
+    else if (e.kind != Kind::ready)
+      std::cerr << "parlando: " << e.to_text() << std::endl;
+    if (e.kind == Kind::ready && e.name == "gateway-1") front_port = e.port;
+    if (e.kind == Kind::ready && e.role == "gateway" && e.name != "gateway-1") other_ports[e.name] = e.port;
+    if (e.kind == Kind::ended && e.again_in.count() < 0)
+      if (const auto done = replicas.remove(e.role, e.name); !done)
+        std::cerr << "parlando: " << done.error().message << std::endl;
+  };
+  supervised.all_ready = [&](int highest) {
+    std::cout << ready_line(options, front_port != 0 ? front_port : highest) << std::endl;
+    for (const auto& [name, port] : other_ports) std::cout << also_line(options, port) << std::endl;
+  };
+  supervised.reload = [&]() -> Result<std::vector<process::ChildSpec>> {
+    PARLANDO_TRY(const auto wanted, scaled(options, folder));
+    PARLANDO_TRY(const auto again, read_plan(wanted, places));
+    PARLANDO_DO(replicas.add(again, names));
+    return children_of(again, options.bin, folder, names);
+  };
+  process::Supervisor supervisor(std::move(supervised));
+  PARLANDO_TRY(auto children, children_of(plan, options.bin, folder, names));
+  for (auto& child : children) PARLANDO_DO(supervisor.add(std::move(child)));
+  return supervisor.run();
+}
+
+/// A folder for endpoints and the children's files that only this user may enter; one that we made ourselves goes with
+/// us.
+class RunFolder {
+ public:
+  static Result<RunFolder> make(const std::string& wanted) {
+    RunFolder out;
+    if (wanted.empty()) {
+      std::string made = "/tmp/parlando-XXXXXX";
+      if (::mkdtemp(made.data()) == nullptr) return fail(Errc::io, "no folder can be made in /tmp");
+      out.path_ = made;
+      out.ours_ = true;
+    } else {
+      std::error_code code;
+      fs::create_directories(wanted, code);
+      fs::permissions(wanted, fs::perms::owner_all, code);
+      if (code) return fail(Errc::io, "'{}' cannot be used as a run folder: {}", wanted, code.message());
+      out.path_ = fs::absolute(wanted);
+    }
+    std::error_code code;
+    fs::create_directories(out.path_ / "replicas", code);
+    fs::remove(out.path_ / kScaleFile, code);
+    return out;
+  }
+  RunFolder(RunFolder&& other) noexcept : path_(std::move(other.path_)), ours_(std::exchange(other.ours_, false)) {}
+  ~RunFolder() {
+    std::error_code ignored;
+    if (ours_) fs::remove_all(path_, ignored);
+  }
+  const fs::path& path() const { return path_; }
+
+ private:
+  RunFolder() = default;
+  fs::path path_;
+  bool ours_ = false;
+};
+
+/// The engine in this process, until SIGTERM or SIGINT.
+Result<int> run_here(const UpOptions& options, const Plan& plan);
 
 }  // namespace
 
+Result<void> scale(const std::string& run_folder, const std::map<std::string, int>& replicas) {
+  const fs::path folder = run_folder;
+  PARLANDO_TRY(const auto pid, read_file(folder / kPidFile, 64));
+  if (pid.ends_with(kFixed))
+    return fail(Errc::unsupported, "the engine in '{}' runs a file of instances: change the file and send SIGHUP",
+                run_folder);
+  auto wanted = json::object();
+  if (fs::exists(folder / kScaleFile)) {
+    PARLANDO_TRY(wanted, config::load_file((folder / kScaleFile).string()));
+  }
+  for (const auto& [role, count] : replicas) wanted[role] = count;
+  PARLANDO_DO(write_file(folder / kScaleFile, wanted.dump()));
+  if (::kill(static_cast<pid_t>(std::atol(pid.c_str())), SIGHUP) != 0)
+    return fail(Errc::not_found, "no engine runs in '{}'", run_folder);
+  return {};
+}
+
 Result<int> up(const UpOptions& options) {
-  // ipc endpoints and the children's configurations lie in a folder that only this user may enter.
-  std::string folder = "/tmp/parlando-XXXXXX";
-  if (options.processes && ::mkdtemp(folder.data()) == nullptr) return fail(Errc::io, "no folder can be made in /tmp");
-  struct Remove {
-    std::string path;
-    bool active;
-    ~Remove() {
-      std::error_code ignored;
-      if (active) fs::remove_all(path, ignored);
-    }
-  } remove{folder, options.processes};
-  json list;
-  if (options.config.empty()) {
-    list = topology(options, options.processes ? "ipc://" + folder + "/" : "inproc://");
-  } else {
-    PARLANDO_TRY(auto object, config::load_file(options.config));
-    if (!object.contains("instances") || !object["instances"].is_array()) return fail(Errc::invalid_argument, "'{}' has no list 'instances'", options.config);
-    list = object["instances"];
-  }
-  const auto known = definitions();
-  std::vector<service::Instance> instances;
-  std::string problems;
-  for (std::size_t n = 0; n < list.size(); ++n) {
-    auto instance = service::read_instance(list[n], fmt::format("instances[{}]", n), known);
-    if (instance)
-      instances.push_back(*std::move(instance));
-    else
-      problems += (problems.empty() ? "" : "\n") + instance.error().message;
-  }
-  if (!problems.empty()) return fail(Errc::invalid_argument, "{}", problems);
-  if (options.check) {
-    std::cout << instances.size() << " instances: good\n";
+  if (!options.processes || options.check) {
+    PARLANDO_TRY(const auto plan, read_plan(options, {options.processes ? "ipc://./" : "inproc://", {}}));
+    if (!options.check) return run_here(options, plan);
+    std::cout << plan.instances.size() << " instances: good\n";
     return 0;
   }
+  PARLANDO_TRY(const auto folder, RunFolder::make(options.run_folder));
+  const Places places{"ipc://" + folder.path().string() + "/", (folder.path() / "replicas").string()};
+  PARLANDO_TRY(const auto plan, read_plan(options, places));
   service::block_signals();
-  if (options.processes) {
-    Supervisor supervisor(options.bin, folder);
-    for (std::size_t n = 0; n < instances.size(); ++n) PARLANDO_DO(supervisor.add(instances[n], list[n]));
-    supervisor.run([&](int port) { std::cout << ready_line(options, port) << std::endl; });
-    return 0;
-  }
+  return supervise(options, plan, folder.path(), places);
+}
+
+namespace {
+
+Result<int> run_here(const UpOptions& options, const Plan& plan) {
+  service::block_signals();
+  const auto known = definitions();
   at::set_num_threads(options.threads);
   service::Runtime runtime;
   std::vector<std::unique_ptr<service::Host>> hosts;
   service::Host* front = nullptr;
-  for (const auto& instance : instances) {
-    const auto& definition = *std::find_if(known.begin(), known.end(), [&](const auto& d) { return d.name == instance.service; });
+  for (const auto& instance : plan.instances) {
+    const auto& definition =
+        *std::find_if(known.begin(), known.end(), [&](const auto& d) { return d.name == instance.service; });
     PARLANDO_TRY(auto core, definition.make(instance.core));
     PARLANDO_TRY(auto host, service::Host::start(runtime, instance.role, instance.wire, std::move(core)));
     if (instance.service == "gateway") front = host.get();
@@ -264,7 +321,8 @@ Result<int> up(const UpOptions& options) {
   std::string told;
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
   bool ready = false;
   while (true) {
     std::string why;
@@ -276,7 +334,7 @@ Result<int> up(const UpOptions& options) {
       told = why;
       std::cout << "waiting: " << why << std::endl;
     }
-    const timespec wait{0, 100'000'000};
+    const timespec wait{0, ready ? 500'000'000 : 100'000'000};
     if (sigtimedwait(&set, nullptr, &wait) > 0) break;
   }
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
@@ -293,5 +351,7 @@ Result<int> up(const UpOptions& options) {
   while (!hosts.empty()) hosts.pop_back();
   return 0;
 }
+
+}  // namespace
 
 }  // namespace parlando::cli

@@ -9,16 +9,25 @@
 namespace parlando::cli {
 
 struct UpOptions {
-  std::string config;                           ///< file with {"instances": […]}; empty: everything for `model_path` on this machine
+  std::string config;  ///< file with {"instances": […]}; empty: everything for `model_path` on this machine
   std::string model_path, vad_weights, source;  ///< `source`: folder with the page and the questions
   std::string listen = "127.0.0.1:7860", store = "out/context.sqlite";
   bool page = false, processes = false, check = false, bf16 = false;
   int threads = 1, metrics_port = 0;    ///< first of consecutive ports of metrics and health; 0: none
-  std::map<std::string, int> replicas;  ///< of vad, tokenizer, tts; default 1
-  std::string bin;                      ///< folder with the parlando-<service> executables
+  int step_limit_ms = 2000;             ///< of one unit of a model's work; official sizes on a processor take longer
+  std::string tools = "none";           ///< or demo, what the bundled model was trained to call
+  std::map<std::string, int> replicas;  ///< of any role; default 1
+  std::string run_folder;  ///< with processes: where endpoints and the children's files lie; empty: a fresh one
+  std::string bin;         ///< folder with the parlando-<service> executables
 };
 
-/// Runs until SIGTERM or SIGINT. @return the exit code; @error Errc::invalid_argument with all problems of the configuration
+/// Sets the number of replicas of roles in the engine that runs in a folder (`up --processes --run-folder`).
+/// @error Errc::not_found when none runs there
+Result<void> scale(const std::string& run_folder, const std::map<std::string, int>& replicas);
+
+/// Runs until SIGTERM or SIGINT. With `processes`, SIGHUP reads the wanted instances again (the file's, or what `scale`
+/// has asked for): new ones are started, missing ones ended, changed ones started again. @return the exit code; @error
+/// Errc::invalid_argument with all problems of the configuration
 Result<int> up(const UpOptions& options);
 
 }  // namespace parlando::cli

@@ -94,6 +94,8 @@ with tempfile.TemporaryDirectory() as folder:
     check("tokenize", code == 0 and len(codes) % 5 == 0 and all((c < 1024) == (i % 5 < 2) for i, c in enumerate(codes)))
     code, out, err = run("import", ROOT / "tests/goldens/tokenizer/ckpt", folder / "imported")
     check("import", code == 0 and set(json.load(open(folder / "imported/manifest.json"))["files"]) == {"linguistic.safetensors", "semantic.safetensors"}, err)
+    code, out, err = run("import", folder / "b", folder / "b" / "out")
+    check("import into its own source", code == 4 and "inside the source" in err and not (folder / "b" / "out").exists(), f"{code} {err}")
     check("import of nothing", run("import", folder / "b", folder / "c")[0] == 3)
     check("doctor", run("doctor")[0] == 0 and json.loads(run("doctor", "--json")[1])["ready"])
     code, out, err = run("bench", "vocoder", "--seconds", "0.5", "--json")

@@ -1,0 +1,20 @@
+#pragma once
+/// The engine on one machine: which instances there are, whom each calls, and where they find each other.
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "services/cli/up.hpp"
+
+namespace parlando::cli {
+
+/// Where instances of one machine meet.
+struct Places {
+  std::string prefix;  ///< + role and number is an endpoint: `inproc://`, `ipc://FOLDER/`
+  std::string
+      replicas_folder;  ///< of files with the endpoints of each role, followed at run time; empty: endpoints are fixed
+};
+
+/// Every instance, as a configuration file would list them.
+nlohmann::json topology(const UpOptions& options, const Places& places);
+
+}  // namespace parlando::cli

@@ -1,0 +1,98 @@
+#pragma once
+/// Many WebSocket clients of a gateway on one thread, for measurements: epoll over sockets that never block, frames
+/// made and masked by hand, every frame of sound at a time of its own. What it costs itself is counted apart. One
+/// thread at a time.
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/result.hpp"
+
+namespace parlando::cli {
+
+/// What one client does once its session is open.
+struct ClientPlan {
+  bool sound = false;                      ///< a frame of noise that is no speech, every 20 ms
+  std::chrono::milliseconds ask_every{0};  ///< asks for the acknowledgement of what it has sent, and times it; 0: never
+  bool flood = false;                      ///< frames as fast as the socket takes them
+  bool speak = false;                      ///< answers are spoken
+  std::vector<std::string> texts;  ///< typed turns, one when the last is answered; from the start again at the end
+  int turns_per_session = 0;       ///< then the socket is closed and another opened; 0: never
+};
+
+/// What happened since figures were taken last.
+struct LoadFigures {
+  std::int64_t frames = 0;  ///< of real time, sent
+  std::int64_t flood_bytes = 0;
+  std::int64_t turns = 0;
+  std::int64_t audio_bytes = 0;     ///< received
+  std::vector<double> round_trips;  ///< ms, from asking to the acknowledgement
+  std::vector<double> late;         ///< ms, that frames left after their time: how loaded this machine is
+  double cpu_seconds = 0;           ///< of this thread
+  double seconds = 0;
+};
+
+class WsLoad {
+ public:
+  explicit WsLoad(int port);
+  ~WsLoad();
+  WsLoad(const WsLoad&) = delete;
+  WsLoad& operator=(const WsLoad&) = delete;
+
+  /// Connects and opens that many sessions; all stand when it returns. @error Errc::unavailable naming what was
+  /// answered
+  Result<void> add(int count, const ClientPlan& plan);
+  void run(double seconds);
+  /// Until so many turns were answered in all. @error Errc::deadline_exceeded
+  Result<void> run_turns(std::int64_t turns, double seconds_max);
+  /// Asks no more, sends no more sound, and waits for what was asked. @return how many acknowledgements never came
+  std::int64_t settle(double seconds_max);
+  LoadFigures take();
+
+  /// Sessions whose socket was closed or that got an error, and the first reason.
+  std::int64_t lost() const { return lost_; }
+  const std::string& first_reason() const { return first_reason_; }
+
+ private:
+  struct Client;
+  using Clock = std::chrono::steady_clock;
+  Result<void> open(Client& client);
+  void open_again(Client& client);
+  void start(Client& client, Clock::time_point at);
+  void pass(Clock::time_point until);
+  void act(Client& client, Clock::time_point now);
+  void queue(Client& client, std::string_view message, bool binary);
+  void send(Client& client, const char* data, std::size_t size);
+  void writable(Client& client);
+  void readable(Client& client);
+  bool take_frame(Client& client, std::size_t& at);
+  void event(Client& client, std::string_view text);
+  void say_next(Client& client);
+  void watch(Client& client, bool write);
+  void lose(Client& client, const std::string& why);
+  void schedule(Client& client, Clock::time_point at);
+
+  struct Due {
+    Clock::time_point at;
+    Client* client;
+    bool operator>(const Due& other) const { return at > other.at; }
+  };
+
+  int port_;
+  int epoll_;
+  std::vector<std::unique_ptr<Client>> clients_;
+  std::vector<Due> due_;            ///< a heap, the earliest on top
+  std::vector<std::string> noise_;  ///< finished frames
+  std::string flood_;               ///< many of them
+  bool quiet_ = false;
+  std::int64_t lost_ = 0, opened_ = 0, turns_ = 0;
+  std::string first_reason_;
+  LoadFigures figures_;
+  Clock::time_point since_;
+  double cpu_since_ = 0;
+};
+
+}  // namespace parlando::cli

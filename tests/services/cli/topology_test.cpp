@@ -1,0 +1,52 @@
+#define BOOST_TEST_MODULE topology
+#include "services/cli/topology.hpp"
+
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace parlando::cli {
+namespace {
+
+/// "tts 2" -> its entry, the second of its role
+std::map<std::string, nlohmann::json> instances(std::map<std::string, int> replicas) {
+  UpOptions options;
+  options.processes = true;
+  options.metrics_port = 9000;
+  options.replicas = std::move(replicas);
+  std::map<std::string, nlohmann::json> out;
+  std::map<std::string, int> count;
+  for (const auto& entry : topology(options, {"ipc://run/", "run/replicas"})) {
+    const auto role = entry["role"].get<std::string>();
+    out[role + " " + std::to_string(++count[role])] = entry;
+  }
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(one_of_each_has_consecutive_metrics_ports) {
+  std::set<std::string> ports;
+  for (const auto& [name, entry] : instances({})) ports.insert(entry["wire"]["metrics"].get<std::string>());
+  BOOST_TEST(ports.size() == 8u);
+  BOOST_TEST(*ports.begin() == "127.0.0.1:9000");
+  BOOST_TEST(*ports.rbegin() == "127.0.0.1:9007");
+}
+
+BOOST_AUTO_TEST_CASE(scaling_a_role_leaves_the_configuration_of_everybody_else_as_it_is) {
+  const auto before = instances({{"gateway", 2}});
+  for (const std::string role : {"vad", "tts", "controller"}) {
+    const auto after = instances({{"gateway", 2}, {role, 3}});
+    BOOST_TEST(after.size() == before.size() + 2);
+    std::set<std::string> ports;
+    for (const auto& [name, entry] : after) {
+      ports.insert(entry["wire"]["metrics"].get<std::string>());
+      if (const auto known = before.find(name); known != before.end())
+        BOOST_TEST((entry == known->second), name << " changed with " << role);
+    }
+    BOOST_TEST(ports.size() == after.size());
+  }
+}
+
+}  // namespace parlando::cli
