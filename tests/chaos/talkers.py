@@ -1,0 +1,244 @@
+"""Sessions that talk in real time: each always sends its microphone, and some at a time ask a recorded question and listen to the answer."""
+import asyncio
+import json
+import random
+import struct
+import time
+import wave
+
+from ws import AsyncWebSocket
+
+FRAME = 640        # 20 ms of s16le at 16 kHz
+RATE = 22050       # of answers
+LOUD = 500
+TURN_SECONDS_MAX = 70
+OPEN_SECONDS_MAX = 20
+
+
+def question(path):
+    """-> the frames of a recording up to its last loud one"""
+    with wave.open(str(path), "rb") as f:
+        assert f.getframerate() == 16000 and f.getnchannels() == 1, path
+        raw = f.readframes(f.getnframes())
+    frames = [raw[i:i + FRAME].ljust(FRAME, b"\0") for i in range(0, len(raw), FRAME)]
+    loud = [max(abs(v) for v in struct.unpack("<320h", frame)) > LOUD for frame in frames]
+    return frames[:max(i for i, l in enumerate(loud) if l) + 1]
+
+
+class Turn:
+    def __init__(self, session, said):
+        self.session, self.gateway, self.said = session.number, session.gateway, said
+        self.start, self.end, self.speech_end = time.monotonic(), None, None
+        self.texts, self.audio, self.heard_at, self.max_gap = {}, 0, None, 0.0
+        self.event, self.problems, self.excused, self.told = {}, [], False, {}
+        self.done = asyncio.get_running_loop().create_future()
+
+    def sound(self, size):
+        now = time.monotonic()
+        since = self.heard_at or self.speech_end
+        if since is not None:
+            self.max_gap = max(self.max_gap, now - since)
+        self.heard_at = now
+        self.audio += size
+
+    def silence(self):
+        """The longest, told in the controller's words when it was a long one."""
+        text = f"longest silence {1000 * self.max_gap:.0f} ms"
+        return text if self.max_gap < 10 else f"{text}, stages {json.dumps(self.event.get('stages'))}, told {json.dumps(self.told)}"
+
+    def tell(self, kind):
+        if self.speech_end is not None:
+            self.told.setdefault(kind, round(time.monotonic() - self.speech_end, 2))
+
+    def finish(self, event):
+        if not self.done.done():
+            self.end, self.event = time.monotonic(), event
+            self.done.set_result(event)
+
+    def judge(self, number):
+        """What must hold of every turn, whatever was done to the engine meanwhile. @param number  of the session's turns"""
+        e = self.event
+        if e.get("type") != "turn":
+            self.problems.append(f"no answer: {json.dumps(e)[:200]}")
+            return
+        if e["turn"] != number:
+            self.problems.append(f"turn {e['turn']} came where turn {number} was due")
+        for kind, key in (("transcript", "user"), ("text", "assistant")):
+            if self.texts.get(kind, "") != e[key]:
+                self.problems.append(f"{key} is {e[key]!r}, the client was told {self.texts.get(kind, '')!r}")
+        if not e["assistant"] and not e.get("tool_calls"):
+            self.problems.append("the answer is empty")
+        if abs(self.audio / 2 / RATE - e["audio_seconds"]) > 0.001:
+            self.problems.append(f"{self.audio / 2 / RATE:.3f} s of sound came, the turn has {e['audio_seconds']:.3f} s")
+
+
+class Session:
+    def __init__(self, crowd, number, gateway):
+        self.crowd, self.number, self.gateway = crowd, number, gateway
+        self.ws, self.turn, self.frames, self.turns, self.sockets = None, None, [], 0, 0
+        self.random = random.Random(number)
+
+    async def open(self):
+        """On its gateway, or on another one when it is gone."""
+        until, error = time.monotonic() + OPEN_SECONDS_MAX, None
+        while time.monotonic() < until:
+            ports = await asyncio.to_thread(self.crowd.fleet.gateways)
+            names = [self.gateway] + sorted(n for n in ports if n != self.gateway)
+            name = names[self.sockets % len(names)]
+            self.sockets += 1
+            try:
+                ws = await AsyncWebSocket.connect(*ports[name], "/v1/dialogue", timeout=5)
+                ws.send({"type": "open", "speak": True, "seed": 1000 + self.number})
+                event = json.loads(await asyncio.wait_for(ws.receive(), 10))
+                if event["type"] == "opened":
+                    self.ws, self.gateway, self.turns, self.sockets = ws, name, 0, 0
+                    return
+                error = event
+            except (OSError, KeyError, asyncio.TimeoutError) as e:
+                error = e
+            await asyncio.sleep(0.2)
+        raise RuntimeError(f"session {self.number} could not be opened: {error!r}")
+
+    def hear(self, data):
+        if isinstance(data, bytes):
+            if self.turn:
+                self.turn.sound(len(data))
+            else:
+                self.crowd.stray(self, f"{len(data)} bytes of sound without a question")
+            return
+        event = json.loads(data)
+        kind = event["type"]
+        if self.turn:
+            self.turn.tell(event.get("kind", kind))
+        if kind in ("speech_started", "speech_ended"):
+            return
+        if not self.turn:
+            self.crowd.stray(self, f"without a question: {data[:200]}")
+        elif kind == "text":
+            texts = self.turn.texts
+            texts[event["kind"]] = texts.get(event["kind"], "") + event["text"]
+        elif kind in ("turn", "error"):
+            self.turn.finish(event)
+
+    async def listen(self):
+        try:
+            while True:
+                self.hear(await self.ws.receive())
+        except (ConnectionError, OSError) as error:
+            self.ws = None
+            if self.turn:
+                self.turn.finish({"type": "closed", "message": str(error)})
+            elif not self.crowd.may_close(self):
+                self.crowd.stray(self, f"its socket was closed: {error}")
+
+    def tick(self):
+        if self.ws is None:
+            return
+        frame = self.frames.pop() if self.frames else bytes(FRAME)
+        if self.turn and not self.frames and self.turn.speech_end is None:
+            self.turn.speech_end = time.monotonic()
+        try:
+            self.ws.send(frame)
+        except (ConnectionError, OSError):
+            pass  # `listen` hears of it
+
+    async def ask(self):
+        name, (frames, words) = self.random.choice(sorted(self.crowd.questions.items()))
+        turn = self.turn = Turn(self, words)
+        self.crowd.begun(turn)
+        self.frames = frames[::-1]
+        try:
+            await asyncio.wait_for(turn.done, TURN_SECONDS_MAX)
+        except asyncio.TimeoutError:
+            turn.finish({"type": "timeout", "message": f"nothing within {TURN_SECONDS_MAX} s"})
+        turn.excused = turn.event["type"] == "closed" and self.crowd.may_close(self)
+        if turn.event["type"] == "turn":
+            self.turns += 1
+        if not turn.excused:
+            turn.judge(self.turns)
+        self.turn, self.frames = None, []
+        self.crowd.ended(turn)
+
+    async def run(self):
+        listener = None
+        try:
+            while not self.crowd.stopping:
+                if self.ws is None:
+                    await self.open()
+                    listener = asyncio.create_task(self.listen())
+                async with self.crowd.gate:
+                    if self.ws is not None and not self.crowd.stopping:
+                        await self.ask()
+                await asyncio.sleep(0.05 + 0.3 * self.random.random())
+        except RuntimeError as error:
+            self.crowd.stray(self, str(error))
+        finally:
+            if listener:
+                listener.cancel()
+            if self.ws is not None:
+                self.ws.close()
+                self.ws = None
+
+
+class Crowd:
+    """All sessions on one thread; `begun`, `ended` and `stray` keep what happened."""
+
+    def __init__(self, fleet, questions, sessions, talking):
+        self.fleet, self.questions, self.gate = fleet, questions, asyncio.Semaphore(talking)
+        self.talking, self.wanted = talking, sessions
+        self.turns, self.strays, self.stopping, self.closing = [], [], False, None
+        self.sessions, self.tasks, self.late = [], [], 0.0
+
+    def begun(self, turn):
+        self.turns.append(turn)
+
+    def ended(self, turn):
+        pass
+
+    def stray(self, session, text):
+        self.strays.append((time.monotonic(), f"session {session.number} at {session.gateway}: {text}"))
+
+    def may_close(self, session):
+        """Sockets of a gateway that is killed are closed; no others."""
+        return self.stopping or session.gateway == self.closing
+
+    def under_way(self):
+        return [t for t in self.turns if t.end is None]
+
+    async def tick(self):
+        """20 ms of everybody's microphone; a tick that came late is made up for, as by a sound card."""
+        due = time.monotonic()
+        while True:
+            due += 0.02
+            late = time.monotonic() - due
+            self.late = max(self.late, late)
+            if late < 0:
+                await asyncio.sleep(-late)
+            for session in self.sessions:
+                session.tick()
+            if late > 0:
+                await asyncio.sleep(0)
+
+    async def start(self):
+        self.stopping = False
+        names = sorted(await asyncio.to_thread(self.fleet.gateways))
+        self.sessions = [Session(self, n, names[n % len(names)]) for n in range(self.wanted)]
+        self.tasks = [asyncio.create_task(s.run()) for s in self.sessions] + [asyncio.create_task(self.tick())]
+
+    async def wait_talking(self, seconds=40):
+        """Until as many talk as may."""
+        until = time.monotonic() + seconds
+        while len(self.under_way()) < min(self.talking, self.wanted) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
+    async def wait_ended(self, turns):
+        for turn in turns:
+            await asyncio.wait([turn.done], timeout=TURN_SECONDS_MAX + 5)
+        await asyncio.sleep(0.05)
+
+    async def stop(self):
+        """Turns under way are heard to their end, then all sockets close."""
+        self.stopping = True
+        await asyncio.gather(*self.tasks[:-1])
+        self.tasks[-1].cancel()
+        self.sessions = []
