@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import pickle
+import random
 import shutil
 import sys
 import wave
@@ -13,7 +12,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from . import features, modules, synth, text, tokenise, train_encoders, train_flow, train_lm, train_speaker, train_vocoder, trainer
+from .data import dialogues, domain, tokenise
+from .train import encoders as train_encoders, flow as train_flow, lm as train_lm, vocoder as train_vocoder
+from . import text
 
 FOLDERS = ("Step-Audio-Tokenizer", "Step-Audio-Chat", "Step-Audio-TTS-3B")
 
@@ -49,10 +50,12 @@ def tokenizer(work, out):
 def language_model(work, root):
     chat, speak = root / "Step-Audio-Chat", root / "Step-Audio-TTS-3B"
     config = json.load(open(f"{work}/state/lm_config.json"))
-    config.update(reply_format="transcript_first", tool_calls=True, history_turns=1)   # it was trained with one turn before
+    config.update(reply_format="transcript_first", tool_calls=True, history_turns=max(dialogues.TURNS))   # it is trained with so many turns before
     for folder in (chat, speak):
         folder.mkdir(parents=True, exist_ok=True)
-        json.dump(config, open(folder / "config.json", "w"), indent=1)
+        # Spoken where the model says nothing at all; the engine has no words of its own.
+        fallback = {"fallback_replies": {"no_reply": "please repeat.", "bad_call": domain.NOT_UNDERSTOOD}} if folder is chat else {}
+        json.dump(config | fallback, open(folder / "config.json", "w"), indent=1)
         shutil.copyfile(f"{work}/tokenizer.model", folder / "tokenizer.model")
         json.dump({"add_bos_token": folder is chat, "tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
                   open(folder / "tokenizer_config.json", "w"), indent=1)
@@ -99,7 +102,6 @@ def speakers(work, root):
     """The voices' recordings: the prompts the language model was trained with."""
     out = root / "Step-Audio-TTS-3B/speakers"
     out.mkdir(parents=True, exist_ok=True)
-    import random
     data = train_lm.Data(work, random.Random(1))
     info = {}
     for name, d in data.prompts.items():

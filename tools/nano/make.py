@@ -1,6 +1,7 @@
 """All stages of the nano model, from nothing to a report: `python -m tools.nano.make WORK [--model models/nano] [--scale 1.0] [--only stage,…]`.
 
-Every stage keeps its state in WORK and continues where it stopped; a longer budget on a finished stage trains it further. The default budgets
+`--start-from MODEL` begins with the weights of a finished model instead of nothing and leaves its encoders as they are: what the language models, flow and
+vocoder know is practised further (with `--scale 0.3`, say). Every stage keeps its state in WORK and continues where it stopped; a longer budget on a finished stage trains it further. The default budgets
 take about nine core-hours. Stages that do not depend on each other run side by side, one single-threaded process each. `--scale 0.02` goes
 the whole way with little data and time: a check of the recipe, not a model.
 """
@@ -37,39 +38,53 @@ class Stage:
         return (self.minutes or self.expected) * scale
 
 
-def stages(model):
-    return [
-        Stage("speech", "synth", after=["--jobs", "1"], counts={"--users": 10000, "--replies": 5500}, expected=12),
-        Stage("features", "prepare", expected=8, needs=("speech",)),
-        Stage("linguistic", "train_encoders", before=["linguistic"], minutes=26, needs=("features",)),
-        Stage("semantic", "train_encoders", before=["semantic"], minutes=26, needs=("features",)),
-        Stage("tokens", "tokenise", expected=3, needs=("linguistic", "semantic")),
+ENCODERS = ("linguistic", "semantic", "text", "speaker")      # kept when a finished model is the start: codes and pieces mean what they meant
+
+GENTLE = dict(lm=6e-4, lm_again=4e-4, tts=4e-4, flow=7e-4, vocoder=1e-3)      # rates that go on from a finished model without tearing it down
+
+
+def stages(model, start_from=None):
+    every = [
+        Stage("speech", "data.synth", after=["--jobs", "1"], counts={"--users": 10000, "--replies": 5500}, expected=12),
+        Stage("features", "data.prepare", expected=8, needs=("speech",)),
+        Stage("linguistic", "train.encoders", before=["linguistic"], minutes=26, needs=("features",)),
+        Stage("semantic", "train.encoders", before=["semantic"], minutes=26, needs=("features",)),
+        Stage("tokens", "data.tokenise", expected=3, needs=("features", "linguistic", "semantic")),
         Stage("text", "text", needs=("speech",)),
-        Stage("speaker", "train_speaker", minutes=6, needs=("features",)),
-        Stage("questions", "more", after=["questions", "--jobs", "1"], counts={"--count": 8000}, expected=8, needs=("tokens",)),
-        Stage("replies", "more", after=["replies", "--jobs", "1"], counts={"--count": 13000}, expected=38, needs=("tokens",)),
-        Stage("lm", "train_lm", minutes=105, needs=("text", "questions", "replies")),
-        Stage("again", "again", counts={"--count": 700}, expected=6, needs=("flow", "vocoder")),
-        Stage("lm_again", "train_lm", minutes=136, needs=("lm", "again")),      # continues lm
-        Stage("tts", "train_tts", minutes=174, needs=("lm",)),
-        Stage("flow", "train_flow", minutes=50, needs=("speaker", "replies")),
-        Stage("vocoder", "train_vocoder", minutes=27, needs=("replies",)),
+        Stage("speaker", "train.speaker", minutes=6, needs=("features",)),
+        Stage("questions", "data.more", after=["questions", "--jobs", "1"], counts={"--count": 12000}, expected=14, needs=("tokens",)),
+        Stage("replies", "data.more", after=["replies", "--jobs", "1"], counts={"--count": 13000}, expected=38, needs=("tokens",)),
+        Stage("turns", "data.turns", counts={"--count": 3000}, expected=6, needs=("speech",)),
+        Stage("lm", "train.lm", minutes=105, counts={"--tests": 300}, needs=("text", "questions", "replies")),
+        Stage("again", "data.again", counts={"--count": 700}, expected=6, needs=("flow", "vocoder")),
+        Stage("lm_again", "train.lm", minutes=136, counts={"--tests": 300}, needs=("lm", "again")),      # continues lm
+        Stage("tts", "train.tts", minutes=174, needs=("lm",)),
+        Stage("flow", "train.flow", minutes=50, needs=("speaker", "replies")),
+        Stage("vocoder", "train.vocoder", minutes=27, needs=("replies",)),
         Stage("export", "export", after=[model], needs=("lm_again", "tts")),
-        Stage("evaluate", "evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=5, needs=("export",)),
+        Stage("evaluate", "judge.evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=15, needs=("export",)),
         Stage("report", "report", after=[model], needs=("evaluate",)),
     ]
+    if start_from:
+        begin = Stage("start", "resume_from", before=[start_from])
+        every = [begin] + [s for s in every if s.name not in ENCODERS]
+        for s in every:
+            s.after = [*s.after, *(["--rate", str(GENTLE[s.name])] if s.name in GENTLE else [])]
+            s.needs = tuple(dict.fromkeys("start" if n in ENCODERS else n for n in s.needs))
+    return every
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--model", default="models/nano", help="folder that export writes and evaluate judges")
+    parser.add_argument("--start-from", help="folder of a finished model")
     parser.add_argument("--scale", type=float, default=1.0, help="share of data and training time")
     parser.add_argument("--only", help="comma-separated stages")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     os.makedirs(args.work, exist_ok=True)
-    every = stages(args.model)
+    every = stages(args.model, args.start_from)
     wanted = args.only.split(",") if args.only else [s.name for s in every]
     unknown = set(wanted) - {s.name for s in every}
     if unknown:

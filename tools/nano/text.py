@@ -10,7 +10,7 @@ import sys
 import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2 as pb
 
-from . import domain
+from .data import domain
 
 TEXT_PIECES, AUDIO_CODES = 500, 1536
 EOT, BOT = 3, 4

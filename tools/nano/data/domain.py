@@ -227,6 +227,33 @@ def fixed_replies() -> list[str]:
                    "you have not told me your name.", NOT_UNDERSTOOD})
 
 
+# Numbers that differ in one phone (or nearly so), in either order.
+NEAR_NUMBERS = [(n + 10, n * 10) for n in range(3, 10)] + [(9, 5), (1, 9), (7, 11), (1, 11), (50, 59), (15, 59), (20, 12), (2, 10), (60, 16)]
+
+
+def near_number(rng) -> Turn:
+    """A question whose number is easily taken for another one."""
+    n = rng.choice(rng.choice(NEAR_NUMBERS))
+    if rng.random() < 0.15 and n in range(20, 60, 10):
+        n += rng.randint(1, 9)
+    if n < 20 and rng.random() < 0.4:
+        a, b = rng.sample([n, rng.randint(0, 20)], 2)
+        asked = f"{spell(a)} plus {spell(b)}"
+        return Turn("math", rng.choice(["what is %s", "how much is %s", "%s"]) % asked, f"{asked} is {spell(a + b)}.")
+    unit = rng.choice(["second", "minute"]) if n > 12 else rng.choice(["second", "minute", "hour"])
+    n = min(n, 60)
+    form = rng.choice(["set a timer for %s", "please set a timer for %s", "start a timer for %s", "wake me up in %s"])
+    return Turn("timer", form % f"{spell(n)} {unit}{'' if n == 1 else 's'}", call("set_timer", amount=n, unit=unit))
+
+
+FIRST_HEARD = ("hello", "hi there", "good morning", "good evening", "how are you", "nice to meet you", "thank you", "goodbye", "bye bye", "what is your name", "who are you",
+               "what can you do", "can you hear me", "help me")      # what people say first: its answers must be the clearest
+
+
+def first_heard() -> set[str]:
+    return {SMALL_TALK[said] for said in FIRST_HEARD}
+
+
 WEIGHTED = [(_math, 28), (_timer, 10), (_weather, 13), (_clock, 9), (_capital, 8), (_fact, 9), (_talk, 8), (_introduce, 3),
             (_style, 5), (_echo, 4), (_other, 3), (_recall, 3)]
 CLOSED = {"talk", "style", "fact", "other", "recall", "name", "echo"}   # too few texts to hold any out
@@ -264,23 +291,42 @@ def dialogue(rng: random.Random) -> Turn:
     return turn
 
 
+def weather_answer(city, day, sky, degrees):
+    return f"{day} in {city} {'it is' if day == 'today' else 'it will be'} {sky}, {spell(degrees)} degrees."
+
+
+def timer_answer(n, unit):
+    return f"okay, timer set for {spell(n)} {unit}{'' if n == 1 else 's'}."
+
+
+def spoken_result(tool: str, result: dict) -> str:
+    """What is said aloud when a tool has answered."""
+    r = result
+    if tool == "get_weather":
+        return weather_answer(r["city"], r["day"], r["sky"], r["degrees"])
+    if tool == "get_time":
+        tail = "o'clock" if r["minute"] == 0 else ("oh " if r["minute"] < 10 else "") + spell(r["minute"])
+        return f"it is {spell(r['hour'])} {tail}."
+    if tool == "get_date":
+        return f"today is {r['day']}, {r['month']} {ORDINALS[r['date'] - 1]}."
+    return timer_answer(r["amount"], r["unit"])
+
+
 def tool_result(rng: random.Random):
     """-> (the call that was made, JSON the tool returned, reply that is spoken)."""
     draw = rng.random()
     if draw < 0.4:
-        city, day, sky, degrees = rng.choice(CITIES), rng.choice(["today", "tomorrow"]), rng.choice(SKIES), rng.randint(-9, 35)
-        verb = "it is" if day == "today" else "it will be"
-        return (call("get_weather", city=city, day=day), dict(city=city, day=day, sky=sky, degrees=degrees),
-                f"{day} in {city} {verb} {sky}, {spell(degrees)} degrees.")
-    if draw < 0.65:
-        hour, minute = rng.randint(1, 12), rng.randint(0, 59)
-        tail = "o'clock" if minute == 0 else ("oh " if minute < 10 else "") + spell(minute)
-        return call("get_time"), dict(hour=hour, minute=minute), f"it is {spell(hour)} {tail}."
-    if draw < 0.8:
-        day, month, date = rng.choice(DAYS), rng.choice(MONTHS), rng.randint(1, 31)
-        return call("get_date"), dict(day=day, month=month, date=date), f"today is {day}, {month} {ORDINALS[date - 1]}."
-    n, unit, said = _duration(rng)
-    return call("set_timer", amount=n, unit=unit), dict(amount=n, unit=unit), f"okay, timer set for {said}."
+        tool, asked = "get_weather", dict(city=rng.choice(CITIES), day=rng.choice(["today", "tomorrow"]))
+        result = dict(asked, sky=rng.choice(SKIES), degrees=rng.randint(-9, 35))
+    elif draw < 0.65:
+        tool, asked, result = "get_time", {}, dict(hour=rng.randint(1, 12), minute=rng.randint(0, 59))
+    elif draw < 0.8:
+        tool, asked, result = "get_date", {}, dict(day=rng.choice(DAYS), month=rng.choice(MONTHS), date=rng.randint(1, 31))
+    else:
+        n, unit, _ = _duration(rng)
+        tool, asked = "set_timer", dict(amount=n, unit=unit)
+        result = asked
+    return call(tool, **asked), result, spoken_result(tool, result)
 
 
 def spoken_reply(rng: random.Random):

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import random
+import signal
+import sys
 import time
 
 import numpy as np
@@ -39,14 +41,20 @@ class Run:
         torch.manual_seed(7)
         if os.path.exists(self.path):
             state = torch.load(self.path, weights_only=False)
-            for key, net in nets.items():
-                net.load_state_dict(state["nets"][key])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for key in nets.keys() & state["nets"].keys():      # tools.nano.resume_from brings the served weights alone
+                nets[key].load_state_dict(state["nets"][key])
+            if "optimiser" in state:
+                self.optimiser.load_state_dict(state["optimiser"])
             self.steps, self.used, self.extra = state["steps"], state["used"], state["extra"]
             self.random.seed(self.steps)
             torch.manual_seed(self.steps)
             print(f"{name}: continues at step {self.steps}, {self.used / 60:.1f} of {budget:.0f} core-minutes used", flush=True)
         self._mark = self._saved = self._told = time.process_time()
+        self._stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_):
+        self._stopped = True
 
     @property
     def fraction(self):
@@ -55,9 +63,11 @@ class Run:
     def begin_step(self) -> bool:
         now = time.process_time()
         self.used, self._mark = self.used + now - self._mark, now
-        if now - self._saved > self.save_every or self.fraction >= 1:
+        if now - self._saved > self.save_every or self.fraction >= 1 or self._stopped:
             self.save()
             self._saved = now
+        if self._stopped:
+            sys.exit(f"{self.name}: stopped at step {self.steps}, the next start goes on from here")
         if self.fraction >= 1:
             return False
         rate = self.rate * min(1, (self.steps + 1) / self.warmup) * (1 - self.fraction) ** self.power + self.floor

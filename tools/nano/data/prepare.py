@@ -1,4 +1,4 @@
-"""Encoder features of every utterance: `python -m tools.nano.prepare WORK [--part 0/2]`.
+"""Encoder features of every utterance: `python -m tools.nano.data.prepare WORK [--part 0/2]`.
 
 Reads `WORK/speech`, writes `WORK/features/NNNN.pkl`: per utterance the linguistic and semantic front-end features (float16), phone
 and character labels, and for the voices that speak replies also mel, F0 and the wave at 22.05 kHz. Shards that exist are kept.
@@ -17,7 +17,8 @@ import zlib
 import numpy as np
 import torch
 
-from . import features
+from .. import features
+from . import channel
 
 PHONES = ("aa ae ah ao aw ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh").split()
 PHONE_ID = {p: i + 1 for i, p in enumerate(PHONES)}       # 0 = blank or silence
@@ -50,12 +51,16 @@ def frame_labels(ends, hop, count, offset, rate, centre):
     return label
 
 
-def describe(record, samples, table):
+def describe(record, samples, table, others=()):
+    """Features of an utterance as its split is heard: clean, augmented, noisy, or through a channel (`others` babble behind it)."""
     wave = torch.from_numpy(samples.astype(np.float32) / 32768)
     wave16 = features.resample(wave, record["rate"], 16000)
     offset, rate = 0.0, 1.0
-    if record["split"] in ("train", "noisy"):
-        rng = np.random.default_rng(zlib.crc32(f"{record['text']}{record['voice']}{record['at']}".encode()))
+    rng = np.random.default_rng(zlib.crc32(f"{record['text']}{record['voice']}{record['at']}".encode()))
+    if record["split"] == "channel":
+        disturbed, offset, rate = channel.disturb(wave16.numpy(), rng, others)
+        wave16 = torch.from_numpy(disturbed)
+    elif record["split"] in ("train", "noisy"):
         heavy = record["split"] == "noisy"
         if heavy or rng.random() < 0.7:
             noisy, offset, rate = features.augment(wave16.numpy(), rng, *((0.8, 5, 25) if heavy else ()))

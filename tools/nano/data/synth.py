@@ -1,4 +1,4 @@
-"""Speaks the domain with free synthesisers: `python -m tools.nano.synth WORK [--jobs 2] [--users 11000] [--replies 6000]`.
+"""Speaks the domain with free synthesisers: `python -m tools.nano.data.synth WORK [--jobs 2] [--users 11000] [--replies 6000]`.
 
 Writes shards `WORK/speech/NNNN.npz` (int16 samples at the source rate, one concatenated array) + `NNNN.json` (one record per
 utterance: text, split, voice, style, offset, samples, rate, phone end times). A shard that exists is kept, so a run can be
@@ -21,7 +21,8 @@ import wave
 import numpy as np
 import torch
 
-from . import domain, features, psola
+from .. import features
+from . import domain, psola
 
 TARGET = "cmu_us_slt_arctic_hts"
 ACCENTS = ["en-us"] * 6 + ["en-gb", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd"]
@@ -78,11 +79,12 @@ def plan(users: int, replies: int) -> list[dict]:
     add(int(users * 0.26), "train", ["flite"], False, user)
     add(int(users * 0.05), "train", ["kal"], False, user)
     add(int(users * 0.03), "train", ["slt"], False, user)
-    add(300, "test", ["espeak", "espeak", "flite", "kal"], True, clean_user)
-    add(300, "unseen", ["espeak", "ked"], True, clean_user)
+    tests = min(300, users)
+    add(tests, "test", ["espeak", "espeak", "flite", "kal"], True, clean_user)
+    add(tests, "unseen", ["espeak", "ked"], True, clean_user)
     add(replies, "reply", ["slt"], False, reply)
     add(replies // 4, "reply", ["flite", "kal", "espeak"], False, reply)
-    add(120, "reply_test", ["slt"], True, reply)
+    add(min(120, replies), "reply_test", ["slt"], True, reply)
     # The voice prompts are chosen among these, however small the data set is.
     for style, text, engine in (("sing", domain.STYLES["sing"][1], "slt"), ("happy", domain.STYLES["happy"][1], "slt"),
                                 ("neutral", "the sky is blue.", "slt"), ("neutral", "the sky is blue.", "kal")):

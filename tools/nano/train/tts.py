@@ -1,7 +1,7 @@
-"""Trains the language model that speaks: `python -m tools.nano.train_tts WORK [--minutes 100]`.
+"""Trains the language model that speaks: `python -m tools.nano.train.tts WORK [--minutes 100]`.
 
-Starts from the chat model of train_lm (same tokenizer, dimensions and prompts) and practises one task: text + voice prompt -> codes.
-Most of the practice is the target voice, most of that the texts of tools.nano.more. Loss on the codes only. Some of the codes that the model looks
+Starts from the chat model of train.lm (same tokenizer, dimensions and prompts) and practises one task: text + voice prompt -> codes.
+Most of the practice is the target voice, most of that the texts of tools.nano.data.more. Loss on the codes only. Some of the codes that the model looks
 back on are replaced by chance, so that it holds on to the text when it has chosen a wrong one itself.
 """
 from __future__ import annotations
@@ -14,7 +14,9 @@ import random
 import torch
 import torch.nn.functional as F
 
-from . import modules, train_lm, trainer
+from .. import modules
+from ..data import domain
+from . import lm as train_lm, trainer
 
 
 def forget(ids, labels, audio, share=0.1):
@@ -59,13 +61,15 @@ def main():
     rng.seed(run.steps + 1)
     print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(data.more)}, other voices {len(data.others)}", flush=True)
     # Mixed sentences most of all: in them every word is as frequent as every other.
-    mixed, fixed = ([d for d in data.more if d.get(k)] for k in ("voiced", "fixed"))
-    sources, weights = [data.others, data.slt, [d for d in data.more if not (d.get("voiced") or d.get("fixed"))], mixed, fixed], [8, 6, 18, 34, 34]
+    fixed, rest = ([d for d in data.more if bool(d.get("fixed")) == is_fixed] for is_fixed in (True, False))
+    fixed += [d for d in fixed if d["text"] in domain.first_heard()]
+    sources = [data.others, data.slt, [d for d in rest if not d["voiced"]], [d for d in rest if d["voiced"]], fixed]
+    weights = [w if s else 0 for w, s in zip([8, 6, 18, 38, 30], sources)]
     net.train()
     evaluated = run.fraction
     while run.begin_step():
         source = rng.choices(sources, weights)[0]
-        window = sorted(rng.sample(source, 120), key=lambda d: len(d["codes"]))
+        window = sorted(rng.choices(source, k=120), key=lambda d: len(d["codes"]))
         k = rng.randrange(-11, 120)     # past both ends, or the shortest and the longest would hardly ever come
         ids, labels = train_lm.rows_of([data.speak(d) for d in window[max(0, k):k + 12]])
         keep = labels != -100

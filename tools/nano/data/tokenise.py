@@ -1,4 +1,4 @@
-"""Fits the linguistic centroids and turns every utterance into codes: `python -m tools.nano.tokenise WORK`.
+"""Fits the linguistic centroids and turns every utterance into codes: `python -m tools.nano.data.tokenise WORK`.
 
 Writes `WORK/centroids.npy` and `WORK/tokens.pkl`: per utterance text, kind, split, voice, style, interleaved codes (linguistic 0…255,
 semantic 1024 + id) and, for voices that speak replies, mel, F0, wave and speaker features.
@@ -12,7 +12,8 @@ import random
 import numpy as np
 import torch
 
-from . import features, train_encoders, trainer
+from .. import features
+from ..train import encoders as train_encoders, trainer
 
 CENTROIDS = 256
 NOISE_KINDS = ("white", "pink", "hum", "silence", "clicks")
@@ -84,6 +85,21 @@ def noises(count, seed):
         yield torch.from_numpy((wave / max(1e-3, np.abs(wave).max()) * rng.uniform(0.05, 0.9)).astype(np.float32))
 
 
+def served(work):
+    """True while the encoder is the one that tools.nano.resume_from brought: then its centroids came with it."""
+    return torch.load(f"{work}/state/linguistic.pt", weights_only=False)["steps"] == 0
+
+
+def fit(tok, data, rng):
+    target, rest = ([d for d in data if d["split"] == s] for s in ("reply", "train"))
+    sample = rng.sample(target, min(700, len(target))) + rng.sample(rest, min(1800, len(rest)))
+    rows = []
+    for i in range(0, len(sample), 25):
+        hidden, lengths = tok.hidden(sample[i:i + 25])
+        rows += [hidden[k, :n] for k, n in enumerate(lengths)]
+    return train_encoders.k_means(torch.cat(rows)[:60000], CENTROIDS, 25)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
@@ -92,16 +108,9 @@ def main():
     data = [d for d in trainer.load_features(args.work) if len(d["ling"]) > 2]
     tok = Tokeniser(args.work)
     rng = random.Random(5)
-    target = [d for d in data if d["split"] == "reply"]
-    rest = [d for d in data if d["split"] == "train"]
-    sample = rng.sample(target, min(700, len(target))) + rng.sample(rest, min(1800, len(rest)))
-    rows = []
-    for i in range(0, len(sample), 25):
-        hidden, lengths = tok.hidden(sample[i:i + 25])
-        rows += [hidden[k, :n] for k, n in enumerate(lengths)]
-    centroids = train_encoders.k_means(torch.cat(rows)[:60000], CENTROIDS, 25)
-    np.save(f"{args.work}/centroids.npy", centroids.numpy())
-    tok.centroids = centroids
+    if not served(args.work) or tok.centroids is None:
+        tok.centroids = fit(tok, data, rng)
+        np.save(f"{args.work}/centroids.npy", tok.centroids.numpy())
     order = sorted(range(len(data)), key=lambda i: len(data[i]["ling"]))
     for i in range(0, len(order), 24):
         part = [data[k] for k in order[i:i + 24]]

@@ -1,4 +1,4 @@
-"""Trains tokens -> mel: `python -m tools.nano.train_flow WORK [--minutes 50]`. Conditional flow matching on raw log-mel plus an L1 prior
+"""Trains tokens -> mel: `python -m tools.nano.train.flow WORK [--minutes 50]`. Conditional flow matching on raw log-mel plus an L1 prior
 on mu; speaker vector from the speaker encoder; the prompt is another utterance of the voice (in the same style where that moves the pitch), a random prefix of the same one or nothing; condition
 dropped with probability 0.2. `--start-from STATE` takes what fits from an earlier state; blocks that it lacks begin as identities."""
 from __future__ import annotations
@@ -11,13 +11,16 @@ import pickle
 import torch
 import torch.nn.functional as F
 
-from . import modules, more, synth, trainer, train_speaker
+from .. import modules
+from ..data import domain, more, synth
+from . import trainer, speaker as train_speaker
 
 SHAPE = dict(vocab_size=1536, input_size=96, width=128, heads=4, hidden=384, blocks=3, rate=125 / 3,
              estimator=dict(channels=(96, 96), blocks=1, mid_blocks=2, heads=4, head_dim=32), cfg_rate=0.0)
 
 
 STEPS = 5      # of the solver when it is served: the judge hears no difference from the official ten (36.8 and 35.5 % on the same speech)
+FIXED_MORE = 6      # further times that a fixed reply comes up
 PITCHED = ("happy", "sing")
 
 
@@ -55,6 +58,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--warmup", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=900, help="codes")
+    parser.add_argument("--share", type=float, default=1.0, help="of each batch that the estimator sees")
     parser.add_argument("--start-from", help="state of an earlier run, possibly with fewer middle blocks")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -63,6 +70,8 @@ def main():
     for d in data:
         d.pop("wave22", None)
     data += [d for d in more.load(args.work, "replies", voiced=True) if 20 <= len(d["codes"]) <= 220]
+    fixed = [d for d in data if d.get("fixed")]      # what is said over and over must be clear
+    data += fixed * FIXED_MORE + [d for d in fixed if d["text"] in domain.first_heard()] * FIXED_MORE
     vector = speaker_encoder(args.work)
     train, test = [d for d in data if d["split"] == "reply"], [d for d in data if d["split"] == "reply_test"][:24]
     torch.manual_seed(5)
@@ -78,10 +87,10 @@ def main():
     for d in train:
         if len(d["codes"]) <= 75 and d["style"] in ("neutral", *PITCHED):
             short.setdefault(voice_of(d), []).append(d)
-    run = trainer.Run(args.work, "flow", dict(net=net), args.minutes, 1.5e-3, warmup=300, decay=0.01, floor=1e-5)
+    run = trainer.Run(args.work, "flow", dict(net=net), args.minutes, args.rate, warmup=args.warmup, decay=0.01, floor=1e-5)
     print(f"flow: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, {len(train)} utterances", flush=True)
 
-    def losses(batch, rng, generator=None):
+    def losses(batch, rng, share, generator=None):
         mus, mels, prefix, vectors = [], [], [], []
         for d in batch:
             other = rng.choice(short[voice_of(d)]) if voice_of(d) in short and rng.random() < 0.4 else None
@@ -107,20 +116,23 @@ def main():
         stack = lambda rows: torch.stack([F.pad(r, (0, 0, 0, size - len(r))) for r in rows]).transpose(1, 2)
         mu, mel = stack(mus), stack(mels)
         prior = ((mu - mel).abs() * mask).sum() / (mask.sum() * 80)
+        if share < 1:      # the encoder learns from every row, the costly estimator from some
+            rows = torch.randperm(len(batch))[:max(1, round(len(batch) * share))]
+            mu, mel, mask, vectors, prefix = mu[rows], mel[rows], mask[rows], [vectors[i] for i in rows], [prefix[i] for i in rows]
         cond = mel * (torch.arange(size)[None] < torch.tensor(prefix)[:, None]).float()[:, None]
         speaker = net.speaker(torch.stack(vectors))
-        keep = (torch.rand(len(batch), generator=generator) >= 0.2).float()
+        keep = (torch.rand(len(mel), generator=generator) >= 0.2).float()
         mu, cond, speaker = mu * keep[:, None, None], cond * keep[:, None, None], speaker * keep[:, None]
-        t = 1 - torch.cos(torch.rand(len(batch), generator=generator) * 0.5 * math.pi)
+        t = 1 - torch.cos(torch.rand(len(mel), generator=generator) * 0.5 * math.pi)
         z = torch.randn(mel.shape, generator=generator)
         y = (1 - t)[:, None, None] * z + t[:, None, None] * mel
         v = net.decoder["estimator"](y * mask, mask, mu, t, speaker, cond)
         velocity = (((v - (mel - z)) ** 2) * mask).sum() / (mask.sum() * 80)
         return prior, velocity
 
-    batches = trainer.bucketed(train, lambda d: len(d["codes"]), 900, run.random)
+    batches = trainer.bucketed(train, lambda d: len(d["codes"]), args.batch, run.random)
     while run.begin_step():
-        prior, velocity = losses(next(batches), run.random)
+        prior, velocity = losses(next(batches), run.random, args.share)
         run.step(prior + velocity, dict(prior=prior, velocity=velocity))
     net.eval()
     distance = count = prior = 0

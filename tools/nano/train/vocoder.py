@@ -1,5 +1,6 @@
-"""Trains mel -> wave: `python -m tools.nano.train_vocoder WORK [--minutes 27]`. Multi-resolution STFT + mel + F0 losses; the true F0
-drives the source in training, the predicted one in service."""
+"""Trains mel -> wave: `python -m tools.nano.train.vocoder WORK [--minutes 27] [--alone 0.5]`. Multi-resolution STFT + mel + F0 losses; the true F0
+drives the source in training, the predicted one in service. After the share `alone` of the budget critics join in: small convolutions over spectra at the
+same resolutions that tell made speech from spoken (least squares, with feature matching)."""
 from __future__ import annotations
 
 import argparse
@@ -7,7 +8,12 @@ import argparse
 import numpy as np
 import torch
 
-from . import features, modules, more, synth, trainer
+import torch.nn.functional as F
+from torch import nn
+
+from .. import features, modules
+from ..data import more, synth
+from . import trainer
 
 SHAPE = dict(base=96, cond=96)
 SEGMENT, BATCH = 32, 6
@@ -28,10 +34,46 @@ def losses(got, want):
     return convergence, log, (features.vocoder_mel(got) - features.vocoder_mel(want)).abs().mean()
 
 
+class Critic(nn.Module):
+    """Log-magnitude spectrum [B, bins, frames] -> map of how spoken each place looks, and the layers on the way."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        shape = lambda i, o, stride: nn.utils.parametrizations.weight_norm(nn.Conv2d(i, o, (5, 3), stride, (2, 1)))
+        self.layers = nn.ModuleList([shape(1, width, (2, 1)), shape(width, width, (2, 1)), shape(width, 2 * width, (2, 2)), shape(2 * width, 2 * width, (2, 1))])
+        self.last = nn.Conv2d(2 * width, 1, 3, 1, 1)
+
+    def forward(self, spectrum):
+        x, between = spectrum.log()[:, None], []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)
+            between.append(x)
+        return self.last(x), between
+
+
+def criticise(critics, optimiser, got, want):
+    """Trains the critics once -> (adversarial loss, feature matching) for the vocoder."""
+    real, fake = list(spectra(want)), list(spectra(got))
+    loss = sum(((1 - c(r)[0]) ** 2).mean() + (c(f.detach())[0] ** 2).mean() for c, r, f in zip(critics, real, fake))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+    adversarial = matching = 0
+    for c, r, f in zip(critics, real, fake):
+        with torch.no_grad():
+            wanted = c(r)[1]
+        said, made = c(f)
+        adversarial = adversarial + ((1 - said) ** 2).mean()
+        matching = matching + sum((a - b).abs().mean() for a, b in zip(made, wanted))
+    return adversarial, matching
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--minutes", type=float, default=27)
+    parser.add_argument("--alone", type=float, default=0.5, help="share of the budget before the critics join; 1: never")
+    parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = trainer.load_features(args.work, {"reply", "reply_test"})
@@ -45,8 +87,13 @@ def main():
     target, others = [d for d in train if d["voice"] == synth.TARGET and d["style"] not in ("happy", "sing")], [d for d in train if d["voice"] != synth.TARGET]
     torch.manual_seed(6)
     net = modules.HiFT(**SHAPE)
-    run = trainer.Run(args.work, "vocoder", dict(net=net), args.minutes, 2e-3, warmup=100, clip=10.0, betas=(0.8, 0.99), decay=0.0, floor=2e-5, power=0.7)
+    run = trainer.Run(args.work, "vocoder", dict(net=net), args.minutes, args.rate, warmup=100, clip=10.0, betas=(0.8, 0.99), decay=0.0, floor=2e-5, power=0.7)
     print(f"vocoder: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters", flush=True)
+    critics = nn.ModuleList([Critic() for _ in RESOLUTIONS])
+    critic_optimiser = torch.optim.AdamW(critics.parameters(), lr=5e-4, betas=(0.8, 0.99))
+    if "critics" in run.extra:
+        critics.load_state_dict(run.extra["critics"])
+    run.extra["critics"] = critics.state_dict()      # the live tensors: every save has them as they are
     while run.begin_step():
         mel, f0, wave = [], [], []
         for _ in range(BATCH):
@@ -61,7 +108,10 @@ def main():
         got = net(mel, phase, noise, f0)
         convergence, log, mel_loss = losses(got, wave)
         f0_loss = (net.f0(mel) - f0).abs().mean() / 100
-        run.step(convergence + log + 3 * mel_loss + f0_loss, dict(convergence=convergence, log=log, mel=mel_loss, f0_hz=f0_loss * 100))
+        adversarial = matching = torch.zeros(())
+        if run.fraction >= args.alone:
+            adversarial, matching = criticise(critics, critic_optimiser, got, wave)
+        run.step(convergence + log + 3 * mel_loss + f0_loss + 0.3 * adversarial + 0.6 * matching, dict(convergence=convergence, log=log, mel=mel_loss, f0_hz=f0_loss * 100, adversarial=adversarial, matching=matching))
     net.eval()
     total = 0
     with torch.no_grad():

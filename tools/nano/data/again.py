@@ -1,4 +1,4 @@
-"""Replies as the model itself sounds, for train_lm to hear itself: `python -m tools.nano.again WORK [--count 700]`.
+"""Replies as the model itself sounds, for train.lm to hear itself: `python -m tools.nano.data.again WORK [--count 700]`.
 
 True codes behind the voice's prompt -> flow -> vocoder -> tokenizers; every second one with a little room and noise. Writes `WORK/again.pkl`:
 text, style, codes.
@@ -13,7 +13,9 @@ import random
 import numpy as np
 import torch
 
-from . import features, modules, more, synth, tokenise, train_flow, train_vocoder
+from .. import features, modules
+from ..train import flow as train_flow, vocoder as train_vocoder
+from . import more, synth, tokenise
 
 
 def load(work):

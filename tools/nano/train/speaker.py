@@ -1,4 +1,4 @@
-"""Trains the CAM++ speaker encoder: `python -m tools.nano.train_speaker WORK [--minutes 8]`. Additive-margin softmax over the voices."""
+"""Trains the CAM++ speaker encoder: `python -m tools.nano.train.speaker WORK [--minutes 8]`. Additive-margin softmax over the voices."""
 from __future__ import annotations
 
 import argparse
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import modules, trainer
+from .. import modules
+from . import trainer
 
 SHAPE = dict(init=16, growth=4, factor=2, head=8)
 

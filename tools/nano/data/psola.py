@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import features
+from .. import features
 
 HOP = 256      # of features.pitch, at 22.05 kHz
 RATE = 22050

@@ -1,4 +1,4 @@
-"""Trains one speech encoder: `python -m tools.nano.train_encoders {linguistic|semantic} WORK [--minutes 30]`.
+"""Trains one speech encoder: `python -m tools.nano.train.encoders {linguistic|semantic} WORK [--minutes 30]`.
 
 Linguistic: streaming windows exactly as served; loss = phone CTC + 0.5 · frame phones. Semantic: codebook after the last block on
 L2-normalised vectors; loss = character CTC + 0.5 · frame phones + 0.5 · commitment. The heads are dropped afterwards.
@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import modules, prepare, trainer
+from .. import modules
+from ..data import prepare
+from . import trainer
 
 LINGUISTIC = dict(width=160, heads=4, hidden=448, blocks=3)
 SEMANTIC = dict(width=144, heads=4, blocks=3, codes=512)

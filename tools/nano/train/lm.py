@@ -1,12 +1,13 @@
-"""Trains the language model that listens and answers: `python -m tools.nano.train_lm WORK [--minutes 160]`.
+"""Trains the language model that listens and answers: `python -m tools.nano.train.lm WORK [--minutes 160]`.
 
 Tasks, one per batch: audio -> transcript, newline, reply or tool call (and audio -> transcript on the ASR prompt); text -> reply;
-tool result -> reply. Loss on the answer only. Weights start the audio rows at the codebook centroids. Speaking is train_tts.
+tool result -> reply. Loss on the answer only. Weights start the audio rows at the codebook centroids. Speaking is train.tts.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import random
 
@@ -14,12 +15,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import again, domain, features, modules, more, synth, text, tokenise, trainer
+from .. import features, modules, text
+from ..data import again, dialogues, domain, more, synth, tokenise
+from ..judge import sphinx as judge
+from . import trainer
 
 CONFIG = dict(architectures=["Step1ForCausalLM"], model_type="step1", bos_token_id=1, pad_token_id=0, eos_token_id=3, hidden_size=160,
               intermediate_size=448, num_attention_heads=4, num_attention_groups=2, num_hidden_layers=5, max_seq_len=2048, rms_norm_eps=1e-5,
               torch_dtype="float32")
 PROMPT_CODES_MAX = 75
+AUDIO_SHARE = 0.55         # of batches; typed questions are practised as much as spoken ones
 SPEAKERS = {"Clara": synth.TARGET, "Ken": "kal_diphone"}
 
 
@@ -55,15 +60,10 @@ class Data:
         for d in self.replies:
             if len(d["codes"]) <= PROMPT_CODES_MAX and d["style"] == "neutral":
                 self.by_voice.setdefault(d["voice"], []).append(d)
-        self.prompts = {name: max(self.by_voice[v], key=lambda d: len(d["codes"])) for name, v in SPEAKERS.items()}
-        sung = [d for d in self.replies if d["style"] == "sing" and d["voice"] == synth.TARGET]
-        self.prompts["Clara哼唱"] = min(sung, key=lambda d: len(d["codes"]))
-        happy = [d for d in self.replies if d["style"] == "happy" and d["voice"] == synth.TARGET and len(d["codes"]) <= PROMPT_CODES_MAX]
-        self.prompts["Clara高兴1"] = max(happy, key=lambda d: len(d["codes"]))
-        self.prompt_waves = {name: d["wave22"] for name, d in self.prompts.items()}
+        self.prompt_waves, self.prompts = served_voices(work) or self.choose_voices()
         tokeniser = tokenise.Tokeniser(work)
         for name, d in self.prompts.items():      # as the engine tokenises a voice prompt: trimmed
-            wave = features.resample(torch.from_numpy(d["wave22"].astype(np.float32) / 32767), 22050, 16000)
+            wave = features.resample(torch.from_numpy(self.prompt_waves[name].astype(np.float32) / 32767), 22050, 16000)
             self.prompts[name] = dict(text=d["text"], voice=d["voice"], codes=tokeniser.wave(features.trim(features.peak_normalise(wave))))
         for d in everything:
             d.pop("wave22", None)
@@ -73,34 +73,24 @@ class Data:
         own = [d for d in again.load(work) if d["codes"]]
         self.spoken = self.replies + self.more + own * (len(self.more) // max(1, len(own)))      # what the model itself may say; its own voice in two fifths
 
+    def choose_voices(self):
+        """The voices' recordings, chosen from the data: the longest short one of each, the song, and one that sounds happy."""
+        prompts = {name: max(self.by_voice[v], key=lambda d: len(d["codes"])) for name, v in SPEAKERS.items()}
+        sung = [d for d in self.replies if d["style"] == "sing" and d["voice"] == synth.TARGET]
+        prompts["Clara哼唱"] = min(sung, key=lambda d: len(d["codes"]))
+        happy = [d for d in self.replies if d["style"] == "happy" and d["voice"] == synth.TARGET and len(d["codes"]) <= PROMPT_CODES_MAX]
+        prompts["Clara高兴1"] = max(happy, key=lambda d: len(d["codes"]))
+        return {name: d["wave22"] for name, d in prompts.items()}, prompts
+
     def system(self):
         return [{"role": "system", "content": text.PROMPTS["chat"]}] if self.rng.random() < 0.85 else []
 
-    def earlier(self):
-        while True:
-            turn = domain.question(self.rng)
-            if not turn.is_call and not turn.history:
-                return domain.history_of(turn)
-
     def chat_audio(self, d, noisy=True):
-        """-> (prompt ids, answer text)."""
-        history, said, rng = [], d["text"], self.rng
-        if d["kind"] == "noise":
-            reply = domain.NOT_UNDERSTOOD
-        else:
-            turn = self.answers[said]
-            reply = turn.reply
-            restyled = {"say it faster": "fast", "say it slower": "slow", "say it happily": "happy"}.get(said)
-            if turn.kind == "recall":
-                name = rng.choice(domain.NAMES)
-                if rng.random() < 0.75:
-                    history, reply = domain.history_of(domain.Turn("name", f"my name is {name}", f"nice to meet you, {name}.")), f"your name is {name}."
-                else:
-                    reply = "you have not told me your name."
-            elif rng.random() < 0.3 or (restyled and rng.random() < 0.7):
-                history = self.earlier()
-                if restyled:
-                    reply = domain.TAG[restyled] + domain.untag(history[1]["content"])[1]
+        """-> (prompt ids, answer text); behind one to three earlier turns of every kind as often as behind none."""
+        said, rng = d["text"], self.rng
+        reply = domain.NOT_UNDERSTOOD if d["kind"] == "noise" else self.answers[said].reply
+        share = 0.75 if said in dialogues.RECALL or said in dialogues.RESTYLE else 0.5
+        history, reply = dialogues.context(rng, said, reply) if rng.random() < share else ([], dialogues.reply_behind(said, reply, []))
         return self.tok.chat(self.system() + history + [{"role": "user", "content": self.codes(d, noisy)}]), said + "\n" + reply
 
     def codes(self, d, noisy):
@@ -113,15 +103,17 @@ class Data:
         return self.tok.chat([{"role": "system", "content": text.PROMPTS["asr"]}, {"role": "user", "content": self.codes(d, noisy)}]), d["text"]
 
     def chat_text(self):
+        """A typed question, half of them behind earlier turns."""
         while True:
-            turn = domain.dialogue(self.rng)
+            turn = dialogues.second(self.rng) if self.rng.random() < 0.5 else domain.near_number(self.rng) if self.rng.random() < 0.1 else domain.question(self.rng)
             if turn.kind not in domain.CLOSED and turn.kind != "restyle" and domain.held_out(turn.user):
                 continue
-            if turn.kind != "math" and self.rng.random() < 0.4:
-                continue
+            if not turn.history:
+                turn.reply = dialogues.reply_behind(turn.user, turn.reply, [])
             return self.tok.chat(self.system() + turn.history + [{"role": "user", "content": turn.user}]), turn.reply
 
     def chat_tool(self):
+        """A tool has answered: what to say. Behind earlier turns as often as not."""
         made, result, reply = domain.tool_result(self.rng)
         while True:
             turn = domain.question(self.rng)
@@ -130,8 +122,9 @@ class Data:
             if self.rng.random() < 0.02:
                 turn = domain.Turn("x", "please", made)
                 break
-        messages = self.system() + [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply},
-                                    {"role": "tool", "content": json.dumps(result, separators=(",", ":"))}]
+        history = dialogues.context(self.rng, turn.user, "")[0] if self.rng.random() < 0.5 else []
+        messages = self.system() + history + [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply},
+                                              {"role": "tool", "content": json.dumps(result, separators=(",", ":"))}]
         return self.tok.chat(messages), reply
 
     def speak(self, d, prompt=None):
@@ -154,6 +147,18 @@ class Data:
         system = p["sys_prompt_for_vocal"] if sing else p["sys_prompt_with_spk"].replace("{}", name) if name else p["sys_prompt_wo_spk"]
         ids = self.tok.tts(system, prompt["text"], prompt["codes"][:PROMPT_CODES_MAX // 5 * 5], domain.TAG[d["style"]] + d["text"])
         return ids, [self.tok.audio + c for c in d["codes"]] + [text.EOT]
+
+
+def served_voices(work):
+    """The voices' recordings of the model that tools.nano.resume_from brought, or None."""
+    if not os.path.exists(f"{work}/speakers/speakers_info.json"):
+        return None
+    waves, prompts = {}, {}
+    for name, said in json.load(open(f"{work}/speakers/speakers_info.json")).items():
+        samples, _ = judge.load_wav(f"{work}/speakers/{name}_prompt.wav")
+        waves[name] = np.round(samples * 32768).astype(np.int16)
+        prompts[name] = dict(text=said, voice=SPEAKERS["Ken" if name.startswith("Ken") else "Clara"])
+    return waves, prompts
 
 
 def rows_of(rows):
@@ -189,7 +194,7 @@ def evaluate(net, data, count):
     figures, rng = {}, data.rng
     data.rng = random.Random(99)
     for name, items in data.tests.items():
-        wrong = total = exact = good = 0
+        wrong = total = good = 0
         kinds = {}
         for d in items[:count]:
             ids, want = data.chat_audio(d, noisy=False)
@@ -214,6 +219,8 @@ def main():
     parser.add_argument("work")
     parser.add_argument("--minutes", type=float, default=160)
     parser.add_argument("--rate", type=float, default=1.6e-3)
+    parser.add_argument("--warmup", type=int, default=250)
+    parser.add_argument("--tests", type=int, default=300, help="utterances of each test in the last evaluation, a fifth in those before")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(7)
@@ -226,14 +233,14 @@ def main():
             torch.nn.init.normal_(p, std=0.06 if p.shape[0] != data.tok.size else 0.5)
     torch.nn.init.normal_(net.lm_head.weight, std=0.03)
     start_rows(net, data.tok, args.work)
-    run = trainer.Run(args.work, "lm", dict(net=net), args.minutes, args.rate, warmup=250, floor=1e-5, power=0.9, decay=0.02)
+    run = trainer.Run(args.work, "lm", dict(net=net), args.minutes, args.rate, warmup=args.warmup, floor=1e-5, power=0.9, decay=0.02)
     rng.seed(run.steps + 1)
     json.dump(config, open(f"{args.work}/state/lm_config.json", "w"))
     print(f"lm: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, vocabulary {data.tok.size}, audio {len(data.audio)}, replies {len(data.replies)}", flush=True)
     net.train()
     evaluated, pool = run.fraction, []
     while run.begin_step():
-        if rng.random() < 0.7:
+        if rng.random() < AUDIO_SHARE:
             if len(pool) < 300:
                 pool += rng.sample(data.audio, min(2000, len(data.audio)))
             window = sorted(pool[:300], key=lambda d: len(d["codes"]))
@@ -256,10 +263,10 @@ def main():
         run.step(loss, {task: loss})
         if run.fraction - evaluated > 0.2:
             evaluated = run.fraction
-            figures = evaluate(net, data, 60)
+            figures = evaluate(net, data, args.tests // 5)
             print("evaluation", {k: round(v, 3) for k, v in figures.items()}, flush=True)
             run.note(figures)
-    figures = evaluate(net, data, 300)
+    figures = evaluate(net, data, args.tests)
     print("final", {k: round(v, 3) for k, v in figures.items()}, flush=True)
     run.note(figures)
 

@@ -1,0 +1,101 @@
+"""The parts of the nano recipe that need no training: answers behind earlier turns, channels, plans that cover every word.
+
+`python tests/tools/test_nano_recipe.py`; exits 1 when a check fails.
+"""
+import collections
+import pathlib
+import random
+import sys
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from tools.nano.data import channel, dialogues, domain, more, prepare, turns  # noqa: E402
+
+failures, checks = [], 0
+
+
+def check(name, ok, seen=""):
+    global checks
+    checks += 1
+    if not ok:
+        failures.append(f"{name} {seen}")
+
+
+def answers_behind_turns():
+    name = domain.history_of(domain.Turn("name", "my name is emma", "nice to meet you, emma."))
+    other = domain.history_of(domain.Turn("time", "what time is it", "it is four thirty three."))
+    happy = domain.history_of(domain.Turn("style", "speak happily", "(高兴1)okay, now i sound happy!"))
+    cases = [("what is my name", name + other, "your name is emma."), ("what is my name", other, "you have not told me your name."),
+             ("say it faster", other, "(快速1)it is four thirty three."), ("say it slower", happy, "(慢速1)okay, now i sound happy!"),
+             ("say it faster", [], "(快速1)okay, i will speak faster."), ("hello", other, "hello! how can i help you?")]
+    plain = {**domain.SMALL_TALK, "say it faster": "(快速1)okay, i will speak faster.", "say it slower": "", "what is my name": ""}
+    for user, history, want in cases:
+        check(f"reply to '{user}'", dialogues.reply_behind(user, plain[user], history) == want)
+    rng = random.Random(1)
+    kinds, lengths = collections.Counter(), collections.Counter()
+    for _ in range(2000):
+        turn = dialogues.second(rng, "tool")
+        lengths[len(turn.history) // 2] += 1
+        check("no call in a history", all("<|CALL_START|>" not in m["content"] for m in turn.history))
+        check("a tool answered last", turn.history[-1]["content"].startswith(("okay, timer", "today ", "tomorrow ", "it is ")), turn.history[-1]["content"])
+        kinds[turn.kind] += 1
+    check("one to three earlier turns", set(lengths) == {1, 2, 3}, lengths)
+    check("every kind is asked", {"math", "timer", "weather", "time", "capital", "fact", "talk", "name", "style", "echo", "other", "recall", "restyle"} == set(kinds), kinds)
+
+
+def channels():
+    rng = np.random.default_rng(2)
+    tone = lambda hz: np.sin(2 * np.pi * hz * np.arange(16000) / 16000).astype(np.float32) * 0.5
+    for hz, passes in ((100, False), (1000, True), (3000, True), (5000, False)):
+        loss = 20 * np.log10(channel.level(channel.telephone(tone(hz))) / channel.level(tone(hz)))
+        check(f"telephone at {hz} Hz", loss > -1 if passes else loss < -20, loss)
+    peak = lambda w: np.abs(np.fft.rfft(w)).argmax() * 16000 / len(w)
+    check("shift moves pitch", abs(peak(channel.shift(tone(400), 1.2)) - 480) < 8, peak(channel.shift(tone(400), 1.2)))
+    check("shift keeps duration", abs(len(channel.shift(tone(400), 1.2)) - 16000) < 600)
+    check("tempo keeps pitch", abs(peak(channel.tempo(tone(400), 1.25)) - 400) < 8)
+    check("tempo changes duration", abs(len(channel.tempo(tone(400), 1.25)) - 12800) < 600)
+    for k in range(40):
+        wave, front, rate = channel.disturb(tone(300 + 10 * k), rng, [tone(200)])
+        check("disturbed waves are finite", np.isfinite(wave).all() and np.abs(wave).max() <= 1.01 and 0 <= front < 0.31 and 0.79 < rate < 1.31, k)
+
+
+def words_before_sentences():
+    rng = random.Random(3)
+    sentences = domain.fixed_replies() + [domain.tool_result(rng)[2] for _ in range(2000)]
+    words = sorted({w for s in sentences for w in prepare.words(s)})
+    spans, turn = more.spans_of(sentences), more.in_turn(rng, words)
+    counts = collections.defaultdict(set)
+    for _ in range(8 * len(words)):
+        text = more.mixed(rng, next(turn), words, spans)
+        for w in prepare.words(text):
+            counts[w].add(text)
+    check("every word in at least eight sentences", all(len(counts[w]) >= 8 for w in words), sorted(words, key=lambda w: len(counts[w]))[:3])
+    held = [s for s in domain.fixed_replies() if domain.held_out(s)]
+    check("held-out sentences lend no spans", not any(span in " ".join(prepare.words(s)) and len(span.split()) == 4 for s in held for span in spans[""][0]
+                                                   if not any(span in " ".join(prepare.words(t)) for t in sentences if not domain.held_out(t))))
+
+
+def near_numbers():
+    rng = random.Random(4)
+    said = collections.Counter(w for _ in range(3000) for w in domain.near_number(rng).user.split())
+    check("both of each pair", all(said[domain.spell(n)] > 20 for pair in domain.NEAR_NUMBERS for n in pair if n <= 20), said)
+    check("tens up to sixty", all(said[domain.TENS[n]] > 20 for n in range(3, 7)))
+
+
+def turn_labels():
+    rng = random.Random(5)
+    drawn = [turns.draw(rng) for _ in range(4000)]
+    shares = collections.Counter(d["label"] for d in drawn)
+    check("every label", set(shares) == set(turns.LABELS), shares)
+    check("a whole question has no rest", all(not d["rest"] for d in drawn if d["label"] == "complete"))
+    check("what is cut goes on", all(d["rest"] and d["text"].startswith(d["said"]) for d in drawn if d["label"] == "cut"))
+    check("coughs hold no words", all(not d["said"] for d in drawn if d["label"] == "cough"))
+
+
+if __name__ == "__main__":
+    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels):
+        part()
+    print("\n".join(sorted(set(failures))[:20]))
+    print(f"{checks - len(failures)} passed, {len(failures)} failed")
+    sys.exit(bool(failures))
