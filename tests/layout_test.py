@@ -1,4 +1,6 @@
-"""Checks the direction of includes and that every header compiles alone (syntax only). Usage: layout_test.py [BUILD_DIR]"""
+"""Checks who includes whom, which folders reach which heavy library, the width of lines, and that every header compiles alone (syntax
+only). The two tables are the picture of the house: a new edge is a decision, made here. Usage: layout_test.py [BUILD_DIR]
+"""
 import json
 import pathlib
 import re
@@ -8,25 +10,96 @@ from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 problems = []
+checked = 0
+
+# Folder -> folders of the project that its files may include, besides itself.
+MAY_INCLUDE = {
+    "common/base": [],
+    "common/audio": ["common/base"],
+    "common/checkpoint": ["common/base"],
+    "common/config": ["common/base"],
+    "common/http": ["common/base"],
+    "common/nn": ["kernels"],
+    "common/telemetry": ["common/base"],
+    "common/tensor": ["common/checkpoint"],
+    "common/protocol": ["common/base"],
+    "common/transport": ["common/base", "common/protocol"],
+    "common/transport/sim": ["common/base", "common/protocol", "common/transport"],
+    "common/transport/zmq": ["common/base", "common/protocol", "common/telemetry", "common/transport"],
+    "common/service": ["common/base", "common/config", "common/http", "common/protocol", "common/service/process", "common/telemetry",
+                       "common/transport"],
+    "common/service/process": ["common/base"],
+    "kernels": ["common/base"],
+}
+# A service includes common (all but the seeded network), kernels, and itself; `cli` alone includes the others.
+SERVICE_MAY = ["common", "kernels"]
+SERVICE_MAY_NOT = ["common/transport/sim"]
+
+# Heavy library -> folders whose files may include it.
+LIBRARIES = {
+    r"zmq(\.|_)": ["common/transport/zmq", "services/cli"],
+    r"caf/": ["common/service"],
+    r"(ATen|torch|c10)/": ["common/nn", "common/tensor", "services/llm", "services/tokenizer", "services/tts", "services/cli"],
+    r"boost/(asio|beast)": ["common/http"],
+    r"prometheus/": ["common/telemetry"],
+    r"spdlog/": ["common/telemetry"],
+    r"CLI/": ["common/service", "services/cli"],
+    r"sqlite3": ["services/context", "services/cli"],
+    r"sox": ["services/tts"],
+    r"sndfile": ["common/audio"],
+    r"hwy/": ["kernels"],
+    r"openssl/": ["common/base", "common/checkpoint", "services/context", "services/controller", "services/gateway"],
+    r"yaml-cpp/": ["common/checkpoint"],
+}
+COLUMNS = 120
+
+
+def inside(name, folders):
+    return any(name == f or name.startswith(f + "/") for f in folders)
+
+
+def folder_of(name):
+    """The entry of MAY_INCLUDE that a file belongs to: the longest that fits."""
+    fits = [f for f in MAY_INCLUDE if inside(name, [f])]
+    return max(fits, key=len) if fits else None
+
+
+def check_includes(name, text):
+    global checked
+    for include in re.findall(r'^#include "([^"]+)"', text, re.M):
+        checked += 1
+        if not (ROOT / include).exists():
+            problems.append(f"{name} includes '{include}', which does not exist")
+        own = folder_of(name)
+        if own is not None:
+            theirs = folder_of(include) or include
+            if theirs != own and not inside(theirs, MAY_INCLUDE[own]):
+                problems.append(f"{name} includes '{include}': {own} sees {MAY_INCLUDE[own]}")
+        elif not name.startswith("services/cli/"):
+            service = "/".join(name.split("/")[:2])
+            if not inside(include, SERVICE_MAY + [service]) or inside(include, SERVICE_MAY_NOT):
+                problems.append(f"{name} includes '{include}': a service sees common, kernels and itself")
+    for library in re.findall(r"^#include <([^>]+)>", text, re.M):
+        for pattern, folders in LIBRARIES.items():
+            if re.match(pattern, library):
+                checked += 1
+                if not inside(name, folders):
+                    problems.append(f"{name} includes <{library}>: only {folders} do")
+
+
 sources = [p for d in ("common", "kernels", "services") for p in sorted((ROOT / d).rglob("*.[ch]pp"))]
 for path in sources:
     name = path.relative_to(ROOT).as_posix()
-    for include in re.findall(r'^#include "([^"]+)"', path.read_text(), re.M):
-        top = include.split("/")[0]
-        if not (ROOT / include).exists():
-            problems.append(f"{name} includes '{include}', which does not exist")
-        if name.startswith("common/") and top in ("services", "tests"):
-            problems.append(f"{name} includes '{include}': common never includes services")
-        if name.startswith("common/base/") and not include.startswith("common/base/"):
-            problems.append(f"{name} includes '{include}': base stands alone")
-        if name.startswith("kernels/") and not include.startswith(("kernels/", "common/base/")):
-            problems.append(f"{name} includes '{include}': kernels see common/base only")
-        if name.startswith("services/") and top == "services" and not name.startswith("services/cli/"):
-            if include.split("/")[1] != name.split("/")[1]:
-                problems.append(f"{name} includes '{include}': services never include each other")
+    text = path.read_text()
+    check_includes(name, text)
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > COLUMNS and "http" not in line:
+            problems.append(f"{name}:{number} has {len(line)} columns, at most {COLUMNS} are meant")
 commands = ROOT / (sys.argv[1] if len(sys.argv) > 1 else "build") / "compile_commands.json"
 headers = [p for p in sources if p.suffix == ".hpp"]
-if commands.exists():
+if not commands.exists():
+    print(f"{commands} does not exist: headers are not compiled alone")
+else:
     flags = {}
     for c in json.load(open(commands)):
         words = c["command"].split()
@@ -42,7 +115,9 @@ if commands.exists():
         return None if done.returncode == 0 else f"{header.relative_to(ROOT)} does not compile alone: {done.stderr.splitlines()[0] if done.stderr else ''}"
 
     with ThreadPoolExecutor(2) as pool:
-        problems += [p for p in pool.map(compile_alone, headers) if p]
+        alone = list(pool.map(compile_alone, headers))
+    checked += len(alone)
+    problems += [p for p in alone if p]
 print("\n".join(problems))
-print(f"{len(sources) + len(headers) - len(problems)} passed, {len(problems)} failed")
+print(f"{checked} passed, {len(problems)} failed")
 sys.exit(bool(problems))

@@ -47,14 +47,16 @@ Sampling sampling_of(const json& params) {
   return s;
 }
 
-void compare_probabilities(Report& report, const std::string& what, const Result<std::vector<float>>& got, const at::Tensor& want) {
+void compare_probabilities(Report& report, const std::string& what, const Result<std::vector<float>>& got,
+                           const at::Tensor& want) {
   if (!got) return report.fail(what, got.error().message);
   report.near(what, *got, want, {2e-6});
   const auto flat = want.contiguous();
   const auto* w = flat.data_ptr<float>();
   for (std::size_t i = 0; i < got->size(); ++i) {
     const bool zero = w[i] == 0.0f, got_zero = (*got)[i] == 0.0f;
-    if (zero != got_zero && std::max(w[i], (*got)[i]) > 1e-30f) return report.fail(what, fmt::format("entry {} is {}, expected {}", i, (*got)[i], w[i]));
+    if (zero != got_zero && std::max(w[i], (*got)[i]) > 1e-30f)
+      return report.fail(what, fmt::format("entry {} is {}, expected {}", i, (*got)[i], w[i]));
   }
 }
 
@@ -98,13 +100,16 @@ void model_case(Report& report, const fs::path& folder, const json& c, const che
     auto sequence = r.pool->open();
     r.forward(sequence, std::span(ids).first(first));
     std::vector<at::Tensor> out;
-    for (std::size_t i = first; i < ids.size(); ++i) out.push_back(r.model->logits(r.forward(sequence, std::span(ids).subspan(i, 1)))[0]);
+    for (std::size_t i = first; i < ids.size(); ++i)
+      out.push_back(r.model->logits(r.forward(sequence, std::span(ids).subspan(i, 1)))[0]);
     report.near("logits", at::stack(out), tensor("logits"), logits);
     const auto block = sequence.blocks()[0];
     report.near("layer0_key_cache", r.pool->keys()[0][block].narrow(0, 0, 8), tensor("layer0_key_cache"), hidden);
     report.near("layer0_value_cache", r.pool->values()[0][block].narrow(0, 0, 8), tensor("layer0_value_cache"), hidden);
     auto whole = r.pool->open();
-    const auto full = r.model->logits(r.forward(whole, ids).narrow(0, static_cast<std::int64_t>(first), static_cast<std::int64_t>(ids.size() - first)));
+    const auto full = r.model->logits(
+        r.forward(whole, ids)
+            .narrow(0, static_cast<std::int64_t>(first), static_cast<std::int64_t>(ids.size() - first)));
     report.near("decode against a full prefill", at::stack(out), full, {1e-4});
   } else if (kind == "chunked_prefill") {
     auto& r = runner(at::kFloat);
@@ -120,7 +125,8 @@ void model_case(Report& report, const fs::path& folder, const json& c, const che
     // The fork continues on its own copy of the shared last block; a truncated sequence can be filled again.
     report.near("fork", r.forward(fork, std::span(ids).subspan(a)), out, {1e-5});
     sequence.truncate(static_cast<std::int64_t>(a) - 3);
-    report.near("after truncation", r.forward(sequence, std::span(ids).subspan(a - 3)).narrow(0, 3, out.size(0)), out, {1e-5});
+    report.near("after truncation", r.forward(sequence, std::span(ids).subspan(a - 3)).narrow(0, 3, out.size(0)), out,
+                {1e-5});
   } else if (kind == "ragged_batch") {
     auto& r = runner(at::kFloat);
     const auto ids = ints_of(tensor("input_ids"));
@@ -149,7 +155,8 @@ void model_case(Report& report, const fs::path& folder, const json& c, const che
       std::vector<std::int32_t> out;
       for (std::int64_t n = 0; n < c.at("max_new_tokens").get<std::int64_t>(); ++n) {
         const auto scores = r.model->logits(hidden_rows.narrow(0, hidden_rows.size(0) - 1, 1)).contiguous();
-        const auto id = sample({scores.data_ptr<float>(), static_cast<std::size_t>(scores.numel())}, {}, Sampling::greedy(), 0);
+        const auto id =
+            sample({scores.data_ptr<float>(), static_cast<std::size_t>(scores.numel())}, {}, Sampling::greedy(), 0);
         if (!id) throw Failure{id.error()};
         out.push_back(*id);
         if (stop && *id == *stop) break;
@@ -159,7 +166,8 @@ void model_case(Report& report, const fs::path& folder, const json& c, const che
     };
     report.equal("output_ids", generate({}) == want);
     const auto& stop = c.at("stop_case");
-    report.equal("stop_case", generate(stop.at("stop_token_id").get<std::int32_t>()) == stop.at("output_ids").get<std::vector<std::int32_t>>());
+    report.equal("stop_case", generate(stop.at("stop_token_id").get<std::int32_t>()) ==
+                                  stop.at("output_ids").get<std::vector<std::int32_t>>());
   } else if (kind == "prefill_bf16") {
     const auto ids = ints_of(tensor("input_ids"));
     auto& r = runner(at::kBFloat16);
@@ -167,11 +175,13 @@ void model_case(Report& report, const fs::path& folder, const json& c, const che
     const auto out = r.model->logits(rows(r.forward(sequence, ids), c.at("logit_positions")));
     for (const auto& [role, name] : c.at("tensors").items()) {
       if (!role.starts_with("logits")) continue;
-      report.near(role, out, tensor_of(t, name.get<std::string>()), role == "logits_fp32_attention" ? Tolerance{0.5, 0, 0.06} : Tolerance{0.6, 0, 0.08});
+      report.near(role, out, tensor_of(t, name.get<std::string>()),
+                  role == "logits_fp32_attention" ? Tolerance{0.5, 0, 0.06} : Tolerance{0.6, 0, 0.08});
     }
     auto& f = runner(at::kFloat);
     auto second = f.pool->open();
-    report.near("fp32 of the same weights", f.model->logits(rows(f.forward(second, ids), c.at("logit_positions"))), tensor("logits_fp32"), {0.6, 0, 0.08});
+    report.near("fp32 of the same weights", f.model->logits(rows(f.forward(second, ids), c.at("logit_positions"))),
+                tensor("logits_fp32"), {0.6, 0, 0.08});
   } else {
     raise(Errc::unsupported, "case '{}' has the unknown kind '{}'", c.at("id").get<std::string>(), kind);
   }
@@ -189,10 +199,13 @@ void alibi(Report& report, const json& c, const checkpoint::TensorMap& t) {
 
 void sampling(Report& report, const json& c, const checkpoint::TensorMap& t) {
   const auto& tensors = c.at("tensors");
-  const auto source = c.contains("logits_from") && c["logits_from"].is_string() ? c["logits_from"].get<std::string>() : tensors.at("logits").get<std::string>();
+  const auto source = c.contains("logits_from") && c["logits_from"].is_string()
+                          ? c["logits_from"].get<std::string>()
+                          : tensors.at("logits").get<std::string>();
   const auto logits = tensor_of(t, source).contiguous();
   const auto history = c.value("history", std::vector<std::int32_t>{});
-  const auto got = probabilities({logits.data_ptr<float>(), static_cast<std::size_t>(logits.numel())}, history, sampling_of(c.at("params")));
+  const auto got = probabilities({logits.data_ptr<float>(), static_cast<std::size_t>(logits.numel())}, history,
+                                 sampling_of(c.at("params")));
   for (const auto& [role, name] : tensors.items())
     if (role != "logits") compare_probabilities(report, role, got, tensor_of(t, name.get<std::string>()));
 }
@@ -204,7 +217,8 @@ Message message_of(const json& m, const json& audio) {
   if (content.is_object()) {
     if (content.at("type") == "audio") {
       const auto& codes = audio.at(content.at("audio").get<std::string>());
-      auto interleaved = interleave(codes.at("linguistic").get<std::vector<std::int32_t>>(), codes.at("semantic").get<std::vector<std::int32_t>>());
+      auto interleaved = interleave(codes.at("linguistic").get<std::vector<std::int32_t>>(),
+                                    codes.at("semantic").get<std::vector<std::int32_t>>());
       if (!interleaved) throw Failure{interleaved.error()};
       out.content = *interleaved;
     } else if (content.at("type") == "text") {
@@ -239,7 +253,8 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
   for (const auto& c : p.at("decode")) {
     report.begin("prompts.decode", c.at("ids").dump());
     report.equal("text", tok->decode(c.at("ids").get<Ids>()) == c.at("text").get<std::string>());
-    report.equal("text_skip_special", tok->decode(c.at("ids").get<Ids>(), true) == c.at("text_skip_special").get<std::string>());
+    report.equal("text_skip_special",
+                 tok->decode(c.at("ids").get<Ids>(), true) == c.at("text_skip_special").get<std::string>());
   }
   const auto& audio = p.at("audio_codes");
   for (const auto& c : p.at("chat_offline")) {
@@ -263,7 +278,8 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
       report.fail("messages", parsed.error().message);
       continue;
     }
-    report.equal("prompt", builder.chat_offline_text(messages) == c.at("prompt").get<std::string>(), builder.chat_offline_text(messages));
+    report.equal("prompt", builder.chat_offline_text(messages) == c.at("prompt").get<std::string>(),
+                 builder.chat_offline_text(messages));
     if (c.contains("ids")) report.equal("ids", builder.chat_offline(messages) == c.at("ids").get<Ids>());
   }
   for (const auto& c : p.at("chat_server")) {
@@ -273,7 +289,8 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
       report.fail("messages", parsed.error().message);
       continue;
     }
-    report.equal("ids", builder.chat_server(*parsed, c.at("add_generation_prompt").get<bool>()) == c.at("ids").get<Ids>());
+    report.equal("ids",
+                 builder.chat_server(*parsed, c.at("add_generation_prompt").get<bool>()) == c.at("ids").get<Ids>());
   }
   const auto& official = TtsPrompts::official();
   for (const auto& [key, want] : p.at("tts_system_prompts").items()) {
@@ -288,15 +305,18 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
     report.begin("prompts.tts", text(c.at("text")));
     const auto speaker = c.at("speaker").get<std::string>();
     const auto mode = tts_mode(c.at("text").get<std::string>(), speaker, c.at("clone").get<bool>());
-    report.equal("speaker_key", mode.speaker_key == (c.at("speaker_key").is_null() ? "" : c.at("speaker_key").get<std::string>()));
-    report.equal("vocoder", (mode.vocoder == Vocoder::music ? "music" : "common") == c.at("vocoder").get<std::string>());
+    report.equal("speaker_key",
+                 mode.speaker_key == (c.at("speaker_key").is_null() ? "" : c.at("speaker_key").get<std::string>()));
+    report.equal("vocoder",
+                 (mode.vocoder == Vocoder::music ? "music" : "common") == c.at("vocoder").get<std::string>());
     report.equal("system_prompt", mode.system_prompt == c.at("system_prompt").get<std::string>());
     auto system = mode.system_prompt == "with_speaker"      ? official.with_speaker
                   : mode.system_prompt == "without_speaker" ? official.without_speaker
                   : mode.system_prompt == "rap"             ? official.rap
                                                             : official.vocal;
     if (const auto hole = system.find("{}"); hole != std::string::npos) system.replace(hole, 2, speaker);
-    const PromptBuilder::Tts request{system, c.at("prompt_text").get<std::string>(), c.at("text").get<std::string>(), c.at("prompt_codes").get<Ids>()};
+    const PromptBuilder::Tts request{system, c.at("prompt_text").get<std::string>(), c.at("text").get<std::string>(),
+                                     c.at("prompt_codes").get<Ids>()};
     report.equal("ids_no_inner_bos", builder.tts(request, false) == c.at("ids_no_inner_bos").get<Ids>());
     report.equal("ids_inner_bos", builder.tts(request, true) == c.at("ids_inner_bos").get<Ids>());
   }
@@ -315,11 +335,15 @@ void prompts(Report& report, const fs::path& folder, const fs::path& model) {
     }
     const auto groups = c.at("groups").get<std::size_t>();
     report.equal("codes", *codes == c.at("codes").get<Ids>());
-    if (c.at("token_string").is_string()) report.equal("token_string", to_token_string(*codes) == c.at("token_string").get<std::string>());
-    report.equal("left_over", c.at("left_over") == json::array({linguistic.size() - 2 * groups, semantic.size() - 3 * groups}));
+    if (c.at("token_string").is_string())
+      report.equal("token_string", to_token_string(*codes) == c.at("token_string").get<std::string>());
+    report.equal("left_over",
+                 c.at("left_over") == json::array({linguistic.size() - 2 * groups, semantic.size() - 3 * groups}));
     const auto back = split_codes(*codes);
-    report.equal("read back", back && std::equal(back->linguistic.begin(), back->linguistic.end(), linguistic.begin()) &&
-                                  back->linguistic.size() == 2 * groups && std::equal(back->semantic.begin(), back->semantic.end(), semantic.begin()) &&
+    report.equal("read back", back &&
+                                  std::equal(back->linguistic.begin(), back->linguistic.end(), linguistic.begin()) &&
+                                  back->linguistic.size() == 2 * groups &&
+                                  std::equal(back->semantic.begin(), back->semantic.end(), semantic.begin()) &&
                                   back->semantic.size() == 3 * groups);
   }
 }
@@ -338,7 +362,8 @@ void cuda(Report& report, const fs::path& folder, const std::string& name) {
       return;
     }
     std::vector<std::int32_t> ids, blocks;
-    for (int i = 0; i < 70; ++i) ids.push_back(static_cast<std::int32_t>((i * 131 + 7) % (*model)->config().vocabulary));
+    for (int i = 0; i < 70; ++i)
+      ids.push_back(static_cast<std::int32_t>((i * 131 + 7) % (*model)->config().vocabulary));
     for (int b = 0; b < 8; ++b) blocks.push_back(7 - b);
     auto sequence = runner.pool->open();
     const Tolerance tolerance = dtype == at::kFloat ? Tolerance{5e-4} : Tolerance{0.6, 0, 0.08};
@@ -374,14 +399,18 @@ void shards(Report& report, const fs::path& folder) {
         report.fail("plan", shard.error().message);
         continue;
       }
-      auto same = [&](const char* key, Range range) { report.equal(key, r.at(key) == json::array({range.first, range.last})); };
-      same("query_heads", shard->query_heads), same("kv_groups", shard->kv_groups), same("q_proj_rows", shard->q_rows), same("k_proj_rows", shard->kv_rows);
-      same("v_proj_rows", shard->kv_rows), same("o_proj_columns", shard->q_rows), same("gate_up_rows", shard->inner_rows),
-          same("down_proj_columns", shard->inner_rows);
+      auto same = [&](const char* key, Range range) {
+        report.equal(key, r.at(key) == json::array({range.first, range.last}));
+      };
+      same("query_heads", shard->query_heads), same("kv_groups", shard->kv_groups), same("q_proj_rows", shard->q_rows),
+          same("k_proj_rows", shard->kv_rows);
+      same("v_proj_rows", shard->kv_rows), same("o_proj_columns", shard->q_rows),
+          same("gate_up_rows", shard->inner_rows), same("down_proj_columns", shard->inner_rows);
       same("vocab_rows", shard->vocabulary_rows);
       const auto want = r.at("slopes").get<std::vector<double>>();
       bool near = want.size() == shard->slopes.size();
-      for (std::size_t i = 0; near && i < want.size(); ++i) near = std::abs(want[i] - shard->slopes[i]) <= 1e-8 + 6e-8 * std::abs(want[i]);
+      for (std::size_t i = 0; near && i < want.size(); ++i)
+        near = std::abs(want[i] - shard->slopes[i]) <= 1e-8 + 6e-8 * std::abs(want[i]);
       report.equal("slopes", near);
     }
     // Where the checkpoint is at hand, each rank must load exactly these parts of it.
@@ -396,14 +425,22 @@ void shards(Report& report, const fs::path& folder) {
       const auto& s = (*part)->shard();
       for (std::size_t l = 0; l < (*whole)->layers().size(); ++l) {
         const auto &a = (*whole)->layers()[l], &b = (*part)->layers()[l];
-        auto rows = [&](const at::Tensor& t, std::int64_t offset, Range r) { return t.narrow(0, offset + r.first, r.count()); };
-        report.equal("qkv", at::equal(b.qkv, at::cat({rows(a.qkv, 0, s.q_rows), rows(a.qkv, Q, s.kv_rows), rows(a.qkv, Q + KV, s.kv_rows)})));
-        report.equal("gate_up", at::equal(b.gate_up, at::cat({rows(a.gate_up, 0, s.inner_rows), rows(a.gate_up, c.inner, s.inner_rows)})));
+        auto rows = [&](const at::Tensor& t, std::int64_t offset, Range r) {
+          return t.narrow(0, offset + r.first, r.count());
+        };
+        report.equal("qkv", at::equal(b.qkv, at::cat({rows(a.qkv, 0, s.q_rows), rows(a.qkv, Q, s.kv_rows),
+                                                      rows(a.qkv, Q + KV, s.kv_rows)})));
+        report.equal(
+            "gate_up",
+            at::equal(b.gate_up, at::cat({rows(a.gate_up, 0, s.inner_rows), rows(a.gate_up, c.inner, s.inner_rows)})));
         report.equal("out", at::equal(b.out, a.out.narrow(1, s.q_rows.first, s.q_rows.count())));
         report.equal("down", at::equal(b.down, a.down.narrow(1, s.inner_rows.first, s.inner_rows.count())));
       }
-      report.equal("embedding", at::equal((*part)->embedding(), (*whole)->embedding().narrow(0, s.vocabulary_rows.first, s.vocabulary_rows.count())));
-      report.equal("head", at::equal((*part)->head(), (*whole)->head().narrow(0, s.vocabulary_rows.first, s.vocabulary_rows.count())));
+      report.equal("embedding",
+                   at::equal((*part)->embedding(),
+                             (*whole)->embedding().narrow(0, s.vocabulary_rows.first, s.vocabulary_rows.count())));
+      report.equal("head", at::equal((*part)->head(),
+                                     (*whole)->head().narrow(0, s.vocabulary_rows.first, s.vocabulary_rows.count())));
     }
   }
 }

@@ -1,5 +1,6 @@
-/// Compares the runtime with reference values: `goldens_test -- --goldens DIR`. DIR is one family or a parent of several, recognised by
-/// content. Without arguments: the selection in tests/goldens, and the full set beside the project where it is present.
+/// Compares the runtime with reference values: `goldens_test -- --goldens DIR`. DIR is one family or a parent of
+/// several, recognised by content. Without arguments: the selection in tests/goldens, and the full set beside the
+/// project where it is present.
 #define BOOST_TEST_MODULE goldens
 #include <ATen/Parallel.h>
 #include <fmt/core.h>
@@ -30,7 +31,9 @@ bool run_family(const fs::path& folder) {
   if (family == "vad") return run_vad(folder);
   if (family == "tokenizer") return run_tokenizer(folder);
   if (family == "vocoder") return run_vocoder(folder);
-  raise(Errc::not_found, "'{}' is no folder of reference values (cases.json, silero_cases.json, or a manifest.json with 'resample' or 'models')",
+  raise(Errc::not_found,
+        "'{}' is no folder of reference values (cases.json, silero_cases.json, or a manifest.json with 'resample' or "
+        "'models')",
         folder.string());
 }
 
@@ -40,7 +43,9 @@ bool run(const fs::path& folder) {
   bool good = true;
   int families = 0;
   for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.path().filename().string().starts_with(".") || (!entry.is_directory() && entry.path().extension() == ".md")) continue;
+    if (entry.path().filename().string().starts_with(".") ||
+        (!entry.is_directory() && entry.path().extension() == ".md"))
+      continue;
     if (!entry.is_directory()) raise(Errc::bad_format, "'{}' is neither a family nor a README", entry.path().string());
     good = run_family(entry.path()) && good;
     ++families;

@@ -24,7 +24,8 @@ void Report::equal(const std::string& what, bool same, const std::string& detail
   if (!same) fail(what, detail.empty() ? "not equal" : detail);
 }
 
-void Report::near(const std::string& what, const at::Tensor& got_any, const at::Tensor& want_any, const Tolerance& tolerance) {
+void Report::near(const std::string& what, const at::Tensor& got_any, const at::Tensor& want_any,
+                  const Tolerance& tolerance) {
   if (!got_any.defined()) return fail(what, "no value was computed");
   if (got_any.sizes() != want_any.sizes()) {
     std::string a, b;
@@ -41,25 +42,32 @@ void Report::near(const std::string& what, const at::Tensor& got_any, const at::
   kind.error = std::max(kind.error, worst);
   const double excess = (error - tolerance.absolute - tolerance.relative * want.abs()).max().item<double>();
   if (!(excess <= 0) || std::isnan(worst))
-    return fail(what, fmt::format("largest error {:.3g}, tolerance {:.3g} + {:.3g} relative", worst, tolerance.absolute, tolerance.relative));
-  if (tolerance.mean >= 0 && !(mean <= tolerance.mean)) return fail(what, fmt::format("mean error {:.3g}, tolerance {:.3g}", mean, tolerance.mean));
+    return fail(what, fmt::format("largest error {:.3g}, tolerance {:.3g} + {:.3g} relative", worst, tolerance.absolute,
+                                  tolerance.relative));
+  if (tolerance.mean >= 0 && !(mean <= tolerance.mean))
+    return fail(what, fmt::format("mean error {:.3g}, tolerance {:.3g}", mean, tolerance.mean));
   if (tolerance.snr_db >= 0) {
-    const double snr = 10 * std::log10(want.pow(2).sum().item<double>() / std::max(1e-30, error.pow(2).sum().item<double>()));
-    if (!(snr >= tolerance.snr_db)) fail(what, fmt::format("signal-to-noise ratio {:.1f} dB, at least {} dB", snr, tolerance.snr_db));
+    const double snr =
+        10 * std::log10(want.pow(2).sum().item<double>() / std::max(1e-30, error.pow(2).sum().item<double>()));
+    if (!(snr >= tolerance.snr_db))
+      fail(what, fmt::format("signal-to-noise ratio {:.1f} dB, at least {} dB", snr, tolerance.snr_db));
   }
 }
 
-void Report::near(const std::string& what, std::span<const float> got, const at::Tensor& want, const Tolerance& tolerance) {
+void Report::near(const std::string& what, std::span<const float> got, const at::Tensor& want,
+                  const Tolerance& tolerance) {
   auto tensor = at::empty({static_cast<std::int64_t>(got.size())});
   std::copy(got.begin(), got.end(), tensor.data_ptr<float>());
-  if (want.numel() != tensor.numel()) return fail(what, fmt::format("{} values, expected {}", got.size(), want.numel()));
+  if (want.numel() != tensor.numel())
+    return fail(what, fmt::format("{} values, expected {}", got.size(), want.numel()));
   near(what, tensor.view(want.sizes()), want, tolerance);
 }
 
 bool Report::print() const {
   int cases = 0;
   for (const auto& [name, kind] : kinds_) {
-    fmt::print("{:<10} {:<24} {:>4} cases   largest error {:<10.3g} tolerance {:<10.3g} {}\n", family_, name, kind.cases, kind.error, kind.tolerance,
+    fmt::print("{:<10} {:<24} {:>4} cases   largest error {:<10.3g} tolerance {:<10.3g} {}\n", family_, name,
+               kind.cases, kind.error, kind.tolerance,
                kind.failures == 0 ? "ok" : fmt::format("{} FAILED", kind.failures));
     cases += kind.cases;
   }

@@ -24,15 +24,16 @@ using tensor::to_values;
 at::Tensor matrix(const audio::Features& f) { return tensor::from_values(f.values, {f.frames, f.bins}); }
 
 /// Equal ids, or the runner-up where the reference's own margin is below `margin`.
-void compare_ids(Report& report, const std::string& what, const std::vector<std::int32_t>& got, const checkpoint::TensorMap& t, const std::string& key,
-                 double margin) {
+void compare_ids(Report& report, const std::string& what, const std::vector<std::int32_t>& got,
+                 const checkpoint::TensorMap& t, const std::string& key, double margin) {
   const auto want = ints_of(tensor_of(t, key));
   if (got.size() != want.size()) return report.fail(what, fmt::format("{} ids, expected {}", got.size(), want.size()));
   if (want.empty()) return;
   const auto runner_up = ints_of(tensor_of(t, key + "_runner_up"));
   const auto distance = tensor_of(t, key + "_dist").to(at::kDouble);
   for (std::size_t i = 0; i < want.size(); ++i) {
-    const double gap = (distance[static_cast<std::int64_t>(i)][1] - distance[static_cast<std::int64_t>(i)][0]).item<double>();
+    const double gap =
+        (distance[static_cast<std::int64_t>(i)][1] - distance[static_cast<std::int64_t>(i)][0]).item<double>();
     if (got[i] != want[i] && !(gap < margin && got[i] == runner_up[i]))
       return report.fail(what, fmt::format("id {} is {}, expected {} (margin {:.2g})", i, got[i], want[i], gap));
   }
@@ -48,8 +49,9 @@ void compare_containers(Report& report, const fs::path& ckpt) {
         report.fail(what, "'" + name + "' is missing");
         continue;
       }
-      report.equal(what + " " + name, tensor.shape == found->second.shape && tensor.bytes.size() == found->second.bytes.size() &&
-                                          std::equal(tensor.bytes.begin(), tensor.bytes.end(), found->second.bytes.begin()));
+      report.equal(what + " " + name,
+                   tensor.shape == found->second.shape && tensor.bytes.size() == found->second.bytes.size() &&
+                       std::equal(tensor.bytes.begin(), tensor.bytes.end(), found->second.bytes.begin()));
     }
   };
   for (const auto& entry : fs::recursive_directory_iterator(ckpt)) {
@@ -76,7 +78,8 @@ void front_end_tables(Report& report, const fs::path& file) {
   report.begin("frontend_tables", file.filename());
   const auto t = load_tensors(file);
   report.near("kaldi_mel_80x256", audio::kaldi_mel_filters(), tensor_of(t, "kaldi_mel_80x256"), {1e-5});
-  report.near("whisper_mel_128x201", audio::slaney_mel_filters(128, 16000, 400), tensor_of(t, "whisper_mel_128x201"), {1e-6});
+  report.near("whisper_mel_128x201", audio::slaney_mel_filters(128, 16000, 400), tensor_of(t, "whisper_mel_128x201"),
+              {1e-6});
 }
 
 void resampling(Report& report, const fs::path& file, const nlohmann::json& pairs) {
@@ -107,18 +110,22 @@ void debug_windows(Report& report, const SpeechTokenizer& tok, const checkpoint:
   for (int c = 0; t.contains(fmt::format("chunk{}.feats", c)); ++c) {
     const auto prefix = fmt::format("chunk{}.", c);
     std::map<std::string, at::Tensor> seen;
-    const auto out = encoder.step({&state}, {tensor_of(t, prefix + "feats")}, [&](const std::string& name, const at::Tensor& x) { seen[name] = x[0]; });
+    const auto out = encoder.step({&state}, {tensor_of(t, prefix + "feats")},
+                                  [&](const std::string& name, const at::Tensor& x) { seen[name] = x[0]; });
     const auto window = tensor_of(t, prefix + "enc_out_window");
-    report.near(prefix + "enc_out_window", out[0], window.narrow(0, window.size(0) - out[0].size(0), out[0].size(0)), {1e-3});
+    report.near(prefix + "enc_out_window", out[0], window.narrow(0, window.size(0) - out[0].size(0), out[0].size(0)),
+                {1e-3});
     for (std::int64_t l = 0; l < encoder.layers(); ++l) {
       if (const auto key = fmt::format("{}layer{}.out", prefix, l); t.contains(key)) {
         const auto want = tensor_of(t, key);
-        report.near(key, seen[fmt::format("layer{}.out", l)].narrow(0, 0, want.size(-2)), want.reshape({want.size(-2), want.size(-1)}), {1e-3});
+        report.near(key, seen[fmt::format("layer{}.out", l)].narrow(0, 0, want.size(-2)),
+                    want.reshape({want.size(-2), want.size(-1)}), {1e-3});
       }
       for (const auto& [name, cache] : {std::pair{"cache_k", &state.keys[l]}, {"cache_v", &state.values[l]}})
         if (const auto key = fmt::format("{}layer{}.{}", prefix, l, name); t.contains(key)) {
           const auto want = tensor_of(t, key);
-          const auto flat = want.reshape({want.size(-3), want.size(-2), want.size(-1)}).transpose(0, 1).reshape({want.size(-2), -1});
+          const auto flat =
+              want.reshape({want.size(-3), want.size(-2), want.size(-1)}).transpose(0, 1).reshape({want.size(-2), -1});
           report.near(key, *cache, flat, {1e-3});
         }
     }
@@ -181,7 +188,8 @@ bool run_tokenizer(const fs::path& folder) {
   if (!loaded) throw Failure{loaded.error()};
   const SpeechTokenizer& tok = **loaded;
   compare_containers(report, folder / "ckpt");
-  if (fs::exists(folder / "frontend_tables.safetensors")) front_end_tables(report, folder / "frontend_tables.safetensors");
+  if (fs::exists(folder / "frontend_tables.safetensors"))
+    front_end_tables(report, folder / "frontend_tables.safetensors");
   resampling(report, folder / "resample.safetensors", manifest.at("resample"));
   std::vector<std::vector<float>> waves;
   for (const auto& [name, info] : manifest.at("cases").items()) {
@@ -203,12 +211,13 @@ bool run_tokenizer(const fs::path& folder) {
       auto normal = wave16;
       if (options.energy_norm) audio::peak_normalise(normal);
       const auto trimmed = audio::trim_silence(normal);
-      report.equal("trim index",
-                   trimmed.start == info["librosa_trim_index"][0].get<std::size_t>() && trimmed.end == info["librosa_trim_index"][1].get<std::size_t>());
+      report.equal("trim index", trimmed.start == info["librosa_trim_index"][0].get<std::size_t>() &&
+                                     trimmed.end == info["librosa_trim_index"][1].get<std::size_t>());
     }
     if (t.contains("wav_pre")) {
       report.near("wav_pre", *ready, tensor_of(t, "wav_pre"), {2e-5});
-      *ready = to_values(tensor_of(t, "wav_pre"));  // each stage from the golden input, so that one error does not hide the next
+      *ready = to_values(
+          tensor_of(t, "wav_pre"));  // each stage from the golden input, so that one error does not hide the next
     }
     if (t.contains("fbank")) {
       const auto want = tensor_of(t, "fbank");
@@ -223,26 +232,31 @@ bool run_tokenizer(const fs::path& folder) {
     if (t.contains("feats")) report.near("feats", features, tensor_of(t, "feats"), {2e-3});
     if (t.contains("enc_out")) {
       report.near("enc_out", tok.linguistic()->encode(features), tensor_of(t, "enc_out"), {1e-3});
-      report.near("enc_out from golden feats", tok.linguistic()->encode(tensor_of(t, "feats")), tensor_of(t, "enc_out"), {1e-4});
-      compare_ids(report, "vq02 from golden enc_out", tok.linguistic()->quantise(tensor_of(t, "enc_out")), t, "vq02", 1e-3);
+      report.near("enc_out from golden feats", tok.linguistic()->encode(tensor_of(t, "feats")), tensor_of(t, "enc_out"),
+                  {1e-4});
+      compare_ids(report, "vq02 from golden enc_out", tok.linguistic()->quantise(tensor_of(t, "enc_out")), t, "vq02",
+                  1e-3);
     }
     const auto ids = tok.encode(*ready);
     if (!ids) throw Failure{ids.error()};
     compare_ids(report, "vq02", ids->linguistic, t, "vq02", 1e-3);
     compare_ids(report, "vq06", ids->semantic, t, "vq06", 1e-4);
-    report.equal("linguistic_count",
-                 tokenizer::linguistic_count(static_cast<std::int64_t>(ready->size())) == static_cast<std::int64_t>(ids->linguistic.size()));
-    report.equal("semantic_count", tokenizer::semantic_count(static_cast<std::int64_t>(ready->size())) == static_cast<std::int64_t>(ids->semantic.size()));
+    report.equal("linguistic_count", tokenizer::linguistic_count(static_cast<std::int64_t>(ready->size())) ==
+                                         static_cast<std::int64_t>(ids->linguistic.size()));
+    report.equal("semantic_count", tokenizer::semantic_count(static_cast<std::int64_t>(ready->size())) ==
+                                       static_cast<std::int64_t>(ids->semantic.size()));
     const auto want_tokens = ints_of(tensor_of(t, "tokens"));
     auto codes = interleave(ints_of(tensor_of(t, "vq02")), ints_of(tensor_of(t, "vq06")));
     if (!codes) throw Failure{codes.error()};
     for (auto& code : *codes) code += 65536;
     report.equal("tokens", *codes == want_tokens);
     if (t.contains("mel")) {
-      const auto piece = std::span<const float>(*ready).first(std::min<std::size_t>(ready->size(), tokenizer::kPieceSamples));
+      const auto piece =
+          std::span<const float>(*ready).first(std::min<std::size_t>(ready->size(), tokenizer::kPieceSamples));
       report.near("mel", matrix(audio::whisper_log_mel(piece)).t(), tensor_of(t, "mel"), {5e-4});
       std::map<std::string, at::Tensor> seen;
-      const auto hidden = tok.semantic().encode(tensor_of(t, "mel").t().contiguous(), [&](const std::string& n, const at::Tensor& x) { seen[n] = x; });
+      const auto hidden = tok.semantic().encode(tensor_of(t, "mel").t().contiguous(),
+                                                [&](const std::string& n, const at::Tensor& x) { seen[n] = x; });
       if (t.contains("s3_hidden")) report.near("s3_hidden from golden mel", hidden, tensor_of(t, "s3_hidden"), {1e-4});
       for (const auto& [stage, x] : seen)
         if (t.contains(stage)) report.near(stage, x, tensor_of(t, stage), {1e-3});
@@ -261,7 +275,8 @@ bool run_tokenizer(const fs::path& folder) {
         all.insert(all.end(), part.begin(), part.end());
       }
       report.equal("stream." + packet + ".ids", all == ids->linguistic);
-      report.equal("stream." + packet + ".ids_per_call", per_call == ints_of(tensor_of(t, "stream." + packet + ".ids_per_call")));
+      report.equal("stream." + packet + ".ids_per_call",
+                   per_call == ints_of(tensor_of(t, "stream." + packet + ".ids_per_call")));
     }
     if (t.contains("chunk0.feats")) debug_windows(report, tok, t);
     if (!ids->linguistic.empty() && waves.size() < 5) waves.push_back(*ready);

@@ -9,7 +9,8 @@ bool run_vad(const std::filesystem::path& folder) {
   Report report("vad");
   const auto cases = load_json(folder / "silero_cases.json");
   const auto tensors = load_tensors(folder / "silero_cases.safetensors");
-  auto weights = vad::SileroWeights::load(std::filesystem::path(PARLANDO_SOURCE_DIR) / "models/silero-vad/silero_vad.safetensors");
+  auto weights =
+      vad::SileroWeights::load(std::filesystem::path(PARLANDO_SOURCE_DIR) / "models/silero-vad/silero_vad.safetensors");
   if (!weights) throw Failure{weights.error()};
   for (const auto& [name, info] : cases.items()) {
     report.begin("silero", name);

@@ -48,9 +48,11 @@ class Vocoder {
       report.begin("containers", key);
       const auto directory = folder_ / info.at("dir").get<std::string>();
       for (const auto& file : info.at("files"))
-        if (!fs::exists(directory / file.get<std::string>())) report.fail(file.get<std::string>(), "listed in the manifest, missing");
+        if (!fs::exists(directory / file.get<std::string>()))
+          report.fail(file.get<std::string>(), "listed in the manifest, missing");
       for (const char* part : {"flow", "hift"}) {
-        const auto pt = directory / (std::string(part) + ".pt"), safe = directory / (std::string(part) + ".safetensors");
+        const auto pt = directory / (std::string(part) + ".pt"),
+                   safe = directory / (std::string(part) + ".safetensors");
         if (!fs::exists(pt) || !fs::exists(safe)) continue;
         const auto torch = checkpoint::read_torch_file(pt);
         if (!torch) {
@@ -62,7 +64,8 @@ class Vocoder {
         for (const auto& [name, tensor] : want) {
           const auto found = torch->find(name);
           report.equal(name, found != torch->end() && found->second.shape == tensor.shape &&
-                                 std::equal(found->second.bytes.begin(), found->second.bytes.end(), tensor.bytes.begin(), tensor.bytes.end()));
+                                 std::equal(found->second.bytes.begin(), found->second.bytes.end(),
+                                            tensor.bytes.begin(), tensor.bytes.end()));
         }
       }
       if (fs::exists(directory / "cosyvoice.yaml") && fs::exists(directory / "config.json")) {
@@ -81,7 +84,8 @@ class Vocoder {
               continue;
             }
             for (const auto& [inner, x] : value.items())
-              if (yaml->at(part).contains(name) && yaml->at(part)[name].contains(inner)) report.equal(name + "." + inner, yaml->at(part)[name][inner] == x);
+              if (yaml->at(part).contains(name) && yaml->at(part)[name].contains(inner))
+                report.equal(name + "." + inner, yaml->at(part)[name][inner] == x);
           }
       }
     }
@@ -100,8 +104,10 @@ class Vocoder {
     const bool bf16 = params.value("dtype", "") == "bf16";
     auto tolerance = [&](const std::string& tensor) {
       Tolerance out{tol.value("atol", 0.0), tol.value("rtol", 0.0)};
-      if (tensor.starts_with("mel") && tol.contains("mel_atol")) out = {tol["mel_atol"].get<double>(), tol.value("rtol", 0.0)};
-      if (bf16 && kind != "schedule") out.mean = tol.contains("mel_mean_abs") ? tol["mel_mean_abs"].get<double>() : tol.value("mean_abs", 0.03);
+      if (tensor.starts_with("mel") && tol.contains("mel_atol"))
+        out = {tol["mel_atol"].get<double>(), tol.value("rtol", 0.0)};
+      if (bf16 && kind != "schedule")
+        out.mean = tol.contains("mel_mean_abs") ? tol["mel_mean_abs"].get<double>() : tol.value("mean_abs", 0.03);
       if (tensor.starts_with("wav") && tol.contains("min_snr_db")) out.snr_db = tol["min_snr_db"].get<double>();
       return out;
     };
@@ -112,7 +118,9 @@ class Vocoder {
       const auto want = tensor_of(t, "out." + n);
       report.near(n, got.numel() == want.numel() ? got.reshape(want.sizes()) : got, want, tolerance(n));
     };
-    auto vector_out = [&](const std::string& n, const std::vector<float>& got) { out(n, tensor::from_values(got, {static_cast<std::int64_t>(got.size())})); };
+    auto vector_out = [&](const std::string& n, const std::vector<float>& got) {
+      out(n, tensor::from_values(got, {static_cast<std::int64_t>(got.size())}));
+    };
     auto features = [](const audio::Features& f) { return tensor::from_values(f.values, {f.frames, f.bins}); };
     const auto trace = [&](const std::string& n, const at::Tensor& x) { out(n, x); };
     auto phase_of = [&](const at::Tensor& p) {
@@ -123,7 +131,8 @@ class Vocoder {
     };
 
     if (kind == "resample") {
-      vector_out("wav", audio::resample(to_values(in("wav")), params.at("orig").get<int>(), params.at("new").get<int>()));
+      vector_out("wav",
+                 audio::resample(to_values(in("wav")), params.at("orig").get<int>(), params.at("new").get<int>()));
     } else if (kind == "mel") {
       const auto mel = audio::prompt_mel(to_values(in("wav")));
       out("feat", features(mel));
@@ -173,15 +182,18 @@ class Vocoder {
       } else {  // the case carries its own token rate
         const auto rate = params.at("input_frame_rate").get<double>();
         const auto edge = static_cast<std::int64_t>(20 / rate * 22050 / 256);
-        stretched = t2 > 40 ? at::cat({Flow::stretch(second.narrow(0, 0, 20), edge), Flow::stretch(second.narrow(0, 20, t2 - 40), f2 - 2 * edge),
+        stretched = t2 > 40 ? at::cat({Flow::stretch(second.narrow(0, 0, 20), edge),
+                                       Flow::stretch(second.narrow(0, 20, t2 - 40), f2 - 2 * edge),
                                        Flow::stretch(second.narrow(0, t2 - 20, 20), edge)},
                                       2)
                             : Flow::stretch(second, f2);
       }
-      out("mu", flow.regulate(at::cat({Flow::stretch(h.narrow(0, 0, t1), f1), stretched}, 2)).transpose(1, 2).contiguous());
+      out("mu",
+          flow.regulate(at::cat({Flow::stretch(h.narrow(0, 0, t1), f1), stretched}, 2)).transpose(1, 2).contiguous());
     } else if (kind == "mel_len") {
       for (const auto& row : params.at("rows"))
-        report.equal(row.dump(), mel_frames(row.at("tokens").get<std::int64_t>(), row.at("rate").get<double>()) == row.at("mel").get<std::int64_t>());
+        report.equal(row.dump(), mel_frames(row.at("tokens").get<std::int64_t>(), row.at("rate").get<double>()) ==
+                                     row.at("mel").get<std::int64_t>());
     } else if (kind == "schedule") {
       const auto s = flow_schedule(params.at("n_timesteps").get<int>(), bf16 ? ScheduleType::bf16 : ScheduleType::fp32);
       vector_out("t_span", s.span), vector_out("t", s.t), vector_out("dt", s.dt);
@@ -190,12 +202,13 @@ class Vocoder {
       out("y", model(key).flow().estimate(in("x"), in("mu"), in("t"), in("spks"), in("cond"), dump));
     } else if (kind == "cfm") {
       std::vector<at::Tensor> steps;
-      const auto x = model(key).flow().solve(in("z"), in("mu"), in("spks"), in("cond"), [&](const std::string& n, const at::Tensor& v) {
-        if (n == "x_step")
-          steps.push_back(v[0].clone());
-        else
-          out(n, v);
-      });
+      const auto x = model(key).flow().solve(in("z"), in("mu"), in("spks"), in("cond"),
+                                             [&](const std::string& n, const at::Tensor& v) {
+                                               if (n == "x_step")
+                                                 steps.push_back(v[0].clone());
+                                               else
+                                                 out(n, v);
+                                             });
       out("x_steps", at::stack(steps)), out("x", x);
     } else if (kind == "flow" || kind == "tokens2wav") {
       const auto& m = model(key);
@@ -212,7 +225,8 @@ class Vocoder {
       const auto& hift = *model(key).hift();
       out("source", hift.source(in("f0")[0], to_values(in("phase")), in("noise")[0], state));
       out("uv", (in("f0")[0] > hift.voiced_threshold()).repeat_interleave(kHop).to(at::kFloat));
-      compared.insert("sine");  // an intermediate that the fused kernel never materialises; `source` is its sum through l_linear
+      compared.insert(
+          "sine");  // an intermediate that the fused kernel never materialises; `source` is its sum through l_linear
     } else if (kind == "hift_decode") {
       out("wav", model(key).hift()->decode(in("mel"), in("source"), trace));
     } else if (kind == "hift") {
@@ -225,7 +239,9 @@ class Vocoder {
       const auto mel = in("mel");
       const auto tile = in("noise_tile");
       const auto period = params.at("noise_period").get<std::int64_t>();
-      auto noise = [tile, period](std::int64_t first, std::int64_t n) { return tile.index_select(1, at::arange(first, first + n).remainder(period)); };
+      auto noise = [tile, period](std::int64_t first, std::int64_t n) {
+        return tile.index_select(1, at::arange(first, first + n).remainder(period));
+      };
       const auto w = (*model(key).hift())(mel, to_values(in("phase")), noise(0, mel.size(2) * kHop));
       out("wav", w.wave), out("source", w.source);
       // Any chunking gives the same wave.
@@ -239,16 +255,21 @@ class Vocoder {
         const auto rest = stream.finish();
         joined.insert(joined.end(), rest.begin(), rest.end());
         // F0 of another window differs in its last bits, and the phase adds that up: the case's own tolerance applies.
-        report.near(fmt::format("chunks of {} against the reference", hop), joined, tensor_of(t, "out.wav").view({-1}), tolerance("wav"));
-        report.near(fmt::format("chunks of {} against the whole", hop), joined, w.wave, {tolerance("wav").absolute, tolerance("wav").relative, -1, 50});
+        report.near(fmt::format("chunks of {} against the reference", hop), joined, tensor_of(t, "out.wav").view({-1}),
+                    tolerance("wav"));
+        report.near(fmt::format("chunks of {} against the whole", hop), joined, w.wave,
+                    {tolerance("wav").absolute, tolerance("wav").relative, -1, 50});
       }
     } else if (kind == "hift_clip") {
-      auto copy = std::make_shared<Hift>(load_tensors(folder_ / manifest_.at("models").at(key).at("dir").get<std::string>() / "hift.safetensors"),
-                                         *checkpoint::read_vocoder_config(folder_ / manifest_.at("models").at(key).at("dir").get<std::string>()), "hift");
+      auto copy = std::make_shared<Hift>(
+          load_tensors(folder_ / manifest_.at("models").at(key).at("dir").get<std::string>() / "hift.safetensors"),
+          *checkpoint::read_vocoder_config(folder_ / manifest_.at("models").at(key).at("dir").get<std::string>()),
+          "hift");
       auto bias = copy->conv_post_bias().clone();
       bias.narrow(0, 0, params.at("channels").get<std::int64_t>()).add_(params.at("conv_post_bias_add").get<double>());
       copy->conv_post_bias() = bias;
-      const auto wave = t.contains("in.source") ? copy->decode(in("mel"), in("source")) : (*copy)(in("mel"), to_values(in("phase")), in("noise")[0]).wave;
+      const auto wave = t.contains("in.source") ? copy->decode(in("mel"), in("source"))
+                                                : (*copy)(in("mel"), to_values(in("phase")), in("noise")[0]).wave;
       out("wav", wave);
       report.equal("limit", wave.abs().max().item<double>() <= tol.at("max_abs").get<double>());
     } else if (kind == "stream") {
@@ -261,13 +282,15 @@ class Vocoder {
         report.equal(text + " instruction", leading_tag(text) == row.at("instruction").get<std::string>());
         for (const bool clone : {false, true}) {
           const auto mode = tts_mode(text, "Tingting", clone);
-          report.equal(text + " model",
-                       (mode.vocoder == parlando::Vocoder::music ? "CosyVoice-300M-25Hz-Music" : "CosyVoice-300M-25Hz") == row.at("model").get<std::string>());
+          report.equal(text + " model", (mode.vocoder == parlando::Vocoder::music
+                                             ? "CosyVoice-300M-25Hz-Music"
+                                             : "CosyVoice-300M-25Hz") == row.at("model").get<std::string>());
           const auto prompt = mode.system_prompt == "with_speaker"      ? "sys_prompt_with_spk"
                               : mode.system_prompt == "without_speaker" ? "sys_prompt_wo_spk"
                               : mode.system_prompt == "rap"             ? "sys_prompt_for_rap"
                                                                         : "sys_prompt_for_vocal";
-          report.equal(text + " prompt", row.at(clone ? "sys_prompt_clone" : "sys_prompt_tts").get<std::string>() == prompt, prompt);
+          report.equal(text + " prompt",
+                       row.at(clone ? "sys_prompt_clone" : "sys_prompt_tts").get<std::string>() == prompt, prompt);
           if (!clone) report.equal(text + " speaker", mode.speaker_key == row.at("tts_speaker_key").get<std::string>());
         }
       }
@@ -275,7 +298,8 @@ class Vocoder {
       raise(Errc::unsupported, "case '{}' has the unknown kind '{}'", name, kind);
     }
     for (const auto& [tensor, info] : c.at("tensors").items())
-      if (tensor.starts_with("out.") && !compared.contains(tensor.substr(4))) report.fail(tensor, "no value was computed for it");
+      if (tensor.starts_with("out.") && !compared.contains(tensor.substr(4)))
+        report.fail(tensor, "no value was computed for it");
   }
 
  private:
@@ -283,8 +307,8 @@ class Vocoder {
   void stream(Report& report, const json& c, const std::string& key, In&& in, Out&& out) {
     const auto& p = c.at("params");
     SpeechStreamV1::Options o;
-    o.token_hop = p.at("token_hop_len"), o.token_overlap = p.at("token_overlap_len"), o.mel_overlap = p.at("mel_overlap_len"),
-    o.flow_cache_tail = p.at("flow_cache_tail");
+    o.token_hop = p.at("token_hop_len"), o.token_overlap = p.at("token_overlap_len"),
+    o.mel_overlap = p.at("mel_overlap_len"), o.flow_cache_tail = p.at("flow_cache_tail");
     o.mel_cache = p.at("mel_cache_len"), o.source_cache = p.at("source_cache_len");
     auto decoder = shared(key);
     // The case may carry another token rate than the checkpoint's configuration.
@@ -303,21 +327,27 @@ class Vocoder {
     }
     const auto z_tile = in("z_tile"), noise_tile = in("noise_tile"), phases = in("phase_table");
     SpeechStreamV1::Noise noise;
-    noise.flow = [z_tile](int i, std::int64_t frames) { return z_tile.index_select(1, (at::arange(frames) + 37 * i).remainder(256)).unsqueeze(0); };
+    noise.flow = [z_tile](int i, std::int64_t frames) {
+      return z_tile.index_select(1, (at::arange(frames) + 37 * i).remainder(256)).unsqueeze(0);
+    };
     noise.phase = [phases](int i) {
       std::array<float, kHarmonics> a{};
       const auto v = to_values(phases[i]);
       std::copy(v.begin(), v.end(), a.begin());
       return a;
     };
-    noise.source = [noise_tile](int i, std::int64_t samples) { return noise_tile.index_select(1, (at::arange(samples) + 911 * i).remainder(5120)); };
+    noise.source = [noise_tile](int i, std::int64_t samples) {
+      return noise_tile.index_select(1, (at::arange(samples) + 911 * i).remainder(5120));
+    };
     VoicePrompt prompt;
     prompt.mel = in("prompt_feat"), prompt.embedding = in("embedding");
-    for (const auto id : ints_of(in("prompt_token"))) prompt.codes.push_back(id + (decoder->flow().single_codebook() ? 1024 : 0));
+    for (const auto id : ints_of(in("prompt_token")))
+      prompt.codes.push_back(id + (decoder->flow().single_codebook() ? 1024 : 0));
     SpeechStreamV1 stream(decoder, prompt, o, noise);
     const auto tokens = in("token")[0].contiguous();
-    const auto chunks = stream.push({tokens.template data_ptr<std::int64_t>(), static_cast<std::size_t>(tokens.numel())}, true,
-                                    [&](const std::string& n, const at::Tensor& x) { out(n, x); });
+    const auto chunks =
+        stream.push({tokens.template data_ptr<std::int64_t>(), static_cast<std::size_t>(tokens.numel())}, true,
+                    [&](const std::string& n, const at::Tensor& x) { out(n, x); });
     if (!chunks) return report.fail("stream", chunks.error().message);
     report.equal("chunks", chunks->size() == p.at("chunks").template get<std::size_t>());
   }

@@ -38,7 +38,8 @@ BOOST_AUTO_TEST_CASE(matrix_vector_products_match_the_double_precision_reference
   for_each_target([] {
     for (const auto rows : kRows)
       for (const auto columns : kColumns) {
-        const auto w = random_values(static_cast<std::size_t>(rows * columns), 1), x = random_values(static_cast<std::size_t>(columns), 2),
+        const auto w = random_values(static_cast<std::size_t>(rows * columns), 1),
+                   x = random_values(static_cast<std::size_t>(columns), 2),
                    b = random_values(static_cast<std::size_t>(rows), 3);
         std::vector<double> want(static_cast<std::size_t>(rows));
         std::vector<float> got(static_cast<std::size_t>(rows));
@@ -55,7 +56,8 @@ BOOST_AUTO_TEST_CASE(several_rows_at_once_match_the_reference) {
     for (const std::int64_t count : {1, 2, 4, 6, 9, 19})
       for (const auto rows : kRows)
         for (const auto columns : kColumns) {
-          const auto w = random_values(static_cast<std::size_t>(rows * columns), 1), x = random_values(static_cast<std::size_t>(count * columns), 2),
+          const auto w = random_values(static_cast<std::size_t>(rows * columns), 1),
+                     x = random_values(static_cast<std::size_t>(count * columns), 2),
                      b = random_values(static_cast<std::size_t>(rows), 3);
           std::vector<float> got(static_cast<std::size_t>(count * rows));
           std::vector<float> packed(static_cast<std::size_t>(packed_size(rows, columns)));
@@ -64,7 +66,8 @@ BOOST_AUTO_TEST_CASE(several_rows_at_once_match_the_reference) {
           std::vector<double> want(static_cast<std::size_t>(rows));
           for (std::int64_t n = 0; n < count; ++n) {
             gemv_reference(w.data(), rows, columns, x.data() + n * columns, b.data(), want.data());
-            for (std::int64_t r = 0; r < rows; ++r) BOOST_TEST(std::abs(got[n * rows + r] - want[r]) <= 1e-6 * (columns + 8));
+            for (std::int64_t r = 0; r < rows; ++r)
+              BOOST_TEST(std::abs(got[n * rows + r] - want[r]) <= 1e-6 * (columns + 8));
           }
         }
   });
@@ -95,9 +98,11 @@ BOOST_AUTO_TEST_CASE(paged_attention_matches_the_reference_over_scattered_blocks
     for (const std::int64_t dim : {1, 8, 40, 64, 128})
       for (const std::int64_t tokens : {1, 3, 33}) {
         PagedAttention a;
-        const std::int64_t heads = 6, groups = 2, block = 4, first = 5, total = first + tokens, blocks = (total + block - 1) / block;
+        const std::int64_t heads = 6, groups = 2, block = 4, first = 5, total = first + tokens,
+                           blocks = (total + block - 1) / block;
         std::vector<std::int32_t> table;
-        for (std::int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<std::int32_t>((b * 7 + 3) % (blocks + 3)));
+        for (std::int64_t b = 0; b < blocks; ++b)
+          table.push_back(static_cast<std::int32_t>((b * 7 + 3) % (blocks + 3)));
         // The table must not repeat a block.
         for (std::int64_t b = 0; b < blocks; ++b) table[b] = static_cast<std::int32_t>(blocks - 1 - b);
         const auto q = random_values(static_cast<std::size_t>(tokens * heads * dim), 6);
@@ -105,7 +110,8 @@ BOOST_AUTO_TEST_CASE(paged_attention_matches_the_reference_over_scattered_blocks
                    v = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 8);
         const std::vector<float> slopes = {0.5f, 0.25f, 0.125f, 0.0625f, 0.9f, 0.7f};
         std::vector<float> got(q.size()), want(q.size());
-        a.q = q.data(), a.keys = k.data(), a.values = v.data(), a.blocks = table.data(), a.block_size = block, a.heads = heads, a.groups = groups, a.dim = dim;
+        a.q = q.data(), a.keys = k.data(), a.values = v.data(), a.blocks = table.data(), a.block_size = block,
+        a.heads = heads, a.groups = groups, a.dim = dim;
         a.tokens = tokens, a.first_position = first, a.slopes = slopes.data();
         a.out = got.data();
         paged_attention(a);

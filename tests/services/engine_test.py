@@ -98,8 +98,42 @@ def child(engine, role):
     return int([line for line in engine.all if line.startswith(f"child {role} pid")][-1].split()[-1])
 
 
+def resume_elsewhere(engine, client, samples):
+    """gateway-1 dies when an answer has begun to sound; gateway-2 goes on behind the last sample that the client has read."""
+    whole = len(client.audio)
+    opened = client.events[0]
+    turn = [e for e in client.events if e["type"] == "turn"][-1]["turn"] + 1
+    client.audio, at = b"", len(client.events)
+    for start in range(0, len(samples), 640):
+        client.ws.send(samples[start:start + 640])
+    client.ws.send({"type": "flush"})
+    while not client.audio:
+        data = client.ws.receive()
+        if isinstance(data, bytes):
+            client.audio += data
+        else:
+            client.events.append(json.loads(data))
+    os.kill(int([line for line in engine.all if line.startswith("child gateway pid")][0].split()[-1]), signal.SIGKILL)
+    texts = lambda kind: sum(len(e["text"].encode()) for e in client.events[at:] if e["type"] == "text" and e["kind"] == kind)
+    had = {"turn": turn, "samples": len(client.audio) // 2, "reply_bytes": texts("text"), "transcript_bytes": texts("transcript")}
+    port = int([line for line in engine.all if line.startswith("also: ws://")][0].rsplit(":", 1)[1].split("/")[0])
+    asked = {"type": "resume", "session": opened["session"], "token": opened["resume_token"], **had}
+    back = Client(port, asked)
+    done = back.wait("turn", "error")
+    told = back.events[0]
+    check("a session is resumed at another gateway", told.get("resumed") is True and told["session"] == opened["session"] and told["resume_token"] != opened["resume_token"], told)
+    heard = len(client.audio) + len(back.audio)
+    check("no sample is heard twice and none is missing", done["type"] == "turn" and done["turn"] == turn and heard == whole and abs(heard / 2 / 22050 - done["audio_seconds"]) < 1e-6, (done, len(client.audio), len(back.audio), whole))
+    said = "".join(e["text"] for e in client.events[at:] + back.events if e["type"] == "text" and e["kind"] == "text")
+    check("no word either", said.strip() == done["assistant"].strip(), (said, done))
+    check("the conversation goes on there", back.ask(samples)["type"] == "turn")
+    replay = Client(port, asked, first="error")
+    check("a token counts once", replay.events[-1]["code"] == "not_found", replay.events)
+
+
 def processes(folder):
-    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2", "--replicas", "llm-chat=2")
+    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2", "--replicas", "llm-chat=2", "--replicas", "gateway=2")
+    engine.wait_line("also: ws://")
     client = Client(engine.port, speak=True)
     first = client.ask(question("capital_of_france"))
     check("a turn across processes", first["type"] == "turn" and first["user"] == "what is the capital of france", first)
@@ -135,6 +169,7 @@ def processes(folder):
     turn = client.wait("turn", "error")
     check("kill -9 of tts in the middle of an answer", turn["type"] == "turn" and len(client.audio) == sound, (turn, len(client.audio), sound))
     check("the conversation goes on", client.ask(samples)["type"] == "turn")
+    resume_elsewhere(engine, client, samples)
     check("SIGTERM ends all children", engine.stop() == 0)
 
 

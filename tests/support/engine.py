@@ -45,11 +45,11 @@ def pcm(path):
 
 
 class Client:
-    def __init__(self, port, **options):
+    def __init__(self, port, resume=None, first="opened", **options):
         self.ws = WebSocket("127.0.0.1", port, "/v1/dialogue")
-        self.ws.send({"type": "open", **options})
+        self.ws.send(resume or {"type": "open", **options})
         self.events, self.audio = [], b""
-        self.wait("opened")
+        self.wait(first)
 
     def wait(self, *types):
         """Collects until an event of one of the types; -> that event."""
