@@ -27,7 +27,20 @@ serve: build ## run the engine and open its page at http://127.0.0.1:7860
 test: build ## build and run all tests
 	@cd $(BUILD) && ctest --output-on-failure -j 2
 
-bench: build ## measure tokenizer, language model, flow and vocoder
+asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
+	@$(MAKE) -s sanitized PRESET=asan GROUP=light
+
+tsan: ## ThreadSanitizer over transport, HTTP and supervision (around CAF and libzmq)
+	@$(MAKE) -s sanitized PRESET=tsan GROUP=transport
+
+# UBSan's `null` is off for CAF's headers; leaks are looked for except in forked children.
+sanitized: setup
+	@cmake --preset $(PRESET) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@cmake --build --preset $(PRESET) --target $(GROUP)_tests
+	@cd $(BUILD) && UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/tsan.supp" \
+	  ctest --output-on-failure -j 2 -L $(GROUP)
+
+bench: build ## measure tokenizer, language model, flow and vocoder (the mesh: parlando bench mesh)
 	@for b in tokenizer lm flow vocoder; do $(BUILD)/bin/parlando bench $$b; done
 
 nano: ## make the nano model from nothing: data, training, export, report
@@ -42,7 +55,7 @@ SOURCES = git ls-files '*.cpp' '*.hpp' '*.cu'
 format: .deps/venv/bin/clang-format ## format the C++ sources
 	@$(SOURCES) | xargs $< -i
 
-check: .deps/venv/bin/clang-format ## what a reviewer runs: formatting, direction of includes, headers alone
+check: .deps/venv/bin/clang-format ## what a reviewer runs: formatting, who includes whom and which library, 120 columns, headers alone
 	@$(SOURCES) | xargs $< --dry-run --Werror
 	@python3 tests/layout_test.py
 
@@ -50,4 +63,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test bench nano format check tidy
+.PHONY: help setup build run serve test asan tsan sanitized bench nano format check tidy

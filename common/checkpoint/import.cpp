@@ -3,11 +3,13 @@
 #include <openssl/evp.h>
 #include <yaml-cpp/yaml.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "common/base/hex.hpp"
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/npy.hpp"
 #include "common/checkpoint/onnx.hpp"
@@ -26,9 +28,7 @@ Result<std::string> sha256_of(const fs::path& path) {
   unsigned int size = 0;
   if (EVP_Digest(file.bytes().data(), file.bytes().size(), digest, &size, EVP_sha256(), nullptr) != 1)
     return fail(Errc::internal, "SHA-256 of '{}' failed", path.string());
-  std::string out;
-  for (unsigned int i = 0; i < size; ++i) out += fmt::format("{:02x}", digest[i]);
-  return out;
+  return to_hex({digest, size});
 }
 
 /// Resolves `!ref <key>` and `!ref <a> * <b>` and turns tagged YAML into JSON.
@@ -110,24 +110,30 @@ json tensors_json(const TensorMap& tensors) {
 /// Trap: the package's own safetensors file holds other weights than this one.
 constexpr const char* kSileroOnnx = "silero_vad_16k_op15.onnx";
 
+/// A bundle holds models, a speech model its vocoders: nothing official is deeper.
+constexpr int kDepthMax = 4;
+
 class Importer {
  public:
-  Importer(fs::path source, fs::path target, Progress progress) : source_(std::move(source)), target_(std::move(target)), progress_(std::move(progress)) {}
+  Importer(fs::path source, fs::path target, Progress progress, int depth = 0)
+      : source_(std::move(source)), target_(std::move(target)), progress_(std::move(progress)), depth_(depth) {}
 
   Result<void> run() {
     std::error_code code;
     if (!fs::is_directory(source_)) return fail(Errc::not_found, "'{}' is not a directory", source_.string());
+    PARLANDO_DO(expect_apart());
     fs::create_directories(target_, code);
     if (code) return fail(Errc::io, "cannot create '{}': {}", target_.string(), code.message());
-    if (fs::equivalent(source_, target_, code)) return fail(Errc::invalid_argument, "source and target are both '{}'", source_.string());
     manifest_ = {{"format", 1}, {"source", source_.filename().string()}, {"files", json::object()}};
     if (fs::exists(source_ / "linguistic_tokenizer.npy")) {
       PARLANDO_DO(tokenizer());
-    } else if (fs::exists(source_ / "cosyvoice.yaml") || fs::exists(source_ / "flow.safetensors") || fs::exists(source_ / "flow.pt")) {
+    } else if (fs::exists(source_ / "cosyvoice.yaml") || fs::exists(source_ / "flow.safetensors") ||
+               fs::exists(source_ / "flow.pt")) {
       PARLANDO_DO(vocoder());
     } else if (fs::exists(source_ / kSileroOnnx)) {
       PARLANDO_DO(vad());
-    } else if (fs::exists(source_ / "config.json") && (fs::exists(source_ / "model.safetensors") || fs::exists(source_ / "model.safetensors.index.json"))) {
+    } else if (fs::exists(source_ / "config.json") &&
+               (fs::exists(source_ / "model.safetensors") || fs::exists(source_ / "model.safetensors.index.json"))) {
       PARLANDO_DO(lm());
     } else {
       return bundle();
@@ -136,14 +142,36 @@ class Importer {
   }
 
  private:
+  /// A target inside its source would be found there as one more thing to import, without end. Links and `..` are
+  /// followed before comparing.
+  Result<void> expect_apart() const {
+    std::error_code code;
+    const auto from = fs::canonical(source_, code);
+    if (code) return fail(Errc::io, "cannot resolve '{}': {}", source_.string(), code.message());
+    const auto to = fs::weakly_canonical(fs::absolute(target_), code);
+    if (code) return fail(Errc::io, "cannot resolve '{}': {}", target_.string(), code.message());
+    if (from == to) return fail(Errc::invalid_argument, "source and target are both '{}'", from.string());
+    if (std::mismatch(from.begin(), from.end(), to.begin(), to.end()).first == from.end())
+      return fail(Errc::invalid_argument, "the target '{}' lies inside the source '{}': choose a folder outside of it",
+                  target_.string(), source_.string());
+    if (depth_ > kDepthMax)
+      return fail(Errc::invalid_argument, "'{}' is nested more than {} deep: is a link of the source a loop?",
+                  source_.string(), kDepthMax);
+    return {};
+  }
+
   void tell(const std::string& what, double done) const {
     if (progress_) progress_((source_ / what).string(), done);
   }
 
-  Result<void> save(const std::string& file, const TensorMap& tensors, const std::map<std::string, std::string>& metadata, const std::string& from) {
+  Result<void> save(const std::string& file, const TensorMap& tensors,
+                    const std::map<std::string, std::string>& metadata, const std::string& from) {
     PARLANDO_DO(write_safetensors(target_ / file, tensors, metadata));
     PARLANDO_TRY(const auto digest, sha256_of(target_ / file));
-    manifest_["files"][file] = {{"from", from}, {"sha256", digest}, {"bytes", fs::file_size(target_ / file)}, {"tensors", tensors_json(tensors)}};
+    manifest_["files"][file] = {{"from", from},
+                                {"sha256", digest},
+                                {"bytes", fs::file_size(target_ / file)},
+                                {"tensors", tensors_json(tensors)}};
     return {};
   }
 
@@ -151,15 +179,19 @@ class Importer {
     fs::path asr;
     for (const auto& entry : fs::recursive_directory_iterator(source_))
       if (entry.path().filename() == "am.mvn") asr = entry.path().parent_path();
-    if (asr.empty()) return fail(Errc::not_found, "'{}' holds no FunASR directory (one with am.mvn, config.yaml, model.pt)", source_.string());
+    if (asr.empty())
+      return fail(Errc::not_found, "'{}' holds no FunASR directory (one with am.mvn, config.yaml, model.pt)",
+                  source_.string());
     tell("linguistic encoder", 0.0);
     PARLANDO_TRY(const auto yaml, read_yaml(asr / "config.yaml"));
     const auto encoder = get_or(yaml, "encoder_conf", json::object());
     const auto front = get_or(yaml, "frontend_conf", json::object());
     for (const char* key : {"output_size", "attention_heads"})
-      if (!encoder.contains(key)) return fail(Errc::bad_format, "'{}' has no encoder_conf.{}", (asr / "config.yaml").string(), key);
+      if (!encoder.contains(key))
+        return fail(Errc::bad_format, "'{}' has no encoder_conf.{}", (asr / "config.yaml").string(), key);
     for (const auto& [key, want] : {std::pair{"lfr_m", 7}, {"lfr_n", 6}, {"n_mels", 80}, {"fs", 16000}})
-      if (get_or(front, key, want) != want) return fail(Errc::unsupported, "frontend_conf.{} is {}, only {} is supported", key, front[key].dump(), want);
+      if (get_or(front, key, want) != want)
+        return fail(Errc::unsupported, "frontend_conf.{} is {}, only {} is supported", key, front[key].dump(), want);
     PARLANDO_TRY(auto all, read_tensors(asr / "model"));
     TensorMap linguistic;
     for (auto& [name, tensor] : all)
@@ -171,11 +203,13 @@ class Importer {
     linguistic["cmvn.rescale"] = make_f32({width}, std::move(cmvn.rescale));
     PARLANDO_TRY(auto centroids, read_npy(source_ / "linguistic_tokenizer.npy"));
     if (centroids.shape.size() != 2 || centroids.dtype != Dtype::f32)
-      return fail(Errc::bad_format, "linguistic_tokenizer.npy is {} {}, a float32 matrix is expected", name_of(centroids.dtype), to_string(centroids.shape));
+      return fail(Errc::bad_format, "linguistic_tokenizer.npy is {} {}, a float32 matrix is expected",
+                  name_of(centroids.dtype), to_string(centroids.shape));
     linguistic["kmeans.centroids"] = std::move(centroids);
     PARLANDO_DO(save("linguistic.safetensors", linguistic, {}, fs::relative(asr, source_).string()));
     tell("semantic encoder", 0.5);
-    const auto torch_form = source_ / "speech_tokenizer_v1.safetensors", onnx_form = source_ / "speech_tokenizer_v1.onnx";
+    const auto torch_form = source_ / "speech_tokenizer_v1.safetensors",
+               onnx_form = source_ / "speech_tokenizer_v1.onnx";
     TensorMap semantic;
     std::string heads;
     if (fs::exists(onnx_form)) {
@@ -189,10 +223,12 @@ class Importer {
       heads = file.metadata["n_head"];
       if (heads.empty()) return fail(Errc::bad_format, "'{}' lacks the metadata key n_head", torch_form.string());
     }
-    PARLANDO_DO(
-        save("semantic.safetensors", semantic, {{"n_head", heads}}, fs::exists(onnx_form) ? "speech_tokenizer_v1.onnx" : "speech_tokenizer_v1.safetensors"));
-    const json config = {{"linguistic", {{"heads", encoder["attention_heads"]}, {"dither", 0.0}, {"dither_official", get_or(front, "dither", 1.0)}}},
-                         {"semantic", {{"heads", std::stoll(heads)}}}};
+    PARLANDO_DO(save("semantic.safetensors", semantic, {{"n_head", heads}},
+                     fs::exists(onnx_form) ? "speech_tokenizer_v1.onnx" : "speech_tokenizer_v1.safetensors"));
+    const json config = {
+        {"linguistic",
+         {{"heads", encoder["attention_heads"]}, {"dither", 0.0}, {"dither_official", get_or(front, "dither", 1.0)}}},
+        {"semantic", {{"heads", std::stoll(heads)}}}};
     tell("done", 1.0);
     return write_file(target_ / "tokenizer.json", config.dump(1) + "\n");
   }
@@ -213,7 +249,8 @@ class Importer {
       tell(part, done += 0.3);
       PARLANDO_TRY(const auto tensors, read_tensors(source_ / part));
       PARLANDO_DO(save(std::string(part) + ".safetensors", tensors, {},
-                       fs::exists(source_ / (std::string(part) + ".pt")) ? std::string(part) + ".pt" : std::string(part) + ".safetensors"));
+                       fs::exists(source_ / (std::string(part) + ".pt")) ? std::string(part) + ".pt"
+                                                                         : std::string(part) + ".safetensors"));
     }
     if (fs::exists(source_ / "campplus.onnx")) {
       tell("speaker encoder", 0.9);
@@ -232,7 +269,8 @@ class Importer {
     std::error_code code;
     for (const auto& entry : fs::directory_iterator(source_)) {
       const auto extension = entry.path().extension();
-      if (!entry.is_regular_file() || (extension != ".json" && extension != ".safetensors" && extension != ".model")) continue;
+      if (!entry.is_regular_file() || (extension != ".json" && extension != ".safetensors" && extension != ".model"))
+        continue;
       tell(entry.path().filename().string(), 0.5);
       fs::copy_file(entry.path(), target_ / entry.path().filename(), fs::copy_options::overwrite_existing, code);
       if (code) return fail(Errc::io, "cannot copy '{}': {}", entry.path().string(), code.message());
@@ -241,14 +279,16 @@ class Importer {
     }
     manifest_["tensors"] = tensors_json(model.tensors);
     for (const char* sub : {"CosyVoice-300M-25Hz", "CosyVoice-300M-25Hz-Music"})
-      if (fs::is_directory(source_ / sub)) PARLANDO_DO(Importer(source_ / sub, target_ / sub, progress_).run());
+      if (fs::is_directory(source_ / sub))
+        PARLANDO_DO(Importer(source_ / sub, target_ / sub, progress_, depth_ + 1).run());
     return copy_plain_directories();
   }
 
   Result<void> copy_plain_directories() {
     std::error_code code;
     if (fs::is_directory(source_ / "speakers")) {
-      fs::copy(source_ / "speakers", target_ / "speakers", fs::copy_options::recursive | fs::copy_options::overwrite_existing, code);
+      fs::copy(source_ / "speakers", target_ / "speakers",
+               fs::copy_options::recursive | fs::copy_options::overwrite_existing, code);
       if (code) return fail(Errc::io, "cannot copy '{}': {}", (source_ / "speakers").string(), code.message());
     }
     return {};
@@ -258,20 +298,21 @@ class Importer {
     int count = 0;
     for (const auto& entry : fs::directory_iterator(source_)) {
       if (!entry.is_directory() || entry.path().filename() == "speakers") continue;
-      PARLANDO_DO(Importer(entry.path(), target_ / entry.path().filename(), progress_).run());
+      PARLANDO_DO(Importer(entry.path(), target_ / entry.path().filename(), progress_, depth_ + 1).run());
       ++count;
     }
     if (count == 0)
-      return fail(
-          Errc::not_found,
-          "'{}' is no model directory: expected linguistic_tokenizer.npy (tokenizer), cosyvoice.yaml (vocoder), config.json + model.safetensors (language "
-          "model), or sub-directories Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B",
-          source_.string());
+      return fail(Errc::not_found,
+                  "'{}' is no model directory: expected linguistic_tokenizer.npy (tokenizer), cosyvoice.yaml "
+                  "(vocoder), config.json + model.safetensors (language "
+                  "model), or sub-directories Step-Audio-Tokenizer, Step-Audio-Chat, Step-Audio-TTS-3B",
+                  source_.string());
     return copy_plain_directories();
   }
 
   fs::path source_, target_;
   Progress progress_;
+  int depth_;
   json manifest_;
 };
 
@@ -288,14 +329,16 @@ Result<TensorMap> read_tensors(const fs::path& stem) {
 Result<Cmvn> parse_cmvn(std::string_view text, const std::string& name) {
   auto section = [&](std::string_view tag) -> Result<std::vector<float>> {
     const auto at = text.find(tag);
-    const auto open = at == std::string_view::npos ? at : text.find('[', at), close = open == std::string_view::npos ? open : text.find(']', open);
+    const auto open = at == std::string_view::npos ? at : text.find('[', at),
+               close = open == std::string_view::npos ? open : text.find(']', open);
     if (close == std::string_view::npos) return fail(Errc::bad_format, "'{}' has no {} section", name, tag);
     std::vector<float> values;
     std::istringstream stream{std::string(text.substr(open + 1, close - open - 1))};
     for (std::string word; stream >> word;) {
       char* end = nullptr;
       const float value = std::strtof(word.c_str(), &end);
-      if (end == word.c_str() || *end != '\0' || !std::isfinite(value)) return fail(Errc::bad_format, "'{}': '{}' in {} is not a number", name, word, tag);
+      if (end == word.c_str() || *end != '\0' || !std::isfinite(value))
+        return fail(Errc::bad_format, "'{}': '{}' in {} is not a number", name, word, tag);
       values.push_back(value);
     }
     return values;
@@ -303,7 +346,8 @@ Result<Cmvn> parse_cmvn(std::string_view text, const std::string& name) {
   PARLANDO_TRY(auto shift, section("<AddShift>"));
   PARLANDO_TRY(auto rescale, section("<Rescale>"));
   if (shift.size() != 560 || rescale.size() != 560)
-    return fail(Errc::bad_format, "'{}' has {} shifts and {} scales, 560 are expected", name, shift.size(), rescale.size());
+    return fail(Errc::bad_format, "'{}' has {} shifts and {} scales, 560 are expected", name, shift.size(),
+                rescale.size());
   return Cmvn{std::move(shift), std::move(rescale)};
 }
 
@@ -323,7 +367,8 @@ Result<json> read_vocoder_config(const fs::path& directory) {
   if (cfm.contains("content")) cfm = cfm["content"];
   const auto estimator = get_or(decoder, "estimator", json::object());
   const auto& hift = raw["hift"];
-  if (!flow.contains("input_frame_rate")) return fail(Errc::bad_format, "'{}' has no flow.input_frame_rate", directory.string());
+  if (!flow.contains("input_frame_rate"))
+    return fail(Errc::bad_format, "'{}' has no flow.input_frame_rate", directory.string());
   json out;
   out["sample_rate"] = get_or(raw, "sample_rate", 22050);
   out["spk_embed_dim"] = get_or(raw, "spk_embed_dim", 192);
@@ -354,22 +399,23 @@ Result<json> read_vocoder_config(const fs::path& directory) {
                    {"act_fn", get_or(estimator, "act_fn", "gelu")}}}};
   auto& h = out["hift"];
   h = hift;
-  for (const auto& [key, value] : std::initializer_list<std::pair<const char*, json>>{{"in_channels", 80},
-                                                                                      {"base_channels", 512},
-                                                                                      {"nb_harmonics", 8},
-                                                                                      {"sampling_rate", 22050},
-                                                                                      {"nsf_alpha", 0.1},
-                                                                                      {"nsf_sigma", 0.003},
-                                                                                      {"nsf_voiced_threshold", 10},
-                                                                                      {"upsample_rates", {8, 8}},
-                                                                                      {"upsample_kernel_sizes", {16, 16}},
-                                                                                      {"istft_params", {{"n_fft", 16}, {"hop_len", 4}}},
-                                                                                      {"resblock_kernel_sizes", {3, 7, 11}},
-                                                                                      {"resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}, {1, 3, 5}}},
-                                                                                      {"source_resblock_kernel_sizes", {7, 11}},
-                                                                                      {"source_resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}}},
-                                                                                      {"lrelu_slope", 0.1},
-                                                                                      {"audio_limit", 0.99}})
+  for (const auto& [key, value] : std::initializer_list<std::pair<const char*, json>>{
+           {"in_channels", 80},
+           {"base_channels", 512},
+           {"nb_harmonics", 8},
+           {"sampling_rate", 22050},
+           {"nsf_alpha", 0.1},
+           {"nsf_sigma", 0.003},
+           {"nsf_voiced_threshold", 10},
+           {"upsample_rates", {8, 8}},
+           {"upsample_kernel_sizes", {16, 16}},
+           {"istft_params", {{"n_fft", 16}, {"hop_len", 4}}},
+           {"resblock_kernel_sizes", {3, 7, 11}},
+           {"resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}, {1, 3, 5}}},
+           {"source_resblock_kernel_sizes", {7, 11}},
+           {"source_resblock_dilation_sizes", {{1, 3, 5}, {1, 3, 5}}},
+           {"lrelu_slope", 0.1},
+           {"audio_limit", 0.99}})
     if (!h.contains(key)) h[key] = value;
   return out;
 }

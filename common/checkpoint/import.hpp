@@ -4,10 +4,10 @@
 /// | kind | recognised by | becomes |
 /// |---|---|---|
 /// | tokenizer | `linguistic_tokenizer.npy` | `tokenizer.json`, `linguistic.safetensors`, `semantic.safetensors` |
-/// | vocoder | `cosyvoice.yaml` or a `config.json` with the key `flow` | `config.json`, `flow.safetensors`, `hift.safetensors`, `campplus.safetensors` |
-/// | lm | `config.json` with `num_attention_groups` | the same files, safetensors untouched |
-/// | vad | `silero_vad_16k_op15.onnx` | `silero_vad.safetensors` |
-/// | bundle | sub-directories of the kinds above | the same sub-directories |
+/// | vocoder | `cosyvoice.yaml` or a `config.json` with the key `flow` | `config.json`, `flow.safetensors`,
+/// `hift.safetensors`, `campplus.safetensors` | | lm | `config.json` with `num_attention_groups` | the same files,
+/// safetensors untouched | | vad | `silero_vad_16k_op15.onnx` | `silero_vad.safetensors` | | bundle | sub-directories
+/// of the kinds above | the same sub-directories |
 ///
 /// Every output directory gets a `manifest.json` with source, size, SHA-256 and the shape and type of each tensor.
 #include <filesystem>
@@ -22,7 +22,8 @@ namespace parlando::checkpoint {
 using Progress = std::function<void(const std::string& what, double done)>;
 
 /// @error names the missing or malformed file and what was expected where.
-Result<void> import_directory(const std::filesystem::path& source, const std::filesystem::path& target, const Progress& progress = {});
+Result<void> import_directory(const std::filesystem::path& source, const std::filesystem::path& target,
+                              const Progress& progress = {});
 
 /// The vocoder's configuration in one normal form, from `config.json` or from the tagged `cosyvoice.yaml`.
 Result<nlohmann::json> read_vocoder_config(const std::filesystem::path& directory);

@@ -6,5 +6,6 @@
 
 namespace parlando::checkpoint {
 Result<TensorData> read_npy(const std::filesystem::path& path);
-Result<TensorData> parse_npy(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, const std::string& name);
+Result<TensorData> parse_npy(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
+                             const std::string& name);
 }  // namespace parlando::checkpoint

@@ -20,7 +20,8 @@ void each(Bytes bytes, const std::string& file, const char* what, F&& visit) {
   if (!reader.ok()) raise(Errc::bad_format, "'{}': malformed protobuf in {}", file, what);
 }
 
-TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, const std::string& file, std::string& name) {
+TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, const std::string& file,
+                       std::string& name) {
   TensorData out;
   out.owner = owner;
   std::uint64_t type = 0;
@@ -63,14 +64,16 @@ TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, co
         break;
       case 13:
       case 14:
-        if (f.number == 13 || f.value == 1) raise(Errc::unsupported, "'{}': tensor '{}' keeps its data in another file", file, name);
+        if (f.number == 13 || f.value == 1)
+          raise(Errc::unsupported, "'{}': tensor '{}' keeps its data in another file", file, name);
         break;
       default:
         break;
     }
   });
   const auto count = elements_of(out.shape);
-  if (!count || out.shape.size() > 8) raise(Errc::bad_format, "'{}': tensor '{}' has shape {}", file, name, to_string(out.shape));
+  if (!count || out.shape.size() > 8)
+    raise(Errc::bad_format, "'{}': tensor '{}' has shape {}", file, name, to_string(out.shape));
   switch (type) {
     case 1:
       out.dtype = Dtype::f32;
@@ -117,8 +120,10 @@ TensorData read_tensor(Bytes bytes, const std::shared_ptr<const void>& owner, co
   } else {
     out.bytes = raw;
   }
-  if (static_cast<std::uint64_t>(*count) > out.bytes.size() || static_cast<std::size_t>(*count) * bytes_of(out.dtype) != out.bytes.size())
-    raise(Errc::bad_format, "'{}': tensor '{}' of shape {} holds {} bytes", file, name, to_string(out.shape), out.bytes.size());
+  if (static_cast<std::uint64_t>(*count) > out.bytes.size() ||
+      static_cast<std::size_t>(*count) * bytes_of(out.dtype) != out.bytes.size())
+    raise(Errc::bad_format, "'{}': tensor '{}' of shape {} holds {} bytes", file, name, to_string(out.shape),
+          out.bytes.size());
   return out;
 }
 
@@ -184,7 +189,8 @@ const TensorData& initializer(const OnnxGraph& graph, const std::string& name, c
 }
 
 TensorData transposed(const TensorData& in, const std::string& what) {
-  if (in.shape.size() != 2 || in.dtype != Dtype::f32) raise(Errc::checkpoint_mismatch, "{} is not a float matrix but {}", what, to_string(in.shape));
+  if (in.shape.size() != 2 || in.dtype != Dtype::f32)
+    raise(Errc::checkpoint_mismatch, "{} is not a float matrix but {}", what, to_string(in.shape));
   const auto rows = static_cast<std::size_t>(in.shape[0]), columns = static_cast<std::size_t>(in.shape[1]);
   std::vector<float> source(rows * columns), values(rows * columns);
   std::memcpy(source.data(), in.bytes.data(), in.bytes.size());
@@ -207,7 +213,8 @@ const TensorData* OnnxGraph::value(const std::string& name) const {
     if (const auto found = initializers.find(at); found != initializers.end()) return &found->second;
     const OnnxNode* source = nullptr;
     for (const auto& node : nodes)
-      if (node.op == "Identity" && !node.outputs.empty() && node.outputs[0] == at && !node.inputs.empty()) source = &node;
+      if (node.op == "Identity" && !node.outputs.empty() && node.outputs[0] == at && !node.inputs.empty())
+        source = &node;
     if (source == nullptr) return nullptr;
     at = source->inputs[0];
   }
@@ -233,7 +240,8 @@ Result<OnnxGraph> parse_onnx(Bytes bytes, std::shared_ptr<const void> owner, con
   });
   if (!found) return fail(Errc::bad_format, "'{}' holds no ONNX graph", name);
   for (const auto& node : graph.nodes)
-    if (node.op == "Constant" && !node.outputs.empty() && node.tensors.contains("value")) graph.initializers.emplace(node.outputs[0], node.tensors.at("value"));
+    if (node.op == "Constant" && !node.outputs.empty() && node.tensors.contains("value"))
+      graph.initializers.emplace(node.outputs[0], node.tensors.at("value"));
   return graph;
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
@@ -249,8 +257,8 @@ Result<SemanticWeights> semantic_weights_of(const OnnxGraph& graph, const std::s
   const auto& conv1 = node_of(graph, "/conv1/Conv", name);
   const auto stride = conv1.ints.find("strides");
   if (stride == conv1.ints.end() || stride->second.empty() || stride->second[0] != 2)
-    raise(Errc::unsupported, "'{}': /conv1/Conv has stride {}, the 25 Hz tokenizer has 2 (is this the 50 Hz file?)", name,
-          stride == conv1.ints.end() || stride->second.empty() ? 1 : stride->second[0]);
+    raise(Errc::unsupported, "'{}': /conv1/Conv has stride {}, the 25 Hz tokenizer has 2 (is this the 50 Hz file?)",
+          name, stride == conv1.ints.end() || stride->second.empty() ? 1 : stride->second[0]);
   SemanticWeights out;
   auto& t = out.tensors;
   for (const char* conv : {"conv1", "conv2"}) {
@@ -276,7 +284,8 @@ Result<SemanticWeights> semantic_weights_of(const OnnxGraph& graph, const std::s
     ++blocks;
   }
   if (blocks == 0) raise(Errc::checkpoint_mismatch, "'{}' has no transformer blocks", name);
-  t["quantizer._codebook.embed"] = transposed(operand(graph, "/quantizer/rq/model/layers.0/_codebook/MatMul", name), "the codebook");
+  t["quantizer._codebook.embed"] =
+      transposed(operand(graph, "/quantizer/rq/model/layers.0/_codebook/MatMul", name), "the codebook");
   const auto& heads_node = node_of(graph, "/blocks.0/attn/Constant_1", name);
   const auto heads = heads_node.tensors.find("value");
   if (heads == heads_node.tensors.end() || heads->second.dtype != Dtype::i64 || heads->second.bytes.size() != 8)
@@ -301,7 +310,8 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
   std::vector<Norm> norms;
   auto floats = [&](const std::string& input, const char* what) {
     const auto* tensor = graph.value(input);
-    if (tensor == nullptr) raise(Errc::checkpoint_mismatch, "'{}': {} '{}' is not stored in the file", name, what, input);
+    if (tensor == nullptr)
+      raise(Errc::checkpoint_mismatch, "'{}': {} '{}' is not stored in the file", name, what, input);
     auto values = to_f32(*tensor);
     if (!values) raise(values.error().code, "'{}': {}", name, values.error().message);
     return std::pair(*std::move(values), tensor->shape);
@@ -320,9 +330,11 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
       conv.output = node.outputs[0];
       convs.push_back(std::move(conv));
     } else if (node.op == "BatchNormalization") {
-      if (node.inputs.size() != 5) raise(Errc::checkpoint_mismatch, "'{}': a batch norm with {} inputs", name, node.inputs.size());
+      if (node.inputs.size() != 5)
+        raise(Errc::checkpoint_mismatch, "'{}': a batch norm with {} inputs", name, node.inputs.size());
       const auto w = floats(node.inputs[1], "a batch norm").first, b = floats(node.inputs[2], "a batch norm").first,
-                 mean = floats(node.inputs[3], "a batch norm").first, var = floats(node.inputs[4], "a batch norm").first;
+                 mean = floats(node.inputs[3], "a batch norm").first,
+                 var = floats(node.inputs[4], "a batch norm").first;
       const float epsilon = node.floats.contains("epsilon") ? node.floats.at("epsilon") : 1e-5f;
       if (b.size() != w.size() || mean.size() != w.size() || var.size() != w.size())
         raise(Errc::checkpoint_mismatch, "'{}': a batch norm of unequal parts", name);
@@ -333,13 +345,16 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
         norm.shift.push_back(static_cast<float>(b[i] - mean[i] * scale));
       }
       auto conv = std::find_if(convs.begin(), convs.end(), [&](const Conv& c) { return c.output == node.inputs[0]; });
-      // A norm belongs to the convolution it reads when nothing else reads that convolution (the first layer of a dense block does not).
+      // A norm belongs to the convolution it reads when nothing else reads that convolution (the first layer of a dense
+      // block does not).
       std::size_t readers = 0;
-      for (const auto& other : graph.nodes) readers += static_cast<std::size_t>(std::count(other.inputs.begin(), other.inputs.end(), node.inputs[0]));
+      for (const auto& other : graph.nodes)
+        readers += static_cast<std::size_t>(std::count(other.inputs.begin(), other.inputs.end(), node.inputs[0]));
       if (conv != convs.end() && readers == 1) {
         const std::size_t each_row = conv->weight.size() / norm.scale.size();
         for (std::size_t i = 0; i < conv->weight.size(); ++i) conv->weight[i] *= norm.scale[i / each_row];
-        for (std::size_t i = 0; i < norm.scale.size(); ++i) conv->bias[i] = conv->bias[i] * norm.scale[i] + norm.shift[i];
+        for (std::size_t i = 0; i < norm.scale.size(); ++i)
+          conv->bias[i] = conv->bias[i] * norm.scale[i] + norm.shift[i];
       } else {
         norms.push_back(std::move(norm));
       }
@@ -348,14 +363,16 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
   TensorMap out;
   std::size_t next = 0, next_norm = 0;
   auto take = [&](const std::string& to) {
-    if (next >= convs.size()) raise(Errc::checkpoint_mismatch, "'{}' has {} convolutions, '{}' is missing", name, convs.size(), to);
+    if (next >= convs.size())
+      raise(Errc::checkpoint_mismatch, "'{}' has {} convolutions, '{}' is missing", name, convs.size(), to);
     auto& conv = convs[next++];
     const auto channels = conv.shape[0];
     out[to + ".weight"] = make_f32(conv.shape, std::move(conv.weight));
     out[to + ".bias"] = make_f32({channels}, std::move(conv.bias));
   };
   auto take_norm = [&](const std::string& to) {
-    if (next_norm >= norms.size()) raise(Errc::checkpoint_mismatch, "'{}' has {} batch norms, '{}' is missing", name, norms.size(), to);
+    if (next_norm >= norms.size())
+      raise(Errc::checkpoint_mismatch, "'{}' has {} batch norms, '{}' is missing", name, norms.size(), to);
     auto& norm = norms[next_norm++];
     const auto size = static_cast<std::int64_t>(norm.scale.size());
     out[to + ".scale"] = make_f32({size}, std::move(norm.scale));
@@ -370,18 +387,21 @@ Result<TensorMap> campplus_weights_of(const OnnxGraph& graph, const std::string&
   take("xvector.tdnn.linear");
   for (int block = 1; block <= 3; ++block) {
     int layer = 0;
-    // A dense layer is a 1x1 convolution followed by a kernel of 3; a transit is a 1x1 convolution followed by another 1x1.
+    // A dense layer is a 1x1 convolution followed by a kernel of 3; a transit is a 1x1 convolution followed by another
+    // 1x1.
     while (next + 1 < convs.size() && convs[next + 1].shape.size() == 3 && convs[next + 1].shape[2] == 3) {
       const auto at = fmt::format("xvector.block{}.tdnnd{}.", block, ++layer);
       take_norm(at + "nonlinear1");
-      take(at + "linear1"), take(at + "cam_layer.linear_local"), take(at + "cam_layer.linear1"), take(at + "cam_layer.linear2");
+      take(at + "linear1"), take(at + "cam_layer.linear_local"), take(at + "cam_layer.linear1"),
+          take(at + "cam_layer.linear2");
     }
     take_norm(fmt::format("xvector.transit{}.nonlinear", block));
     take(fmt::format("xvector.transit{}.linear", block));
   }
   take("xvector.dense.linear");
   take_norm("xvector.dense.nonlinear");
-  if (next != convs.size()) raise(Errc::checkpoint_mismatch, "'{}' has {} convolutions, the speaker encoder has {}", name, convs.size(), next);
+  if (next != convs.size())
+    raise(Errc::checkpoint_mismatch, "'{}' has {} convolutions, the speaker encoder has {}", name, convs.size(), next);
   return out;
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);

@@ -1,6 +1,6 @@
 #pragma once
-/// Protobuf wire reading without a schema: enough for ONNX models and SentencePiece files. Never reads outside its span; a truncated or
-/// overlong field is an error and ends the iteration.
+/// Protobuf wire reading without a schema: enough for ONNX models and SentencePiece files. Never reads outside its
+/// span; a truncated or overlong field is an error and ends the iteration.
 #include <cstdint>
 #include <cstring>
 #include <optional>

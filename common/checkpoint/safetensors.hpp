@@ -16,11 +16,13 @@ struct Safetensors {
 Result<Safetensors> read_safetensors(const std::filesystem::path& path);
 
 /// The same on bytes in memory; `owner` keeps them alive.
-Result<Safetensors> parse_safetensors(std::span<const std::byte> bytes, std::shared_ptr<const void> owner, const std::string& name);
+Result<Safetensors> parse_safetensors(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
+                                      const std::string& name);
 
 /// A directory with `model.safetensors.index.json` (the index is authoritative) or `model.safetensors`, or one file.
 Result<Safetensors> read_safetensors_model(const std::filesystem::path& path);
 
-Result<void> write_safetensors(const std::filesystem::path& path, const TensorMap& tensors, const std::map<std::string, std::string>& metadata = {});
+Result<void> write_safetensors(const std::filesystem::path& path, const TensorMap& tensors,
+                               const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace parlando::checkpoint

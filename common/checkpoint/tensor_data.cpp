@@ -24,13 +24,14 @@ std::size_t bytes_of(Dtype dtype) {
 }
 
 namespace {
-constexpr std::pair<Dtype, std::string_view> kNames[] = {{Dtype::f64, "F64"}, {Dtype::f32, "F32"},     {Dtype::f16, "F16"}, {Dtype::bf16, "BF16"},
-                                                         {Dtype::i64, "I64"}, {Dtype::i32, "I32"},     {Dtype::i16, "I16"}, {Dtype::i8, "I8"},
-                                                         {Dtype::u8, "U8"},   {Dtype::boolean, "BOOL"}};
+constexpr std::pair<Dtype, std::string_view> kNames[] = {
+    {Dtype::f64, "F64"}, {Dtype::f32, "F32"}, {Dtype::f16, "F16"}, {Dtype::bf16, "BF16"}, {Dtype::i64, "I64"},
+    {Dtype::i32, "I32"}, {Dtype::i16, "I16"}, {Dtype::i8, "I8"},   {Dtype::u8, "U8"},     {Dtype::boolean, "BOOL"}};
 
 float half_to_float(std::uint16_t h) {
   const std::uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023u;
-  if (exponent == 0) return std::copysign(std::ldexp(static_cast<float>(mantissa), -24), std::bit_cast<float>(sign | 0x3f800000u));
+  if (exponent == 0)
+    return std::copysign(std::ldexp(static_cast<float>(mantissa), -24), std::bit_cast<float>(sign | 0x3f800000u));
   if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
@@ -93,7 +94,8 @@ Result<std::vector<float>> to_f32(const TensorData& tensor) {
       for (std::size_t i = 0; i < count; ++i) out[i] = half_to_float(load16(i));
       break;
     case Dtype::bf16:
-      for (std::size_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(load16(i)) << 16);
+      for (std::size_t i = 0; i < count; ++i)
+        out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(load16(i)) << 16);
       break;
     default:
       return fail(Errc::unsupported, "a tensor of type {} is not a floating-point tensor", name_of(tensor.dtype));

@@ -23,7 +23,8 @@ class Cursor {
     return value;
   }
   Bytes take(std::size_t count) {
-    if (count > bytes_.size() - at_) raise(Errc::bad_format, "'{}' ends inside a field at byte {} of {}", name_, at_, bytes_.size());
+    if (count > bytes_.size() - at_)
+      raise(Errc::bad_format, "'{}' ends inside a field at byte {} of {}", name_, at_, bytes_.size());
     at_ += count;
     return bytes_.subspan(at_ - count, count);
   }
@@ -56,9 +57,14 @@ std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& name) {
     std::memcpy(&v, bytes.data() + at, 2);
     return v;
   };
-  auto u32 = [&](std::size_t at) { return static_cast<std::uint32_t>(u16(at)) | static_cast<std::uint32_t>(u16(at + 2)) << 16; };
-  auto u64 = [&](std::size_t at) { return static_cast<std::uint64_t>(u32(at)) | static_cast<std::uint64_t>(u32(at + 4)) << 32; };
-  if (bytes.size() < 22) raise(Errc::bad_format, "'{}' has {} bytes, a zip archive has at least 22", name, bytes.size());
+  auto u32 = [&](std::size_t at) {
+    return static_cast<std::uint32_t>(u16(at)) | static_cast<std::uint32_t>(u16(at + 2)) << 16;
+  };
+  auto u64 = [&](std::size_t at) {
+    return static_cast<std::uint64_t>(u32(at)) | static_cast<std::uint64_t>(u32(at + 4)) << 32;
+  };
+  if (bytes.size() < 22)
+    raise(Errc::bad_format, "'{}' has {} bytes, a zip archive has at least 22", name, bytes.size());
   std::size_t end = bytes.size() - 22;
   while (u32(end) != 0x06054b50u) {
     if (end == 0 || bytes.size() - end > 65557)
@@ -74,11 +80,13 @@ std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& name) {
   }
   std::vector<ZipEntry> out;
   for (std::uint64_t i = 0; i < count; ++i) {
-    if (at >= bytes.size() || u32(at) != 0x02014b50u) raise(Errc::bad_format, "'{}': zip entry {} has no header", name, i);
+    if (at >= bytes.size() || u32(at) != 0x02014b50u)
+      raise(Errc::bad_format, "'{}': zip entry {} has no header", name, i);
     const auto method = u16(at + 10);
     std::uint64_t packed = u32(at + 20), size = u32(at + 24), local = u32(at + 42);
     const std::size_t name_bytes = u16(at + 28), extra_bytes = u16(at + 30), comment_bytes = u16(at + 32);
-    if (at + 46 + name_bytes + extra_bytes > bytes.size()) raise(Errc::bad_format, "'{}': zip entry {} is truncated", name, i);
+    if (at + 46 + name_bytes + extra_bytes > bytes.size())
+      raise(Errc::bad_format, "'{}': zip entry {} is truncated", name, i);
     ZipEntry entry;
     entry.name.assign(reinterpret_cast<const char*>(bytes.data()) + at + 46, name_bytes);
     for (std::size_t x = at + 46 + name_bytes, stop = x + extra_bytes; x + 4 <= stop;) {
@@ -93,10 +101,13 @@ std::vector<ZipEntry> read_zip(Bytes bytes, const std::string& name) {
       }
       x += 4u + length;
     }
-    if (method != 0 || packed != size) raise(Errc::unsupported, "'{}': zip entry '{}' is compressed; torch writes stored entries", name, entry.name);
-    if (local > bytes.size() || u32(local) != 0x04034b50u) raise(Errc::bad_format, "'{}': zip entry '{}' has no local header", name, entry.name);
+    if (method != 0 || packed != size)
+      raise(Errc::unsupported, "'{}': zip entry '{}' is compressed; torch writes stored entries", name, entry.name);
+    if (local > bytes.size() || u32(local) != 0x04034b50u)
+      raise(Errc::bad_format, "'{}': zip entry '{}' has no local header", name, entry.name);
     const std::uint64_t start = local + 30 + u16(local + 26) + u16(local + 28);
-    if (start > bytes.size() || size > bytes.size() - start) raise(Errc::bad_format, "'{}': zip entry '{}' of {} bytes is truncated", name, entry.name, size);
+    if (start > bytes.size() || size > bytes.size() - start)
+      raise(Errc::bad_format, "'{}': zip entry '{}' of {} bytes is truncated", name, entry.name, size);
     entry.data = bytes.subspan(start, size);
     out.push_back(std::move(entry));
     at += 46 + name_bytes + extra_bytes + comment_bytes;
@@ -132,9 +143,10 @@ struct Value {
 
 std::optional<Dtype> storage_type(std::string_view name) {
   static const std::unordered_map<std::string_view, Dtype> types = {
-      {"torch.FloatStorage", Dtype::f32}, {"torch.DoubleStorage", Dtype::f64},  {"torch.HalfStorage", Dtype::f16},  {"torch.BFloat16Storage", Dtype::bf16},
-      {"torch.LongStorage", Dtype::i64},  {"torch.IntStorage", Dtype::i32},     {"torch.ShortStorage", Dtype::i16}, {"torch.CharStorage", Dtype::i8},
-      {"torch.ByteStorage", Dtype::u8},   {"torch.BoolStorage", Dtype::boolean}};
+      {"torch.FloatStorage", Dtype::f32},     {"torch.DoubleStorage", Dtype::f64}, {"torch.HalfStorage", Dtype::f16},
+      {"torch.BFloat16Storage", Dtype::bf16}, {"torch.LongStorage", Dtype::i64},   {"torch.IntStorage", Dtype::i32},
+      {"torch.ShortStorage", Dtype::i16},     {"torch.CharStorage", Dtype::i8},    {"torch.ByteStorage", Dtype::u8},
+      {"torch.BoolStorage", Dtype::boolean}};
   const auto found = types.find(name);
   return found == types.end() ? std::nullopt : std::optional(found->second);
 }
@@ -146,7 +158,8 @@ class Pickle {
 
   ValuePtr run() {
     while (true) {
-      if (stack_.size() > 4'000'000 || memo_.size() > 4'000'000) raise(Errc::bad_format, "'{}': the pickle is too large", name_);
+      if (stack_.size() > 4'000'000 || memo_.size() > 4'000'000)
+        raise(Errc::bad_format, "'{}': the pickle is too large", name_);
       const auto op = in_.read<unsigned char>();
       switch (op) {
         case 0x80:
@@ -214,8 +227,10 @@ class Pickle {
           if (size > 8) raise(Errc::bad_format, "'{}': an integer of {} bytes", name_, size);
           const auto raw = in_.take(size);
           std::int64_t value = 0;
-          for (std::size_t i = 0; i < size; ++i) value |= static_cast<std::int64_t>(std::to_integer<std::uint64_t>(raw[i]) << (8 * i));
-          if (size > 0 && size < 8 && (std::to_integer<unsigned>(raw[size - 1]) & 0x80)) value -= std::int64_t{1} << (8 * size);
+          for (std::size_t i = 0; i < size; ++i)
+            value |= static_cast<std::int64_t>(std::to_integer<std::uint64_t>(raw[i]) << (8 * i));
+          if (size > 0 && size < 8 && (std::to_integer<unsigned>(raw[size - 1]) & 0x80))
+            value -= std::int64_t{1} << (8 * size);
           push(value);
           break;
         }
@@ -261,7 +276,8 @@ class Pickle {
           auto items = to_mark();
           auto& dict = as<Dict>(top(), "SETITEMS");
           if (items.size() % 2) raise(Errc::bad_format, "'{}': a key without a value", name_);
-          for (std::size_t i = 0; i < items.size(); i += 2) dict.items.emplace_back(as<std::string>(items[i], "a key"), items[i + 1]);
+          for (std::size_t i = 0; i < items.size(); i += 2)
+            dict.items.emplace_back(as<std::string>(items[i], "a key"), items[i + 1]);
           break;
         }
         case 'b':
@@ -271,7 +287,9 @@ class Pickle {
         case '.':
           return pop();
         default:
-          raise(Errc::unsupported, "'{}': pickle opcode 0x{:02x} at byte {} is not one that a dictionary of tensors needs; refused", name_, op, in_.at() - 1);
+          raise(Errc::unsupported,
+                "'{}': pickle opcode 0x{:02x} at byte {} is not one that a dictionary of tensors needs; refused", name_,
+                op, in_.at() - 1);
       }
     }
   }
@@ -292,7 +310,8 @@ class Pickle {
   }
   template <class T>
   T& as(const ValuePtr& value, const char* what) {
-    if (!value || !std::holds_alternative<T>(value->v)) raise(Errc::bad_format, "'{}': {} has another type than expected", name_, what);
+    if (!value || !std::holds_alternative<T>(value->v))
+      raise(Errc::bad_format, "'{}': {} has another type than expected", name_, what);
     return std::get<T>(value->v);
   }
   std::string text(std::size_t size) {
@@ -314,14 +333,17 @@ class Pickle {
     auto module = in_.line();
     auto name = in_.line();
     auto full = module + "." + name;
-    if (full != "collections.OrderedDict" && full != "torch._utils._rebuild_tensor_v2" && full != "torch._utils._rebuild_parameter" && !storage_type(full))
-      raise(Errc::unsupported, "'{}' asks for the Python object '{}'; only plain tensors are read, nothing is executed", name_, full);
+    if (full != "collections.OrderedDict" && full != "torch._utils._rebuild_tensor_v2" &&
+        full != "torch._utils._rebuild_parameter" && !storage_type(full))
+      raise(Errc::unsupported, "'{}' asks for the Python object '{}'; only plain tensors are read, nothing is executed",
+            name_, full);
     push(Global{std::move(full)});
   }
   void persistent() {
     const auto held = pop();  // owns the tuple while it is read
     auto& id = as<Tuple>(held, "a storage id").items;
-    if (id.size() != 5 || as<std::string>(id[0], "a storage id") != "storage") raise(Errc::bad_format, "'{}': a persistent id that is no storage", name_);
+    if (id.size() != 5 || as<std::string>(id[0], "a storage id") != "storage")
+      raise(Errc::bad_format, "'{}': a persistent id that is no storage", name_);
     const auto dtype = storage_type(as<Global>(id[1], "a storage class").name);
     if (!dtype) raise(Errc::unsupported, "'{}': storage class '{}'", name_, std::get<Global>(id[1]->v).name);
     push(Storage{*dtype, as<std::string>(id[2], "a storage key"), as<std::int64_t>(id[4], "a storage size")});
@@ -353,34 +375,42 @@ class Pickle {
   std::unordered_map<std::uint32_t, ValuePtr> memo_;
 };
 
-TensorData resolve(const Tensor& tensor, const std::string& key, const std::map<std::string, Bytes>& storages, const std::shared_ptr<const void>& owner,
-                   const std::string& file) {
+TensorData resolve(const Tensor& tensor, const std::string& key, const std::map<std::string, Bytes>& storages,
+                   const std::shared_ptr<const void>& owner, const std::string& file) {
   const auto found = storages.find(tensor.storage.key);
-  if (found == storages.end()) raise(Errc::bad_format, "'{}': tensor '{}' refers to storage '{}', which the archive lacks", file, key, tensor.storage.key);
+  if (found == storages.end())
+    raise(Errc::bad_format, "'{}': tensor '{}' refers to storage '{}', which the archive lacks", file, key,
+          tensor.storage.key);
   const std::size_t width = bytes_of(tensor.storage.dtype);
   const auto available = static_cast<std::int64_t>(found->second.size() / width);
   const auto count = elements_of(tensor.shape);
-  if (!count || *count > (std::int64_t{1} << 40) || tensor.stride.size() != tensor.shape.size() || tensor.shape.size() > 8)
+  if (!count || *count > (std::int64_t{1} << 40) || tensor.stride.size() != tensor.shape.size() ||
+      tensor.shape.size() > 8)
     raise(Errc::bad_format, "'{}': tensor '{}' has shape {}", file, key, to_string(tensor.shape));
   std::int64_t last = tensor.offset, expected = 1;
   bool contiguous = true;
   for (std::size_t d = tensor.shape.size(); d-- > 0;) {
-    if (tensor.stride[d] < 0 || tensor.stride[d] > available) raise(Errc::bad_format, "'{}': tensor '{}' has stride {}", file, key, tensor.stride[d]);
+    if (tensor.stride[d] < 0 || tensor.stride[d] > available)
+      raise(Errc::bad_format, "'{}': tensor '{}' has stride {}", file, key, tensor.stride[d]);
     if (tensor.shape[d] > 1) {
       contiguous = contiguous && tensor.stride[d] == expected;
       if (tensor.stride[d] != 0 && tensor.shape[d] - 1 > available / std::max<std::int64_t>(1, tensor.stride[d]))
-        raise(Errc::bad_format, "'{}': tensor '{}' reaches past its storage of {} elements (truncated?)", file, key, available);
+        raise(Errc::bad_format, "'{}': tensor '{}' reaches past its storage of {} elements (truncated?)", file, key,
+              available);
       last += (tensor.shape[d] - 1) * tensor.stride[d];
     }
     expected *= std::max<std::int64_t>(1, tensor.shape[d]);
   }
   if (tensor.offset < 0 || (*count > 0 && last >= available) || *count > std::max<std::int64_t>(available, 1) * 64)
-    raise(Errc::bad_format, "'{}': tensor '{}' reaches to element {} of a storage of {} (truncated?)", file, key, last, available);
+    raise(Errc::bad_format, "'{}': tensor '{}' reaches to element {} of a storage of {} (truncated?)", file, key, last,
+          available);
   TensorData out;
   out.dtype = tensor.storage.dtype;
   out.shape = tensor.shape;
   if (contiguous) {
-    out.bytes = *count == 0 ? Bytes{} : found->second.subspan(static_cast<std::size_t>(tensor.offset) * width, static_cast<std::size_t>(*count) * width);
+    out.bytes = *count == 0 ? Bytes{}
+                            : found->second.subspan(static_cast<std::size_t>(tensor.offset) * width,
+                                                    static_cast<std::size_t>(*count) * width);
     out.owner = owner;
     return out;
   }
@@ -389,7 +419,8 @@ TensorData resolve(const Tensor& tensor, const std::string& key, const std::map<
   for (std::int64_t i = 0; i < *count; ++i) {
     std::int64_t at = tensor.offset;
     for (std::size_t d = 0; d < index.size(); ++d) at += index[d] * tensor.stride[d];
-    std::memcpy(copy->data() + static_cast<std::size_t>(i) * width, found->second.data() + static_cast<std::size_t>(at) * width, width);
+    std::memcpy(copy->data() + static_cast<std::size_t>(i) * width,
+                found->second.data() + static_cast<std::size_t>(at) * width, width);
     for (std::size_t d = index.size(); d-- > 0;) {
       if (++index[d] < tensor.shape[d]) break;
       index[d] = 0;
@@ -412,7 +443,8 @@ Result<TensorMap> parse_torch_file(Bytes bytes, std::shared_ptr<const void> owne
   std::map<std::string, Bytes> storages;
   for (const auto& entry : entries) {
     if (entry.name.starts_with(prefix + "data/")) storages[entry.name.substr(prefix.size() + 5)] = entry.data;
-    if (entry.name == prefix + "byteorder" && std::string_view(reinterpret_cast<const char*>(entry.data.data()), entry.data.size()) != "little")
+    if (entry.name == prefix + "byteorder" &&
+        std::string_view(reinterpret_cast<const char*>(entry.data.data()), entry.data.size()) != "little")
       return fail(Errc::unsupported, "'{}' is not little-endian", name);
   }
   const ValuePtr root = Pickle(pickle->data, name).run();
@@ -430,7 +462,8 @@ Result<TensorMap> parse_torch_file(Bytes bytes, std::shared_ptr<const void> owne
     if (std::holds_alternative<Tensor>(value->v) && !key.starts_with("module.")) module_prefix = false;
   TensorMap out;
   for (const auto& [key, value] : dict->items)
-    if (const auto* tensor = std::get_if<Tensor>(&value->v)) out[module_prefix ? key.substr(7) : key] = resolve(*tensor, key, storages, owner, name);
+    if (const auto* tensor = std::get_if<Tensor>(&value->v))
+      out[module_prefix ? key.substr(7) : key] = resolve(*tensor, key, storages, owner, name);
   if (out.empty()) return fail(Errc::bad_format, "'{}' holds no tensors", name);
   return out;
 } catch (const Failure& failure) {

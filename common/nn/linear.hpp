@@ -1,5 +1,6 @@
 #pragma once
-/// A linear layer for the few rows of a streaming window: weights are packed once at loading and streamed once per call.
+/// A linear layer for the few rows of a streaming window: weights are packed once at loading and streamed once per
+/// call.
 #include <ATen/core/Tensor.h>
 
 namespace parlando::nn {

@@ -36,7 +36,8 @@ at::ScalarType scalar_type(checkpoint::Dtype dtype) {
   return at::kFloat;
 }
 
-/// A view of the mapped bytes; the file lives as long as the tensor. Copies only when the bytes are not aligned for their type.
+/// A view of the mapped bytes; the file lives as long as the tensor. Copies only when the bytes are not aligned for
+/// their type.
 at::Tensor view_of(const checkpoint::TensorData& data) {
   const auto type = scalar_type(data.dtype);
   if (data.bytes.empty()) return at::empty(data.shape, type);
@@ -81,7 +82,8 @@ const checkpoint::TensorData* Weights::checked(const std::string& name, const st
   bool same = seen.size() == shape.size();
   for (std::size_t d = 0; same && d < shape.size(); ++d) same = shape[d] < 0 || shape[d] == seen[d];
   if (!same) {
-    problems_.push_back(fmt::format("'{}' has shape {}, expected {}", name, checkpoint::to_string(seen), checkpoint::to_string(shape)));
+    problems_.push_back(
+        fmt::format("'{}' has shape {}, expected {}", name, checkpoint::to_string(seen), checkpoint::to_string(shape)));
     return nullptr;
   }
   return &found->second;
@@ -116,7 +118,8 @@ at::Tensor Weights::stack(const std::vector<Part>& parts) {
   return out;
 }
 
-at::Tensor Weights::take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first, std::int64_t count) {
+at::Tensor Weights::take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first,
+                               std::int64_t count) {
   const auto* data = checked(name, shape);
   if (data == nullptr) return {};
   auto out = view_of(*data).narrow(dim, first, count).to(dtype_).contiguous();
@@ -126,7 +129,8 @@ at::Tensor Weights::take_slice(const std::string& name, std::vector<std::int64_t
 
 void Weights::finish() {
   for (const auto& [name, tensor] : tensors_)
-    if (!taken_.contains(name) && !name.ends_with("num_batches_tracked")) problems_.push_back("'" + name + "' is not part of this network");
+    if (!taken_.contains(name) && !name.ends_with("num_batches_tracked"))
+      problems_.push_back("'" + name + "' is not part of this network");
   if (problems_.empty()) return;
   std::string list;
   for (std::size_t i = 0; i < problems_.size() && i < 8; ++i) list += (i ? "; " : "") + problems_[i];

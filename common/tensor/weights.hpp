@@ -1,6 +1,6 @@
 #pragma once
-/// Checked loading of a checkpoint into libtorch tensors. A network asks for each tensor by name and shape; what is missing, misshapen
-/// or left over is collected and reported at once.
+/// Checked loading of a checkpoint into libtorch tensors. A network asks for each tensor by name and shape; what is
+/// missing, misshapen or left over is collected and reported at once.
 #include <ATen/core/Tensor.h>
 
 #include <set>
@@ -14,11 +14,12 @@ class Weights {
   /// @param dtype  run-time type of floating-point tensors
   Weights(checkpoint::TensorMap tensors, std::string source, at::ScalarType dtype = at::kFloat);
 
-  /// A tensor of exactly this shape (-1 = any size in that dimension), converted to the run-time type; zero-copy where the type agrees.
-  /// A problem is recorded and an empty tensor returned; `finish` reports it.
+  /// A tensor of exactly this shape (-1 = any size in that dimension), converted to the run-time type; zero-copy where
+  /// the type agrees. A problem is recorded and an empty tensor returned; `finish` reports it.
   at::Tensor take(const std::string& name, std::vector<std::int64_t> shape);
   /// Rows [first, first + count) of dimension `dim`; reads only those bytes.
-  at::Tensor take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first, std::int64_t count);
+  at::Tensor take_slice(const std::string& name, std::vector<std::int64_t> shape, int dim, std::int64_t first,
+                        std::int64_t count);
   /// Several tensors (or rows [first, first + count) of them) one below the other in one new tensor: fused projections.
   struct Part {
     std::string name;

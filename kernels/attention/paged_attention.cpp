@@ -35,7 +35,8 @@ HWY_INLINE void add_scaled(float* HWY_RESTRICT out, const float* HWY_RESTRICT v,
   const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto scale = hn::Set(d, p);
   std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) hn::StoreU(hn::MulAdd(scale, hn::LoadU(d, v + i), hn::LoadU(d, out + i)), d, out + i);
+  for (; i + lanes <= n; i += lanes)
+    hn::StoreU(hn::MulAdd(scale, hn::LoadU(d, v + i), hn::LoadU(d, out + i)), d, out + i);
   for (; i < n; ++i) out[i] += p * v[i];
 }
 
@@ -48,7 +49,9 @@ void Attend(const PagedAttention& a) {
   for (std::int64_t n = 0; n < last; ++n) roots[n] = std::sqrt(static_cast<float>(n));
   const float scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
   auto load = [&](const void* base, std::int64_t j, std::int64_t g) -> const float* {
-    const std::int64_t at = ((static_cast<std::int64_t>(a.blocks[j / a.block_size]) * a.block_size + j % a.block_size) * a.groups + g) * a.dim;
+    const std::int64_t at =
+        ((static_cast<std::int64_t>(a.blocks[j / a.block_size]) * a.block_size + j % a.block_size) * a.groups + g) *
+        a.dim;
     if (!a.bf16) return static_cast<const float*>(base) + at;
     const auto* half = static_cast<const std::uint16_t*>(base) + at;
     for (std::int64_t i = 0; i < a.dim; ++i) row[i] = widen(half[i]);
@@ -61,7 +64,8 @@ void Attend(const PagedAttention& a) {
       float* out = a.out + (t * a.heads + g * per_group) * a.dim;
       for (std::int64_t j = 0; j <= i; ++j) {
         const float* k = load(a.keys, j, g);
-        for (std::int64_t h = 0; h < per_group; ++h) scores[h * last + j] = dot(q + h * a.dim, k, a.dim) * scale - a.slopes[g * per_group + h] * roots[i - j];
+        for (std::int64_t h = 0; h < per_group; ++h)
+          scores[h * last + j] = dot(q + h * a.dim, k, a.dim) * scale - a.slopes[g * per_group + h] * roots[i - j];
       }
       for (std::int64_t h = 0; h < per_group; ++h) {
         float* s = scores.data() + h * last;
@@ -89,7 +93,10 @@ void paged_attention(const PagedAttention& a) { HWY_DYNAMIC_DISPATCH(Attend)(a);
 
 void paged_attention_reference(const PagedAttention& a) {
   auto value = [&](const void* base, std::int64_t j, std::int64_t g, std::int64_t n) -> double {
-    const std::int64_t at = ((static_cast<std::int64_t>(a.blocks[j / a.block_size]) * a.block_size + j % a.block_size) * a.groups + g) * a.dim + n;
+    const std::int64_t at =
+        ((static_cast<std::int64_t>(a.blocks[j / a.block_size]) * a.block_size + j % a.block_size) * a.groups + g) *
+            a.dim +
+        n;
     if (!a.bf16) return static_cast<const float*>(base)[at];
     const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(base)[at]) << 16;
     float out;

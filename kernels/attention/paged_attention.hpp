@@ -1,7 +1,8 @@
 #pragma once
-/// Causal attention of some query tokens over a paged key/value cache with the square-root ALiBi bias, all sums in fp32:
+/// Causal attention of some query tokens over a paged key/value cache with the square-root ALiBi bias, all sums in
+/// fp32:
 ///   score(h, i, j) = (q_i · k_j) / sqrt(D) − slope(h) · sqrt(i − j),  j ≤ i;   out = Σ softmax(score) · v.
-/// Query head h reads group floor(h / (N/G)). No mask and no bias matrix ever exists in memory. Source: lm.md §2.
+/// Query head h reads group floor(h / (N/G)). No mask and no bias matrix ever exists in memory. Source: docs/lm.md §2.
 #include <cstdint>
 
 namespace parlando::kernels {

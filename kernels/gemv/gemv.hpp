@@ -1,6 +1,6 @@
 #pragma once
-/// Matrix-vector product for the decode step: y = W x, weights fp32 or bf16, sums in fp32. Chooses the instruction set at run time
-/// (Google Highway). Reads every weight once: the speed limit is memory bandwidth.
+/// Matrix-vector product for the decode step: y = W x, weights fp32 or bf16, sums in fp32. Chooses the instruction set
+/// at run time (Google Highway). Reads every weight once: the speed limit is memory bandwidth.
 #include <cstdint>
 
 namespace parlando::kernels {
@@ -8,20 +8,23 @@ namespace parlando::kernels {
 /// @param w  [rows, columns] row-major   @param x [columns]   @param bias [rows] or null   @param y [rows]
 void gemv_f32(const float* w, std::int64_t rows, std::int64_t columns, const float* x, const float* bias, float* y);
 
-/// Weights in panels of 16 output rows, column by column: [ceil(rows/16)][columns][16], the last panel filled with zeros.
-/// A product then broadcasts inputs and never sums across lanes.
+/// Weights in panels of 16 output rows, column by column: [ceil(rows/16)][columns][16], the last panel filled with
+/// zeros. A product then broadcasts inputs and never sums across lanes.
 std::int64_t packed_size(std::int64_t rows, std::int64_t columns);
 void pack_f32(const float* w, std::int64_t rows, std::int64_t columns, float* packed);
 
-/// A few rows at once: y[n] = W x[n] + bias with packed weights, which come from memory once for all rows. For windows and small batches,
-/// where a general GEMM spends its time packing.   @param x [count, columns]   @param y [count, rows]
-void gemm_packed_f32(const float* packed, std::int64_t rows, std::int64_t columns, const float* x, std::int64_t count, const float* bias, float* y);
+/// A few rows at once: y[n] = W x[n] + bias with packed weights, which come from memory once for all rows. For windows
+/// and small batches, where a general GEMM spends its time packing.   @param x [count, columns]   @param y [count,
+/// rows]
+void gemm_packed_f32(const float* packed, std::int64_t rows, std::int64_t columns, const float* x, std::int64_t count,
+                     const float* bias, float* y);
 
 /// bf16 weights (the upper half of a float32), x in fp32.
 void gemv_bf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y);
 
 /// The same in double precision, for tests.
-void gemv_reference(const float* w, std::int64_t rows, std::int64_t columns, const float* x, const float* bias, double* y);
+void gemv_reference(const float* w, std::int64_t rows, std::int64_t columns, const float* x, const float* bias,
+                    double* y);
 
 /// Name of the instruction set in use, for `doctor` and benchmarks.
 const char* gemv_target();
