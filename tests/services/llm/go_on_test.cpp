@@ -91,6 +91,7 @@ class Replica {
       : model_(with(question)),
         core_({.reply_tokens_max = question.reply_tokens_max}, model_),
         blocks_(model_.engine->blocks_free()) {
+    ++alive_;
     tell(protocol::OpenChat{.seed = question.seed});
     if (question.codes.empty()) {
       tell(protocol::Say{question.text});
@@ -109,7 +110,8 @@ class Replica {
   }
   ~Replica() {
     tell(protocol::Close{});
-    BOOST_TEST(model_.engine->blocks_free() == blocks_);
+    // They share one engine, whose steps move the others on, too: what all held is free when the first one goes, the last.
+    if (--alive_ == 0) BOOST_TEST(model_.engine->blocks_free() == blocks_);
   }
 
   void go_on(const std::vector<std::int32_t>& ids) { tell(protocol::GoOn{bytes_of(ids)}); }
@@ -169,6 +171,7 @@ class Replica {
   CoreDriver driver_{core_};
   std::uint32_t stream_ = next_stream();  // replicas of these tests share one engine
   std::int64_t blocks_;
+  static inline int alive_ = 0;
 };
 
 void check_every_prefix(const Question& question) {
