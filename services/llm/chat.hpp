@@ -47,7 +47,6 @@ class Chat {
   Result<std::vector<ChatEvent>> reply();
   /// Answers a tool call and goes on. @return as `reply`. @error Errc::invalid_argument when no call is open
   Result<std::vector<ChatEvent>> tool_result(const std::string& result);
-  void cancel() { engine_->cancel(name_); }
   /// What an event of this sequence means. @error the event's own, when generation failed; the chat is over then
   Result<std::vector<ChatEvent>> on(const TokenEvent& event);
   const std::string& name() const { return name_; }

@@ -21,6 +21,16 @@ constexpr std::size_t kSamplesPerMessage = 16384;
 constexpr std::size_t kPiecesMax = 64;
 constexpr int kFailuresUntilBroken = 3;
 constexpr milliseconds kRetryFirst{500}, kRetryMax{30000};
+
+/// A pass that throws (no memory, say) ends its own utterance and no other.
+template <class F>
+Result<void> guarded(F f) {
+  try {
+    return f();
+  } catch (const std::exception& e) {
+    return fail(Errc::internal, "the step failed: {}", e.what());
+  }
+}
 }  // namespace
 
 std::vector<config::Problem> TtsConfig::problems(const std::string& path) const {
@@ -385,18 +395,6 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
 bool TtsCore::can_advance(const Utterance& u) {
   return u.codes_stream.value != 0 && (!u.codes.empty() || u.codes_done || (u.stream && u.stream->pending()));
 }
-
-namespace {
-/// A pass that throws (no memory, say) ends its own utterance and no other.
-template <class F>
-Result<void> guarded(F f) {
-  try {
-    return f();
-  } catch (const std::exception& e) {
-    return fail(Errc::internal, "the step failed: {}", e.what());
-  }
-}
-}  // namespace
 
 bool TtsCore::work(Time now) {
   // Pieces begin as soon as they can; then one utterance gets one step, in turns.
