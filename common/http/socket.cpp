@@ -27,7 +27,8 @@ void Socket::start(Upgrade request) {
   ws_->set_option(ws::stream_base::timeout{ws::stream_base::none(), ws::stream_base::none(), false});
   ws_->read_message_max(server_.limits.message_bytes_max);
   ws_->auto_fragment(false);
-  ws_->control_callback([this](ws::frame_type, beast::string_view) {
+  ws_->control_callback([this](ws::frame_type type, beast::string_view) {
+    if (type == ws::frame_type::close) said_goodbye_ = true;
     heard_ = server_.now;
     pinged_ = false;
   });
@@ -248,7 +249,7 @@ void Socket::cut(bool lost) {
   if (!opened_) return;
   server_.open.erase(id_);
   --server_.open_count;
-  if (lost && server_.handlers.lost) server_.guarded([&] { server_.handlers.lost(id_); });
+  if (lost && !said_goodbye_ && server_.handlers.lost) server_.guarded([&] { server_.handlers.lost(id_); });
   server_.guarded([&] { server_.handlers.closed(id_); });
 }
 

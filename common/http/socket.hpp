@@ -89,6 +89,7 @@ class Socket final : public Connection {
   State state_ = State::handshake;
   bool reading_ = false, delivering_ = false, writing_ = false, paused_ = false;
   bool slow_ = false, telling_slow_ = false, pinged_ = false, ping_pending_ = false, opened_ = false;
+  bool said_goodbye_ = false;  // the peer's close frame came, whatever became of the answer
   ws::close_reason reason_;
   Clock::time_point heard_;                      // the last frame came then
   std::optional<Clock::time_point> deadline_;    // of handshake, flush or close

@@ -24,6 +24,9 @@ def frame_of(data):
     return head + mask + body
 
 
+CLOSE_FRAME = bytes([0x88, 0x82]) + b"\0\0\0\0" + struct.pack(">H", 1000)
+
+
 class WebSocket:
     def __init__(self, host, port, path, timeout=60):
         self.sock = socket.create_connection((host, port), timeout=timeout)
@@ -119,4 +122,7 @@ class AsyncWebSocket:
                     return whole if first == 2 else whole.decode()
 
     def close(self):
+        """Says goodbye first: a client that is merely gone is waited for."""
+        if not self.writer.is_closing():
+            self.writer.write(CLOSE_FRAME)
         self.writer.close()

@@ -10,6 +10,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "tests/common/http/client.hpp"
@@ -30,6 +31,7 @@ struct World {
       if (on_opened) on_opened(id);
     };
     handlers.closed = [this](std::uint64_t id) { log[id] += "closed;"; };
+    handlers.lost = [this](std::uint64_t id) { lost.insert(id); };
     handlers.message = [this](std::uint64_t id, std::string_view data, bool binary) {
       if (log_messages) log[id] += (binary ? "b:" : "t:") + std::string(data) + ";";
       ++received[id];
@@ -87,6 +89,7 @@ struct World {
   }
 
   std::map<std::uint64_t, std::string> log;
+  std::set<std::uint64_t> lost;  ///< told so by the server
   std::map<std::uint64_t, int> received;
   std::vector<std::uint64_t> ids;
   bool log_messages = true;
@@ -410,6 +413,26 @@ BOOST_AUTO_TEST_CASE(frames_sent_with_the_upgrade_request_are_not_lost) {
               Client::encode(1, "late"));
   BOOST_REQUIRE(world.until([&] { return world.ids.size() == 1 && world.received[world.ids[0]] == 3; }));
   BOOST_TEST((world.log[world.ids[0]] == "opened;t:early;b:" + large + ";t:late;"));
+}
+
+/// A close frame says goodbye even when its sender does not stay for the answer.
+BOOST_AUTO_TEST_CASE(a_peer_is_lost_only_without_a_close_frame) {
+  World world;
+  std::uint64_t silent = 0, broken = 0, polite = 0, plain = 0;
+  auto first = world.join(&silent), second = world.join(&broken), third = world.join(&polite),
+       fourth = world.join(&plain);
+  first.close();
+  second.reset();
+  third.send(Client::encode(8, "\x03\xe8"));
+  third.reset();
+  fourth.send(Client::encode(8, ""));
+  fourth.reset();
+  const auto ended = [&](std::uint64_t id) { return world.log[id] == "opened;closed;"; };
+  BOOST_REQUIRE(world.until([&] { return ended(silent) && ended(broken) && ended(polite) && ended(plain); }));
+  BOOST_TEST(world.lost.contains(silent));
+  BOOST_TEST(world.lost.contains(broken));
+  BOOST_TEST(!world.lost.contains(polite));
+  BOOST_TEST(!world.lost.contains(plain));
 }
 
 BOOST_AUTO_TEST_CASE(what_is_sent_arrives_in_order) {
