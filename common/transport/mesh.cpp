@@ -20,6 +20,14 @@ std::uint32_t hash32(std::string_view text) {
   for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x01000193u;
   return h;
 }
+/// Instances are named after their service and end in eight random digits; a key is bound to the name.
+bool is_of_name(std::string_view instance, std::string_view name) {
+  constexpr std::size_t kDigits = 8;
+  if (instance == name) return true;
+  if (instance.size() != name.size() + 1 + kDigits || !instance.starts_with(name) || instance[name.size()] != '-')
+    return false;
+  return instance.substr(name.size() + 1).find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
 /// Is the mark of a message one of an earlier link with the same peer? Marks of other peers say nothing: envelopes are
 /// copied.
 bool is_of_former(std::uint64_t mark, std::uint64_t present) {
@@ -58,6 +66,9 @@ struct Mesh::Side {
   bool linked = false;    ///< both ends have agreed on this connection
   bool awaiting = false;  ///< an answer to our HELLO
   bool suspect = false, hung = false, blocked = false, dirty = false;
+  bool retired = false;        ///< its endpoint is named no more: it drains, whatever it says itself
+  bool says_draining = false;  ///< what it says itself
+  Time retired_at{};
   bool missing = false;                  ///< something was lost on a living connection; until both have agreed again
   std::optional<Frames> pending_window;  ///< could not leave yet
   Time heard{}, said_hello{}, beaten{}, progressed{}, suspect_since{}, reconnect_at{}, hello_at{},
@@ -197,6 +208,34 @@ void Mesh::disconnected(Route route) {
   calls_.erase(found);
 }
 
+void Mesh::retire(Route route, Time now) {
+  const auto found = calls_.find(route);
+  if (found == calls_.end()) return;
+  auto& side = *found->second;
+  side.retired = true;
+  side.retired_at = now;
+  describe_peer(side, side.peer.ready, side.says_draining, side.peer.slots);
+}
+
+void Mesh::reinstate(Route route) {
+  const auto found = calls_.find(route);
+  if (found == calls_.end()) return;
+  auto& side = *found->second;
+  side.retired = false;
+  describe_peer(side, side.peer.ready, side.says_draining, side.peer.slots);
+}
+
+/// Nothing is left on a retired call, or nobody is.
+bool Mesh::is_over(const Side& side, Time now) const {
+  if (!side.retired) return false;
+  if (!side.link) return true;
+  if (side.suspect) return now - side.suspect_since >= options_.gone;
+  // Whoever began a stream before it heard of this has done so within a beat.
+  return now - side.retired_at >= options_.heartbeat && side.link->streams() == 0 && !side.link->has_output();
+}
+
+std::vector<Mesh::Route> Mesh::take_finished() { return std::exchange(finished_, {}); }
+
 std::vector<Mesh::Route> Mesh::take_reconnects() { return std::exchange(reconnects_, {}); }
 
 void Mesh::writable(Route route) {
@@ -259,6 +298,8 @@ void Mesh::heard(Side& side, Time now) {
 
 void Mesh::make_link(Side& side, Peer peer, std::uint32_t window_messages) {
   side.peer = std::move(peer);
+  side.says_draining = side.peer.draining;
+  side.peer.draining = side.peer.draining || side.retired;
   side.link = std::make_unique<Link>(side.call, options_.link, window_messages);
   side.mark = std::uint64_t{hash32(side.peer.instance)} << 32 | ++links_;
   side.progress = 0;
@@ -277,6 +318,8 @@ void Mesh::link_up(Side& side, Time now) {
 
 void Mesh::describe_peer(Side& side, bool ready, bool draining, std::int64_t slots) {
   auto& p = side.peer;
+  side.says_draining = draining;
+  draining = draining || side.retired;
   const bool tell = p.ready != ready || p.draining != draining || (p.slots > 0) != (slots > 0);
   p.ready = ready;
   p.draining = draining;
@@ -291,7 +334,7 @@ Result<Peer> Mesh::read_hello(Message& message, Hello& h, bool caller, KeyOwner 
   if (h.instance.empty() || h.role.empty()) return fail(Errc::bad_json, "hello: role and instance must not be empty");
   if (!key.role.empty() && key.role != h.role)
     return fail(Errc::invalid_argument, "hello: the key is one of role {}, the message says {}", key.role, h.role);
-  if (!key.instance.empty() && h.instance != key.instance && !h.instance.starts_with(std::string(key.instance) + "-"))
+  if (!key.instance.empty() && !is_of_name(h.instance, key.instance))
     return fail(Errc::invalid_argument, "hello: the key is one of instance {}, the message says {}", key.instance,
                 h.instance);
   const auto low = std::max<std::uint32_t>(h.version_min, kVersionMin),
@@ -711,7 +754,12 @@ void Mesh::tick(Time now) {
   last_tick_ = now;
   next_beat_ = now + options_.heartbeat;
   const auto silence_max = options_.heartbeat * options_.misses_max + options_.heartbeat / 2;
-  for (auto& [route, side] : calls_) beat(*side, now, silence_max);
+  for (auto& [route, side] : calls_)
+    if (is_over(*side, now))
+      finished_.push_back(route);
+    else
+      beat(*side, now, silence_max);
+  for (const auto route : finished_) disconnected(route);
   std::vector<Side*> gone;
   for (auto& [instance, side] : callers_) {
     beat(*side, now, silence_max);
@@ -736,7 +784,7 @@ void Mesh::unreachable(Route route, Time now) {
 }
 
 Time Mesh::due(Time now) const {
-  if (!control_.empty() || !reconnects_.empty()) return now;
+  if (!control_.empty() || !reconnects_.empty() || !finished_.empty()) return now;
   return std::min({next_beat_, next_window_, next_batch_});
 }
 

@@ -85,12 +85,19 @@ class Mesh {
   void connected(Route route, const std::string& role, Time now);
   /// The connection of a call was made anew: its link goes on over the fresh one.
   void reconnected(Route old, Route fresh, Time now);
-  /// The endpoint is not wanted any more: its peer is down.
+  /// The connection of a call is given up: its peer is down.
   void disconnected(Route route);
+  /// The endpoint of a call is named no more. Its peer counts as draining; when no stream is left on its link, or when
+  /// it has been silent for `gone`, the call is over: `take_finished` names it.
+  void retire(Route route, Time now);
+  /// It is named again.
+  void reinstate(Route route);
+  /// Calls that are over since the last time, to be closed by the carrier.
+  std::vector<Route> take_finished();
   /// Frames of a route; of one that we did not make, when it is not known yet, a caller's. Whatever they are, they do
   /// no harm.
   /// @param key_role  the role that the connection's key stands for; empty: there are no keys
-  /// @param key_instance  the name its instance must begin with; empty: any instance of the role
+  /// @param key_instance  the name of its service: the instance is the name, `-` and eight digits; empty: any
   void receive(Route route, std::span<const std::span<const std::byte>> frames, std::string_view key_role, Time now,
                std::string_view key_instance = {});
   /// The route takes no more for now; `writable` makes it flush again.
@@ -169,6 +176,7 @@ class Mesh {
   void reset(Side& side);
   void suspect(Side& side, Time now);
   void heard(Side& side, Time now);
+  bool is_over(const Side& side, Time now) const;
   void describe_peer(Side& side, bool ready, bool draining, std::int64_t slots);
   void forget_caller(Side& side);
   void beat(Side& side, Time now, milliseconds silence_max);
@@ -190,7 +198,7 @@ class Mesh {
       control_;                       ///< to leave before everything else; lost when the route is full
   std::vector<Side*> dirty_;          ///< have output or a window to tell
   std::unordered_set<Route> argued_;  ///< were told Refused since the last flush
-  std::vector<Route> reconnects_;
+  std::vector<Route> reconnects_, finished_;
   std::vector<Event> events_;
   Time next_beat_{}, next_window_ = Time::max(), next_batch_ = Time::max();
   Time last_tick_{};         ///< to notice that we stood still ourselves

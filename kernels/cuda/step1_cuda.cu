@@ -48,7 +48,8 @@ __device__ inline float rounded(float x) {
 template <class T>
 __global__ void gather_rows(const T* table, const std::int32_t* ids, T* out, int width) {
   for (int c = threadIdx.x; c < width; c += blockDim.x)
-    out[static_cast<std::size_t>(blockIdx.x) * width + c] = table[static_cast<std::size_t>(ids[blockIdx.x]) * width + c];
+    out[static_cast<std::size_t>(blockIdx.x) * width + c] =
+        table[static_cast<std::size_t>(ids[blockIdx.x]) * width + c];
 }
 
 __device__ float block_sum(float v) {
@@ -89,16 +90,19 @@ __global__ void silu_product(const T* gate_up, T* out, int inner) {
   const T* row = gate_up + static_cast<std::size_t>(blockIdx.x) * 2 * inner;
   for (int c = threadIdx.x; c < inner; c += blockDim.x) {
     const float g = widen(row[c]);
-    out[static_cast<std::size_t>(blockIdx.x) * inner + c] = narrow<T>(rounded<T>(g / (1.0f + expf(-g))) * widen(row[inner + c]));
+    out[static_cast<std::size_t>(blockIdx.x) * inner + c] =
+        narrow<T>(rounded<T>(g / (1.0f + expf(-g))) * widen(row[inner + c]));
   }
 }
 
 /// Copies K and V of each token from its qkv row into its page.
 template <class T>
-__global__ void write_cache(const T* qkv, T* keys, T* values, const std::int32_t* positions, const std::int32_t* rows, const std::int32_t* tables,
-                            int table_width, int block_size, int q_width, int kv_width) {
+__global__ void write_cache(const T* qkv, T* keys, T* values, const std::int32_t* positions, const std::int32_t* rows,
+                            const std::int32_t* tables, int table_width, int block_size, int q_width, int kv_width) {
   const int t = blockIdx.x, position = positions[t];
-  const std::size_t slot = static_cast<std::size_t>(tables[rows[t] * table_width + position / block_size]) * block_size + position % block_size;
+  const std::size_t slot =
+      static_cast<std::size_t>(tables[rows[t] * table_width + position / block_size]) * block_size +
+      position % block_size;
   const T* row = qkv + static_cast<std::size_t>(t) * (q_width + 2 * kv_width) + q_width;
   for (int c = threadIdx.x; c < kv_width; c += blockDim.x) {
     keys[slot * kv_width + c] = row[c];
@@ -106,12 +110,14 @@ __global__ void write_cache(const T* qkv, T* keys, T* values, const std::int32_t
   }
 }
 
-/// One block per (token, query head). Each warp walks every n-th position with a running maximum (online softmax) and its own sum of values in
-/// registers (dim ≤ 256); the warps' results are merged at the end. Bias from the distance, all sums in fp32.
+/// One block per (token, query head). Each warp walks every n-th position with a running maximum (online softmax) and
+/// its own sum of values in registers (dim ≤ 256); the warps' results are merged at the end. Bias from the distance,
+/// all sums in fp32.
 constexpr int kWarps = 4, kPerLane = 8;
 template <class T>
-__global__ void attend(const T* qkv, const T* keys, const T* values, T* out, const std::int32_t* positions, const std::int32_t* rows,
-                       const std::int32_t* tables, int table_width, int block_size, const float* slopes, int heads, int groups, int dim) {
+__global__ void attend(const T* qkv, const T* keys, const T* values, T* out, const std::int32_t* positions,
+                       const std::int32_t* rows, const std::int32_t* tables, int table_width, int block_size,
+                       const float* slopes, int heads, int groups, int dim) {
   const int t = blockIdx.x, h = blockIdx.y, g = h / (heads / groups), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int q_width = heads * dim, kv_width = groups * dim, position = positions[t];
   const std::int32_t* table = tables + static_cast<std::size_t>(rows[t]) * table_width;
@@ -123,7 +129,8 @@ __global__ void attend(const T* qkv, const T* keys, const T* values, T* out, con
     sum_v[i] = 0;
   }
   for (int j = warp; j <= position; j += kWarps) {
-    const std::size_t base = ((static_cast<std::size_t>(table[j / block_size]) * block_size + j % block_size) * groups + g) * dim;
+    const std::size_t base =
+        ((static_cast<std::size_t>(table[j / block_size]) * block_size + j % block_size) * groups + g) * dim;
     float s = 0;
     for (int i = 0; i < kPerLane; ++i)
       if (const int c = i * 32 + lane; c < dim) s += q[i] * widen(keys[base + c]);
@@ -151,7 +158,8 @@ __global__ void attend(const T* qkv, const T* keys, const T* values, T* out, con
 }
 
 struct Layer {
-  void *input_norm = nullptr, *qkv = nullptr, *out = nullptr, *post_norm = nullptr, *gate_up = nullptr, *down = nullptr, *keys = nullptr, *values = nullptr;
+  void *input_norm = nullptr, *qkv = nullptr, *out = nullptr, *post_norm = nullptr, *gate_up = nullptr, *down = nullptr,
+       *keys = nullptr, *values = nullptr;
 };
 
 struct Model {
@@ -177,11 +185,13 @@ int allocate(Model& m, void** to, std::size_t bytes) {
 }
 
 /// out [tokens, rows] = in [tokens, columns] · Wᵀ; weights are [rows, columns].
-int product(Model& m, const void* w, const void* in, void* out, int tokens, int rows, int columns, bool fp32_out = false) {
+int product(Model& m, const void* w, const void* in, void* out, int tokens, int rows, int columns,
+            bool fp32_out = false) {
   const float one = 1, zero = 0;
   const auto type = m.c.bf16 ? CUDA_R_16BF : CUDA_R_32F;
-  CUBLAS_OK(cublasGemmEx(m.blas, CUBLAS_OP_T, CUBLAS_OP_N, rows, tokens, columns, &one, w, type, columns, in, type, columns, &zero, out,
-                         fp32_out ? CUDA_R_32F : type, rows, m.c.bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT));
+  CUBLAS_OK(cublasGemmEx(m.blas, CUBLAS_OP_T, CUBLAS_OP_N, rows, tokens, columns, &one, w, type, columns, in, type,
+                         columns, &zero, out, fp32_out ? CUDA_R_32F : type, rows,
+                         m.c.bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT));
   return 0;
 }
 
@@ -190,13 +200,17 @@ int reserve(Model& m, int tokens, int table_entries, int count) {
   const int want = tokens > count ? tokens : count;
   if (want > m.capacity) {
     const auto n = static_cast<std::size_t>(want), e = m.element();
-    const auto wide =
-        static_cast<std::size_t>(2 * c.inner > c.hidden + 2 * c.groups * (c.hidden / c.heads) ? 2 * c.inner : c.hidden + 2 * c.groups * (c.hidden / c.heads));
+    const auto wide = static_cast<std::size_t>(2 * c.inner > c.hidden + 2 * c.groups * (c.hidden / c.heads)
+                                                   ? 2 * c.inner
+                                                   : c.hidden + 2 * c.groups * (c.hidden / c.heads));
     const auto narrow_width = static_cast<std::size_t>(c.inner > c.hidden ? c.inner : c.hidden);
-    if (allocate(m, &m.x, n * c.hidden * e) || allocate(m, &m.y, n * c.hidden * e) || allocate(m, &m.wide, n * wide * e) ||
-        allocate(m, &m.narrow_buffer, n * narrow_width * e) || allocate(m, reinterpret_cast<void**>(&m.logits), n * c.vocabulary * 4) ||
-        allocate(m, reinterpret_cast<void**>(&m.ids), n * 4) || allocate(m, reinterpret_cast<void**>(&m.positions), n * 4) ||
-        allocate(m, reinterpret_cast<void**>(&m.rows), n * 4) || allocate(m, reinterpret_cast<void**>(&m.wanted), n * 4))
+    if (allocate(m, &m.x, n * c.hidden * e) || allocate(m, &m.y, n * c.hidden * e) ||
+        allocate(m, &m.wide, n * wide * e) || allocate(m, &m.narrow_buffer, n * narrow_width * e) ||
+        allocate(m, reinterpret_cast<void**>(&m.logits), n * c.vocabulary * 4) ||
+        allocate(m, reinterpret_cast<void**>(&m.ids), n * 4) ||
+        allocate(m, reinterpret_cast<void**>(&m.positions), n * 4) ||
+        allocate(m, reinterpret_cast<void**>(&m.rows), n * 4) ||
+        allocate(m, reinterpret_cast<void**>(&m.wanted), n * 4))
       return 1;
     m.capacity = want;
   }
@@ -210,20 +224,23 @@ int reserve(Model& m, int tokens, int table_entries, int count) {
 template <class T>
 int forward(Model& m, int tokens, int table_width, int count) {
   const auto& c = m.c;
-  const int H = static_cast<int>(c.hidden), I = static_cast<int>(c.inner), D = static_cast<int>(c.hidden / c.heads), KV = static_cast<int>(c.groups) * D,
-            threads = 256;
-  auto *x = static_cast<T*>(m.x), *y = static_cast<T*>(m.y), *wide = static_cast<T*>(m.wide), *small = static_cast<T*>(m.narrow_buffer);
+  const int H = static_cast<int>(c.hidden), I = static_cast<int>(c.inner), D = static_cast<int>(c.hidden / c.heads),
+            KV = static_cast<int>(c.groups) * D, threads = 256;
+  auto *x = static_cast<T*>(m.x), *y = static_cast<T*>(m.y), *wide = static_cast<T*>(m.wide),
+       *small = static_cast<T*>(m.narrow_buffer);
   const auto elements = static_cast<std::size_t>(tokens) * H;
   const auto blocks = static_cast<unsigned>((elements + threads - 1) / threads);
   gather_rows<T><<<tokens, threads, 0, m.stream>>>(static_cast<const T*>(m.embedding), m.ids, x, H);
   for (auto& l : m.layers) {
     rms_norm<T><<<tokens, threads, 0, m.stream>>>(x, static_cast<const T*>(l.input_norm), y, H, c.norm_eps);
     if (product(m, l.qkv, y, wide, tokens, H + 2 * KV, H)) return 1;
-    write_cache<T><<<tokens, threads, 0, m.stream>>>(wide, static_cast<T*>(l.keys), static_cast<T*>(l.values), m.positions, m.rows, m.tables, table_width,
+    write_cache<T><<<tokens, threads, 0, m.stream>>>(wide, static_cast<T*>(l.keys), static_cast<T*>(l.values),
+                                                     m.positions, m.rows, m.tables, table_width,
                                                      static_cast<int>(c.block_size), H, KV);
     attend<T><<<dim3(tokens, static_cast<unsigned>(c.heads)), 32 * kWarps, 0, m.stream>>>(
-        wide, static_cast<const T*>(l.keys), static_cast<const T*>(l.values), small, m.positions, m.rows, m.tables, table_width, static_cast<int>(c.block_size),
-        m.slopes, static_cast<int>(c.heads), static_cast<int>(c.groups), D);
+        wide, static_cast<const T*>(l.keys), static_cast<const T*>(l.values), small, m.positions, m.rows, m.tables,
+        table_width, static_cast<int>(c.block_size), m.slopes, static_cast<int>(c.heads), static_cast<int>(c.groups),
+        D);
     if (product(m, l.out, small, y, tokens, H, H)) return 1;
     add_rows<T><<<blocks, threads, 0, m.stream>>>(x, y, elements);
     rms_norm<T><<<tokens, threads, 0, m.stream>>>(x, static_cast<const T*>(l.post_norm), y, H, c.norm_eps);
@@ -243,8 +260,8 @@ int forward(Model& m, int tokens, int table_width, int count) {
 
 int create(Model& m, const float* slopes) {
   const auto& c = m.c;
-  if (c.hidden <= 0 || c.heads <= 0 || c.groups <= 0 || c.hidden % c.heads != 0 || c.heads % c.groups != 0 || c.hidden / c.heads > 32 * kPerLane ||
-      c.blocks <= 0 || c.block_size <= 0)
+  if (c.hidden <= 0 || c.heads <= 0 || c.groups <= 0 || c.hidden % c.heads != 0 || c.heads % c.groups != 0 ||
+      c.hidden / c.heads > 32 * kPerLane || c.blocks <= 0 || c.block_size <= 0)
     return failed("configuration", "sizes do not fit (head size up to 256)");
   CUDA_OK(cudaSetDevice(c.device));
   CUDA_OK(cudaStreamCreate(&m.stream));
@@ -296,7 +313,8 @@ int parlando_cuda_upload(void* handle, int layer, int tensor, const void* data, 
   if (tensor < kCudaEmbedding && (layer < 0 || layer >= c.layers)) return failed("upload", "there is no such layer");
   void** to = nullptr;
   std::size_t want = 0;
-  const auto H = static_cast<std::size_t>(c.hidden), I = static_cast<std::size_t>(c.inner), V = static_cast<std::size_t>(c.vocabulary);
+  const auto H = static_cast<std::size_t>(c.hidden), I = static_cast<std::size_t>(c.inner),
+             V = static_cast<std::size_t>(c.vocabulary);
   auto slot = [&](void*& pointer, std::size_t elements) { to = &pointer, want = elements * e; };
   switch (tensor) {
     case kCudaInputNorm:
@@ -335,8 +353,9 @@ int parlando_cuda_upload(void* handle, int layer, int tensor, const void* data, 
   return 0;
 }
 
-int parlando_cuda_forward(void* handle, const std::int32_t* ids, const std::int32_t* positions, const std::int32_t* rows, int tokens,
-                          const std::int32_t* tables, int sequences, int table_width, const std::int32_t* wanted, int count, float* logits) {
+int parlando_cuda_forward(void* handle, const std::int32_t* ids, const std::int32_t* positions,
+                          const std::int32_t* rows, int tokens, const std::int32_t* tables, int sequences,
+                          int table_width, const std::int32_t* wanted, int count, float* logits) {
   auto& m = *static_cast<Model*>(handle);
   if (tokens <= 0 || sequences <= 0 || table_width <= 0 || count < 0) return failed("forward", "the batch is empty");
   CUDA_OK(cudaSetDevice(m.c.device));
@@ -345,10 +364,15 @@ int parlando_cuda_forward(void* handle, const std::int32_t* ids, const std::int3
   CUDA_OK(cudaMemcpyAsync(m.ids, ids, n, cudaMemcpyHostToDevice, m.stream));
   CUDA_OK(cudaMemcpyAsync(m.positions, positions, n, cudaMemcpyHostToDevice, m.stream));
   CUDA_OK(cudaMemcpyAsync(m.rows, rows, n, cudaMemcpyHostToDevice, m.stream));
-  CUDA_OK(cudaMemcpyAsync(m.tables, tables, static_cast<std::size_t>(sequences) * table_width * 4, cudaMemcpyHostToDevice, m.stream));
-  if (count > 0) CUDA_OK(cudaMemcpyAsync(m.wanted, wanted, static_cast<std::size_t>(count) * 4, cudaMemcpyHostToDevice, m.stream));
-  if (m.c.bf16 ? forward<__nv_bfloat16>(m, tokens, table_width, count) : forward<float>(m, tokens, table_width, count)) return 1;
-  if (count > 0) CUDA_OK(cudaMemcpyAsync(logits, m.logits, static_cast<std::size_t>(count) * m.c.vocabulary * 4, cudaMemcpyDeviceToHost, m.stream));
+  CUDA_OK(cudaMemcpyAsync(m.tables, tables, static_cast<std::size_t>(sequences) * table_width * 4,
+                          cudaMemcpyHostToDevice, m.stream));
+  if (count > 0)
+    CUDA_OK(cudaMemcpyAsync(m.wanted, wanted, static_cast<std::size_t>(count) * 4, cudaMemcpyHostToDevice, m.stream));
+  if (m.c.bf16 ? forward<__nv_bfloat16>(m, tokens, table_width, count) : forward<float>(m, tokens, table_width, count))
+    return 1;
+  if (count > 0)
+    CUDA_OK(cudaMemcpyAsync(logits, m.logits, static_cast<std::size_t>(count) * m.c.vocabulary * 4,
+                            cudaMemcpyDeviceToHost, m.stream));
   CUDA_OK(cudaStreamSynchronize(m.stream));
   return 0;
 }

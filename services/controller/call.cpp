@@ -52,6 +52,13 @@ bool Call::on_peer(const protocol::Envelope& head, const std::string& instance, 
   return place(now);
 }
 
+bool Call::leave_draining(const protocol::Envelope& head, Time now) {
+  if (!is_live() || !fleet_->is_draining(role_, replica_)) return false;
+  if (!fleet_->choose(role_, session_, refused_by_)) return false;
+  leave(head);
+  return place(now);
+}
+
 bool Call::refused(const protocol::Envelope& head, Error error, Time now) {
   refused_by_.insert(replica_);
   refusal_ = std::move(error);

@@ -26,6 +26,8 @@ class Call {
 
   // Each answers whether a new stream stands.
   bool on_peer(const protocol::Envelope& head, const std::string& instance, transport::PeerState state, Time now);
+  /// A replica that drains is left if another can take the work; for work that has nothing under way.
+  bool leave_draining(const protocol::Envelope& head, Time now);
   /// The stream is gone without a word.
   bool lost(Time now) { return place(now); }
   /// The replica cannot take the work: it is left and not tried again for this request.

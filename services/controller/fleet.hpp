@@ -46,6 +46,7 @@ class Fleet {
   std::optional<std::string> choose(Role role, SessionId session, const std::set<std::string>& except) const;
   bool is_up(Role role, const std::string& instance) const { return of(role).is_up(instance); }
   bool is_linked(Role role, const std::string& instance) const { return of(role).is_linked(instance); }
+  bool is_draining(Role role, const std::string& instance) const { return of(role).is_draining(instance); }
   bool any(Role role) const { return of(role).any(); }
   bool was_ever_linked(Role role) const { return seen_[static_cast<std::size_t>(role)]; }
   /// Every replica that is linked has refused.

@@ -39,6 +39,12 @@ Result<std::vector<Ledger::Past>> read_records(const Bytes& payload) {
   }
   return out;
 }
+
+/// Does the store hold something else in a turn's place?
+bool is_another(std::int64_t turn, const std::string& record, const std::vector<Ledger::Past>& stored) {
+  const auto found = std::find_if(stored.begin(), stored.end(), [&](const auto& past) { return past.turn == turn; });
+  return found != stored.end() && found->record != json::parse(record, nullptr, false);
+}
 }  // namespace
 
 Ledger::Ledger(SessionId session, const ControllerConfig& config, std::string owner, Fleet& fleet, Outlet& outlet,
@@ -163,7 +169,12 @@ void Ledger::on_records(Records records, Time now) {
   }
   history_known_ = true;
   durable_ = std::max(durable_, records.turns);
-  while (!waiting_.empty() && waiting_.front().turn <= durable_) waiting_.pop_front();
+  for (; !waiting_.empty() && waiting_.front().turn <= durable_; waiting_.pop_front())
+    if (is_another(waiting_.front().turn, waiting_.front().record, *list)) {
+      telemetry::log(telemetry::Level::error, "controller loses a turn session={} turn={}: the store has another",
+                     head_.session.text(), waiting_.front().turn);
+      outlet_->count_lost(1);
+    }
   for (auto& past : *list) {
     latest_ = past;
     remember(std::move(past));
@@ -227,6 +238,7 @@ void Ledger::give_up_first(Error error) {
 
 void Ledger::on_peer(const std::string& instance, PeerState state, Time now) {
   if (call_.on_peer(head_, instance, state, now)) return say(now);
+  if (is_open() && waiting_.empty() && call_.leave_draining(head_, now)) return say(now);
   const bool came = state == PeerState::up || state == PeerState::changed;
   if (came && !waiting_.empty() && call_.begin(now)) say(now);
 }

@@ -703,6 +703,10 @@ void Session::on_peer(Role role, const std::string& instance, PeerState state, T
     ledger_.on_peer(instance, state, now);
   else if (call(role).on_peer(head(), instance, state, now))
     say(role);
+  // A vad that drains hears its turns to their end; silence can be listened to elsewhere.
+  else if (role == Role::vad && turn_.stage == Stage::listening && !turn_.sealed &&
+           call(role).leave_draining(head(), now))
+    say(role);
   settle(now);
 }
 

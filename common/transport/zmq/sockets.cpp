@@ -140,18 +140,31 @@ struct Sockets::Impl {
     changed = true;
   }
 
+  const Dealer* dealer_of(const std::string& role, const std::string& endpoint) const {
+    const auto found = std::find_if(dealers.begin(), dealers.end(),
+                                    [&](const auto& d) { return d->role == role && d->endpoint == endpoint; });
+    return found == dealers.end() ? nullptr : found->get();
+  }
+
+  /// Calls to endpoints that are named no more and have nothing left to do.
+  void close_finished() {
+    for (const auto route : mesh->take_finished()) {
+      std::erase_if(dealers, [route](const auto& d) { return d->route == route; });
+      dealer_routes.erase(route);
+      changed = true;
+    }
+  }
+
   void follow_directory(Time now) {
     if (!directory || now < directory->next()) return;
     const auto changes = directory->poll(now);
     for (const auto& [role, endpoint] : changes.removed)
-      std::erase_if(dealers, [&, role = role, endpoint = endpoint](const auto& d) {
-        if (d->role != role || d->endpoint != endpoint) return false;
-        mesh->disconnected(d->route);
-        dealer_routes.erase(d->route);
-        changed = true;
-        return true;
-      });
+      if (const auto* d = dealer_of(role, endpoint)) mesh->retire(d->route, now);
     for (const auto& [role, endpoint] : changes.added) {
+      if (const auto* known = dealer_of(role, endpoint)) {
+        mesh->reinstate(known->route);
+        continue;
+      }
       auto d = std::make_unique<Dealer>();
       d->role = role;
       d->endpoint = endpoint;
@@ -382,6 +395,7 @@ bool Sockets::read(Time now) {
 
 void Sockets::flush(Time now) {
   auto& s = *impl_;
+  s.close_finished();
   s.follow_directory(now);
   s.reconnect(now);
   if (s.options.keys && s.options.keys->callers) s.options.keys->callers->refresh(now);

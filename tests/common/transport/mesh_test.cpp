@@ -54,11 +54,11 @@ struct Station {
     });
     for (auto& e : mesh.take()) events.push_back(std::move(e));
   }
-  void hear(Route route, const Message& message, std::string_view key_role = {}) {
+  void hear(Route route, const Message& message, std::string_view key_role = {}, std::string_view key_instance = {}) {
     const auto f = encode(message);
     const auto body = std::as_bytes(std::span(f.body));
     const std::span<const std::byte> frames[] = {f.envelope, body, f.payload};
-    mesh.receive(route, frames, key_role, now);
+    mesh.receive(route, frames, key_role, now, key_instance);
     flush();
   }
   void garbage(Route route) {
@@ -166,6 +166,61 @@ struct Two {
 
 }  // namespace
 
+// ------------------------------------------------------------------------------------------------ named no more
+
+BOOST_AUTO_TEST_CASE(a_call_that_is_named_no_more_drains_and_ends_with_its_last_stream) {
+  Two t;
+  t.link();
+  (void)t.a.mesh.send("vad-1", text(2, "x"));
+  t.run(milliseconds(50));
+  t.a.mesh.retire(t.near, t.a.now);
+  t.run(milliseconds(500));
+  BOOST_TEST(t.a.mesh.peers().at(0).draining);  // though its heartbeats say otherwise
+  BOOST_TEST(t.a.states() == "changed:vad-1");
+  BOOST_TEST(t.a.mesh.take_finished().empty());
+  BOOST_REQUIRE(t.a.mesh.send("vad-1", text(2, "y")).has_value());
+  t.run(milliseconds(50));
+  t.b.events.clear();
+  (void)t.a.mesh.send("vad-1", pack(Close{}, head_of(2)));
+  t.run(milliseconds(20));
+  for (auto& e : std::exchange(t.b.events, {}))
+    if (e.delivery) t.b.mesh.handled("controller-1", e.delivery->message.head);
+  t.run(milliseconds(300));
+  BOOST_TEST(t.a.states() == "down:vad-1");
+  BOOST_TEST(t.a.mesh.take_finished() == std::vector<Route>{t.near}, boost::test_tools::per_element());
+  BOOST_TEST(!t.a.mesh.knows(t.near));
+}
+
+BOOST_AUTO_TEST_CASE(a_call_that_is_named_again_goes_on) {
+  Two t;
+  t.link();
+  t.a.mesh.retire(t.near, t.a.now);
+  t.a.mesh.reinstate(t.near);
+  t.run(milliseconds(500));
+  BOOST_TEST(t.a.states() == "changed:vad-1 changed:vad-1");
+  BOOST_TEST(!t.a.mesh.peers().at(0).draining);
+  BOOST_TEST(t.a.mesh.take_finished().empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_call_that_is_named_no_more_is_not_waited_for_when_it_falls_silent) {
+  Two t;
+  t.link();
+  (void)t.a.mesh.send("vad-1", text(2, "x"));
+  t.run(milliseconds(50));
+  t.a.mesh.retire(t.near, t.a.now);
+  t.open = false;
+  t.run(milliseconds(1200));
+  BOOST_TEST(t.a.mesh.take_finished().empty());
+  t.run(milliseconds(800));
+  BOOST_TEST(t.a.states() == "changed:vad-1 suspect:vad-1 down:vad-1");
+  BOOST_TEST(t.a.mesh.take_finished().size() == 1u);
+  // One that never answered is over at once.
+  t.a.mesh.connected(500, "vad", t.a.now);
+  t.a.mesh.retire(500, t.a.now);
+  t.run(milliseconds(100));
+  BOOST_TEST(t.a.mesh.take_finished() == std::vector<Route>{500}, boost::test_tools::per_element());
+}
+
 // ------------------------------------------------------------------------------------------------ HELLO, at the callee
 
 BOOST_AUTO_TEST_CASE(a_fresh_caller_is_up_and_answered_under_its_incarnation) {
@@ -249,6 +304,17 @@ BOOST_AUTO_TEST_CASE(a_second_call_of_one_instance_waits_until_the_first_is_sile
   BOOST_TEST(s.states() == "down:controller-1 up:controller-1");
   s.hear(1, Heartbeat{});  // the first connection is nobody's now
   BOOST_TEST(s.last<Refused>(1).code == "not_ready");
+}
+
+BOOST_AUTO_TEST_CASE(a_key_admits_the_processes_of_its_name_only) {
+  Station s("vad-1", "vad");
+  Route route = 1;
+  for (const char* instance : {"a-1-0a1b2c3d", "a-1", "a-0a1b2c3", "a-0a1b2c3g", "a-0a1b2c3d-", "ab-0a1b2c3d"}) {
+    s.hear(route, pack(caller_hello(instance, 5)), "controller", "a");
+    BOOST_TEST(s.last<Refused>(route++).code == "invalid_argument");
+  }
+  s.hear(route, pack(caller_hello("a-0a1b2c3d", 5)), "controller", "a");
+  BOOST_TEST(s.states() == "up:a-0a1b2c3d");
 }
 
 BOOST_AUTO_TEST_CASE(hellos_that_cannot_be_are_refused_with_the_reason) {

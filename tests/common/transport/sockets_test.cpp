@@ -292,9 +292,59 @@ BOOST_AUTO_TEST_CASE(replicas_come_and_go_with_a_watched_file) {
   BOOST_TEST(!client.mesh->is_up("vad-two"));
   std::ofstream(file) << one << "\n" << two << "\n";
   BOOST_REQUIRE((until({&first, &second, &client}, [&] { return client.mesh->is_up("vad-two"); })));
+  // What is named no more finishes its streams first, and may be named again meanwhile.
+  (void)client.mesh->send("vad-one", frame(0));
+  const auto last_of = [&](PeerState state) {
+    const auto last =
+        std::find_if(client.states.rbegin(), client.states.rend(), [](const auto& s) { return s.first == "vad-one"; });
+    return last != client.states.rend() && last->second == state;
+  };
+  client.states.clear();
+  const auto draining = [&](bool wanted) {
+    const auto peers = client.mesh->peers();
+    return std::any_of(peers.begin(), peers.end(),
+                       [&](const Peer& p) { return p.instance == "vad-one" && p.draining == wanted; });
+  };
   std::ofstream(file) << two << "\n";
-  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return !client.mesh->is_up("vad-one"); })));
+  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return draining(true); })));
+  std::ofstream(file) << one << "\n" << two << "\n";
+  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return draining(false); })));
+  std::ofstream(file) << two << "\n";
+  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return draining(true); })));
+  BOOST_TEST(last_of(PeerState::changed));
+  BOOST_REQUIRE(client.mesh->send("vad-one", frame(1)).has_value());
+  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return first.got.size() == 2; })));
+  BOOST_REQUIRE(client.mesh->send("vad-one", pack(Close{}, stream(2))).has_value());
+  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return last_of(PeerState::down); })));
   BOOST_TEST(client.mesh->is_up("vad-two"));
+  BOOST_TEST(client.descriptors().size() == 1u);
+  // A process at an endpoint that nobody names is not asked for again.
+  const auto connections = client.sockets->counters().connections;
+  std::ofstream(file) << one << "\n" << two << "\n";
+  BOOST_REQUIRE((until({&first, &second, &client}, [&] { return client.mesh->is_up("vad-one"); })));
+  BOOST_TEST(client.sockets->counters().connections == connections + 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_send_that_fails_does_not_swallow_what_has_come) {
+  const auto context = std::make_shared<ZmqContext>();
+  End tts(context, "tts", listening("inproc://tts-that-is-left"));
+  auto gone = std::make_unique<End>(context, "controller", calling("tts", tts.sockets->endpoint()), "controller-a");
+  BOOST_REQUIRE((until({&tts, gone.get()}, [&] { return gone->saw(PeerState::up); })));
+  (void)gone->mesh->send("tts-1", frame(0));
+  BOOST_REQUIRE((until({&tts, gone.get()}, [&] { return tts.got.size() == 1; })));
+  const auto head = tts.got[0].head;
+  gone.reset();
+  bool failed = false;
+  BOOST_REQUIRE((until({&tts}, [&] {
+    // Nothing is left to be read; then a send fails.
+    while (!tts.sockets->idle()) tts.sockets->read(tts.clock.now());
+    const auto before = tts.sockets->counters().unroutable;
+    (void)tts.mesh->send("controller-a", pack(Speech{0, 0, 22050, false, Bytes(64)}, head));
+    tts.sockets->flush(tts.clock.now());
+    failed = tts.sockets->counters().unroutable > before;
+    return failed;
+  })));
+  BOOST_TEST(!tts.sockets->idle());
 }
 
 BOOST_AUTO_TEST_CASE(a_caller_that_takes_nothing_does_not_keep_the_loop_awake) {
@@ -367,9 +417,9 @@ BOOST_AUTO_TEST_CASE(a_key_that_is_bound_to_an_instance_speaks_for_no_other) {
     o.keys = SocketKeys{mine, nullptr, {{"vad", server_keys.public_key}}};
     return std::make_unique<End>(context, "controller", o, instance);
   };
-  const auto other = call("controller-b-0123");
+  const auto other = call("controller-b-00000123");
   BOOST_REQUIRE((until({&server, other.get()}, [&] { return server.mesh->counters().hello_refused > 0; })));
-  const auto own = call("controller-a-0123");
+  const auto own = call("controller-a-00000123");
   BOOST_REQUIRE((until({&server, other.get(), own.get()}, [&] { return own->mesh->is_up("vad-1"); })));
   BOOST_TEST(!other->mesh->is_up("vad-1"));
 }

@@ -843,6 +843,29 @@ BOOST_AUTO_TEST_CASE(turns_that_wait_outlive_their_client_for_a_minute) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_turn_that_another_owner_has_stored_in_its_place_is_counted_as_lost) {
+  for (const bool same : {true, false}) {
+    Rig rig;
+    rig.furnish();
+    telemetry::Metrics metrics;
+    rig.controller().add_metrics(metrics);
+    rig.run(8);
+    rig.swallow = [](const std::string&, const std::string&, const Message& m) {
+      return m.head.type == MessageType::committed;
+    };
+    BOOST_TEST(type(rig, "one"));
+    BOOST_TEST(!stored(rig).empty());
+    if (!same) rig.store->sessions[kSession].turns[1] = R"({"user":"other","assistant":"other"})";
+    rig.gateway().close();
+    rig.run(8);
+    rig.swallow = {};
+    rig.gateway().open("controller-1");
+    rig.run(16);
+    const bool lost = metrics.text().find("commits_lost_total 1") != std::string::npos;
+    BOOST_TEST(lost != same);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_session_that_comes_back_brings_the_turns_that_wait) {
   Rig rig;
   rig.furnish();
@@ -1001,6 +1024,63 @@ BOOST_AUTO_TEST_CASE(a_gateway_that_is_gone_takes_its_sessions_along_and_a_suspe
   BOOST_TEST(rig.controller().load() == 0);
   BOOST_TEST(rig.streams_at_services() == 0u);
   BOOST_TEST(stored(rig, 2).empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_draining_vad_is_left_in_silence_and_hears_a_turn_to_its_end) {
+  Rig rig;
+  rig.furnish(2);
+  rig.run(8);
+  const auto load = [&](const std::string& name) { return rig.get<Core>(name).load(); };
+  Speaker speaker(rig.gateway());
+  speaker.step();
+  rig.run(4);
+  const std::string at = load("vad-1") == 1 ? "vad-1" : "vad-2", other = at == "vad-1" ? "vad-2" : "vad-1";
+  BOOST_REQUIRE(load(at) == 1);
+  rig.describe(at, true, true, 1);
+  rig.run(2);
+  BOOST_TEST(load(at) == 0);
+  BOOST_TEST(load(other) == 1);
+  // Both drain: nobody is left, and the one that hears goes on.
+  rig.describe(other, true, true, 1);
+  rig.run(2);
+  BOOST_TEST(load(other) == 1);
+  rig.describe(at, true, false, 1);
+  rig.run(2);
+  BOOST_TEST(load(other) == 0);
+  BOOST_TEST(load(at) == 1);
+  // In the middle of speech it stays.
+  for (int i = 0; i < 20 && rig.gateway().count(MessageType::speech_started) == 0; ++i) {
+    speaker.step();
+    rig.step();
+  }
+  BOOST_REQUIRE(rig.gateway().count(MessageType::speech_started) == 1u);
+  rig.describe(other, true, false, 1);
+  rig.describe(at, true, true, 1);
+  rig.run(2);
+  BOOST_TEST(load(at) == 1);
+  for (int i = 0; i < 60 && rig.gateway().turns.empty(); ++i) {
+    speaker.step();
+    rig.step();
+  }
+  BOOST_TEST(rig.gateway().turns.size() == 1u);
+  speaker.step();
+  rig.run(3);
+  BOOST_TEST(load(at) == 0);
+  check_calm(rig);
+}
+
+BOOST_AUTO_TEST_CASE(an_idle_session_leaves_a_draining_store) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  rig.add("context-2", "context");
+  rig.run(2);
+  rig.describe("context-1", true, true, 1);
+  rig.run(2);
+  BOOST_TEST(rig.get<Core>("context-1").load() == 0);
+  BOOST_TEST(type(rig, "one"));
+  BOOST_TEST(!stored(rig).empty());
+  check_calm(rig);
 }
 
 BOOST_AUTO_TEST_CASE(a_draining_controller_takes_no_session_and_ends_with_its_last) {

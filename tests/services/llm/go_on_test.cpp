@@ -110,7 +110,8 @@ class Replica {
   }
   ~Replica() {
     tell(protocol::Close{});
-    // They share one engine, whose steps move the others on, too: what all held is free when the first one goes, the last.
+    // They share one engine, whose steps move the others on, too: what all held is free when the first one goes, the
+    // last.
     if (--alive_ == 0) BOOST_TEST(model_.engine->blocks_free() == blocks_);
   }
 
