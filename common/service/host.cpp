@@ -399,6 +399,7 @@ class LinkActor final : public caf::blocking_actor {
     next_tick_ = std::min(next_tick_, now + milliseconds(shared.tick_interval_ms.load()));
     s.mesh->tick(now);
     s.sockets->flush(now);
+    more = s.sockets->look_again(now) || more;
     if (now >= next_figures_) {
       next_figures_ = now + kSleepMax;
       publish();

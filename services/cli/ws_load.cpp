@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -26,6 +27,7 @@ constexpr int kNoiseLevel = 3;               // of 32768: a quiet room
 constexpr int kFloodFrames = 100;            // in one block
 constexpr std::size_t kUnsentMax = 1 << 20;  // a client that is so far behind is lost
 constexpr double kOpenSecondsMax = 60;
+constexpr milliseconds kGoodbyeMax{2000};  // for all clients together
 /// No session comes to this turn: the controller acknowledges a Cancel of it and changes nothing.
 constexpr std::uint32_t kNoTurn = 1'000'000'000;
 
@@ -94,9 +96,29 @@ WsLoad::WsLoad(int port)
   for (int n = 0; n < kFloodFrames; ++n) flood_ += noise_[static_cast<std::size_t>(n % kNoiseFrames)];
 }
 
+/// Without a close frame the engine keeps the session, so that its client may come back.
+void WsLoad::say_goodbye(Client& client) {
+  if (client.fd < 0 || client.flood_at > 0) return;  // in the middle of a frame nothing can be said
+  const auto frame = frame_of(std::string_view("\x03\xe8", 2), 8, 0);
+  send(client, frame.data(), frame.size());
+  if (client.fd >= 0 && client.out.empty()) ::shutdown(client.fd, SHUT_WR);
+}
+
 WsLoad::~WsLoad() {
-  for (const auto& client : clients_)
-    if (client->fd >= 0) ::close(client->fd);
+  for (const auto& client : clients_) say_goodbye(*client);
+  // What is closed with something unread resets the connection.
+  const auto until = Clock::now() + kGoodbyeMax;
+  for (const auto& client : clients_) {
+    if (client->fd < 0) continue;
+    pollfd item{client->fd, POLLIN, 0};
+    char part[65536];
+    while (Clock::now() < until) {
+      const auto wait = std::chrono::ceil<milliseconds>(until - Clock::now()).count();
+      if (::poll(&item, 1, static_cast<int>(wait)) <= 0 || ::recv(client->fd, part, sizeof part, MSG_DONTWAIT) <= 0)
+        break;
+    }
+    ::close(client->fd);
+  }
   ::close(epoll_);
 }
 
@@ -326,6 +348,7 @@ void WsLoad::readable(Client& client) {
 /// Another session of the same client, over another socket.
 void WsLoad::open_again(Client& client) {
   client.again = client.opened = false;
+  say_goodbye(client);
   ::close(client.fd);
   client.fd = -1;
   client.in.clear();

@@ -60,6 +60,7 @@ class WsLoad {
   struct Client;
   using Clock = std::chrono::steady_clock;
   Result<void> open(Client& client);
+  void say_goodbye(Client& client);
   void open_again(Client& client);
   void start(Client& client, Clock::time_point at);
   void pass(Clock::time_point until);

@@ -45,6 +45,21 @@ milliseconds ControllerCore::tick_interval() const {
   return busy_.empty() && leftovers_.empty() ? milliseconds(500) : milliseconds(20);
 }
 
+/// A session that nobody is at, and in which nothing is under way, gives way to one that somebody wants.
+std::int64_t ControllerCore::slots() const {
+  const auto idle =
+      std::count_if(detached_.begin(), detached_.end(), [this](const auto& d) { return !busy_.contains(d.first); });
+  return std::max<std::int64_t>(0, config_.sessions_max - load() + idle);
+}
+
+void ControllerCore::make_room(Time now) {
+  if (load() < config_.sessions_max) return;
+  auto first = detached_.end();
+  for (auto it = detached_.begin(); it != detached_.end(); ++it)
+    if (!busy_.contains(it->first) && (first == detached_.end() || it->second < first->second)) first = it;
+  if (first != detached_.end()) drop_detached(SessionId(first->first), "another one needs its place", now);
+}
+
 const Turn* ControllerCore::turn_of(SessionId session) const {
   const auto found = sessions_.find(session);
   return found == sessions_.end() ? nullptr : &found->second->turn();
@@ -92,7 +107,7 @@ std::optional<Error> ControllerCore::why_not_open(const Session* known, const Cl
     return Error{Errc::stale_epoch,
                  fmt::format("the session has epoch {}, not {}", known->epoch().value, open.expected_epoch.value)};
   if (draining_) return Error{Errc::overloaded, "this controller takes no new sessions"};
-  if (known == nullptr && load() >= config_.sessions_max)
+  if (known == nullptr && slots() <= 0)
     return Error{Errc::overloaded,
                  fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)};
   return std::nullopt;
@@ -114,6 +129,7 @@ void ControllerCore::open(const ClientStream& client, Message message, Time now)
     found->second->yield({});
     detached_.erase(id);
   }
+  if (known == nullptr) make_room(now);
   auto ledger = ledger_for(id, now);
   const Surroundings around{config_, fleet_, *this, tally_};
   sessions_[id] = std::make_unique<Session>(id, client, std::move(*open), std::move(ledger), around);
@@ -159,13 +175,15 @@ void ControllerCore::tick_detached(Time now) {
   std::vector<SessionId> over;
   for (const auto& [id, until] : detached_)
     if (now >= until || (draining_ && !busy_.contains(id))) over.push_back(id);
-  for (const auto& id : over) {
-    const auto found = sessions_.find(id);
-    telemetry::log(telemetry::Level::info, "controller drops a session that nobody resumed session={}", id.text());
-    found->second->leave();
-    remove(found, now);
-  }
+  for (const auto& id : over) drop_detached(id, "nobody has resumed it", now);
   if (tally_.detached.impl != nullptr) tally_.detached.set(static_cast<double>(detached_.size()));
+}
+
+void ControllerCore::drop_detached(SessionId id, std::string_view why, Time now) {
+  const auto found = sessions_.find(id);
+  telemetry::log(telemetry::Level::info, "controller drops a session without a client, {} session={}", why, id.text());
+  found->second->leave();
+  remove(found, now);
 }
 
 /// A session that was here before brings the turns that it still has to store.

@@ -25,7 +25,7 @@ class ControllerCore final : public service::Core, private Outlet {
   milliseconds tick_interval() const override;
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.size()); }
-  std::int64_t slots() const override { return std::max<std::int64_t>(0, config_.sessions_max - load()); }
+  std::int64_t slots() const override;
   /// True when no session and no waiting turn is left; gateways move idle sessions away.
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
@@ -53,6 +53,8 @@ class ControllerCore final : public service::Core, private Outlet {
   void attach(const ClientStream& client, protocol::Message message, Time now);
   void part(Sessions::iterator at, Time now);
   void tick_detached(Time now);
+  void make_room(Time now);
+  void drop_detached(SessionId id, std::string_view why, Time now);
   void refuse(const ClientStream& client, const protocol::Envelope& to, const Error& error);
   Ledger ledger_for(SessionId id, Time now);
   template <class F>

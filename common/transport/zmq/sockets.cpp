@@ -72,6 +72,7 @@ struct Sockets::Impl {
   std::string domain;
   std::uint64_t keys_version = 0;
   std::size_t turn = 0;                   ///< the dealer that is read first
+  std::uint64_t taken = 0;                ///< messages read and connections that take more again
   std::vector<Mesh::Route> full_callers;  ///< to be tried again at `full_again`
   Time full_again = Time::max();
   std::vector<Mesh::Route> unreachable;  ///< callers' connections that turned out to be closed
@@ -323,19 +324,27 @@ struct Sockets::Impl {
     return true;
   }
 
-  /// Reads a socket until it is empty or its turn is over. @return whether more waits
+  /// Reads a socket until it is empty or its turn is over. Every question to it costs two system calls: one that finds
+  /// a single message there asks twice, and a burst is read without asking in between. @return whether more waits
   bool read(Socket& s, Dealer* dealer, Time now) {
     if (!s.ask || !s.socket) return false;
     try {
-      for (int n = 0; n < kReadMax; ++n)
-        if (!receive(s.socket, dealer, now)) {
-          const int events = s.socket.get(zmq::sockopt::events);
-          if (dealer != nullptr && (events & ZMQ_POLLOUT) != 0 && std::exchange(dealer->blocked, false))
-            mesh->writable(dealer->route);
-          if ((events & ZMQ_POLLIN) != 0) return true;
+      for (int n = 0; n < kReadMax;) {
+        const int events = s.socket.get(zmq::sockopt::events);
+        if (dealer != nullptr && (events & ZMQ_POLLOUT) != 0 && std::exchange(dealer->blocked, false)) {
+          mesh->writable(dealer->route);
+          ++taken;
+        }
+        if ((events & ZMQ_POLLIN) == 0) {
           s.ask = false;
           return false;
         }
+        const bool burst = n++ > 0;
+        while (receive(s.socket, dealer, now)) {
+          ++taken;
+          if (!burst || ++n >= kReadMax) break;
+        }
+      }
       return true;
     } catch (const zmq::error_t&) {
       ++counters->errors;  // a single operation failed; the loop lives and asks again when something happens
@@ -391,6 +400,12 @@ bool Sockets::read(Time now) {
   }
   ++s.turn;
   return more;
+}
+
+bool Sockets::look_again(Time now) {
+  if (idle()) return false;
+  const auto before = impl_->taken;
+  return read(now) || impl_->taken != before;
 }
 
 void Sockets::flush(Time now) {

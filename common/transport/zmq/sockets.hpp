@@ -69,6 +69,9 @@ class Sockets {
 
   /// Takes in what has arrived, some of each socket in turn. @return whether more waits: do not sleep
   bool read(Time now);
+  /// After `flush`: asks the sockets that were written to, which costs less than a poll that does not wait.
+  /// @return whether there was something, so that another pass is due
+  bool look_again(Time now);
   /// Hands out what the mesh has to say, follows the directory, makes connections of suspect peers anew.
   void flush(Time now);
   /// To be polled for reading between `flush` and `read`; call `flush` and `read` until they have nothing to do before

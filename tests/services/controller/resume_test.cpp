@@ -402,6 +402,34 @@ BOOST_AUTO_TEST_CASE(a_resumed_session_moves_on_and_its_open_turn_fails_at_once_
   check_calm(rig);
 }
 
+BOOST_AUTO_TEST_CASE(a_session_without_a_client_gives_way_to_a_new_one_when_its_turn_is_over) {
+  Rig rig;
+  rig.config.sessions_max = 1;
+  furnish(rig);
+  rig.run(8);
+  rig.gateway().say(Say{"hello"});
+  rig.run(4);
+  rig.kill("gateway-1");
+  BOOST_TEST(rig.controller().slots() == 0);
+  rig.add("gateway-2", "gateway");
+  auto& g = rig.gateway("gateway-2");
+  g.session = {8, 8};
+  g.open("controller-1");
+  rig.run(3);
+  BOOST_TEST(error_of(g) == "overloaded");
+  BOOST_REQUIRE(rig.run_until([&] { return !stored(rig).empty(); }));
+  BOOST_REQUIRE(rig.run_until([&] { return rig.controller().slots() == 1; }, 5));
+  BOOST_TEST(rig.controller().load() == 1);
+  g.open("controller-1");
+  rig.run(8);
+  BOOST_TEST(rig.controller().load() == 1);
+  g.say(Say{"hello"});
+  BOOST_TEST(rig.run_until([&] { return g.turns.size() == 1; }));
+  // The one that left can be opened anew, with all that it had stored.
+  BOOST_TEST(json::parse(stored(rig))["user"] == "hello");
+  check_calm(rig);
+}
+
 BOOST_AUTO_TEST_CASE(a_draining_controller_waits_for_turns_but_not_for_clients) {
   Rig rig;
   furnish(rig);
