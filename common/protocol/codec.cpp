@@ -44,11 +44,15 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::granted, "granted", 0, false},
     {MessageType::renew, "renew", 0, false},
     {MessageType::attach, "attach", 0, false},
+    {MessageType::fork_chat, "fork_chat", 0, true},
     {MessageType::audio, "audio", 32 * kKiB, true},  // at most 1 s at 16 kHz
     {MessageType::flush, "flush", 0, true},
     {MessageType::speech_started, "speech_started", 0, true},
     {MessageType::speech_ended, "speech_ended", 0, true},
     {MessageType::cancelled, "cancelled", 0, false},
+    {MessageType::speech_paused, "speech_paused", 0, true},
+    {MessageType::speech_resumed, "speech_resumed", 0, true},
+    {MessageType::played, "played", 0, true},
     {MessageType::tokens, "tokens", 256 * kKiB, true},
     {MessageType::hear, "hear", 256 * kKiB, true},
     {MessageType::generate, "generate", 0, true},
@@ -66,6 +70,9 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::turn_done, "turn_done", 4 * kMiB, false},
     {MessageType::checkpoint, "checkpoint", 0, true},
     {MessageType::attached, "attached", kMiB, false},
+    {MessageType::hold, "hold", 0, true},
+    {MessageType::release, "release", 0, true},
+    {MessageType::interrupted, "interrupted", 0, false},
 };
 
 /// Type number -> place in kTypes, or -1.

@@ -45,11 +45,15 @@ enum class MessageType : std::uint16_t {
   granted = 24,
   renew = 25,
   attach = 26,
+  fork_chat = 27,
   audio = 32,
   flush = 33,
   speech_started = 34,
   speech_ended = 36,
   cancelled = 37,
+  speech_paused = 38,
+  speech_resumed = 39,
+  played = 40,
   tokens = 48,
   hear = 64,
   generate = 67,
@@ -67,6 +71,9 @@ enum class MessageType : std::uint16_t {
   turn_done = 113,
   checkpoint = 114,
   attached = 115,
+  hold = 116,
+  release = 117,
+  interrupted = 118,
 };
 
 /// Bound on the type numbers, for tables.

@@ -94,9 +94,10 @@ std::string rows() {
 std::string describe_messages() {
   return "| type | name | body | fields | payload |\n|---|---|---|---|---|\n" +
          rows<Hello, Heartbeat, HeartbeatReply, Window, Cancel, ErrorMessage, Refused, Resync, Open, Close, OpenVad,
-              OpenTokenizer, Tokenize, OpenChat, Synthesise, Claim, Granted, Renew, Attach, Audio, Flush, SpeechStarted,
-              SpeechEnded, Cancelled, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech, Commit,
-              History, Committed, Records, Opened, TurnDone, Checkpoint, Attached>();
+              OpenTokenizer, Tokenize, OpenChat, Synthesise, Claim, Granted, Renew, Attach, ForkChat, Audio, Flush,
+              SpeechStarted, SpeechEnded, Cancelled, SpeechPaused, SpeechResumed, Played, Tokens, Hear, Generate, Text,
+              Say, ToolResult, GoOn, Speak, Speech, Commit, History, Committed, Records, Opened, TurnDone, Checkpoint,
+              Attached, Hold, Release, Interrupted>();
 }
 
 }  // namespace parlando::protocol

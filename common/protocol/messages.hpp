@@ -156,6 +156,7 @@ struct Conversation {
   static constexpr PayloadKind kPayload = PayloadKind::ids;
   std::string system, speaker;
   bool speak = true;
+  bool plays = false;  ///< the gateway keeps time with the client's loudspeaker: it answers Hold and tells Played
   std::uint64_t seed = 0;
   std::uint64_t first_input = 1;                       ///< number of the first input behind this message
   TurnId open_turn;                                    ///< 0: none
@@ -171,6 +172,7 @@ struct Conversation {
     v("system", system, bytes_at_most(32768));
     v("speaker", speaker, bytes_at_most(200));
     v("speak", speak);
+    v("plays", plays);
     v("seed", seed);
     v("first_input", first_input);
     v("open_turn", open_turn);
@@ -233,13 +235,17 @@ struct Audio {
   }
 };
 
-/// "The user has finished": the utterance ends at this position; -1: at what was sent.
+/// "The user has finished": the utterance ends at this position; -1: at what was sent. To a tokenizer with an
+/// `attempt`: the codes are wanted that it would have if it ended there; the stream itself goes on as if nothing had
+/// been asked.
 struct Flush {
   static constexpr MessageType kType = MessageType::flush;
   std::int64_t end_sample = -1;
+  std::uint32_t attempt = 0;  ///< 0: the end
   template <class V>
   void fields(V&& v) {
     v("end_sample", end_sample, at_least(-1));
+    v("attempt", attempt);
   }
 };
 
@@ -250,6 +256,21 @@ struct Say {
   template <class V>
   void fields(V&& v) {
     v("text", text, bytes_at_most(60000));
+  }
+};
+
+/// How far the client has heard the sound of a turn: its answer to Hold, and unasked when all of it was heard. No
+/// input: it has no number and is not said again.
+struct Played {
+  static constexpr MessageType kType = MessageType::played;
+  TurnId turn;
+  std::int64_t samples = 0;
+  bool over = false;  ///< all of the turn's sound was heard, or nothing of it is kept any more
+  template <class V>
+  void fields(V&& v) {
+    v("turn", turn);
+    v("samples", samples, at_least(0));
+    v("over", over);
   }
 };
 
@@ -299,6 +320,26 @@ struct Attached : Conversation {
 /// Where a user started to speak, by position in the stream of Audio. From vad, and to the client.
 struct SpeechStarted {
   static constexpr MessageType kType = MessageType::speech_started;
+  std::int64_t sample = 0;
+  template <class V>
+  void fields(V&& v) {
+    v("sample", sample, at_least(0));
+  }
+};
+
+/// Speech is silent for a moment and may have ended there: SpeechEnded confirms it, SpeechResumed takes it back.
+struct SpeechPaused {
+  static constexpr MessageType kType = MessageType::speech_paused;
+  std::int64_t sample = 0;
+  template <class V>
+  void fields(V&& v) {
+    v("sample", sample, at_least(0));
+  }
+};
+
+/// The user goes on behind a pause.
+struct SpeechResumed {
+  static constexpr MessageType kType = MessageType::speech_resumed;
   std::int64_t sample = 0;
   template <class V>
   void fields(V&& v) {
@@ -384,6 +425,41 @@ struct Cancelled {
   }
 };
 
+/// The user speaks over the sound of this turn: it stands still until Release or Interrupted. Answered by Played.
+struct Hold {
+  static constexpr MessageType kType = MessageType::hold;
+  TurnId turn;
+  template <class V>
+  void fields(V&& v) {
+    v("turn", turn);
+  }
+};
+
+/// The voice was none that asks for an answer (a cough, "mhm"): the sound goes on.
+struct Release {
+  static constexpr MessageType kType = MessageType::release;
+  TurnId turn;
+  template <class V>
+  void fields(V&& v) {
+    v("turn", turn);
+  }
+};
+
+/// The user has taken the word: nothing further of the turn's sound is played. A turn that was not over is so now, with
+/// TurnDone behind this.
+struct Interrupted {
+  static constexpr MessageType kType = MessageType::interrupted;
+  TurnId turn;
+  std::int64_t samples = 0;  ///< heard of its sound
+  std::string heard;         ///< of its text
+  template <class V>
+  void fields(V&& v) {
+    v("turn", turn);
+    v("samples", samples, at_least(0));
+    v("heard", heard);
+  }
+};
+
 /// Inputs up to `input` will never be asked for again; of later ones, audio behind `keep_until` neither (0: all is
 /// kept).
 struct Checkpoint {
@@ -398,7 +474,8 @@ struct Checkpoint {
 
 // ------------------------------------------------------------------------------------------------ vad, tokenizer
 
-/// Finds where a user starts and stops speaking in the Audio that follows. Answered by SpeechStarted and SpeechEnded; a
+/// Finds where a user starts and stops speaking in the Audio that follows, turn after turn. Answered by SpeechStarted,
+/// SpeechPaused and SpeechResumed in turns, and SpeechEnded; a
 /// Flush without speech answers Errc::no_speech. Positions are those of Audio.
 struct OpenVad {
   static constexpr MessageType kType = MessageType::open_vad;
@@ -442,11 +519,13 @@ struct Tokens {
   std::int64_t first_group = 0, final_groups = 0;
   bool last = false;
   Bytes payload;
+  std::uint32_t attempt = 0;  ///< of the Flush that asked for them; 0: the stream's own
   template <class V>
   void fields(V&& v) {
     v("first_group", first_group, at_least(0));
     v("final_groups", final_groups, at_least(0));
     v("last", last);
+    v("attempt", attempt);
   }
 };
 
@@ -463,6 +542,18 @@ struct OpenChat {
   void fields(V&& v) {
     v("system", system, bytes_at_most(32768));
     v("seed", seed);
+  }
+};
+
+/// A chat that begins as a copy of another one of the same caller and session, as that is now: the answer is thought
+/// through on it while the other goes on listening. Errc::not_found, and Errc::invalid_argument when the other's answer
+/// has begun.
+struct ForkChat {
+  static constexpr MessageType kType = MessageType::fork_chat;
+  StreamId from;
+  template <class V>
+  void fields(V&& v) {
+    v("from", from);
   }
 };
 

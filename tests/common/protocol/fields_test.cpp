@@ -174,7 +174,8 @@ struct List {
 using All = List<Hello, Heartbeat, HeartbeatReply, Window, Cancel, ErrorMessage, Refused, Resync, Open, Close, OpenVad,
                  OpenTokenizer, Tokenize, OpenChat, Synthesise, Claim, Granted, Renew, Audio, Flush, SpeechStarted,
                  SpeechEnded, Cancelled, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech, Commit,
-                 History, Committed, Records, Opened, TurnDone, Checkpoint, Attach, Attached>;
+                 History, Committed, Records, Opened, TurnDone, Checkpoint, Attach, Attached, ForkChat, SpeechPaused,
+                 SpeechResumed, Played, Hold, Release, Interrupted>;
 
 }  // namespace
 
