@@ -9,6 +9,14 @@ bool Call::begin(Time now) {
   return place(now);
 }
 
+Call Call::fork() const {
+  Call out(role_, session_, *fleet_, *outlet_);
+  out.wanted_ = out.placed_before_ = true;
+  out.stream_ = fleet_->next_stream();
+  out.replica_ = replica_;
+  return out;
+}
+
 void Call::end(const protocol::Envelope& head) {
   leave(head);
   *this = Call(role_, session_, *fleet_, *outlet_);

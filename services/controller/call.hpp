@@ -14,6 +14,11 @@ class Call {
 
   /// The role is needed from now on. @return a new stream stands; else one stood already, or none can be had yet
   bool begin(Time now);
+  /// A stream of its own at the same replica, for a copy of the work there: the caller says what it copies.
+  /// @pre is_served
+  Call fork() const;
+  StreamId stream() const { return stream_; }
+  const std::string& replica() const { return replica_; }
   /// It is not needed any more: the stream is closed and everything about it forgotten.
   void end(const protocol::Envelope& head);
   /// On the current stream; without one it is not sent: it will be said when one stands.

@@ -18,6 +18,8 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
       {"commit_seconds_max", commit_seconds_max, 1, 3600},
       {"detached_seconds_max", detached_seconds_max, 0, 3600},
       {"sessions_max", sessions_max, 1, 1 << 16},
+      {"trials_max", trials_max, 0, 1 << 16},
+      {"barge_in_ms", barge_in_ms, 0, 10000},
   };
   std::vector<config::Problem> out;
   for (const auto& r : ranges) config::expect_range(out, path + "." + r.key, r.value, r.low, r.high);

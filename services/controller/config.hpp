@@ -19,6 +19,8 @@ struct ControllerConfig {
   int commit_seconds_max = 60;    ///< that turns of a session without a client wait to be stored
   int detached_seconds_max = 60;  ///< that a session waits for its client to resume it; 0: it ends with its gateway
   int sessions_max = 256;
+  int trials_max = 8;                     ///< answers thought through in a pause, at a time; 0: none is
+  int barge_in_ms = 600;                  ///< voice over an answer that takes the word; 0: answers are not interrupted
   std::string tokenizer_mode = "stable";  ///< or exact: the turn is tokenised again at its end
   std::string tools = "none";             ///< or demo
   std::string commit_queue_file;          ///< turns that wait for the store are also kept here; empty: in memory only
@@ -34,6 +36,8 @@ struct ControllerConfig {
     v("commit_seconds_max", commit_seconds_max);
     v("detached_seconds_max", detached_seconds_max);
     v("sessions_max", sessions_max);
+    v("trials_max", trials_max);
+    v("barge_in_ms", barge_in_ms);
     v("tokenizer_mode", tokenizer_mode);
     v("tools", tools);
     v("commit_queue_file", commit_queue_file);

@@ -102,7 +102,16 @@ void Ledger::renew(Time now) {
   call_.send(head_, Renew{head_.epoch, config_->lease_ms});
 }
 
+void Ledger::amend(std::int64_t turn, const std::string& heard) {
+  for (auto& past : history_)
+    if (past.turn == turn) past.record["assistant"] = heard;
+}
+
 void Ledger::remember(Past past) {
+  if (const auto cut = past.record.find("cut"); cut != past.record.end() && cut->is_object() &&
+                                                cut->value("turn", json()).is_number_integer() &&
+                                                cut->value("heard", json()).is_string())
+    amend(cut->at("turn").get<std::int64_t>(), cut->at("heard").get<std::string>());
   history_.push_back(std::move(past));
   while (static_cast<int>(history_.size()) > config_->history_turns) history_.pop_front();
 }

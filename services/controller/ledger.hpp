@@ -32,6 +32,9 @@ class Ledger {
   void renew(Time now);
   /// Queues a turn; sooner or later `durable` reaches it, or `is_degraded` says that this may take a while.
   void commit(std::int64_t turn, nlohmann::json record, Time now);
+  /// Of a turn's answer only this was heard: what the model is told of the past says so from now on. It lasts with the
+  /// `cut` of a later turn's record.
+  void amend(std::int64_t turn, const std::string& heard);
   /// Nothing waits and nobody asks any more.
   void close();
 

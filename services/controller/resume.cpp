@@ -38,6 +38,9 @@ std::int64_t size_of(const json& record, const char* key) {
 }  // namespace
 
 void Session::detach(Time now) {
+  drop_trial();
+  voice_.reset();
+  playing_ = {};
   telemetry::log(telemetry::Level::info, "controller keeps a session for its client session={} turn={} open={}",
                  id_.text(), turn_.id.value, turn_.is_open());
   had_turn_ = turn_.id;
@@ -137,6 +140,7 @@ void Session::say_attached(const Had& had, bool in_turn) {
   out.system = open_.system;
   out.speaker = open_.speaker;
   out.speak = open_.speak;
+  out.plays = open_.plays;
   out.seed = open_.seed;
   out.first_input = input_ + 1;
   out.turns = ledger_.turns();

@@ -24,6 +24,7 @@ constexpr milliseconds kCheckpointEvery{1000};
 constexpr std::size_t kEarlyMessagesMax = 8192;
 constexpr std::size_t kEarlyBytesMax = 2u << 20;  // 35 s of sound and its headers
 constexpr int kResultsDepthMax = 32;
+constexpr std::size_t kEffectBytesMax = 1u << 20;  // 20 s of sound: more is not made in a pause
 
 std::string text_of(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 Bytes bytes_of(const std::string& text) { return to_bytes(std::span<const char>(text)); }
@@ -82,7 +83,7 @@ void Session::set_trace(std::uint64_t trace) {
 bool Session::is_busy() const {
   if (detached_ && turn_.stage == Stage::closing && ledger_.waiting() == 0) return false;  // its client decides
   const auto waits = [](const Call& c) { return c.is_wanted() && !c.is_served(); };
-  return !opened_ || turn_.is_open() || turn_.deadline != Time::max() || ledger_.waiting() > 0 ||
+  return !opened_ || turn_.is_open() || trial_ || voice_ || turn_.deadline != Time::max() || ledger_.waiting() > 0 ||
          std::any_of(calls_.begin(), calls_.end(), waits);
 }
 
@@ -174,6 +175,7 @@ void Session::yield(Epoch to) {
 }
 
 void Session::leave() {
+  drop_trial();
   for (auto& c : calls_) c.end(head());
   if (ledger_.waiting() == 0) ledger_.close();
   over_ = true;
@@ -198,6 +200,10 @@ void Session::read_answer(Message& message, F&& use, Time now) {
 void Session::on_input(Message message, Time now) {
   if (over_) return;
   set_trace(message.head.trace);
+  if (message.head.type == MessageType::played) {
+    read_input<Played>(message, [&](const Played& p) { on_played(p); });
+    return settle(now);
+  }
   if (opened_) {
     take_input(std::move(message), now);
     return settle(now);
@@ -233,29 +239,64 @@ void Session::on_audio(Audio audio, Time now) {
         {Errc::invalid_argument, fmt::format("audio of {} bytes is no whole number of samples", audio.payload.size())});
   if (audio.payload.empty()) return;  // of sound that is not kept any more only the number is left
   heard_samples_ = audio.first_sample + static_cast<std::int64_t>(audio.payload.size() / kSampleBytes);
-  const bool hears = (turn_.stage == Stage::listening || turn_.stage == Stage::hearing) && !turn_.sealed;
-  if (!hears) return;
-  auto fresh = turn_.sound.append(std::move(audio), input_, now);
-  // Sound is missing: what was said before it is what was said.
-  if (!fresh) return seal(now);
-  if (fresh->payload.empty()) return;
-  if (turn_.stage == Stage::hearing) send(Role::tokenizer, *fresh);
+  auto& turn = heard_turn();
+  const bool hears = (turn.stage == Stage::listening || turn.stage == Stage::hearing) && !turn.sealed;
+  if (!hears) return overhear(std::move(audio), now);
+  const bool gap = !turn.sound.is_empty() && audio.first_sample > turn.sound.end_sample();
+  if (gap) {
+    // Sound is missing: what was said before it is what was said.
+    drop_trial();
+    seal(now);
+    return overhear(std::move(audio), now);
+  }
+  auto fresh = turn.sound.append(std::move(audio), input_, now);
+  if (!fresh || fresh->payload.empty()) return;
+  if (turn.stage == Stage::hearing) send(Role::tokenizer, *fresh);
   if (call(Role::vad).is_wanted())
     send(Role::vad, std::move(*fresh));
   else
     listen(now);
-  if (turn_.stage == Stage::hearing && turn_.sound.samples() >= kInputRate * around_.config.turn_seconds_max)
-    return end_speech(turn_.sound.end_sample(), now);
-  if (turn_.stage != Stage::listening) return;
-  trim_memory(now);
+  if (turn.stage == Stage::hearing) {
+    if (turn.sound.samples() < kInputRate * around_.config.turn_seconds_max) return try_trial(now);
+    drop_trial();
+    end_speech(turn_.sound.end_sample(), now);
+    return call(Role::vad).end(head());  // it is in the middle of speech: what goes on begins anew
+  }
+  judge_voice(now);
+  if (!voice_) trim_memory(turn_.sound, now);
   if (now - checkpoint_at_ < kCheckpointEvery) return;
   checkpoint_at_ = now;
-  checkpoint(input_before_sound(), 0);
+  checkpoint(input_before(turn_.sound), 0);
 }
 
+/// What comes behind the end of a turn that is not over yet.
+void Session::overhear(Audio audio, Time now) {
+  // The vad still looks for the end of a sealed turn; it hears this as a stream of its own.
+  const bool sealed = turn_.stage == Stage::listening || turn_.stage == Stage::hearing;
+  if (!ear_.is_empty() && audio.first_sample > ear_.end_sample()) {
+    if (!sealed) call(Role::vad).end(head());
+    ear_ = {};
+    voice_.reset();
+  }
+  auto fresh = ear_.append(std::move(audio), input_, now);
+  if (!fresh || fresh->payload.empty()) return;
+  if (!voice_) trim_memory(ear_, now);
+  ear_.drop_before(ear_.end_sample() - kInputRate * around_.config.turn_seconds_max);
+  if (sealed || around_.config.barge_in_ms == 0 || detached_) return;
+  if (call(Role::vad).is_wanted())
+    send(Role::vad, std::move(*fresh));
+  else
+    listen(now);
+  judge_voice(now);
+}
+
+/// Inputs up to here belong to turns that are over. Of silence behind a turn the gateway has not kept all, so that it
+/// begins anew; a voice is kept from where it was noticed.
+std::uint64_t Session::past_input() const { return voice_ ? voice_->input : input_; }
+
 /// Inputs up to here are wholly in front of what is kept.
-std::uint64_t Session::input_before_sound() const {
-  const auto first = turn_.sound.first_input();
+std::uint64_t Session::input_before(const SoundLog& sound) const {
+  const auto first = sound.first_input();
   return first == 0 ? input_ : first - 1;
 }
 
@@ -267,16 +308,16 @@ void Session::listen(Time now) {
 /// Silence in front of a turn is kept for as long as a turn can reach back; longer while nobody listens to it, and what
 /// has just come is kept in any case: a recording is said all at once, and the vad finds its beginning when its end is
 /// here already.
-void Session::trim_memory(Time now) {
-  const auto& sound = turn_.sound;
+void Session::trim_memory(SoundLog& sound, Time now) {
   const bool heard = call(Role::vad).is_served() || !call(Role::vad).is_wanted();
   const auto most = sound.end_sample() - kInputRate * around_.config.turn_seconds_max;
   const auto enough = sound.end_sample() - input_samples(milliseconds(around_.config.preroll_ms) + kMemory);
   const auto from = heard ? std::max(most, std::min(enough, sound.first_sample_since(now - kVadLag))) : most;
-  if (from - sound.first_sample() >= input_samples(kMemorySlack)) turn_.sound.drop_before(from);
+  if (from - sound.first_sample() >= input_samples(kMemorySlack)) sound.drop_before(from);
 }
 
 void Session::on_flush(const Flush& flush, Time now) {
+  drop_trial();
   const bool hears = (turn_.stage == Stage::listening || turn_.stage == Stage::hearing) && !turn_.sealed;
   if (!hears) return;  // an answer is under way
   if (turn_.sound.is_empty()) return fail_turn({Errc::no_speech, "no audio came before the end of the turn"}, now);
@@ -317,6 +358,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
     turn_.cancel_asked = true;
     return;
   }
+  drop_trial();
   if (meant) {
     if (turn_.is_open())
       telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
@@ -325,7 +367,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   auto to = client_head();
   to.turn = id;
   tell(to, Cancelled{id});
-  if (meant) checkpoint(input_, 0);
+  if (meant) checkpoint(past_input(), 0);
 }
 
 /// A turn more than the store may owe us is not begun.
@@ -337,7 +379,10 @@ bool Session::may_begin(Time now) {
   return false;
 }
 
-void Session::begin_turn(Time now) { ledger_.renew(now); }
+void Session::begin_turn(Time now) {
+  turn_.cut = cut_;
+  ledger_.renew(now);
+}
 
 // ------------------------------------------------------------------------------------------------ what services answer
 
@@ -347,6 +392,8 @@ void Session::on_answer(const std::string& peer, Message message, Time now) {
     ledger_.on_message(std::move(message), now);
     return settle(now);
   }
+  // Whoever listens on under a trial has nothing to say but that it cannot: the trial is not worth the trouble.
+  if (trial_ && trial_->chat.is_current(peer, message.head.stream)) drop_trial();
   const auto found = std::find_if(calls_.begin(), calls_.end(),
                                   [&](const Call& c) { return c.is_current(peer, message.head.stream); });
   if (found == calls_.end()) return;
@@ -360,6 +407,14 @@ void Session::on_answer(const std::string& peer, Message message, Time now) {
     case MessageType::speech_ended:
       read_answer<SpeechEnded>(
           message, [&](const SpeechEnded& s) { on_vad(s, now); }, now);
+      break;
+    case MessageType::speech_paused:
+      read_answer<SpeechPaused>(
+          message, [&](const SpeechPaused& s) { on_vad(s, now); }, now);
+      break;
+    case MessageType::speech_resumed:
+      read_answer<SpeechResumed>(
+          message, [&](const SpeechResumed& s) { on_vad(s, now); }, now);
       break;
     case MessageType::tokens:
       read_answer<Tokens>(
@@ -390,6 +445,11 @@ void Session::on_answer(const std::string& peer, Message message, Time now) {
 
 void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
   const Error why{errc_of(error.code), error.message};
+  if (trial_) {
+    const bool its_own = role == Role::chat || role == Role::tts;
+    drop_trial();
+    if (its_own) return;  // what listens on is whole
+  }
   if (is_refusal(why.code)) {
     if (call(role).refused(head(), why, now)) say(role);
     return;  // when nobody is left, `settle` says so
@@ -403,18 +463,45 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
 }
 
 void Session::on_vad(const SpeechStarted& started, Time now) {
-  if (turn_.stage != Stage::listening || !may_begin(now)) return;
+  if (trial_ || turn_.stage == Stage::hearing) return;  // of a vad that hears it again
+  if (is_answering() || (playing_.value != 0 && !turn_.sealed)) return raise_voice(started.sample, now);
+  begin_hearing(started.sample, now);
+}
+
+void Session::begin_hearing(std::int64_t sample, Time now) {
+  if (!may_begin(now)) return;
   turn_.stage = Stage::hearing;
   turn_.deadline = now + std::chrono::seconds(around_.config.turn_seconds_max + around_.config.reply_seconds_max);
-  turn_.sound.drop_before(started.sample - input_samples(milliseconds(around_.config.preroll_ms)));
+  turn_.sound.drop_before(sample - input_samples(milliseconds(around_.config.preroll_ms)));
   begin_turn(now);
-  if (!turn_.told.anything) tell(SpeechStarted{started.sample});
-  checkpoint(input_before_sound(), 0);
+  if (!turn_.told.anything) tell(SpeechStarted{sample});
+  checkpoint(input_before(turn_.sound), 0);
   want(Role::tokenizer, now);
   want(Role::chat, now);
 }
 
-void Session::on_vad(const SpeechEnded& ended, Time now) { end_speech(ended.sample, now); }
+void Session::on_vad(const SpeechEnded& ended, Time now) {
+  if (trial_ && trial_->sample == ended.sample) return commit_trial(now);
+  drop_trial();
+  if (voice_) return lower_voice(ended.sample, true, now);
+  end_speech(ended.sample, now);
+}
+
+void Session::on_vad(const SpeechPaused& paused, Time now) {
+  if (voice_) return lower_voice(paused.sample, false, now);
+  if (trial_ || turn_.stage != Stage::hearing) return;
+  turn_.paused_sample = paused.sample;
+  try_trial(now);
+}
+
+void Session::on_vad(const SpeechResumed&, Time now) {
+  drop_trial();
+  turn_.paused_sample = -1;
+  if (!voice_ || voice_->taken || voice_->holds) return;
+  voice_->holds = true;
+  tell(Hold{voice_->over});
+  judge_voice(now);
+}
 
 void Session::end_speech(std::int64_t sample, Time now) {
   if (turn_.stage != Stage::hearing) return;
@@ -423,28 +510,43 @@ void Session::end_speech(std::int64_t sample, Time now) {
   turn_.deadline = turn_.ended_at + std::chrono::seconds(around_.config.reply_seconds_max);
   turn_.last_input = input_;
   turn_.mark("decision_ms", now);
-  turn_.sound.drop_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
-  call(Role::vad).end(head());
+  ear_ = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
+  // A vad that was asked for the end of a sealed turn has done its work; what comes behind it is another stream's.
+  if (turn_.sealed || around_.config.barge_in_ms == 0) call(Role::vad).end(head());
   if (!turn_.told.anything) tell(SpeechEnded{sample});
   // Other replicas find the same end only with the silence behind it.
-  checkpoint(input_before_sound(), input_);
+  checkpoint(input_before(turn_.sound), input_);
   send(Role::tokenizer, Flush{turn_.sound.end_sample()});
 }
 
+/// Codes of an attempt follow those that the stream has told, which the turn that listens on has.
 void Session::on_tokens(Tokens tokens, Time now) {
+  const bool asked = tokens.attempt != 0;
+  if (asked && tokens.attempt != turn_.attempt) return;  // of a trial that was dropped
+  const bool listens = !asked && turn_.attempt != 0;
+  if (listens && !trial_ && turn_.codes_done) return;
+  auto& known = trial_ ? trial_->turn.codes : turn_.codes;
   const auto at = static_cast<std::size_t>(tokens.first_group) * kCodesPerGroup;
-  if (at > turn_.codes.size())
-    return fail_turn({Errc::internal, fmt::format("tokenizer: group {} came, {} codes are known", tokens.first_group,
-                                                  turn_.codes.size())},
-                     now);
+  if (at > known.size())
+    return fail_turn(
+        {Errc::internal, fmt::format("tokenizer: group {} came, {} codes are known", tokens.first_group, known.size())},
+        now);
   const auto codes = from_bytes<std::int32_t>(tokens.payload);
-  turn_.codes.resize(at);
-  turn_.codes.insert(turn_.codes.end(), codes.begin(), codes.end());
-  if (!codes.empty()) send(Role::chat, Hear{tokens.first_group, std::move(tokens.payload)});
-  if (!tokens.last) return;
+  auto all = std::vector<std::int32_t>(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(at));
+  all.insert(all.end(), codes.begin(), codes.end());
+  if (asked) {
+    turn_.codes = std::move(all);
+    if (!turn_.codes.empty()) send(Role::chat, Hear{0, to_bytes(std::span<const std::int32_t>(turn_.codes))});
+  } else {
+    known = std::move(all);
+    Hear hear{tokens.first_group, std::move(tokens.payload)};
+    if (!codes.empty() && trial_) trial_->chat.send(head(), std::move(hear), trial_->turn.deadline);
+    if (!codes.empty() && !listens) send(Role::chat, std::move(hear));
+  }
+  if (!tokens.last || listens) return;
   turn_.codes_done = true;
   turn_.mark("tokenizer_ms", now);
-  call(Role::tokenizer).end(head());
+  if (!trial_) call(Role::tokenizer).end(head());
   if (turn_.codes.empty()) {
     const auto seconds = static_cast<double>(turn_.sound.samples()) / kInputRate;
     return fail_turn({Errc::no_speech, fmt::format("{:.2f} s of speech are too short to be understood", seconds)}, now);
@@ -497,6 +599,7 @@ void Session::on_reply(Text text, Time now) {
 
 /// A call is made once, whoever asks for it again: its result is in the turn, or was told by the gateway.
 void Session::on_tool_call(Text text, Time now) {
+  if (trial_) return trial_->tool_calls.push_back(std::move(text));  // the model waits for it, and so does the world
   const auto index = static_cast<std::size_t>(text.at_bytes);
   auto& calls = turn_.tool_calls;
   if (index > calls.size()) return fail_turn({Errc::internal, "llm-chat: a tool call is missing"}, now);
@@ -541,6 +644,7 @@ void Session::on_speech(Speech speech, Time now) {
   turn_.skip -= skipped;
   turn_.samples += fresh - skipped;
   turn_.rate = speech.rate;
+  if (open_.plays && fresh > skipped && !trial_) playing_ = turn_.id;
   if (fresh > skipped || (speech.last && turn_.skip == 0)) tell(std::move(speech));
   complete_if_all_there(now);
 }
@@ -560,11 +664,14 @@ void Session::say(Role role) {
 
 void Session::say_to_vad() {
   send(Role::vad, OpenVad{});
-  turn_.sound.each([this](Audio part) { send(Role::vad, std::move(part)); });
-  if (turn_.sealed) send(Role::vad, Flush{turn_.flush_sample});
+  const auto& turn = heard_turn();
+  const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
+  (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });
+  if (hears && turn.sealed) send(Role::vad, Flush{turn.flush_sample});
 }
 
 void Session::say_to_tokenizer() {
+  turn_.attempt = 0;
   send(Role::tokenizer,
        OpenTokenizer{around_.config.tokenizer_mode == "exact" ? TokenizerMode::exact : TokenizerMode::stable});
   turn_.sound.each([this](Audio part) { send(Role::tokenizer, std::move(part)); });
@@ -618,11 +725,14 @@ void Session::speak(std::vector<std::string> pieces, Time now) {
 // ------------------------------------------------------------------------------------------------ how a turn ends
 
 void Session::complete_if_all_there(Time now) {
+  if (trial_) return;
   if (turn_.stage != Stage::thinking || !turn_.is_complete()) return;
   turn_.mark("total_ms", now);
   turn_.stage = Stage::closing;
   call(Role::tts).end(head());
-  if (!turn_.durable && !std::exchange(turn_.committing, true)) ledger_.commit(turn_.id.value, turn_.record(), now);
+  if (turn_.durable || std::exchange(turn_.committing, true)) return;
+  cut_.reset();
+  ledger_.commit(turn_.id.value, turn_.record(), now);
 }
 
 void Session::report(const Turn& turn, bool degraded) {
@@ -638,7 +748,7 @@ void Session::report(const Turn& turn, bool degraded) {
 
 void Session::finish_turn(bool degraded, Time now) {
   // A durable turn is known to whoever takes over; what led to it may go, before anybody could hear it again.
-  if (!degraded) checkpoint(input_, 0);
+  if (!degraded) checkpoint(past_input(), 0);
   report(turn_, degraded);
   around_.tally.turns.add();
   if (degraded) around_.tally.degraded.add();
@@ -651,10 +761,11 @@ void Session::finish_turn(bool degraded, Time now) {
   turn_.codes.clear();
   last_ = std::move(turn_);
   next_turn(now);
-  checkpoint(input_, 0);
+  checkpoint(past_input(), 0);
 }
 
 void Session::fail_turn(const Error& error, Time now, milliseconds retry) {
+  if (trial_) return drop_trial();  // only the trial has failed
   if (retry.count() == 0 && is_refusal(error.code)) retry = kRetry;
   tell(ErrorMessage{std::string(to_string(error.code)), error.message, retry.count()});
   around_.tally.turn_errors[static_cast<std::size_t>(error.code)].add();
@@ -663,13 +774,20 @@ void Session::fail_turn(const Error& error, Time now, milliseconds retry) {
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});
   listen_again_at_ = now + retry;
   next_turn(now);
-  checkpoint(input_, 0);
+  checkpoint(past_input(), 0);
 }
 
-/// Everything of the turn is dropped; what is said from now on belongs to the next.
+/// Everything of the turn is dropped; what was said behind it belongs to the next.
 void Session::next_turn(Time) {
-  for (auto& c : calls_) c.end(head());
+  drop_trial();
+  // Its vad goes on with what was said behind the turn, if it has heard that and is to stay.
+  const auto& vad = call(Role::vad);
+  const bool stays = vad.is_live() && !around_.fleet.is_draining(Role::vad, vad.replica());
+  const bool goes_on = is_answering() && !ear_.is_empty() && stays;
+  for (const auto role : {Role::tokenizer, Role::chat, Role::tts}) call(role).end(head());
+  if (!goes_on) call(Role::vad).end(head());
   turn_ = Turn();
+  turn_.sound = std::exchange(ear_, {});
   turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
 }
@@ -677,6 +795,7 @@ void Session::next_turn(Time) {
 /// After everything that happened: what follows from the state of ledger and calls.
 void Session::settle(Time now) {
   if (over_) return;
+  if (trial_ && trial_->effect_bytes > kEffectBytesMax) drop_trial();
   ledger_.tick(now);
   if (const auto stale = ledger_.stale()) return stop_stale(*stale);
   if (const auto failure = ledger_.take_failure()) {
@@ -685,6 +804,8 @@ void Session::settle(Time now) {
   }
   if (!opened_ && ledger_.is_open()) opened(now);
   if (!opened_ || over_) return;
+  // Nobody speaks any more whom the voice could interrupt, or it has taken the word.
+  if (voice_ && turn_.stage == Stage::listening && (voice_->taken || playing_.value == 0)) take_voice(now);
   if (turn_.stage == Stage::closing) {
     const bool durable = turn_.durable || ledger_.durable() >= static_cast<std::int64_t>(turn_.id.value);
     // A client that is not there is told when it is back, behind the sound that it has not got.
@@ -693,18 +814,23 @@ void Session::settle(Time now) {
   }
   for (const auto& c : calls_) {
     const auto trouble = c.trouble(now, milliseconds(around_.config.wait_ms_max));
+    if (trouble && trial_) return drop_trial();
     if (trouble) return fail_turn(*trouble, now);
   }
 }
 
 void Session::on_peer(Role role, const std::string& instance, PeerState state, Time now) {
   if (over_) return;
+  if (trial_ && role != Role::context && state != PeerState::up && state != PeerState::changed) {
+    const bool its = instance == trial_->chat.replica() || instance == call(role).replica();
+    if (its) drop_trial();
+  }
   if (role == Role::context)
     ledger_.on_peer(instance, state, now);
   else if (call(role).on_peer(head(), instance, state, now))
     say(role);
   // A vad that drains hears its turns to their end; silence can be listened to elsewhere.
-  else if (role == Role::vad && turn_.stage == Stage::listening && !turn_.sealed &&
+  else if (role == Role::vad && !trial_ && !voice_ && turn_.stage != Stage::hearing && !turn_.sealed &&
            call(role).leave_draining(head(), now))
     say(role);
   settle(now);
@@ -716,6 +842,7 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
     ledger_.on_refused(error, now);
     return settle(now);
   }
+  if (trial_ && trial_->chat.is_current(peer, head.stream)) drop_trial();
   const auto found =
       std::find_if(calls_.begin(), calls_.end(), [&](const Call& c) { return c.is_current(peer, head.stream); });
   if (found != calls_.end()) {
@@ -737,6 +864,7 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
 
 void Session::on_exception(const std::string& what, Time now) {
   if (over_) return;
+  drop_trial();
   const Error error{Errc::internal, "the controller failed: " + what};
   if (!opened_) return refuse_open(error);
   fail_turn(error, now);
@@ -745,6 +873,7 @@ void Session::on_exception(const std::string& what, Time now) {
 void Session::on_tick(Time now) {
   if (over_) return;
   if (opened_ && turn_.is_open()) ledger_.renew(now);
+  judge_voice(now);
   if (opened_ && turn_.stage != Stage::closing && now >= turn_.deadline)
     fail_turn({Errc::deadline_exceeded, fmt::format("the turn took more than {} s", around_.config.reply_seconds_max)},
               now);

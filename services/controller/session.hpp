@@ -1,6 +1,7 @@
 #pragma once
-/// One conversation: what its client says becomes turns, and turns become requests to the services. Turn-based: what is
-/// said over an answer is not heard yet. A plain class without a clock; the core tells it what arrives and drops it
+/// One conversation: what its client says becomes turns, and turns become requests to the services. Its ear is always
+/// open: in a pause the answer is thought through and held back (trial.cpp), and what is said over an answer may end it
+/// (barge_in.cpp). A plain class without a clock; the core tells it what arrives and drops it
 /// when it `is_over`.
 ///
 /// A turn goes listening → hearing → thinking → closing (`turn.hpp`) and ends in one place each way: `finish_turn`
@@ -89,17 +90,22 @@ class Session {
   void on_flush(const protocol::Flush& flush, Time now);
   void on_say(const protocol::Say& say, Time now);
   void on_cancel(const protocol::Cancel& cancel, Time now);
+  void overhear(protocol::Audio audio, Time now);
   bool may_begin(Time now);
   void begin_turn(Time now);
   void seal(Time now);
   void end_speech(std::int64_t sample, Time now);
-  void trim_memory(Time now);
-  std::uint64_t input_before_sound() const;
+  void trim_memory(SoundLog& sound, Time now);
+  std::uint64_t past_input() const;
+  std::uint64_t input_before(const SoundLog& sound) const;
   void listen(Time now);
 
   // What services answer; `on_answer` reads each and calls one of these.
   void on_vad(const protocol::SpeechStarted& started, Time now);
   void on_vad(const protocol::SpeechEnded& ended, Time now);
+  void on_vad(const protocol::SpeechPaused& paused, Time now);
+  void on_vad(const protocol::SpeechResumed& resumed, Time now);
+  void begin_hearing(std::int64_t sample, Time now);
   void on_tokens(protocol::Tokens tokens, Time now);
   void on_text(protocol::Text text, Time now);
   void on_transcript(protocol::Text text, Time now);
@@ -119,6 +125,45 @@ class Session {
   void ask_for_answer();
   void speak(std::vector<std::string> pieces, Time now);
   protocol::Speak speak_of(std::size_t piece) const;
+
+  // trial.cpp: an answer that is thought through in a pause of speech, and held back until the end is decided.
+  /// While there is one, `turn_` and the calls of chat and tts are as if speech had ended at `sample`; the turn that
+  /// listens on, and its chat, stand here. Nothing of the trial reaches client, store or tools before it is committed.
+  struct Trial {
+    Turn turn;
+    Call chat;
+    protocol::Checkpoint checkpoint;
+    std::int64_t sample = 0;
+    Time begun;
+    std::vector<protocol::Message> effects;  ///< what the client is told at the commit
+    std::size_t effect_bytes = 0;
+    std::vector<protocol::Text> tool_calls;  ///< are made at the commit
+  };
+  void try_trial(Time now);
+  void commit_trial(Time now);
+  void drop_trial();
+  void hold_back(protocol::Message message);
+  /// The turn that the user's sound belongs to.
+  Turn& heard_turn() { return trial_ ? trial_->turn : turn_; }
+
+  // barge_in.cpp: the user's voice over an answer.
+  struct Voice {
+    TurnId over;              ///< the turn that it is over
+    std::int64_t begin = 0;   ///< sample
+    std::uint64_t input = 0;  ///< the last one before it was noticed
+    Time since;
+    std::optional<std::int64_t> end;
+    std::int64_t heard_samples = -1;  ///< of the turn's sound when it was held; -1: nobody has said
+    bool holds = true;                ///< the sound stands still
+    bool taken = false;               ///< the user has the word: it is the next turn
+  };
+  void raise_voice(std::int64_t sample, Time now);
+  void lower_voice(std::int64_t sample, bool ended, Time now);
+  void judge_voice(Time now);
+  void interrupt(Time now);
+  void take_voice(Time now);
+  void on_played(const protocol::Played& played);
+  bool is_answering() const { return turn_.stage == Turn::Stage::thinking || turn_.stage == Turn::Stage::closing; }
 
   // resume.cpp
   /// What a client has of a turn.
@@ -151,7 +196,9 @@ class Session {
     using protocol::MessageType;
     constexpr bool kHeld = T::kType == MessageType::speech_started || T::kType == MessageType::speech_ended ||
                            T::kType == MessageType::error || T::kType == MessageType::cancelled;
-    if (!detached_)
+    if (trial_)
+      hold_back(protocol::pack(std::move(body), head));
+    else if (!detached_)
       around_.outlet.send(client_.gateway, head, std::move(body));
     else if (kHeld && held_.size() < kHeldMax)
       held_.push_back(protocol::pack(std::move(body), head));
@@ -180,6 +227,12 @@ class Session {
   Ledger ledger_;
   std::array<Call, kRoles - 1> calls_;  ///< vad, tokenizer, chat, tts; the ledger has that to the store
   Turn turn_;
+  std::optional<Trial> trial_;
+  std::uint32_t trials_ = 0;  ///< of the session
+  SoundLog ear_;              ///< what is said behind the turn under way
+  std::optional<Voice> voice_;
+  std::optional<Turn::Cut> cut_;  ///< for the next turn's record
+  TurnId playing_;                ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
   bool opened_ = false, over_ = false;
   std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes
   std::size_t early_bytes_ = 0;

@@ -34,6 +34,26 @@ void SoundLog::drop_before(std::int64_t sample) {
   while (!inputs_.empty() && inputs_.front().end_sample <= first_sample_) inputs_.pop_front();
 }
 
+SoundLog SoundLog::split_from(std::int64_t sample) {
+  SoundLog rest = *this;
+  rest.drop_before(sample);
+  drop_from(sample);
+  return rest;
+}
+
+void SoundLog::join(SoundLog rest) {
+  if (pcm_.empty()) {
+    *this = std::move(rest);
+    return;
+  }
+  pcm_.insert(pcm_.end(), rest.pcm_.begin(), rest.pcm_.end());
+  for (const auto& input : rest.inputs_)
+    if (inputs_.empty() || input.number > inputs_.back().number)
+      inputs_.push_back(input);
+    else
+      inputs_.back().end_sample = std::max(inputs_.back().end_sample, input.end_sample);
+}
+
 void SoundLog::drop_from(std::int64_t sample) {
   const auto kept = std::clamp<std::int64_t>(sample - first_sample_, 0, samples());
   pcm_.resize(static_cast<std::size_t>(kept) * kSampleBytes);

@@ -23,6 +23,10 @@ class SoundLog {
   std::int64_t first_sample_since(Time then) const;
   void drop_before(std::int64_t sample);
   void drop_from(std::int64_t sample);
+  /// What comes from there on, as a log of its own; this one keeps the rest.
+  SoundLog split_from(std::int64_t sample);
+  /// Appends a log that begins where this one ends.
+  void join(SoundLog rest);
   /// Parts of at most 16 KiB, as they are said again to another replica.
   template <class F>
   void each(F&& f) const {

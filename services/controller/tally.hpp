@@ -12,9 +12,11 @@ namespace parlando::controller {
 struct Tally {
   using Counter = telemetry::Metrics::Counter;
   Counter turns, adoptions, stale, degraded, lost, resumed, resume_refused;
+  Counter trials, trials_committed, trials_refused, holds, interruptions;
+  int trials_open = 0;  ///< now, of all sessions
   std::array<Counter, kErrcCount> turn_errors;
   std::array<Counter, kRoles> replays;
-  telemetry::Metrics::Histogram first_audio;
+  telemetry::Metrics::Histogram first_audio, trial_lead;
   telemetry::Metrics::Gauge sessions, detached, commits_waiting;
 
   void add(telemetry::Metrics& metrics) {
@@ -37,6 +39,12 @@ struct Tally {
                           std::string(kRoleNames[role]));
     first_audio = metrics.histogram(name + "first_audio_seconds",
                                     "From the estimated end of speech to the first sound of the answer");
+    trials = metrics.counter(name + "trials_total", "Answers begun in a pause of speech, before its end was decided");
+    trials_committed = metrics.counter(name + "trials_committed_total", "Of these, those that became the answer");
+    trials_refused = metrics.counter(name + "trials_refused_total", "Pauses in which none was begun: trials_max");
+    trial_lead = metrics.histogram(name + "trial_lead_seconds", "From the begin of a committed trial to its decision");
+    holds = metrics.counter(name + "holds_total", "Times that a voice made an answer stand still");
+    interruptions = metrics.counter(name + "interruptions_total", "Answers that the user's voice ended");
     sessions = metrics.gauge(name + "sessions", "Open sessions");
     detached = metrics.gauge(name + "detached", "Of these, those that wait for their client to resume them");
     commits_waiting = metrics.gauge(name + "commits_waiting", "Turns that wait to be durable");

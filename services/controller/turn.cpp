@@ -59,15 +59,51 @@ void Turn::rewind(std::int64_t samples_had) {
   skip = left;
 }
 
+namespace {
+/// The beginning of a text of about so many bytes: it ends behind a word, or behind any character of a script that
+/// knows no spaces.
+std::string_view words_of(std::string_view text, std::size_t bytes) {
+  if (bytes >= text.size()) return text;
+  const auto is_inside = [&](std::size_t at) { return (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80; };
+  const auto is_wide = [&](std::size_t at) { return static_cast<unsigned char>(text[at]) >= 0xe3; };
+  while (bytes > 0 && is_inside(bytes)) --bytes;
+  while (bytes > 0 && text[bytes] != ' ' && !is_wide(bytes)) --bytes;
+  while (bytes > 0 && text[bytes - 1] == ' ') --bytes;
+  return text.substr(0, bytes);
+}
+}  // namespace
+
+std::string Turn::heard_text(std::int64_t samples_heard) const {
+  constexpr std::int64_t kSamplesPerByte = 22050 / 15;  // of a piece whose end is not known: fifteen letters a second
+  auto left = samples_heard - told.whole_samples;
+  std::string out;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    const auto& p = pieces[i];
+    const bool before = static_cast<std::int64_t>(i) < told.pieces;  // heard wholly, under another owner
+    if (!before && left <= 0) break;
+    const auto size = static_cast<std::int64_t>(p.text.size());
+    const auto whole = p.done ? p.samples : std::max(p.samples, size * kSamplesPerByte);
+    std::string_view said = p.text;
+    if (!before && left < whole)
+      said = words_of(p.text, static_cast<std::size_t>(size * left / std::max<std::int64_t>(1, whole)));
+    if (!before) left -= whole;
+    if (!said.empty()) out += (out.empty() || out.back() == ' ' || said.front() == ' ' ? "" : " ") + std::string(said);
+  }
+  return out;
+}
+
 json Turn::record() const {
   json calls = json::array();
   for (const auto& c : tool_calls) calls.push_back(to_json(c));
-  return {{"user", transcript.text},
-          {"assistant", reply.text},
-          {"tool_calls", calls},
-          {"typed", typed.has_value()},
-          {"seed", seed},
-          {"last_input", last_input}};
+  json out{{"user", transcript.text},
+           {"assistant", reply.text},
+           {"tool_calls", calls},
+           {"typed", typed.has_value()},
+           {"seed", seed},
+           {"last_input", last_input}};
+  if (interrupted) out["interrupted"] = true;
+  if (cut) out["cut"] = {{"turn", cut->turn}, {"heard", cut->heard}};
+  return out;
 }
 
 std::uint64_t mix_seed(std::uint64_t seed, std::uint64_t number) {

@@ -66,6 +66,9 @@ struct Turn {
   std::uint64_t last_input = 0;  ///< the one that it took to know where the utterance ended
   std::vector<std::int32_t> codes;
   bool codes_done = false;
+  std::int64_t paused_sample = -1;  ///< speech is silent since then; -1: it is not
+  std::uint32_t attempt = 0;        ///< whose codes these are (`Flush::attempt`)
+  int trials = 0;                   ///< begun in its pauses and dropped again
 
   // What the model answers.
   std::vector<std::int32_t> ids;  ///< all of them, for another replica to go on behind
@@ -78,6 +81,14 @@ struct Turn {
   std::int64_t skip = 0;     ///< samples that the client has already and that are made again: dropped as they come
   std::uint32_t rate = 22050;
   Told told;
+
+  // What the user's voice did to it, or to the turn before.
+  bool interrupted = false;  ///< `reply` is what was heard of it
+  struct Cut {
+    std::int64_t turn = 0;
+    std::string heard;
+  };
+  std::optional<Cut> cut;  ///< a turn that was stored already when its sound was interrupted
 
   // Its end.
   bool durable = false;         ///< its record was in the store before this controller had the session
@@ -92,6 +103,8 @@ struct Turn {
   void mark(const char* stage_name, Time now);
   /// The client has no more than this of the sound: what lies behind it is to be made again.
   void rewind(std::int64_t samples_had);
+  /// The text of its pieces up to this sample of its sound: whole words, judged by their share of their piece.
+  std::string heard_text(std::int64_t samples_heard) const;
   /// What is stored: nothing that depends on time or on who did the work.
   nlohmann::json record() const;
 };

@@ -373,7 +373,7 @@ BOOST_AUTO_TEST_CASE(a_cancelled_turn_says_nothing_more_whenever_it_is_cancelled
       rig.run(30);
       for (auto i = behind; i < g.events.size(); ++i) BOOST_TEST((g.events[i].type == MessageType::checkpoint));
       BOOST_TEST(g.kept() == 0u);
-      BOOST_TEST(rig.streams_at_services() == 0u);
+      BOOST_TEST(rig.streams_at_services() <= 1u);  // the vad goes on listening
       BOOST_TEST(g.turns.size() == rig.store->sessions[kSession].turns.size());
       BOOST_TEST(type(rig, "hello"));
       BOOST_TEST(g.turns.size() >= 1u);

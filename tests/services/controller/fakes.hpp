@@ -73,13 +73,15 @@ class Fake : public Core {
 
 struct VadStream {
   std::int64_t at = -1, begin = -1, end = -1;
-  bool told = false, over = false;
+  bool told = false, paused = false;
 };
 
-/// Samples that are not zero are speech; it is noticed 50 ms later, and over after 200 ms of silence.
+/// Samples that are not zero are speech; it is noticed 50 ms later, paused after 100 ms of silence and over after 200.
 class FakeVad final : public Fake<VadStream> {
  public:
-  static constexpr std::int64_t kNotice = 800, kSilence = 3200;
+  static constexpr std::int64_t kNotice = 800, kPause = 1600;
+  std::int64_t silence = 3200;  ///< samples that end speech
+  bool pauses = true;
 
  protected:
   void take(const CallerStream& key, VadStream& s, Message& m) override {
@@ -95,26 +97,32 @@ class FakeVad final : public Fake<VadStream> {
  private:
   void hear(const CallerStream& key, VadStream& s, std::int16_t sample, const Envelope& to) {
     ++s.at;
-    if (s.over) return;
     if (sample != 0) {
       if (s.begin < 0) s.begin = s.at - 1;
       s.end = s.at;
+      if (std::exchange(s.paused, false)) answer(key.peer, to, SpeechResumed{s.at - 1});
     }
     if (s.begin >= 0 && !s.told && s.at - s.begin >= kNotice) {
       s.told = true;
       answer(key.peer, to, SpeechStarted{s.begin});
     }
-    if (!s.told || s.at - s.end < kSilence) return;
-    s.over = true;
+    if (!s.told) return;
+    if (pauses && !s.paused && s.at - s.end >= kPause) {
+      s.paused = true;
+      answer(key.peer, to, SpeechPaused{s.end});
+    }
+    if (s.at - s.end < silence) return;
     answer(key.peer, to, SpeechEnded{s.end});
+    s.begin = s.end = -1;
+    s.told = s.paused = false;
   }
   void flush(const CallerStream& key, VadStream& s, Message& m) {
     const auto f = must<Flush>(m);
-    if (s.over) return;
-    s.over = true;
     if (s.begin < 0) return answer_error(key.peer, m.head, {Errc::no_speech, "no speech"});
     if (!s.told) answer(key.peer, m.head, SpeechStarted{s.begin});
     answer(key.peer, m.head, SpeechEnded{f.end_sample < 0 ? s.end : std::min(s.end, f.end_sample)});
+    s.begin = s.end = -1;
+    s.told = s.paused = false;
   }
 };
 
@@ -159,9 +167,9 @@ class FakeTokenizer final : public Fake<TokenizerStream> {
     last_samples = end;
     if (end > samples(s) || end < 0)
       strange.push_back(fmt::format("tokenizer: {} samples are asked for, {} are known", end, samples(s)));
-    if (end < 400) return answer(key.peer, m.head, Tokens{0, 0, true, {}});
+    if (end < 400) return answer(key.peer, m.head, Tokens{0, 0, true, {}, f.attempt});
     const auto whole = std::min(s.told, (end - 1) / kGroup);
-    answer(key.peer, m.head, Tokens{whole, whole, true, group(s, whole, std::min(end, samples(s)))});
+    answer(key.peer, m.head, Tokens{whole, whole, true, group(s, whole, std::min(end, samples(s))), f.attempt});
   }
 };
 
@@ -185,6 +193,7 @@ class FakeChat final : public Fake<ChatStream> {
   std::size_t sentences = 2;
   std::optional<Errc> fails_at_third;
   std::string last_past, last_system;
+  std::size_t forks = 0;
   static std::int32_t id_of(std::size_t index) { return 1000 + static_cast<std::int32_t>(index); }
 
   struct Token {
@@ -206,6 +215,15 @@ class FakeChat final : public Fake<ChatStream> {
         s.past = last_past = text_of(open.payload);
         s.system = last_system = open.system;
         s.seed = open.seed;
+        return;
+      }
+      case MessageType::fork_chat: {
+        const auto from = streams_.find({key.peer, {m.head.session, must<ForkChat>(m).from}});
+        if (from == streams_.end() || from->second.asked) return strange.push_back("llm-chat: a fork of nothing");
+        ++forks;
+        s = from->second;
+        s.key = key;
+        s.to = m.head;
         return;
       }
       case MessageType::hear: {
@@ -407,6 +425,10 @@ class FakeGateway final : public Core {
   bool waits_for_opened = true;  ///< with its inputs
   bool opens_again = false;      ///< under the true epoch, when it was told that
   std::string system;
+  bool plays = false;              ///< it keeps time with a loudspeaker
+  std::int64_t heard_samples = 0;  ///< what it says of it when asked to hold
+  bool heard_all = false;          ///< nothing plays any more
+  std::optional<Interrupted> interrupted;
   std::string token_digest;  ///< with Open; empty: the session cannot be resumed
 
   // ---- what the client got
@@ -446,6 +468,7 @@ class FakeGateway final : public Core {
     Open o;
     o.system = system;
     o.speak = speak;
+    o.plays = plays;
     o.seed = seed == 0 ? 77 : seed;
     o.expected_epoch = {epoch};
     o.token_digest = token_digest;
@@ -474,6 +497,10 @@ class FakeGateway final : public Core {
     message.head.trace = 4711;
     kept_.push_back({next_input_++, message});
     if (is_open_) post(controller, std::move(message));
+  }
+  /// The loudspeaker has come to the end of a turn's sound.
+  void played(std::uint32_t turn, std::int64_t samples) {
+    post(controller, pack(Played{{turn}, samples, true}, head()));
   }
   void close(bool detached = false) { send(controller, head(), Close{detached}); }
   bool inputs_kept = true;
@@ -530,6 +557,14 @@ class FakeGateway final : public Core {
         return finish();
       case MessageType::checkpoint:
         return on_checkpoint(m);
+      case MessageType::hold:
+        if (plays) post(controller, pack(Played{read<Hold>(m)->turn, heard_samples, heard_all}, head()));
+        return;
+      case MessageType::release:
+        return;
+      case MessageType::interrupted:
+        interrupted = *read<Interrupted>(m);
+        return;
       default:
         touch(m);
     }
