@@ -1,6 +1,7 @@
 #include "services/vad/turn_detector.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace parlando::vad {
 
@@ -15,6 +16,7 @@ std::vector<config::Problem> TurnConfig::problems(const std::string& path) const
   config::expect_range(out, path + ".offset_probability", offset_probability, 0.01, onset_probability);
   config::expect_range(out, path + ".onset_frames", onset_frames, 1, 50);
   config::expect_range(out, path + ".silence_ms", silence_ms, 32, 10000);
+  config::expect_range(out, path + ".pause_ms", pause_ms, 0, std::max(0, silence_ms - 1));
   return out;
 }
 
@@ -28,16 +30,25 @@ std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t firs
     last_ = first + kFrame;
     return TurnEvent{TurnEvent::Kind::started, begun_};
   }
-  if (probability >= config_.offset_probability) last_ = first + kFrame;
-  if (first + kFrame - last_ < config_.silence_ms * kSamplesPerMs) return {};
-  speaking_ = false;
-  return TurnEvent{TurnEvent::Kind::ended, last_};
+  if (probability >= config_.offset_probability) {
+    last_ = first + kFrame;
+    if (std::exchange(paused_, false)) return TurnEvent{TurnEvent::Kind::resumed, first};
+    return {};
+  }
+  const auto silence = first + kFrame - last_;
+  if (silence >= config_.silence_ms * kSamplesPerMs) {
+    speaking_ = paused_ = false;
+    return TurnEvent{TurnEvent::Kind::ended, last_};
+  }
+  if (paused_ || config_.pause_ms == 0 || silence < config_.pause_ms * kSamplesPerMs) return {};
+  paused_ = true;
+  return TurnEvent{TurnEvent::Kind::paused, last_};
 }
 
 std::optional<TurnEvent> TurnDetector::flush(std::int64_t end_sample) {
   run_ = 0;
   if (!speaking_) return {};
-  speaking_ = false;
+  speaking_ = paused_ = false;
   return TurnEvent{TurnEvent::Kind::ended, std::clamp(end_sample, begun_, last_)};
 }
 

@@ -16,18 +16,21 @@ struct TurnConfig {
   double offset_probability = 0.35;
   int onset_frames = 2;  ///< consecutive frames that start a segment
   int silence_ms = 500;  ///< silence that ends a turn
+  int pause_ms = 160;    ///< silence that is told as a pause, less than silence_ms; 0: none is
   template <class V>
   void fields(V&& v) {
     v("onset_probability", onset_probability);
     v("offset_probability", offset_probability);
     v("onset_frames", onset_frames);
     v("silence_ms", silence_ms);
+    v("pause_ms", pause_ms);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
 struct TurnEvent {
-  enum class Kind { started, ended } kind;
+  /// A pause is where speech has ended if nothing follows; `resumed` or `ended` does.
+  enum class Kind { started, paused, resumed, ended } kind;
   std::int64_t sample;
 };
 
@@ -43,10 +46,10 @@ class TurnDetector {
 
  private:
   TurnConfig config_;
-  bool speaking_ = false;
+  bool speaking_ = false, paused_ = false;
   int run_ = 0;
   std::int64_t begun_ = 0;
-  std::int64_t last_ = 0;
+  std::int64_t last_ = 0;  ///< end of the last frame with speech
 };
 
 }  // namespace parlando::vad

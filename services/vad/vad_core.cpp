@@ -133,10 +133,16 @@ Result<void> VadCore::flush(const std::string& peer, protocol::Message& m) {
 }
 
 void VadCore::tell(const std::string& peer, const protocol::Envelope& to, const TurnEvent& event) {
-  if (event.kind == TurnEvent::Kind::started)
-    answer(peer, to, protocol::SpeechStarted{event.sample});
-  else
-    answer(peer, to, protocol::SpeechEnded{event.sample});
+  switch (event.kind) {
+    case TurnEvent::Kind::started:
+      return answer(peer, to, protocol::SpeechStarted{event.sample});
+    case TurnEvent::Kind::paused:
+      return answer(peer, to, protocol::SpeechPaused{event.sample});
+    case TurnEvent::Kind::resumed:
+      return answer(peer, to, protocol::SpeechResumed{event.sample});
+    case TurnEvent::Kind::ended:
+      return answer(peer, to, protocol::SpeechEnded{event.sample});
+  }
 }
 
 void VadCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time) {

@@ -1,9 +1,10 @@
 #pragma once
-/// The vad service without its process. A stream: OpenVad, Audio (s16le at 16 kHz), Flush, Close; answered by
-/// SpeechStarted and SpeechEnded. Positions are those of the session: the first Audio's `first_sample` is the stream's
-/// base, and each further one must go on where the last one ended. One that does not changes nothing and answers
-/// Errc::position_mismatch, once until a frame fits again. How the sound is cut into messages has no influence on the
-/// events. A Flush without speech answers Errc::no_speech.
+/// The vad service without its process. A stream: OpenVad, Audio (s16le at 16 kHz), Flush, Close; answered turn after
+/// turn by SpeechStarted, by SpeechPaused and SpeechResumed for each pause within, and by SpeechEnded. Positions are
+/// those of the session: the first Audio's `first_sample` is the stream's base, and each further one must go on where
+/// the last one ended. One that does not changes nothing and answers Errc::position_mismatch, once until a frame fits
+/// again. How the sound is cut into messages has no influence on the events. A Flush without speech answers
+/// Errc::no_speech.
 #include <array>
 
 #include "common/service/core.hpp"

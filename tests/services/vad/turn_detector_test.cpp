@@ -1,17 +1,22 @@
 #define BOOST_TEST_MODULE vad
 #include <boost/test/unit_test.hpp>
+#include <random>
 
 #include "services/vad/turn_detector.hpp"
 
 namespace parlando::vad {
 namespace {
+using Kind = TurnEvent::Kind;
+using Events = std::vector<std::pair<Kind, std::int64_t>>;
 
-std::vector<std::pair<int, std::int64_t>> run(const std::vector<float>& probabilities, TurnConfig config = {}) {
+constexpr TurnConfig kWithoutPauses{.pause_ms = 0};
+
+Events run(const std::vector<float>& probabilities, TurnConfig config = kWithoutPauses) {
   TurnDetector detector(config);
-  std::vector<std::pair<int, std::int64_t>> out;
+  Events out;
   for (std::size_t n = 0; n < probabilities.size(); ++n)
     if (const auto e = detector.push(probabilities[n], static_cast<std::int64_t>(n) * 512))
-      out.emplace_back(static_cast<int>(e->kind), e->sample);
+      out.emplace_back(e->kind, e->sample);
   return out;
 }
 
@@ -55,7 +60,114 @@ BOOST_AUTO_TEST_CASE(values_outside_their_range_are_named) {
   config.offset_probability = 0.6;
   config.onset_frames = 0;
   config.silence_ms = 1;
+  config.pause_ms = 0;
   BOOST_TEST(config.problems("turn").size() == 3u);
+  config = {};
+  for (const auto& [pause, problems] : {std::pair(0, 0u), {1, 0u}, {499, 0u}, {500, 1u}, {-1, 1u}}) {
+    config.pause_ms = pause;
+    BOOST_TEST(config.problems("turn").size() == problems, "pause_ms " << pause);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_pause_is_told_once_and_taken_back_when_speech_goes_on) {
+  // 160 ms are five frames.
+  const auto frames = [](int n) { return std::int64_t{512} * n; };
+  BOOST_TEST((run(pattern({{10, 0.9f}, {4, 0.1f}, {10, 0.9f}}), {}) == Events{{Kind::started, 0}}));
+  BOOST_TEST((run(pattern({{10, 0.9f}, {5, 0.1f}, {3, 0.4f}, {12, 0.1f}, {1, 0.36f}, {40, 0.1f}}), {}) ==
+              Events{{Kind::started, 0},
+                     {Kind::paused, frames(10)},
+                     {Kind::resumed, frames(15)},
+                     {Kind::paused, frames(18)},
+                     {Kind::resumed, frames(30)},
+                     {Kind::paused, frames(31)},
+                     {Kind::ended, frames(31)}}));
+  // Silence that is both at once is an end.
+  BOOST_TEST((run(pattern({{10, 0.9f}, {40, 0.1f}}), {.pause_ms = 490}) ==
+              Events{{Kind::started, 0}, {Kind::ended, frames(10)}}));
+  BOOST_TEST(run(pattern({{40, 0.1f}}), {}).empty());
+}
+
+BOOST_AUTO_TEST_CASE(a_flush_ends_a_pause) {
+  TurnDetector detector({});
+  std::int64_t at = 0;
+  const auto push = [&](float p) {
+    at += 512;
+    return detector.push(p, at - 512);
+  };
+  for (int n = 0; n < 10; ++n) push(0.9f);
+  for (int n = 0; n < 6; ++n) push(0.1f);
+  const auto ended = detector.flush();
+  BOOST_REQUIRE(ended.has_value());
+  BOOST_TEST((ended->kind == Kind::ended));
+  BOOST_TEST(ended->sample == 10 * 512);
+  // The next turn knows nothing of it.
+  BOOST_TEST(!push(0.9f).has_value());
+  const auto started = push(0.9f);
+  BOOST_REQUIRE(started.has_value());
+  BOOST_TEST((started->kind == Kind::started));
+  BOOST_TEST(!push(0.9f).has_value());
+}
+
+/// Pauses are told beside turns: where these start and end does not depend on them.
+BOOST_AUTO_TEST_CASE(random_probabilities_have_the_same_turns_with_and_without_pauses) {
+  std::size_t pauses = 0, resumed = 0, ended = 0;
+  for (unsigned seed = 1; seed <= 400; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto below = [&](unsigned n) { return static_cast<int>(random() % n); };
+      TurnConfig config{.onset_frames = 1 + below(4), .silence_ms = 32 + below(600)};
+      config.pause_ms = 1 + below(static_cast<unsigned>(config.silence_ms) - 1);
+      BOOST_TEST(config.problems("turn").empty());
+      auto without = config;
+      without.pause_ms = 0;
+      TurnDetector detector(config), reference(without);
+      std::int64_t at = below(1000);
+      std::optional<TurnEvent> last;
+      float p = 0;
+      for (int n = 0; n < 600; ++n, at += 512) {
+        if (below(6) == 0) p = static_cast<float>(below(1000)) / 1000;
+        const bool flush = below(97) == 0;
+        const auto event = flush ? detector.flush(at - below(9000)) : detector.push(p, at);
+        // The same draw for both.
+        const auto expected = flush ? reference.flush(event ? event->sample : at) : reference.push(p, at);
+        const bool between = event && (event->kind == Kind::paused || event->kind == Kind::resumed);
+        if (between) {
+          BOOST_TEST(!expected.has_value());
+        } else {
+          BOOST_REQUIRE(event.has_value() == expected.has_value());
+          if (event) BOOST_TEST((event->kind == expected->kind && event->sample == expected->sample));
+        }
+        BOOST_TEST(detector.speaking() == reference.speaking());
+        if (!event) continue;
+        switch (event->kind) {
+          case Kind::started:
+            BOOST_TEST((!last || last->kind == Kind::ended));
+            break;
+          case Kind::paused:
+            BOOST_TEST((last && (last->kind == Kind::started || last->kind == Kind::resumed)));
+            BOOST_TEST(at + 512 - event->sample >= 16 * config.pause_ms);
+            ++pauses;
+            break;
+          case Kind::resumed:
+            BOOST_TEST((last && last->kind == Kind::paused && last->sample < event->sample));
+            BOOST_TEST(event->sample == at);
+            ++resumed;
+            break;
+          case Kind::ended:
+            BOOST_TEST((last && last->kind != Kind::ended));
+            if (last && last->kind == Kind::paused) {
+              if (!flush) BOOST_TEST(last->sample == event->sample);
+              ++ended;
+            }
+            break;
+        }
+        last = event;
+      }
+    }
+  }
+  BOOST_TEST(pauses > 1000u);
+  BOOST_TEST(resumed > 500u);
+  BOOST_TEST(ended > 500u);
 }
 
 }  // namespace parlando::vad

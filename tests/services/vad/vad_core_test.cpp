@@ -27,6 +27,11 @@ std::vector<std::byte> recording(const char* name = "capital_of_france.wav") {
   return to_pcm16(wave);
 }
 
+std::string_view name_of(TurnEvent::Kind kind) {
+  static constexpr std::string_view kNames[] = {"speech_started", "speech_paused", "speech_resumed", "speech_ended"};
+  return kNames[static_cast<int>(kind)];
+}
+
 /// What network and detector say of a recording as a whole.
 std::vector<std::string> offline(const std::vector<std::byte>& pcm, std::int64_t base) {
   const auto wave = from_pcm16(pcm);
@@ -36,8 +41,7 @@ std::vector<std::string> offline(const std::vector<std::byte>& pcm, std::int64_t
   for (std::size_t at = 0; at + kFrameSamples <= wave.size(); at += kFrameSamples) {
     const float p = net(std::span<const float, kFrameSamples>(wave.data() + at, kFrameSamples));
     if (const auto e = detector.push(p, base + static_cast<std::int64_t>(at)))
-      out.push_back(
-          fmt::format("{} {}", e->kind == TurnEvent::Kind::started ? "speech_started" : "speech_ended", e->sample));
+      out.push_back(fmt::format("{} {}", name_of(e->kind), e->sample));
   }
   return out;
 }
@@ -70,11 +74,9 @@ class Caller {
       else if (head.type == MessageType::error) {
         error_ = *protocol::read<protocol::ErrorMessage>(o.message);
         out.push_back(error_.code);
-      } else if (head.type == MessageType::speech_started)
-        out.push_back(fmt::format("speech_started {}", protocol::read<protocol::SpeechStarted>(o.message)->sample));
-      else
-        out.push_back(
-            fmt::format("{} {}", to_string(head.type), protocol::read<protocol::SpeechEnded>(o.message)->sample));
+      } else {
+        out.push_back(fmt::format("{} {}", to_string(head.type), sample_of(o.message)));
+      }
     }
     return out;
   }
@@ -86,6 +88,18 @@ class Caller {
   const std::string& name() const { return name_; }
 
  private:
+  static std::int64_t sample_of(Message& m) {
+    switch (m.head.type) {
+      case MessageType::speech_started:
+        return protocol::read<protocol::SpeechStarted>(m)->sample;
+      case MessageType::speech_paused:
+        return protocol::read<protocol::SpeechPaused>(m)->sample;
+      case MessageType::speech_resumed:
+        return protocol::read<protocol::SpeechResumed>(m)->sample;
+      default:
+        return protocol::read<protocol::SpeechEnded>(m)->sample;
+    }
+  }
   VadCore& core_;
   std::string name_;
   protocol::Envelope head_;
@@ -135,13 +149,50 @@ BOOST_AUTO_TEST_CASE(events_lie_around_the_speech) {
   caller.open();
   hear_all(caller, pcm, 640, 16000);
   const auto seen = caller.answers();
-  BOOST_REQUIRE(seen.size() == 2u);
-  const auto started = std::stoll(seen[0].substr(15)) - 16000;
-  const auto ended = std::stoll(seen[1].substr(13)) - 16000;
+  BOOST_REQUIRE(seen.size() >= 3u);
+  BOOST_REQUIRE(seen.front().starts_with("speech_started"));
+  BOOST_REQUIRE(seen.back().starts_with("speech_ended"));
+  BOOST_TEST(seen[seen.size() - 2] == "speech_paused" + seen.back().substr(12));
+  const auto started = std::stoll(seen.front().substr(15)) - 16000;
+  const auto ended = std::stoll(seen.back().substr(13)) - 16000;
   BOOST_TEST(started >= 8000 - 1024);
   BOOST_TEST(started < 8000 + 8000);
   BOOST_TEST(ended > started + 8000);
   BOOST_TEST(ended <= static_cast<std::int64_t>(pcm.size() / 2) - 24000 + 4096);
+}
+
+/// A stream is one user's, not one turn's: turns follow each other on it, and positions go on.
+BOOST_AUTO_TEST_CASE(a_stream_goes_on_with_the_next_turn) {
+  std::vector<std::byte> pcm;
+  std::vector<std::int64_t> begins;
+  for (const char* name : {"capital_of_france.wav", "set_a_timer.wav", "weather_in_paris.wav"}) {
+    begins.push_back(static_cast<std::int64_t>(pcm.size() / 2));
+    const auto one = recording(name);
+    pcm.insert(pcm.end(), one.begin(), one.end());
+  }
+  begins.push_back(static_cast<std::int64_t>(pcm.size() / 2));
+  VadCore core({}, weights());
+  Caller caller(core);
+  caller.open();
+  hear_all(caller, pcm, 640);
+  std::size_t turns = 0;
+  std::string last = "speech_ended";
+  for (const auto& line : caller.answers()) {
+    const auto name = line.substr(0, line.find(' '));
+    const auto sample = std::stoll(line.substr(name.size() + 1));
+    if (name == "speech_started") {
+      BOOST_TEST(last == "speech_ended");
+      BOOST_TEST(sample >= begins.at(turns) + 8000 - 1024);
+      ++turns;
+    } else {
+      BOOST_REQUIRE(turns > 0u);
+      BOOST_TEST((name == "speech_resumed" ? last == "speech_paused" : last != name && last != "speech_ended"));
+    }
+    BOOST_TEST(sample < begins.at(turns));
+    last = name;
+  }
+  BOOST_TEST(turns == 3u);
+  BOOST_TEST(last == "speech_ended");
 }
 
 BOOST_AUTO_TEST_CASE(a_gap_or_an_overlap_is_answered_once_and_changes_nothing) {
