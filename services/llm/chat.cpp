@@ -19,6 +19,19 @@ Result<std::unique_ptr<Chat>> Chat::open(std::shared_ptr<LmEngine> engine, std::
   return chat;
 }
 
+Result<std::unique_ptr<Chat>> Chat::fork(std::string name) const {
+  PARLANDO_DO(expect_no_reply());
+  PARLANDO_DO(engine_->fork(name_, static_cast<std::int64_t>(ids_.size()), name));
+  std::unique_ptr<Chat> copy(new Chat(engine_, tokenizer_, std::move(name), options_));
+  copy->messages_ = messages_;
+  copy->codes_ = codes_;
+  copy->ids_ = ids_;
+  copy->known_ = known_;
+  copy->spoken_ = spoken_;
+  copy->said_ = said_;
+  return copy;
+}
+
 /// Makes the sequence hold exactly `wanted`; the cache keeps the common beginning.
 Result<std::int64_t> Chat::sync(std::span<const std::int32_t> wanted) {
   const auto shared = static_cast<std::int64_t>(

@@ -29,6 +29,9 @@ class Chat {
   /// Opens a sequence. `messages`: system prompt and history. @error Errc::overloaded at the engine's limit
   static Result<std::unique_ptr<Chat>> open(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text,
                                             std::string name, std::vector<Message> messages, Options options);
+  /// A copy as this one is now, under another name: it shares what is computed and goes on by itself, whatever becomes
+  /// of the other. @error Errc::invalid_argument when the reply has begun, Errc::overloaded at the engine's limit
+  Result<std::unique_ptr<Chat>> fork(std::string name) const;
   ~Chat() { engine_->release(name_); }
   Chat(const Chat&) = delete;
   Chat& operator=(const Chat&) = delete;

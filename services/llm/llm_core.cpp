@@ -33,8 +33,11 @@ Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
   return defaults;
 }
 
+std::string name_of(const std::string& peer, SessionId session, StreamId stream) {
+  return fmt::format("{}/{}/{}", peer, session.text(), stream.value);
+}
 std::string name_of(const std::string& peer, const protocol::Envelope& head) {
-  return fmt::format("{}/{}/{}", peer, head.session.text(), head.stream.value);
+  return name_of(peer, head.session, head.stream);
 }
 }  // namespace
 
@@ -154,9 +157,11 @@ void LlmCore::on_message(const std::string& peer, protocol::Message m, Time) {
   const bool is_open = found != jobs_.end();
   if (!is_open && ended_.contains(key)) return;
   const auto done = [&]() -> Result<void> {
-    const bool opens = head.type == MessageType::open_chat || head.type == MessageType::synthesise;
+    const bool opens = head.type == MessageType::open_chat || head.type == MessageType::fork_chat ||
+                       head.type == MessageType::synthesise;
     if (opens && is_open) return fail(Errc::invalid_argument, "stream {} is open already", head.stream.value);
     if (head.type == MessageType::open_chat) return open_chat(peer, std::move(m));
+    if (head.type == MessageType::fork_chat) return fork_chat(peer, std::move(m));
     if (head.type == MessageType::synthesise) return open_speech(peer, std::move(m));
     if (!is_open) return fail(Errc::not_found, "stream {} is not open", head.stream.value);
     if (!found->second.chat) return fail(Errc::unsupported, "a synthesis takes no {}", to_string(head.type));
@@ -202,6 +207,22 @@ Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
   const auto name = name_of(peer, job.head);
   PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages),
                                     {.sampling = sampling, .tokens_max = config_.reply_tokens_max}));
+  jobs_.emplace(name, std::move(job));
+  return {};
+}
+
+/// A chat that begins as a copy of another one of this caller and session.
+Result<void> LlmCore::fork_chat(const std::string& peer, protocol::Message m) {
+  Job job;
+  job.peer = peer;
+  job.head = m.head;
+  job.deadline = m.deadline;
+  PARLANDO_TRY(const auto fork, protocol::read<protocol::ForkChat>(m));
+  const auto from = jobs_.find(name_of(peer, job.head.session, fork.from));
+  if (from == jobs_.end() || !from->second.chat)
+    return fail(Errc::not_found, "stream {} is no open chat of this session", fork.from.value);
+  const auto name = name_of(peer, job.head);
+  PARLANDO_TRY(job.chat, from->second.chat->fork(name));
   jobs_.emplace(name, std::move(job));
   return {};
 }

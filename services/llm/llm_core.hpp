@@ -1,7 +1,8 @@
 #pragma once
 /// The llm service without its process: serves one Step-1 checkpoint to chats and to text-to-speech.
 /// Chat: OpenChat, then Hear while the user speaks or Say, GoOn when another replica had begun, Generate; answers Text;
-/// ToolResult goes on. Speech: Synthesise; answers Tokens. An error ends the job and releases its sequence; what still
+/// ToolResult goes on. ForkChat opens a chat that goes on from where another one is; neither knows of the other then.
+/// Speech: Synthesise; answers Tokens. An error ends the job and releases its sequence; what still
 /// comes on its stream before Close is ignored.
 #include <map>
 
@@ -75,6 +76,7 @@ class LlmCore final : public service::Core {
   };
   using Jobs = std::map<std::string, Job>;
   Result<void> open_chat(const std::string& peer, protocol::Message message);
+  Result<void> fork_chat(const std::string& peer, protocol::Message message);
   Result<void> open_speech(const std::string& peer, protocol::Message message);
   Result<void> follow(Job& job, protocol::Message& message);
   void tell(Job& job, std::vector<ChatEvent> events);
