@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kDepthMax = 32;
 constexpr std::size_t kShownMax = 40;
+constexpr std::uint64_t kLeadLeastMs = 50, kLeadMostMs = 10000;
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 /// A value for an error message; what is cut off within a character becomes U+FFFD with the whole message.
@@ -22,6 +23,15 @@ std::string shown(const json& value) { return dump(value).substr(0, kShownMax); 
 Result<void> read_text(const json& value, const char* name, std::string& to) {
   if (!value.is_string()) return fail(Errc::invalid_argument, "{} is {}, expected a text", name, shown(value));
   to = value.get<std::string>();
+  return {};
+}
+
+Result<void> read_lead(const json& value, const char* name, std::optional<milliseconds>& to) {
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() < kLeadLeastMs ||
+      value.get<std::uint64_t>() > kLeadMostMs)
+    return fail(Errc::invalid_argument, "{}: lead_ms is {}, expected a whole number from {} to {}", name, shown(value),
+                kLeadLeastMs, kLeadMostMs);
+  to = milliseconds(value.get<std::int64_t>());
   return {};
 }
 
@@ -41,7 +51,8 @@ Result<void> read_option(const std::string& key, const json& value, OpenOptions&
     to.seed = value.get<std::uint64_t>();
     return {};
   }
-  return fail(Errc::invalid_argument, "open: '{}' is unknown, expected system, speaker, speak or seed",
+  if (key == "lead_ms") return read_lead(value, "open", to.lead);
+  return fail(Errc::invalid_argument, "open: '{}' is unknown, expected system, speaker, speak, seed or lead_ms",
               key.substr(0, kShownMax));
 }
 
@@ -95,11 +106,15 @@ Result<ClientMessage> read_resume(const json& body) {
                                                     {"tool_calls", &out.claim.tool_calls}};
   for (const auto& [key, value] : body.items()) {
     if (key == "type" || key == "session" || key == "token") continue;
+    if (key == "lead_ms") {
+      PARLANDO_DO(read_lead(value, "resume", out.lead));
+      continue;
+    }
     const auto found = counts.find(key);
     if (found == counts.end())
       return fail(Errc::invalid_argument,
-                  "resume: '{}' is unknown, expected session, token, turn, samples, transcript_bytes, reply_bytes or "
-                  "tool_calls",
+                  "resume: '{}' is unknown, expected session, token, turn, samples, transcript_bytes, reply_bytes, "
+                  "tool_calls or lead_ms",
                   key.substr(0, kShownMax));
     PARLANDO_DO(read_count(key, value, *found->second));
   }
@@ -127,6 +142,11 @@ Result<ClientMessage> read_cancel(const json& body) {
 }
 
 json event(std::string_view type) { return json{{"type", std::string(type)}}; }
+std::string event_of_turn(std::string_view type, TurnId turn) {
+  auto e = event(type);
+  e["turn"] = turn.value;
+  return dump(e);
+}
 
 }  // namespace
 
@@ -145,18 +165,20 @@ Result<ClientMessage> read_client_message(std::string_view text) {
 }
 
 std::string opened_event(SessionId session, std::uint64_t seed, const std::string& token,
-                         const protocol::Opened& opened) {
+                         const protocol::Opened& opened, std::optional<milliseconds> lead) {
   auto e = event("opened");
   e["session"] = session.text();
   e["rate"] = kSpeechRate;
   e["turns"] = opened.turns;
   e["seed"] = seed;
   e["resume_token"] = token;
+  if (lead) e["lead_ms"] = lead->count();
   if (opened.degraded) e["degraded"] = true;
   return dump(e);
 }
 
-std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached) {
+std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached,
+                          std::optional<milliseconds> lead) {
   auto e = event("opened");
   e["session"] = session.text();
   e["rate"] = kSpeechRate;
@@ -166,6 +188,7 @@ std::string resumed_event(SessionId session, const std::string& token, const pro
   e["resumed"] = true;
   e["input_samples"] = attached.position_samples;
   if (attached.open_turn.value != 0) e["turn"] = attached.open_turn.value;
+  if (lead) e["lead_ms"] = lead->count();
   if (attached.degraded) e["degraded"] = true;
   return dump(e);
 }
@@ -193,9 +216,15 @@ std::string turn_event(const protocol::TurnDone& done) {
   return dump(e);
 }
 
-std::string cancelled_event(TurnId turn) {
-  auto e = event("cancelled");
-  e["turn"] = turn.value;
+std::string cancelled_event(TurnId turn) { return event_of_turn("cancelled", turn); }
+std::string hold_event(TurnId turn) { return event_of_turn("hold", turn); }
+std::string release_event(TurnId turn) { return event_of_turn("release", turn); }
+
+std::string interrupted_event(const protocol::Interrupted& interrupted) {
+  auto e = event("interrupted");
+  e["turn"] = interrupted.turn.value;
+  e["samples"] = interrupted.samples;
+  e["heard"] = interrupted.heard;
   return dump(e);
 }
 

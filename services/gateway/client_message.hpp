@@ -6,6 +6,7 @@
 #include <string_view>
 #include <variant>
 
+#include "common/base/clock.hpp"
 #include "common/protocol/messages.hpp"
 
 namespace parlando::gateway {
@@ -15,13 +16,15 @@ struct OpenOptions {
   std::string system, speaker;
   bool speak = true;
   std::optional<std::uint64_t> seed;  ///< empty: any
+  std::optional<milliseconds> lead;   ///< how far sound may be ahead of the loudspeaker; empty: as it comes
 };
 
 /// A conversation whose socket was lost is to go on here.
 struct ResumeOptions {
   SessionId session;
-  std::string token;       ///< as `opened` gave it
-  protocol::Attach claim;  ///< what the client has of which turn; without digests
+  std::string token;                 ///< as `opened` gave it
+  protocol::Attach claim;            ///< what the client has of which turn; without digests
+  std::optional<milliseconds> lead;  ///< another one, if the session has any
 };
 
 using ClientMessage = std::variant<OpenOptions, ResumeOptions, protocol::Flush, protocol::Say, protocol::Cancel>;
@@ -37,12 +40,16 @@ inline bool is_malformed(Errc code) {
 
 // Events.
 std::string opened_event(SessionId session, std::uint64_t seed, const std::string& token,
-                         const protocol::Opened& opened);
-std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached);
+                         const protocol::Opened& opened, std::optional<milliseconds> lead = {});
+std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached,
+                          std::optional<milliseconds> lead = {});
 std::string speech_event(std::string_view type, std::int64_t sample);
 std::string text_event(protocol::TextKind kind, std::string_view text);
 std::string turn_event(const protocol::TurnDone& done);
 std::string cancelled_event(TurnId turn);
+std::string hold_event(TurnId turn);
+std::string release_event(TurnId turn);
+std::string interrupted_event(const protocol::Interrupted& interrupted);
 /// @param session_ended  no session is open any more: the client may open another one
 std::string error_event(std::string_view code, std::string_view message, std::int64_t retry_ms = 0,
                         bool session_ended = false);

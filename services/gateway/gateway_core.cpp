@@ -47,7 +47,13 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
 }
 
 GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock)
-    : config_(std::move(config)), clock_(clock), sessions_(sessions_config(config_)) {}
+    : config_(std::move(config)), clock_(clock), sessions_(sessions_config(config_)) {
+  sessions_.set_sockets({[this](ClientId id) { return server_ ? server_->unsent_bytes(id) : 0; },
+                         [this](ClientId id, TurnId turn) -> std::size_t {
+                           if (!server_) return 0;
+                           return server_->drop_queued(id, [&](std::uint32_t tag) { return tag == turn.value; });
+                         }});
+}
 
 // ------------------------------------------------------------------------------------------------ files
 
@@ -120,12 +126,25 @@ Result<void> GatewayCore::listen() {
   return {};
 }
 
+/// Wakes for sound that is due, too.
 int GatewayCore::wait(std::span<pollfd> descriptors, milliseconds timeout) {
   if (!server_) return Core::wait(descriptors, timeout);
+  if (const auto due = sessions_.sound_due(); due != Time::max()) {
+    const auto until = std::max(milliseconds(0), std::chrono::ceil<milliseconds>(due - clock_.now()));
+    timeout = timeout.count() < 0 ? until : std::min(timeout, until);
+  }
   waiting_ = true;
   const int ready = server_->wait(descriptors, timeout);
   waiting_ = false;
+  play();
   return ready;
+}
+
+void GatewayCore::play() {
+  const auto now = clock_.now();
+  if (sessions_.sound_due() > now) return;
+  sessions_.play(now);
+  act();
 }
 
 /// Does what the sessions want done.
@@ -144,7 +163,7 @@ void GatewayCore::act_on(ToClient& action) {
       server_->send(action.client, std::move(action.data), false);
       return;
     case ToClient::Kind::sound:
-      server_->send(action.client, std::move(action.data), true);
+      server_->send(action.client, std::move(action.data), true, action.turn.value);
       return;
     case ToClient::Kind::close:
       return server_->close(action.client, http::CloseCode(action.code), std::move(action.data));
@@ -198,6 +217,12 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
   Meters m;
   m.sessions = metrics.gauge("parlando_gateway_sessions", "Conversations, those that wait for a controller included");
   m.sockets = metrics.gauge("parlando_gateway_sockets", "WebSockets");
+  m.held =
+      metrics.gauge("parlando_gateway_held_seconds", "Sound that waits for the loudspeakers of clients with a lead");
+  m.underruns = counter("underruns_total", "Answers that ran dry before their last sample");
+  m.holds = counter("holds_total", "Times that a controller made an answer stand still");
+  m.interruptions = counter("interruptions_total", "Answers that their user has interrupted");
+  m.early = counter("sent_early_seconds_total", "Audio sent ahead of the lead, because more than a minute was held");
   m.frames = counter("audio_frames_total", "Audio messages from clients");
   m.sent = counter("audio_sent_seconds_total", "Audio sent to clients");
   m.refused = counter("refused_total", "Client messages that were refused");
@@ -250,6 +275,11 @@ void GatewayCore::tell_metrics() {
   tell(m.resumed, c.resumed);
   tell(m.not_resumed, c.not_resumed);
   tell(m.paused, c.paused);
+  tell(m.underruns, c.underruns);
+  tell(m.holds, c.holds);
+  tell(m.interruptions, c.interruptions);
+  m.held.set(static_cast<double>(c.held_samples) / kSpeechRate);
+  m.early.set_at_least(static_cast<double>(c.early_samples) / kSpeechRate);
   m.sent.set_at_least(static_cast<double>(c.sent_samples) / kSpeechRate);
   m.dropped.set_at_least(static_cast<double>(c.dropped_input_samples) / kInputRate);
   for (std::size_t i = 0; i < m.handovers.size(); ++i) tell(m.handovers[i], c.handovers[i]);

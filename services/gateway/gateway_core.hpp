@@ -66,14 +66,15 @@ class GatewayCore final : public service::Core {
   http::Response answer(const http::Request& request) const;
   http::SocketHandlers handlers();
   http::Limits limits() const;
+  void play();
   void act();
   void act_on(ToClient& action);
   void tell_metrics();
 
   struct Meters {
-    telemetry::Metrics::Gauge sessions, sockets;
+    telemetry::Metrics::Gauge sessions, sockets, held;
     telemetry::Metrics::Counter frames, sent, refused, stale, repeats, failed, dropped, paused, malformed;
-    telemetry::Metrics::Counter resumed, not_resumed;
+    telemetry::Metrics::Counter resumed, not_resumed, underruns, holds, interruptions, early;
     std::array<telemetry::Metrics::Counter, kReasonNames.size()> handovers;
     std::vector<std::pair<telemetry::Metrics::Counter, const http::Counter http::Counters::*>> http;
   };

@@ -18,6 +18,11 @@ class OpenTurn {
   bool is_open() const { return id_.value != 0; }
   /// A message of this turn: it is under way now.
   void begin(TurnId id);
+  /// Sound of it, sent to the client or held for it.
+  std::int64_t samples() const { return turn_samples_; }
+  /// The user has taken the word: what is said of its sound from here on is not for the client.
+  void interrupt() { interrupted_ = true; }
+  bool is_interrupted() const { return interrupted_; }
   /// Done, cancelled or failed.
   void end() { *this = OpenTurn(); }
 
@@ -38,7 +43,7 @@ class OpenTurn {
  private:
   void count_tool_call(const protocol::Text& message);
   TurnId id_;
-  bool started_ = false, ended_ = false;
+  bool started_ = false, ended_ = false, interrupted_ = false;
   std::int64_t transcript_bytes_ = 0, reply_bytes_ = 0;
   std::vector<std::string> tool_results_;  ///< JSON, one a call
   protocol::Bytes ids_;

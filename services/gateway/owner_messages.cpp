@@ -5,6 +5,10 @@
 namespace parlando::gateway {
 using namespace protocol;
 
+namespace {
+constexpr std::uint16_t kTryLater = 1013;
+}
+
 template <class T>
 std::optional<T> Sessions::read(Message& message) {
   auto body = protocol::read<T>(message);
@@ -34,10 +38,10 @@ void Sessions::on_message(const std::string& peer, Message message, Time now) {
     return;
   }
   session.epoch = message.head.epoch;
-  answers_open ? on_opened(*client, message) : on_owner(*client, message);
+  answers_open ? on_opened(*client, message, now) : on_owner(*client, message, now);
 }
 
-void Sessions::on_opened(Client& client, Message& message) {
+void Sessions::on_opened(Client& client, Message& message, Time now) {
   auto& session = *client.session;
   const auto opened = read<Opened>(message);
   if (!opened) return;  // it is asked no further when its time is over
@@ -50,7 +54,10 @@ void Sessions::on_opened(Client& client, Message& message) {
   // number again.
   session.turn_done = std::min(session.turn_done, TurnId{static_cast<std::uint32_t>(opened->turns)});
   if (!std::exchange(session.told_opened, true))
-    say(client, opened_event(session.id, session.seed, std::exchange(session.token.text, {}), *opened));
+    say(client,
+        opened_event(session.id, session.seed, std::exchange(session.token.text, {}), *opened, session.options.lead));
+  // Who made it stand still is not there to let it go on.
+  if (const auto held = session.playout ? session.playout->held() : std::nullopt) release(client, *held, now);
   pump(session);
 }
 
@@ -67,13 +74,14 @@ void Sessions::on_error(Client& client, Message& message, Time now) {
   const bool stream_is_gone = error->code == to_string(Errc::not_found) && head.turn.value == 0;
   if (stream_is_gone || error->code == to_string(Errc::credit_exceeded))
     return lost_by_owner(client, Reason::broken, now);
-  on_turn_error(client, head.turn, *error);
+  on_turn_error(client, head.turn, *error, now);
 }
 
-void Sessions::on_turn_error(Client& client, TurnId turn, const ErrorMessage& error) {
+void Sessions::on_turn_error(Client& client, TurnId turn, const ErrorMessage& error, Time now) {
   auto& session = *client.session;
   if (is_repeat(turn.value != 0 && turn <= session.turn_done)) return;
   if (turn.value != 0 || !session.turn.is_open()) {
+    if (turn.value != 0) drop_sound(client, turn, now);
     turn_over(session);
   } else {  // only an input was refused; the turn goes on
     session.requests = std::max(0, session.requests - 1);
@@ -81,20 +89,29 @@ void Sessions::on_turn_error(Client& client, TurnId turn, const ErrorMessage& er
   say(client, error_event(error.code, error.message, error.retry_ms));
 }
 
-void Sessions::on_owner(Client& client, Message& message) {
+void Sessions::on_owner(Client& client, Message& message, Time now) {
   switch (message.head.type) {
     case MessageType::speech_started:
       return on_speech_started(client, message);
     case MessageType::speech_ended:
       return on_speech_ended(client, message);
     case MessageType::text:
-      return on_text(client, message);
+      return on_text(client, message, now);
     case MessageType::speech:
-      return on_speech(client, message);
+      return on_speech(client, message, now);
     case MessageType::turn_done:
-      return on_turn_done(client, message);
+      return on_turn_done(client, message, now);
     case MessageType::cancelled:
-      return on_cancelled(client, message);
+      return on_cancelled(client, message, now);
+    case MessageType::hold:
+      if (const auto body = read<Hold>(message)) hold(client, body->turn, now);
+      return;
+    case MessageType::release:
+      if (const auto body = read<Release>(message)) release(client, body->turn, now);
+      return;
+    case MessageType::interrupted:
+      if (const auto body = read<Interrupted>(message)) interrupt(client, *body, now);
+      return;
     case MessageType::checkpoint:
       if (const auto checkpoint = read<Checkpoint>(message))
         client.session->log.checkpoint(checkpoint->input, checkpoint->keep_until);
@@ -117,10 +134,15 @@ bool Sessions::enter_turn(Session& session, TurnId turn) {
   if (turn.value == 0) return true;
   if (is_repeat(turn <= session.turn_done || turn < session.turn.id())) return false;
   session.turn.begin(turn);
+  if (session.playout) session.playout->begin(turn);
   return true;
 }
 
 void Sessions::turn_over(Session& session) {
+  if (session.turn.is_open()) {
+    session.spoken = session.turn.id();
+    session.spoken_samples = session.turn.samples();
+  }
   session.turn.end();
   session.requests = 0;
   session.trace = random_();
@@ -146,28 +168,31 @@ void Sessions::on_speech_ended(Client& client, Message& message) {
   say(client, speech_event("speech_ended", body->sample));
 }
 
-void Sessions::on_text(Client& client, Message& message) {
+void Sessions::on_text(Client& client, Message& message, Time now) {
   auto& session = *client.session;
   const auto body = read<Text>(message);
   if (!body) return;
   if (!enter_turn(session, message.head.turn)) return;
   const auto fresh = session.turn.text(*body);
   if (body->kind == TextKind::done || body->text.empty() || is_repeat(!fresh)) return;
-  say(client, text_event(body->kind, *fresh));
+  tell_in_turn(client, session.turn.id(), text_event(body->kind, *fresh), now);
 }
 
-void Sessions::on_speech(Client& client, Message& message) {
+void Sessions::on_speech(Client& client, Message& message, Time now) {
   auto& session = *client.session;
   const auto body = read<Speech>(message);
   if (!body || !enter_turn(session, message.head.turn)) return;
   const auto fresh = session.turn.speech(*body);
   if (body->payload.empty() || is_repeat(fresh.empty())) return;
-  counters_.sent_samples += static_cast<std::int64_t>(fresh.size() / kSampleBytes);
-  to_clients_.push_back(
-      {ToClient::Kind::sound, client.id, {reinterpret_cast<const char*>(fresh.data()), fresh.size()}});
+  if (session.turn.is_interrupted()) return;
+  const auto turn = session.turn.id();
+  if (!session.playout) return send_sound(client, turn, {reinterpret_cast<const char*>(fresh.data()), fresh.size()});
+  session.playout->sound(turn, fresh);
+  play(client, now);
+  if (session.playout->is_overrun()) close(client, kTryLater, "the connection is too slow");
 }
 
-void Sessions::on_turn_done(Client& client, Message& message) {
+void Sessions::on_turn_done(Client& client, Message& message, Time now) {
   auto& session = *client.session;
   const auto body = read<TurnDone>(message);
   if (!body) return;
@@ -176,14 +201,17 @@ void Sessions::on_turn_done(Client& client, Message& message) {
   session.turn_done = turn;
   session.losses = 0;
   turn_over(session);
-  say(client, turn_event(*body));
+  if (!session.playout) return say(client, turn_event(*body));
+  session.playout->end(turn, turn_event(*body));
+  play(client, now);
 }
 
-void Sessions::on_cancelled(Client& client, Message& message) {
+void Sessions::on_cancelled(Client& client, Message& message, Time now) {
   auto& session = *client.session;
   const auto body = read<Cancelled>(message);
   if (!body) return;
   const auto turn = body->turn.value != 0 ? body->turn : message.head.turn;
+  drop_sound(client, turn.value != 0 ? turn : session.turn.id(), now);
   // A turn that is not the open one was asked for, and nothing was dropped.
   if (turn.value == 0 || session.turn.id().value == 0 || turn == session.turn.id()) turn_over(session);
   say(client, cancelled_event(turn));

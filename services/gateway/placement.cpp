@@ -50,6 +50,7 @@ Open Sessions::describe(const Session& session) const {
   open.system = session.options.system;
   open.speaker = session.options.speaker;
   open.speak = session.options.speak;
+  open.plays = session.playout.has_value();
   open.seed = session.seed;
   open.expected_epoch = session.epoch;
   open.first_input = session.log.first();
@@ -95,6 +96,7 @@ void Sessions::ask(Client& client, const std::string& controller, Time now) {
   auto open = describe(session);
   if (session.turn.is_open() && !check(pack(open))) {  // texts of tools beyond any message
     say(client, error_event(name(Errc::internal), "the turn is too large to be handed over; it begins again"));
+    drop_sound(client, session.turn.id(), now);
     session.turn.end();
     open = describe(session);
   }
@@ -118,6 +120,7 @@ void Sessions::fail(Client& client, const ErrorMessage& why) {
   const auto retry = why.retry_ms == 0 && another_may(why.code) ? kRetryMs : why.retry_ms;
   telemetry::log(telemetry::Level::info, "gateway ends session={} code={} reason='{}'", client.session->id.text(),
                  why.code, why.message);
+  give_up_sound(client);
   say(client, error_event(why.code, why.message, retry, true));
   end_session(client);
   client.told_not_open = true;  // audio under way is not the client's fault
@@ -217,6 +220,7 @@ void Sessions::review_owner(Client& client, Time now) {
   }
   if (session.place == Place::opening && now >= session.answer_by)
     return ask_another(client, {name(Errc::unavailable), "the controller does not answer", kRetryMs}, now);
+  if (now >= session.answer_again) tell_played(session, played(session, session.unanswered, now));
   if (session.is_stuck() && now >= session.resend_at) return resend(client, now);
   pump(session);
 }
@@ -249,7 +253,9 @@ void Sessions::on_refused(const std::string& peer, const Envelope& head, const E
     session.asked.insert(peer);  // whatever its state is said to be
     return lost_by_owner(*client, error.code == Errc::cancelled ? Reason::broken : Reason::down, now);
   }
-  on_input_refused(*client, head.sequence, error, now);
+  if (head.type != MessageType::played) return on_input_refused(*client, head.sequence, error, now);
+  session.unanswered = head.turn;
+  session.answer_again = now + config_.resend;
 }
 
 /// Nothing is lost: what came back is handed out again, and the client is not read meanwhile.

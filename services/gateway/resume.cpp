@@ -10,7 +10,8 @@ using namespace protocol;
 
 namespace {
 constexpr std::size_t kAskedMax = 64;
-}
+constexpr milliseconds kLeadDefault{400};  // of a client that had one and does not say it again
+}  // namespace
 
 void Sessions::resume(Client& client, ResumeOptions options, Time now) {
   if (client.session) return complain(client, {Errc::invalid_argument, "a session is open already"}, now);
@@ -129,9 +130,10 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
     ++counters_.malformed;
     return false;
   }
-  OpenOptions options{attached->system, attached->speaker, attached->speak, attached->seed};
+  OpenOptions options{attached->system, attached->speaker, attached->speak, attached->seed, {}};
+  if (attached->plays) options.lead = attempt.wanted.lead.value_or(kLeadDefault);
   client.session = std::make_unique<Session>(attempt.wanted.session, std::move(options), config_.inputs,
-                                             std::max<std::uint64_t>(1, attached->first_input));
+                                             config_.playout, std::max<std::uint64_t>(1, attached->first_input));
   auto& session = *client.session;
   session.seed = attached->seed;
   session.token.digest = attempt.next.digest;
@@ -148,7 +150,9 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
   by_session_[session.id] = client.id;
   telemetry::log(telemetry::Level::info, "gateway resumes session={} at={} turn={}", session.id.text(),
                  session.controller, attached->open_turn.value);
-  say(client, resumed_event(session.id, attempt.next.text, *attached));
+  say(client, resumed_event(session.id, attempt.next.text, *attached, session.options.lead));
+  if (session.playout && attached->open_turn.value != 0)
+    session.playout->resume(attached->open_turn, attached->turn_samples);
   session.turn.resume(*std::move(attached));
   return true;
 }

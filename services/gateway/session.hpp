@@ -1,12 +1,14 @@
 #pragma once
 /// What the gateway knows of one client and of its conversation. Values only; `sessions.hpp` works on them.
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
 #include "services/gateway/client_message.hpp"
 #include "services/gateway/input_log.hpp"
 #include "services/gateway/open_turn.hpp"
+#include "services/gateway/playout.hpp"
 #include "services/gateway/resume_token.hpp"
 #include "services/gateway/upload_limit.hpp"
 
@@ -23,8 +25,10 @@ enum class Place {
 
 /// A conversation, from `open` or `resume` to the end of its socket or to the error that ends it.
 struct Session {
-  Session(SessionId session, OpenOptions wanted, InputLimits inputs, std::uint64_t first_input = 1)
-      : id(session), options(std::move(wanted)), log(inputs, first_input) {}
+  Session(SessionId session, OpenOptions wanted, InputLimits inputs, PlayoutLimits sound, std::uint64_t first_input = 1)
+      : id(session), options(std::move(wanted)), log(inputs, first_input) {
+    if (options.lead) playout.emplace(*options.lead, sound);
+  }
 
   SessionId id;
   OpenOptions options;
@@ -63,14 +67,22 @@ struct Session {
   TurnId turn_done;                  ///< the last one that is over and durable
   std::int64_t speech_started = -1;  ///< samples
   std::int64_t speech_ended = -1;
+  std::optional<Playout> playout;   ///< of a client with a lead; of others all leaves at once
+  Time sound_due = Time::max();     ///< as it says; Sessions keeps them in order
+  TurnId spoken;                    ///< without a playout: the last turn that is over
+  std::int64_t spoken_samples = 0;  ///< that were sent of it
+  TurnId unanswered;                ///< the link had no room for what was Played of it
+  Time answer_again = Time::max();  ///< then
 
   // The link had no room: of the inputs from `refused_first` to before `refused_end` this many came back.
   std::uint64_t refused_first = 0, refused_end = 0, refused = 0;
   Time resend_at = Time::max();
 
   bool has_owner() const { return place != Place::waiting; }
-  /// Something was asked and is not answered yet.
-  bool is_busy() const { return turn.is_open() || requests > 0; }
+  /// Something was asked and is not answered yet, or the answer is not heard yet.
+  bool is_busy() const { return turn.is_open() || requests > 0 || (playout && !playout->is_empty()); }
+  /// Of a client that names none: the one under way, else the one that is heard.
+  TurnId turn_to_cancel() const { return turn.is_open() || !playout ? turn.id() : playout->playing(); }
   bool is_stuck() const { return resend_at != Time::max(); }
 };
 

@@ -53,6 +53,7 @@ void Sessions::say(Client& client, std::string event) {
 void Sessions::close(Client& client, std::uint16_t code, std::string reason) {
   if (client.closing) return;
   end_attempt(client);
+  give_up_sound(client);
   end_session(client, code == kGoingAway);  // another gateway may go on
   client.closing = true;
   to_clients_.push_back({ToClient::Kind::close, client.id, std::move(reason), code});
@@ -63,6 +64,7 @@ void Sessions::end_session(Client& client, bool detached) {
   leave(*client.session, detached);
   counters_.dropped_input_samples += client.session->log.dropped_samples();
   by_session_.erase(client.session->id);
+  sound_due_.erase({client.session->sound_due, client.id});
   client.session.reset();
 }
 
@@ -129,7 +131,7 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   if (client.attempt) return complain(client, {Errc::invalid_argument, "a session is being resumed"}, now);
   const auto high = random_();
   const SessionId id{high, random_()};
-  client.session = std::make_unique<Session>(id, std::move(options), config_.inputs);
+  client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout);
   auto& session = *client.session;
   session.seed = session.options.seed.value_or(random_() & kSeedMask);
   session.trace = random_();
@@ -146,7 +148,7 @@ void Sessions::input(Client& client, Input input) {
   if (const auto* audio = std::get_if<protocol::Audio>(&input))
     session.position_samples += static_cast<std::int64_t>(audio->payload.size() / kSampleBytes);
   else if (auto* cancel = std::get_if<protocol::Cancel>(&input))
-    cancel->turn = cancel->turn.value != 0 ? cancel->turn : session.turn.id();
+    cancel->turn = cancel->turn.value != 0 ? cancel->turn : session.turn_to_cancel();
   else
     ++session.requests;
   session.log.add(std::move(input), session.trace);
@@ -176,6 +178,7 @@ void Sessions::review_pause(Client& client, Time now) {
 
 void Sessions::on_tick(Time now) {
   note_start(now);
+  play(now);
   for (auto& [id, client] : clients_) {
     if (client.closing) continue;
     if (now - client.since > config_.session_max) {
@@ -202,7 +205,10 @@ bool Sessions::drain(Time now) {
 SessionsCounters Sessions::counters() const {
   auto out = counters_;
   for (const auto& [id, client] : clients_)
-    if (client.session) out.dropped_input_samples += client.session->log.dropped_samples();
+    if (client.session) {
+      out.dropped_input_samples += client.session->log.dropped_samples();
+      if (client.session->playout) out.held_samples += client.session->playout->held_samples();
+    }
   return out;
 }
 

@@ -35,6 +35,7 @@ struct SessionsConfig {
   milliseconds resume_again{500};          ///< when nobody keeps the session, all are asked again
   InputLimits inputs;
   UploadLimits upload;
+  PlayoutLimits playout;
 };
 
 /// What is to be done with a client's socket, in order.
@@ -44,6 +45,14 @@ struct ToClient {
   ClientId client;
   std::string data;        ///< event: JSON; sound: s16le; close: the reason
   std::uint16_t code = 0;  ///< close: of RFC 6455
+  TurnId turn{};           ///< sound: of this one
+};
+
+/// What sockets have not sent of what they were given. Simulations have none: what is given is sent.
+struct UnsentSound {
+  std::function<std::size_t(ClientId)> bytes;
+  /// Drops messages with sound of a turn. @return how many: always the last ones
+  std::function<std::size_t(ClientId, TurnId)> drop;
 };
 
 /// A message to a controller, in order. `head.sequence` is the number of an input; the link gives it its own.
@@ -51,7 +60,7 @@ struct ToController {
   std::string peer;
   protocol::Envelope head;
   std::variant<protocol::Open, protocol::Attach, protocol::Audio, protocol::Flush, protocol::Say, protocol::Cancel,
-               protocol::Close>
+               protocol::Played, protocol::Close>
       body;
 };
 
@@ -62,6 +71,10 @@ inline constexpr std::array<std::string_view, 5> kReasonNames{"suspect", "down",
 struct SessionsCounters {
   std::uint64_t audio_frames = 0, refused = 0, stale = 0, repeats = 0, paused = 0, failed = 0, malformed = 0;
   std::uint64_t resumed = 0, not_resumed = 0;
+  std::uint64_t underruns = 0;  ///< answers that ran dry before their last sample, at clients with a lead
+  std::uint64_t holds = 0, interruptions = 0;
+  std::int64_t held_samples = 0;           ///< now
+  std::int64_t early_samples = 0;          ///< sent before their time, because too much was held
   std::int64_t sent_samples = 0;           ///< of speech, to clients
   std::int64_t dropped_input_samples = 0;  ///< let go before the controller did; of sessions that have ended
   std::array<std::uint64_t, kReasonNames.size()> handovers{};
@@ -72,6 +85,7 @@ class Sessions {
   using Random = std::function<std::uint64_t()>;
   explicit Sessions(SessionsConfig config = {}, Random random = random_u64)
       : config_(config), random_(std::move(random)) {}
+  void set_sockets(UnsentSound sockets) { sockets_ = std::move(sockets); }
 
   // ---- from clients; each is opened once and closed once
   void client_opened(ClientId client, Time now);
@@ -88,6 +102,9 @@ class Sessions {
   void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now);
 
   void on_tick(Time now);
+  /// When `play` has sound to send if nothing happens before; Time::max(): never. Between two ticks, too.
+  Time sound_due() const { return sound_due_.empty() ? Time::max() : sound_due_.begin()->first; }
+  void play(Time now);
   /// No new sessions; those with nothing under way end at once, the others when their turn ends or the time for it is
   /// over.
   /// @return true when no client is left
@@ -119,21 +136,36 @@ class Sessions {
   void review_pause(Client& client, Time now);
 
   // owner_messages.cpp: what controllers say
-  void on_opened(Client& client, protocol::Message& message);
+  void on_opened(Client& client, protocol::Message& message, Time now);
   void on_error(Client& client, protocol::Message& message, Time now);
-  void on_turn_error(Client& client, TurnId turn, const protocol::ErrorMessage& error);
-  void on_owner(Client& client, protocol::Message& message);
+  void on_turn_error(Client& client, TurnId turn, const protocol::ErrorMessage& error, Time now);
+  void on_owner(Client& client, protocol::Message& message, Time now);
   void on_speech_started(Client& client, protocol::Message& message);
   void on_speech_ended(Client& client, protocol::Message& message);
-  void on_text(Client& client, protocol::Message& message);
-  void on_speech(Client& client, protocol::Message& message);
-  void on_turn_done(Client& client, protocol::Message& message);
-  void on_cancelled(Client& client, protocol::Message& message);
+  void on_text(Client& client, protocol::Message& message, Time now);
+  void on_speech(Client& client, protocol::Message& message, Time now);
+  void on_turn_done(Client& client, protocol::Message& message, Time now);
+  void on_cancelled(Client& client, protocol::Message& message, Time now);
   bool enter_turn(Session& session, TurnId turn);
   void turn_over(Session& session);
   bool is_repeat(bool repeat);
   template <class T>
   std::optional<T> read(protocol::Message& message);
+
+  // loudspeaker.cpp: what is heard, and when
+  void hold(Client& client, TurnId turn, Time now);
+  void release(Client& client, TurnId turn, Time now);
+  void interrupt(Client& client, const protocol::Interrupted& interrupted, Time now);
+  void play(Client& client, Time now);
+  void tell_in_turn(Client& client, TurnId turn, std::string event, Time now);
+  void send_sound(Client& client, TurnId turn, std::string pcm);
+  std::size_t drop_unsent(Client& client, TurnId turn);
+  void take_back(Client& client, Time now);
+  void drop_sound(Client& client, TurnId turn, Time now);
+  void give_up_sound(Client& client);
+  protocol::Played played(const Session& session, TurnId turn, Time now) const;
+  void tell_played(Session& session, const protocol::Played& played);
+  void set_due(Client& client);
 
   // resume.cpp: a session comes from another gateway
   void resume(Client& client, ResumeOptions options, Time now);
@@ -182,6 +214,8 @@ class Sessions {
   std::uint32_t streams_ = 0;  ///< numbers used so far; never twice: a session may come back to this gateway
   std::vector<ToClient> to_clients_;
   std::vector<ToController> to_controllers_;
+  UnsentSound sockets_;
+  std::set<std::pair<Time, ClientId>> sound_due_;
   SessionsCounters counters_;
 };
 

@@ -96,10 +96,10 @@ struct Door {
     collect();
   }
   /// A client with an open session. @param head  of its Open
-  Browser open(protocol::Envelope* head = nullptr) {
+  Browser open(protocol::Envelope* head = nullptr, const char* message = R"({"type":"open"})") {
     auto client = join();
     const auto before = count(MessageType::open);
-    say(client, R"({"type":"open"})");
+    say(client, message);
     BOOST_REQUIRE(until([&] { return count(MessageType::open) > before; }));
     const auto opened = sent.back().head;
     answer(opened, protocol::Opened{});
@@ -352,6 +352,133 @@ BOOST_AUTO_TEST_CASE(a_client_that_takes_no_sound_is_closed_with_1013) {
   BOOST_TEST(door.count(MessageType::close) == 1u);
 }
 
+// ------------------------------------------------------------------------------------------------ clients with a lead
+
+constexpr const char* kOpenWithLead = R"({"type":"open","lead_ms":400})";
+constexpr std::size_t kSecondBytes = kSpeechRate * kSampleBytes, kLeadBytes = kSecondBytes * 4 / 10;
+
+/// What a client with a lead has got.
+struct Heard {
+  Heard(Door& door, Browser& client) : door(door), client(client) {}
+  /// Reads until there is nothing more.
+  void read() {
+    door.run(1ms);
+    while (const auto frame = client.frame()) {
+      if (frame->opcode != 2) {
+        events.push_back(json::parse(frame->data)["type"]);
+        continue;
+      }
+      sound += frame->data;
+    }
+  }
+  /// Time passes, in steps.
+  void pass(int ms, int step = 10) {
+    for (; ms > 0; ms -= step) {
+      door.tick(step);
+      read();
+    }
+  }
+  protocol::Played played() const {
+    auto copy = door.sent.back();
+    BOOST_REQUIRE(copy.head.type == MessageType::played);
+    return *protocol::read<protocol::Played>(copy);
+  }
+  Door& door;
+  Browser& client;
+  std::string sound;
+  std::vector<std::string> events;
+};
+
+protocol::Speech long_speech(std::size_t seconds) {
+  protocol::Speech speech{0, 0, 22050, false, protocol::Bytes(seconds * kSecondBytes)};
+  for (std::size_t i = 0; i < speech.payload.size(); ++i) speech.payload[i] = static_cast<std::byte>(i * 31 >> 7);
+  return speech;
+}
+std::string text_of(const protocol::Bytes& bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+BOOST_AUTO_TEST_CASE(sound_is_sent_as_the_clock_allows_and_stops_within_a_message) {
+  Door door;
+  protocol::Envelope head;
+  auto client = door.open(&head, kOpenWithLead);
+  Heard heard(door, client);
+  const auto speech = long_speech(3);
+  const auto all = text_of(speech.payload);
+  door.answer(head, speech, 1);
+  door.answer(head, protocol::TurnDone{1, false, {}}, 1);
+  heard.read();
+  BOOST_TEST(heard.sound.size() <= kLeadBytes);
+  BOOST_TEST(heard.sound.size() > kLeadBytes * 8 / 10);
+  heard.pass(500);
+  BOOST_TEST(heard.sound.size() <= kLeadBytes + kSecondBytes / 2);
+  BOOST_TEST(heard.sound.size() > kLeadBytes + kSecondBytes / 2 - kSecondBytes / 20);
+  door.answer(head, protocol::Hold{{1}}, 1);
+  BOOST_TEST(heard.played().samples == kSpeechRate / 2);
+  const auto sent = heard.sound.size();
+  heard.pass(500);
+  BOOST_TEST(heard.sound.size() == sent);
+  BOOST_TEST(heard.events == std::vector<std::string>{"hold"}, boost::test_tools::per_element());
+  door.answer(head, protocol::Release{{1}}, 1);
+  heard.pass(2600);
+  BOOST_TEST((heard.sound == all));
+  BOOST_TEST(heard.events == (std::vector<std::string>{"hold", "release", "turn"}), boost::test_tools::per_element());
+  BOOST_TEST(heard.played().over);
+  BOOST_TEST(heard.played().samples == 3 * kSpeechRate);
+}
+
+BOOST_AUTO_TEST_CASE(waiting_ends_when_sound_is_due) {
+  Door door;
+  protocol::Envelope head;
+  auto client = door.open(&head, kOpenWithLead);
+  door.answer(head, long_speech(1), 1);
+  const auto start = std::chrono::steady_clock::now();
+  door.core.wait({}, 5s);
+  BOOST_TEST((std::chrono::steady_clock::now() - start < 4s));
+  door.clock.advance(40ms);
+  Heard heard(door, client);
+  heard.read();
+  BOOST_TEST(heard.sound.size() > kLeadBytes);  // without a tick
+}
+
+/// A client that does not read has no more in front of it than its lead and what the system keeps; what it has not got
+/// does not count as heard, and nothing of it comes once it was dropped.
+BOOST_AUTO_TEST_CASE(a_client_that_reads_slowly_is_interrupted_like_any_other) {
+  for (const bool released : {false, true}) {
+    Door door;
+    protocol::Envelope head;
+    auto client = door.open(&head, kOpenWithLead);
+    const auto speech = long_speech(40);
+    const auto all = text_of(speech.payload);
+    door.answer(head, speech, 1);
+    door.answer(head, protocol::TurnDone{1, false, {}}, 1);
+    for (int ms = 0; ms < 20000; ms += 20) {
+      door.tick(20);
+      door.core.wait({}, 0ms);
+    }
+    door.answer(head, protocol::Hold{{1}}, 1);
+    Heard heard(door, client);
+    const auto played = heard.played();
+    for (int i = 0; i < 20; ++i) heard.read();
+    BOOST_TEST(!played.over);
+    BOOST_TEST(played.samples <= static_cast<std::int64_t>(heard.sound.size() / kSampleBytes));
+    BOOST_TEST(heard.sound.size() < 20 * kSecondBytes + kLeadBytes);
+    BOOST_TEST(all.starts_with(heard.sound));
+    const auto sent = heard.sound.size();
+    if (released) {
+      door.answer(head, protocol::Release{{1}}, 1);
+      heard.pass(41000, 100);
+      BOOST_TEST((heard.sound == all));
+      continue;
+    }
+    door.answer(head, protocol::Interrupted{{1}, played.samples, "half"}, 1);
+    heard.pass(1000);
+    BOOST_TEST(heard.sound.size() == sent);
+    BOOST_TEST(heard.events == (std::vector<std::string>{"hold", "interrupted", "turn"}),
+               boost::test_tools::per_element());
+  }
+}
+
 BOOST_AUTO_TEST_CASE(draining_finishes_turns_and_closes_with_1001) {
   Door door;
   protocol::Envelope head;
@@ -445,7 +572,9 @@ BOOST_AUTO_TEST_CASE(metrics_tell_what_happened) {
   door.tick();
   const auto text = metrics.text();
   for (const auto* line :
-       {"parlando_gateway_sessions 1", "parlando_gateway_audio_frames_total 1", "parlando_gateway_refused_total 1",
+       {"parlando_gateway_held_seconds 0", "parlando_gateway_underruns_total 0", "parlando_gateway_holds_total 0",
+        "parlando_gateway_interruptions_total 0", "parlando_gateway_sessions 1",
+        "parlando_gateway_audio_frames_total 1", "parlando_gateway_refused_total 1",
         "parlando_gateway_handovers_total{reason=\"down\"} 1", "parlando_gateway_http_accepted_total 1"})
     BOOST_TEST(text.find(line) != std::string::npos, line);
 }

@@ -100,11 +100,13 @@ struct Rig {
   }
 
   /// A client whose session controller `peer` owns.
-  void open(const std::string& peer, std::uint64_t epoch, ClientId id = 1) {
+  void open(const std::string& peer, std::uint64_t epoch, ClientId id = 1,
+            const std::string& message = R"({"type":"open"})") {
     connect(id);
-    text(R"({"type":"open"})", id);
+    text(message, id);
     opened(peer, epoch);
     events[id].clear();
+    tape[id].clear();
     sent.clear();
   }
 
@@ -112,7 +114,12 @@ struct Rig {
   void collect() {
     for (auto& action : sessions.take_for_clients()) {
       if (action.kind == ToClient::Kind::event) events[action.client].push_back(json::parse(action.data));
-      if (action.kind == ToClient::Kind::sound) heard[action.client] += action.data;
+      if (action.kind == ToClient::Kind::event)
+        tape[action.client] += " " + events[action.client].back()["type"].get<std::string>();
+      if (action.kind == ToClient::Kind::sound) {
+        heard[action.client] += action.data;
+        if (!tape[action.client].ends_with("~")) tape[action.client] += " ~";
+      }
       if (action.kind == ToClient::Kind::close) closed[action.client] = action.code;
       if (action.kind == ToClient::Kind::pause) paused[action.client] = true;
       if (action.kind == ToClient::Kind::resume) paused[action.client] = false;
@@ -165,6 +172,7 @@ struct Rig {
   Time now{std::chrono::hours(1)};
   std::map<ClientId, std::vector<json>> events;
   std::map<ClientId, std::string> heard;
+  std::map<ClientId, std::string> tape;  ///< types of events, and ~ for sound
   std::map<ClientId, std::uint16_t> closed;
   std::map<ClientId, bool> paused;
   std::map<std::string, Sent> opens;
