@@ -439,9 +439,11 @@ class LinkActor final : public caf::blocking_actor {
   }
 
   void read_mailbox(Time now) {
-    if (!signalled_.exchange(false)) return;
+    if (!signalled_) return;
+    // First the count, then the flag: what is posted in between signals anew.
     std::uint64_t count = 0;
     [[maybe_unused]] const auto ignored = ::read(wake_, &count, sizeof count);
+    signalled_ = false;
     while (has_next_message()) {
       auto element = dequeue();
       if (!element) return;

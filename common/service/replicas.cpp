@@ -30,10 +30,20 @@ void Replicas::on_peer(const transport::Peer& peer, PeerState state) {
 }
 
 std::optional<std::string> Replicas::choose(SessionId session, const std::set<std::string>& except) const {
+  return best(session, except, &can_take);
+}
+
+std::optional<std::string> Replicas::choose_at_last(SessionId session, const std::set<std::string>& except) const {
+  const auto chosen = choose(session, except);
+  return chosen ? chosen : best(session, except, &works);
+}
+
+std::optional<std::string> Replicas::best(SessionId session, const std::set<std::string>& except,
+                                          bool (*fits)(const Replica&)) const {
   const Replica* best = nullptr;
   std::uint64_t best_weight = 0;
   for (const auto& r : replicas_) {
-    if (!can_take(r) || except.contains(r.peer.instance)) continue;
+    if (!fits(r) || except.contains(r.peer.instance)) continue;
     const auto weight = rendezvous_weight(session, r.peer.instance);
     if (best == nullptr || weight > best_weight) {
       best = &r;

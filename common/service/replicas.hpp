@@ -18,6 +18,8 @@ class Replicas {
   /// @param except  replicas that have refused this request already. @return its instance, or nothing when none can
   /// take it
   std::optional<std::string> choose(SessionId session, const std::set<std::string>& except = {}) const;
+  /// The same; when none can, one that drains: it finishes what is under way, and this belongs to something that is.
+  std::optional<std::string> choose_at_last(SessionId session, const std::set<std::string>& except = {}) const;
   /// Known and not suspect: what is sent to it arrives soon.
   bool is_up(const std::string& instance) const;
   /// Known, suspect or not: its streams live.
@@ -33,7 +35,10 @@ class Replicas {
     transport::Peer peer;
     bool suspect = false;
   };
-  static bool can_take(const Replica& r) { return !r.suspect && r.peer.ready && !r.peer.draining && r.peer.slots > 0; }
+  static bool works(const Replica& r) { return !r.suspect && r.peer.ready && r.peer.slots > 0; }
+  static bool can_take(const Replica& r) { return works(r) && !r.peer.draining; }
+  std::optional<std::string> best(SessionId session, const std::set<std::string>& except,
+                                  bool (*fits)(const Replica&)) const;
   const Replica* find(const std::string& instance) const;
   std::vector<Replica> replicas_;
 };

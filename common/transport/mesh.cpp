@@ -229,7 +229,7 @@ void Mesh::reinstate(Route route) {
 bool Mesh::is_over(const Side& side, Time now) const {
   if (!side.retired) return false;
   if (!side.link) return true;
-  if (side.suspect) return now - side.suspect_since >= options_.gone;
+  if (side.suspect && !side.hung) return now - side.suspect_since >= options_.gone;
   // Whoever began a stream before it heard of this has done so within a beat.
   return now - side.retired_at >= options_.heartbeat && side.link->streams() == 0 && !side.link->has_output();
 }

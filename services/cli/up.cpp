@@ -338,16 +338,14 @@ Result<int> run_here(const UpOptions& options, const Plan& plan) {
     if (sigtimedwait(&set, nullptr, &wait) > 0) break;
   }
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  // Front ends first: a service may be needed until nobody is left who could ask.
   auto drained = [&] {
-    bool all = true;
-    for (const auto& h : hosts) all = h->drain() && all;
-    return all;
+    return std::all_of(hosts.rbegin(), hosts.rend(), [](const auto& h) { return h->drain(); });
   };
   while (!drained() && std::chrono::steady_clock::now() < until) {
     const timespec wait{0, 50'000'000};
     if (sigtimedwait(&set, nullptr, &wait) > 0) break;
   }
-  // Front ends first: nobody is left who could ask.
   while (!hosts.empty()) hosts.pop_back();
   return 0;
 }

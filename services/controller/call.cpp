@@ -29,7 +29,7 @@ void Call::leave(const protocol::Envelope& head) {
 
 bool Call::place(Time now) {
   stream_ = {};
-  const auto chosen = fleet_->choose(role_, session_, refused_by_);
+  const auto chosen = fleet_->choose_at_last(role_, session_, refused_by_);
   if (!chosen) {
     waits_since_ = std::min(waits_since_, now);
     return false;

@@ -35,6 +35,8 @@ class Call {
   bool leave_draining(const protocol::Envelope& head, Time now);
   /// The stream is gone without a word.
   bool lost(Time now) { return place(now); }
+  /// It works: who refused before may be asked again when this one goes.
+  void works() { refused_by_.clear(); }
   /// The replica cannot take the work: it is left and not tried again for this request.
   bool refused(const protocol::Envelope& head, Error error, Time now);
 

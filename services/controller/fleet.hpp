@@ -44,6 +44,10 @@ class Fleet {
   std::optional<Role> role_of(const std::string& instance) const;
   /// A replica that can take the session's work now. @param except  those that have refused it
   std::optional<std::string> choose(Role role, SessionId session, const std::set<std::string>& except) const;
+  /// The same; when none can, one that drains.
+  std::optional<std::string> choose_at_last(Role role, SessionId session, const std::set<std::string>& except) const {
+    return of(role).choose_at_last(session, except);
+  }
   bool is_up(Role role, const std::string& instance) const { return of(role).is_up(instance); }
   bool is_linked(Role role, const std::string& instance) const { return of(role).is_linked(instance); }
   bool is_draining(Role role, const std::string& instance) const { return of(role).is_draining(instance); }

@@ -142,14 +142,17 @@ void Ledger::on_message(Message message, Time now) {
   const auto unread = [&](const Error& error) { troubled(error, now); };
   switch (message.head.type) {
     case MessageType::granted: {
+      call_.works();
       const auto granted = read<Granted>(message);
       return granted ? on_granted(*granted, now) : unread(granted.error());
     }
     case MessageType::records: {
+      call_.works();
       auto records = read<Records>(message);
       return records ? on_records(std::move(*records), now) : unread(records.error());
     }
     case MessageType::committed: {
+      call_.works();
       const auto committed = read<Committed>(message);
       return committed ? on_committed(*committed, now) : unread(committed.error());
     }
@@ -190,7 +193,10 @@ void Ledger::on_records(Records records, Time now) {
   }
   // Turns of ours that the store does not have yet were said nevertheless.
   for (const auto& w : waiting_) remember({w.turn, json::parse(w.record, nullptr, false)});
-  if (!waiting_.empty()) send_commit(now);
+  if (waiting_.empty())
+    degraded_ = false;
+  else
+    send_commit(now);
 }
 
 void Ledger::on_committed(const Committed& committed, Time now) {
@@ -198,10 +204,9 @@ void Ledger::on_committed(const Committed& committed, Time now) {
   durable_ = committed.turn;
   waiting_.pop_front();
   back_off_ = milliseconds(0);
-  if (waiting_.empty())
-    degraded_ = false;
-  else
-    send_commit(now);
+  if (!waiting_.empty()) return send_commit(now);
+  degraded_ = false;
+  if (call_.leave_draining(head_, now)) say(now);
 }
 
 void Ledger::on_error(const ErrorMessage& error, Epoch known, Time now) {
@@ -227,10 +232,14 @@ void Ledger::troubled(Error error, Time now) {
   } else if (!waiting_.empty()) {
     give_up_first(std::move(error));
   }
+  wait_longer(now);
+  if (!waiting_.empty()) degrade();
+}
+
+void Ledger::wait_longer(Time now) {
   call_.end(head_);
   back_off_ = std::clamp(2 * back_off_, kBackOffFirst, kBackOffMax);
   retry_at_ = now + back_off_;
-  if (!waiting_.empty()) degrade();
 }
 
 /// The store will never take this turn.
@@ -259,6 +268,8 @@ void Ledger::tick(Time now) {
     return;
   }
   if (waiting_.empty()) return;
+  // Those that are left have refused it: they are asked again, less and less often.
+  if (now >= retry_at_ && call_.is_wanted() && !call_.is_live()) wait_longer(now);
   if (now >= retry_at_ && call_.begin(now)) say(now);
   const bool away =
       !call_.is_live() || call_.unserved(now) > kSuspectMax || now - sent_at_ > milliseconds(config_->wait_ms_max);

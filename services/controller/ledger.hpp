@@ -76,6 +76,7 @@ class Ledger {
   void on_error(const protocol::ErrorMessage& error, Epoch known, Time now);
   void troubled(Error error, Time now);
   void degrade();
+  void wait_longer(Time now);
   void give_up_first(Error error);
   void remember(Past past);
 

@@ -399,6 +399,7 @@ void Session::on_answer(const std::string& peer, Message message, Time now) {
   if (found == calls_.end()) return;
   const auto role = static_cast<Role>(found - calls_.begin() + 1);
   const auto known = message.head.epoch;
+  if (message.head.type != MessageType::error) found->works();
   switch (message.head.type) {
     case MessageType::speech_started:
       read_answer<SpeechStarted>(

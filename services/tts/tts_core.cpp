@@ -332,10 +332,10 @@ Result<void> TtsCore::begin(const Key& key, Utterance& u, Time now) {
     return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", voice_now_);
   }
   PARLANDO_TRY(const auto voice, voices_->get(voice_now_));
-  auto llm = llms_.choose(u.head.session, u.full);
+  auto llm = llms_.choose_at_last(u.head.session, u.full);
   if (!llm) {
     // Whoever took it after the others had refused is gone; one of them may have room by now.
-    llm = llms_.choose(u.head.session);
+    llm = llms_.choose_at_last(u.head.session);
     u.full.clear();
   }
   if (!llm) return fail(Errc::not_ready, "no llm-tts can take the text");

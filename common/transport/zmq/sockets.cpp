@@ -70,7 +70,6 @@ struct Sockets::Impl {
   std::vector<pollfd> descriptors;
   bool changed = true;
   std::string domain;
-  std::uint64_t keys_version = 0;
   std::size_t turn = 0;                   ///< the dealer that is read first
   std::uint64_t taken = 0;                ///< messages read and connections that take more again
   std::vector<Mesh::Route> full_callers;  ///< to be tried again at `full_again`
@@ -436,10 +435,10 @@ std::span<const pollfd> Sockets::descriptors() {
 void Sockets::readable(std::span<const pollfd> polled) {
   auto& s = *impl_;
   std::size_t at = 0;
-  if (s.router.socket && at < polled.size()) s.router.ask = s.router.ask || polled[at++].revents != 0;
+  if (s.router.socket && at < polled.size()) s.router.ask = polled[at++].revents != 0 || s.router.ask;
   for (auto& d : s.dealers) {
     if (at >= polled.size()) return;
-    d->ask = d->ask || polled[at++].revents != 0;
+    d->ask = polled[at++].revents != 0 || d->ask;
   }
 }
 

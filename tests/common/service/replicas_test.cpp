@@ -46,6 +46,18 @@ BOOST_AUTO_TEST_CASE(losing_a_replica_moves_only_its_own_sessions) {
   BOOST_TEST(counts.size() == 4u);
 }
 
+BOOST_AUTO_TEST_CASE(one_that_drains_is_the_last_resort) {
+  auto r = of({"a", "b"});
+  auto draining = named("a");
+  draining.draining = true;
+  r.on_peer(draining, PeerState::up);
+  for (std::uint64_t s = 0; s < 20; ++s) BOOST_TEST(*r.choose_at_last({s, s}) == "b");
+  BOOST_TEST(*r.choose_at_last({1, 1}, {"b"}) == "a");
+  BOOST_TEST(!r.choose({1, 1}, {"b"}).has_value());
+  r.on_peer(draining, PeerState::suspect);
+  BOOST_TEST(!r.choose_at_last({1, 1}, {"b"}).has_value());
+}
+
 BOOST_AUTO_TEST_CASE(only_those_that_can_take_a_session_are_chosen) {
   BOOST_TEST(!Replicas().choose({1, 1}).has_value());
   BOOST_TEST(!Replicas().any());

@@ -212,6 +212,18 @@ BOOST_AUTO_TEST_CASE(a_failing_name_server_takes_nothing_away) {
   BOOST_TEST(w.directory.counters().names_failed == 100u);
 }
 
+BOOST_AUTO_TEST_CASE(an_outage_between_two_empty_answers_says_nothing_about_the_name) {
+  World w(Directory::Sources{{"tts", {"dns:tcp://tts:9"}}});
+  (void)w.poll();
+  w.script.answer(Outcome::found, {"10.0.0.1"});
+  (void)w.poll();
+  for (int second = 0; second < 60; ++second) {
+    (void)w.poll_later();
+    w.script.answer(second % 20 == 19 ? Outcome::failed : Outcome::nothing);
+    BOOST_TEST(w.poll() == kNothing);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_resolver_that_never_answers_is_asked_once_and_keeps_the_set) {
   World w(Directory::Sources{{"tts", {"dns:tcp://tts:9", "inproc://a"}}});
   BOOST_TEST(w.poll() == "+ tts=inproc://a - ");

@@ -191,6 +191,43 @@ BOOST_AUTO_TEST_CASE(a_call_that_is_named_no_more_drains_and_ends_with_its_last_
   BOOST_TEST(!t.a.mesh.knows(t.near));
 }
 
+BOOST_AUTO_TEST_CASE(a_call_that_is_named_no_more_drains_under_a_new_link_too) {
+  Station s("controller-1", "controller");
+  s.mesh.connected(1, "vad", s.now);
+  s.flush();
+  const auto answer = [&](Route route, const std::string& instance) {
+    auto h = s.last<Hello>(route);
+    h.role = "vad";
+    h.instance = instance;
+    h.answer = true;
+    h.fresh = true;
+    s.hear(route, h);
+  };
+  answer(1, "vad-1");
+  BOOST_REQUIRE(s.states() == "up:vad-1");
+  (void)s.mesh.send("vad-1", text(2, "x"));
+  s.mesh.retire(1, s.now);
+  // Another process stands behind the endpoint.
+  s.mesh.reconnected(1, 2, s.now);
+  s.flush();
+  answer(2, "vad-2");
+  answer(2, "vad-2");
+  BOOST_REQUIRE(s.mesh.is_up("vad-2"));
+  BOOST_TEST(s.mesh.peers().at(0).draining);
+}
+
+BOOST_AUTO_TEST_CASE(whoever_begins_a_stream_within_a_beat_of_the_end_of_a_name_may_finish_it) {
+  Two t;
+  t.link();
+  t.a.mesh.retire(t.near, t.a.now);
+  t.run(milliseconds(50));
+  BOOST_TEST(t.a.mesh.take_finished().empty());
+  (void)t.a.mesh.send("vad-1", text(2, "x"));
+  t.run(milliseconds(500));
+  BOOST_TEST(t.a.mesh.take_finished().empty());
+  BOOST_TEST(t.a.mesh.is_up("vad-1"));
+}
+
 BOOST_AUTO_TEST_CASE(a_call_that_is_named_again_goes_on) {
   Two t;
   t.link();

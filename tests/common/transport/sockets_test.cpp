@@ -347,6 +347,66 @@ BOOST_AUTO_TEST_CASE(a_send_that_fails_does_not_swallow_what_has_come) {
   BOOST_TEST(!tts.sockets->idle());
 }
 
+/// A service between a caller and two services that it calls, all at rest; what one of these answers while the service
+/// writes to its caller.
+BOOST_AUTO_TEST_CASE(what_poll_said_reaches_the_socket_it_was_said_of) {
+  const auto context = std::make_shared<ZmqContext>();
+  End one(context, "vad", listening("inproc://poll-one"), "vad-one");
+  End two(context, "vad", listening("inproc://poll-two"), "vad-two");
+  auto both = calling("vad", "inproc://poll-one");
+  both.connect["vad"].push_back("inproc://poll-two");
+  both.bind = "inproc://poll-middle";
+  End middle(context, "controller", both);
+  End gateway(context, "gateway", calling("controller", "inproc://poll-middle"));
+  const std::vector<End*> all{&one, &two, &middle, &gateway};
+  BOOST_REQUIRE((until(all, [&] {
+    return middle.mesh->is_up("vad-one") && middle.mesh->is_up("vad-two") && gateway.saw(PeerState::up);
+  })));
+  (void)gateway.mesh->send("controller-1", frame(0));
+  (void)middle.mesh->send("vad-one", frame(0, 3));
+  (void)middle.mesh->send("vad-two", frame(0, 4));
+  BOOST_REQUIRE(
+      (until(all, [&] { return middle.got.size() == 1 && one.got.size() == 1 && two.got.size() == 1; })));
+  const auto answer = [] { return pack(Speech{0, 0, 22050, false, Bytes(64)}); };
+  for (const bool looks_again : {false, true})
+    for (auto* vad : {&one, &two}) {
+      const auto now = middle.clock.now();
+      while (!middle.sockets->idle()) middle.sockets->read(now);
+      const auto before = middle.mesh->counters().frames_in;
+      auto to = answer();
+      to.head = vad->got[0].head;
+      to.head.type = MessageType::speech;
+      BOOST_REQUIRE(vad->mesh->send("controller-1", std::move(to)).has_value());
+      vad->sockets->flush(now);
+      to = answer();
+      to.head = middle.got[0].head;
+      to.head.type = MessageType::speech;
+      BOOST_REQUIRE(middle.mesh->send("gateway-1", std::move(to)).has_value());
+      middle.sockets->flush(now);
+      BOOST_TEST(!middle.sockets->idle());
+      if (looks_again) {
+        // Only the socket that was written to is asked; the other one's news are poll's.
+        BOOST_TEST(!middle.sockets->look_again(now));
+        BOOST_TEST(middle.sockets->idle());
+      }
+      auto d = middle.descriptors();
+      ::poll(d.data(), d.size(), 100);
+      middle.sockets->readable(d);
+      middle.sockets->read(now);
+      BOOST_TEST(middle.mesh->counters().frames_in == before + 1);
+    }
+  // An answer on the socket that was written to is seen without a poll.
+  while (!middle.sockets->idle()) middle.sockets->read(middle.clock.now());
+  BOOST_REQUIRE(gateway.mesh->send("controller-1", frame(1)).has_value());
+  gateway.sockets->flush(gateway.clock.now());
+  auto to = answer();
+  to.head = middle.got[0].head;
+  to.head.type = MessageType::speech;
+  BOOST_REQUIRE(middle.mesh->send("gateway-1", std::move(to)).has_value());
+  middle.sockets->flush(middle.clock.now());
+  BOOST_TEST(middle.sockets->look_again(middle.clock.now()));
+}
+
 BOOST_AUTO_TEST_CASE(a_caller_that_takes_nothing_does_not_keep_the_loop_awake) {
   const auto context = std::make_shared<ZmqContext>();
   End tts(context, "tts", listening("tcp://127.0.0.1:*"));

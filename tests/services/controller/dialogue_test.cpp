@@ -866,6 +866,66 @@ BOOST_AUTO_TEST_CASE(a_turn_that_another_owner_has_stored_in_its_place_is_counte
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_store_that_refused_once_is_used_again_when_the_other_goes) {
+  for (const bool other_answers : {true, false}) {
+    Rig rig;
+    rig.furnish(2);
+    rig.run(8);
+    const std::string at = rig.get<Core>("context-1").load() == 1 ? "context-1" : "context-2";
+    const std::string other = at == "context-1" ? "context-2" : "context-1";
+    bool once = false;
+    rig.swallow = [&](const std::string&, const std::string& to, const Message& m) {
+      if (m.head.type != MessageType::commit) return false;
+      if (to == other) return !other_answers;
+      if (std::exchange(once, true)) return false;
+      rig.controller().on_message(at, pack(ErrorMessage{"unavailable", "busy", 500}, m.head), rig.now);
+      return true;
+    };
+    BOOST_TEST(type(rig, "one"));
+    rig.run(20);
+    BOOST_TEST(once);
+    BOOST_TEST(stored(rig, 1).empty() != other_answers);
+    rig.kill(other);
+    rig.run(500);
+    for (const char* text : {"two", "three", "four"}) BOOST_TEST(type(rig, text));
+    rig.run(500);
+    BOOST_TEST(last_error(rig) == "");
+    for (const int turn : {1, 2, 3, 4}) BOOST_TEST(!stored(rig, turn).empty());
+    BOOST_TEST(!rig.gateway().degraded.back());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_draining_store_is_left_when_the_commit_under_way_is_done) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  rig.add("context-2", "context");
+  rig.run(2);
+  rig.gateway().say(Say{"one"});
+  BOOST_REQUIRE(rig.run_until([&] { return !stored(rig).empty(); }));  // the answer is on its way
+  rig.describe("context-1", true, true, 1);
+  rig.run(10);
+  BOOST_TEST(rig.gateway().turns.size() == 1u);
+  BOOST_TEST(rig.get<Core>("context-1").load() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_after_what_waited_was_found_stored_is_not_degraded) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  rig.swallow = [](const std::string&, const std::string&, const Message& m) {
+    return m.head.type == MessageType::committed;
+  };
+  BOOST_TEST(type(rig, "one"));
+  rig.gateway().close();
+  rig.run(8);
+  rig.swallow = {};
+  rig.gateway().open("controller-1");
+  rig.run(16);
+  BOOST_TEST(type(rig, "two"));
+  BOOST_TEST(!rig.gateway().degraded.back());
+}
+
 BOOST_AUTO_TEST_CASE(a_session_that_comes_back_brings_the_turns_that_wait) {
   Rig rig;
   rig.furnish();
@@ -1067,6 +1127,34 @@ BOOST_AUTO_TEST_CASE(a_draining_vad_is_left_in_silence_and_hears_a_turn_to_its_e
   rig.run(3);
   BOOST_TEST(load(at) == 0);
   check_calm(rig);
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_under_way_ends_well_when_everything_drains_at_once) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  rig.gateway().say(Say{"hello"});
+  rig.run(2);
+  for (const auto& role : kServiceRoles) rig.describe(role + "-1", true, true, 1);
+  (void)rig.controller().drain();
+  rig.run(100);
+  BOOST_TEST(last_error(rig) == "");
+  BOOST_TEST(rig.gateway().turns.size() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_stranger_who_names_another_epoch_ends_no_session) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  BOOST_TEST(type(rig, "one"));
+  rig.add("gateway-2", "gateway");
+  auto& stranger = rig.gateway("gateway-2");
+  stranger.epoch = 77;
+  stranger.open("controller-1");
+  rig.run(8);
+  BOOST_TEST(stranger.count(MessageType::opened) == 0u);
+  BOOST_TEST(type(rig, "two"));
+  BOOST_TEST(rig.gateway().turns.size() == 2u);
 }
 
 BOOST_AUTO_TEST_CASE(an_idle_session_leaves_a_draining_store) {

@@ -430,6 +430,29 @@ BOOST_AUTO_TEST_CASE(a_session_without_a_client_gives_way_to_a_new_one_when_its_
   check_calm(rig);
 }
 
+BOOST_AUTO_TEST_CASE(the_session_that_waited_longest_gives_way) {
+  Rig rig;
+  rig.config.sessions_max = 2;
+  furnish(rig);
+  rig.add("gateway-2", "gateway");
+  auto& g = rig.gateway("gateway-2");
+  g.session = {1, 1};  // in front of the other in every table
+  g.token_digest = kSecond;
+  g.open("controller-1");
+  rig.run(8);
+  rig.kill("gateway-1");
+  rig.run(50);
+  rig.kill("gateway-2");
+  rig.add("gateway-3", "gateway");
+  auto& third = rig.gateway("gateway-3");
+  third.session = {9, 9};
+  third.open("controller-1");
+  rig.run(8);
+  BOOST_TEST(third.count(MessageType::opened) == 1u);
+  BOOST_TEST(rig.controller().turn_of({1, 1}) != nullptr);
+  BOOST_TEST(rig.controller().turn_of(kSession) == nullptr);
+}
+
 BOOST_AUTO_TEST_CASE(a_draining_controller_waits_for_turns_but_not_for_clients) {
   Rig rig;
   furnish(rig);
