@@ -67,6 +67,14 @@ with tempfile.TemporaryDirectory() as folder:
     engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", ":memory:")
     browser = Browser(program, folder, ROOT / "models/nano/questions/capital_of_france.wav")
     try:
+        # The page's own socket and its loudspeaker, to say what a controller would and to see what becomes of it.
+        browser.call("Page.addScriptToEvaluateOnNewDocument", source="""
+            const Socket = WebSocket, Speaker = AudioContext; window.speakers = []; window.stopped = 0;
+            window.WebSocket = class extends Socket { constructor(...a) { super(...a); window.socket = this; } };
+            window.AudioContext = class extends Speaker { constructor(...a) { super(...a); window.speakers.push(this); } };
+            const stop = AudioScheduledSourceNode.prototype.stop;
+            AudioScheduledSourceNode.prototype.stop = function (...a) { ++window.stopped; return stop.apply(this, a); };
+            window.told = (e) => window.socket.onmessage({ data: JSON.stringify(e) });""")
         browser.call("Page.navigate", url=f"http://127.0.0.1:{engine.port}/")
         browser.until("document.querySelector('#talk') && !document.querySelector('#talk').disabled")
         # The button is held while the recording plays into the microphone; what it hears ends the turn by silence or by the release.
@@ -83,6 +91,23 @@ with tempfile.TemporaryDirectory() as folder:
         browser.until("document.querySelectorAll('li[data-done]').length === 2")
         browser.js("document.querySelector('#text').value = 'hello'; document.querySelector('#form').requestSubmit()")
         browser.until("document.querySelectorAll('li[data-done]').length === 3 && +document.querySelector('li').dataset.audio > 0.2")
+        # A fourth one is held, goes on, and is interrupted; then a fifth begins without a button.
+        browser.js("document.querySelector('#text').value = 'tell me a joke'; document.querySelector('#form').requestSubmit()")
+        browser.until("document.querySelectorAll('#turns > li').length === 4 && !document.querySelector('#talk').disabled && document.querySelector('#state').textContent === 'speaking…'")
+        browser.js("told({ type: 'hold', turn: 4 })")
+        browser.until("speakers[0].state === 'suspended'")
+        browser.js("told({ type: 'release', turn: 4 })")
+        browser.until("speakers[0].state === 'running'")
+        browser.js("told({ type: 'hold', turn: 4 }); told({ type: 'interrupted', turn: 4, samples: 100, heard: 'why did' })")
+        browser.until("speakers[0].state === 'running' && stopped > 0")
+        assert browser.js("document.querySelector('li').innerText").rstrip().endswith("why did —"), browser.js("document.querySelector('li').innerText")
+        browser.until("document.querySelectorAll('li[data-done]').length === 4")
+        browser.js("told({ type: 'text', kind: 'transcript', text: 'stop it' })")
+        browser.until("document.querySelectorAll('#turns > li').length === 5 && document.querySelector('li').innerText.includes('stop it')")
+        browser.js("document.querySelector('#open').click()")
+        browser.until("speakers.length >= 3 && document.querySelector('#open').checked")
+        browser.js("document.querySelector('#open').click()")
+        browser.until("speakers[speakers.length - 1].state === 'closed'")
         assert not browser.problems, browser.problems
         if len(sys.argv) > 3:
             import base64
@@ -91,4 +116,4 @@ with tempfile.TemporaryDirectory() as folder:
         browser.stop()
         code = engine.stop()
     assert code == 0, engine.all
-print("the page heard a question and answered it aloud; 3 turns")
+print("the page heard a question and answered it aloud; 4 turns, one of them interrupted")

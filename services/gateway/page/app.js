@@ -1,7 +1,9 @@
 // The page of the gateway: microphone, file or text in; transcript, reply, sound and the turn's timings out.
 const $ = (id) => document.getElementById(id);
 const RATE = 16000, FRAME = 320;
-let socket, rate = 22050, ready = false, busy = false, turn = null, playAt = 0, context = null, recorder = null;
+const LEAD_MS = 400;  // the gateway sends sound no further ahead, so that it can stop
+let socket, rate = 22050, ready = false, busy = false, turn = null, context = null;
+let recorder = null, microphone = null;  // while the button is held; while the microphone is open
 
 const audio = () => (context ??= new AudioContext());
 
@@ -9,9 +11,14 @@ function state(text) { $("state").textContent = text; }
 
 function enable() {
   const can = ready && !busy;
-  for (const e of document.querySelectorAll("button, input")) e.disabled = !can && !(e.id === "talk" && recorder);
+  for (const e of document.querySelectorAll("button, input")) e.disabled = !can;
+  enableTalk();
+  $("open").disabled = !ready && !microphone;
   if (can) state("ready");
 }
+
+// Who is spoken to may speak.
+function enableTalk() { $("talk").disabled = !recorder && !(ready && (!busy || playing.size > 0)); }
 
 // A socket that is lost is not the end: for a minute the session waits for its token, at any gateway.
 const RESUME_MS = 60000;
@@ -34,8 +41,8 @@ function connect() {
 }
 
 const tell = (message) => socket.readyState === WebSocket.OPEN && socket.send(message);
-const openSession = () => tell(JSON.stringify({ type: "open", speak: true }));
-const resumeSession = () => tell(JSON.stringify({ type: "resume", session: session.id, token: session.token, ...session.had }));
+const openSession = () => tell(JSON.stringify({ type: "open", speak: true, lead_ms: LEAD_MS }));
+const resumeSession = () => tell(JSON.stringify({ type: "resume", session: session.id, token: session.token, lead_ms: LEAD_MS, ...session.had }));
 
 // What was got of the turn that has no end yet.
 const nothingOf = (turn) => ({ turn, samples: 0, transcript_bytes: 0, reply_bytes: 0, tool_calls: 0 });
@@ -49,6 +56,7 @@ function forget() {
 
 function opened(e) {
   ready = true;
+  context?.resume();
   rate = e.rate;
   session = { id: e.session, token: e.resume_token, had: e.resumed ? session.had : nothingOf(e.turns + 1) };
   if (!e.resumed) return enable();
@@ -77,11 +85,19 @@ function begin() {
   turn = document.createElement("li");
   turn.samples = 0;
   $("turns").prepend(turn);
-  playAt = 0;
+  enable();
 }
+
+// The turn that is told of: with an open microphone it begins with its first word.
+const current = () => (turn && !turn.dataset.done ? turn : (begin(), turn));
+// Of a number: those that are over know theirs, the other is the one under way.
+const item = (number) => [...$("turns").children].find((li) => li.dataset.turn === String(number)) ?? (turn?.dataset.done ? null : turn);
 
 function event(e) {
   if (e.type === "opened") return opened(e);
+  if (e.type === "hold") { context?.suspend(); return state("listening…"); }
+  if (e.type === "release") { context?.resume(); return state("speaking…"); }
+  if (e.type === "interrupted") return interrupted(e);
   if (e.type === "speech_started") return state("listening…");
   if (e.type === "speech_ended") return state("thinking…");
   if (e.type === "error") return failed(e);
@@ -89,12 +105,23 @@ function event(e) {
   if (e.type === "cancelled") session.had = nothingOf(session.had.turn);
   if (e.type === "text" && e.kind === "tool_call") ++session.had.tool_calls;
   else if (e.type === "text") session.had[e.kind === "text" ? "reply_bytes" : "transcript_bytes"] += bytes(e.text);
+  if ((e.type === "text" && e.text) || e.type === "turn") current();
   if (!turn) return;
-  if (e.type === "cancelled") { line("cancelled"); busy = false; return enable(); }
+  if (e.type === "cancelled") { silence(); line("cancelled"); busy = false; return enable(); }
   if (e.type === "text" && e.kind === "transcript") line("you", e.text);
   if (e.type === "text" && e.kind === "tool_call") line("tool", e.text, "tool");
-  if (e.type === "text" && e.kind === "text") { (turn.reply ??= line("parlando")).textContent += e.text; state("speaking…"); }
-  if (e.type === "turn") { timings(e.stages); turn.dataset.done = "1"; turn.dataset.audio = turn.samples / rate; busy = false; enable(); }
+  if (e.type === "text" && e.kind === "text" && !turn.dataset.interrupted) { (turn.reply ??= line("parlando")).textContent += e.text; state("speaking…"); }
+  if (e.type === "turn") { timings(e.stages ?? {}); turn.dataset.turn = e.turn; turn.dataset.done = "1"; turn.dataset.audio = turn.samples / rate; busy = false; enable(); }
+}
+
+// Of the answer only what was heard remains.
+function interrupted(e) {
+  silence();
+  context?.resume();
+  const li = item(e.turn);
+  if (!li) return;
+  li.dataset.interrupted = "1";
+  if (li.reply) li.reply.textContent = `${e.heard} —`;
 }
 
 // The turn is over. When the session is, too, another one is opened on the same socket.
@@ -103,7 +130,7 @@ function failed(e) {
   if (e.session_ended || !ready) session = null;
   else session.had = nothingOf(session.had.turn);
   if (busy || !e.session_ended) {
-    if (!turn) begin();
+    if (!turn || (microphone && turn.dataset.done)) begin();
     line("error", e.message, "error");
   }
   busy = false;
@@ -114,15 +141,27 @@ function failed(e) {
   setTimeout(openSession, e.retry_ms ?? 1000);
 }
 
-// Chunks are played back to back; the first one starts a little late so that the next arrives in time.
+// Chunks are played back to back; the first one starts a little late so that it starts whole.
+const playing = new Set();
+let playAt = 0;
+
+function silence() {
+  for (const source of playing) source.stop();
+  playing.clear();
+  playAt = 0;
+}
+
 function play(pcm) {
   const c = audio(), buffer = c.createBuffer(1, pcm.length, rate), out = buffer.getChannelData(0);
   for (let i = 0; i < pcm.length; ++i) out[i] = pcm[i] / 32768;
   const source = c.createBufferSource();
   source.buffer = buffer;
   source.connect(c.destination);
-  playAt = Math.max(playAt, c.currentTime + 0.08);
+  if (playAt < c.currentTime) playAt = c.currentTime + 0.03;
   source.start(playAt);
+  playing.add(source);
+  source.onended = () => { playing.delete(source); enableTalk(); };
+  enableTalk();
   playAt += buffer.duration;
   session.had.samples += pcm.length;
   if (turn) turn.samples += pcm.length;
@@ -160,24 +199,40 @@ async function sendFile(bytes) {
   tell(JSON.stringify({ type: "flush" }));
 }
 
+// What is played here must not be heard by the microphone: the browser takes it out.
+const HEAR = { channelCount: 1, echoCancellation: true, noiseSuppression: true };
+
+async function record(r) {
+  r.stream = await navigator.mediaDevices.getUserMedia({ audio: HEAR });
+  r.context = new AudioContext({ sampleRate: RATE });
+  await r.context.audioWorklet.addModule("recorder.js");
+  const node = new AudioWorkletNode(r.context, "recorder");
+  node.port.onmessage = ({ data }) => { if (!r.stopped && ready) tell(pcm16(data)); };
+  r.context.createMediaStreamSource(r.stream).connect(node);
+  if (r.stopped) stopRecorder(r);
+}
+
+function stopRecorder(r) {
+  r.stopped = true;
+  r.stream?.getTracks().forEach((t) => t.stop());
+  if (r.context && r.context.state !== "closed") r.context.close();
+}
+
+const unusable = (problem) => `the microphone cannot be used: ${problem.message}`;
+
 async function startTalking() {
-  if (!ready || busy || recorder) return;
-  begin();
+  if ($("talk").disabled || recorder) return;
+  if (!busy) begin();  // else it is over an answer, and the engine says what becomes of that
   state("listening…");
   $("talk").classList.add("on");
   recorder = { stopped: false };
   const mine = recorder;
+  if (microphone) return;
   try {
-    audio().resume();
-    mine.stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1, echoCancellation: true } });
-    mine.context = new AudioContext({ sampleRate: RATE });
-    await mine.context.audioWorklet.addModule("recorder.js");
-    const node = new AudioWorkletNode(mine.context, "recorder");
-    node.port.onmessage = ({ data }) => { if (!mine.stopped) tell(pcm16(data)); };
-    mine.context.createMediaStreamSource(mine.stream).connect(node);
-    if (mine.stopped) stopRecorder(mine);
+    if (playing.size === 0) audio().resume();
+    await record(mine);
   } catch (problem) {
-    line("error", `the microphone cannot be used: ${problem.message}`, "error");
+    line("error", unusable(problem), "error");
     recorder = null;
     busy = false;
     $("talk").classList.remove("on");
@@ -185,14 +240,25 @@ async function startTalking() {
   }
 }
 
-function stopRecorder(r) {
-  r.stream?.getTracks().forEach((t) => t.stop());
-  r.context?.close();
+// An open microphone: when somebody speaks, and whether an answer is interrupted, is the engine's to say.
+async function setMicrophone(on) {
+  if (microphone) stopRecorder(microphone);
+  microphone = on ? { stopped: false } : null;
+  if (!on) return;
+  const mine = microphone;
+  try {
+    audio().resume();
+    await record(mine);
+  } catch (problem) {
+    state(unusable(problem));
+    stopRecorder(mine);
+    if (microphone === mine) microphone = null;
+    $("open").checked = false;
+  }
 }
 
 function stopTalking() {
   if (!recorder) return;
-  recorder.stopped = true;
   stopRecorder(recorder);
   recorder = null;
   $("talk").classList.remove("on");
@@ -205,6 +271,7 @@ $("talk").addEventListener("pointerdown", startTalking);
 addEventListener("pointerup", stopTalking);
 $("talk").addEventListener("keydown", (e) => { if (e.code === "Space" && !e.repeat) startTalking(); });
 $("talk").addEventListener("keyup", (e) => { if (e.code === "Space") stopTalking(); });
+$("open").addEventListener("change", (e) => setMicrophone(e.target.checked));
 $("file").addEventListener("change", async (e) => { const f = e.target.files[0]; if (f) sendFile(await f.arrayBuffer()); e.target.value = ""; });
 $("form").addEventListener("submit", (e) => {
   e.preventDefault();
