@@ -155,7 +155,7 @@ std::vector<Playout::Out> Playout::take(Time now, std::int64_t unsent) {
   if (!answers_.empty()) {
     auto& front = answers_.front();
     const auto left = std::max(front.first, front.sent - unsent);
-    if (position(now) > left) {
+    if (!front.silent && position(now) > left) {
       front.heard = left;
       since_ = now;
     }

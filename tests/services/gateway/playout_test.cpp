@@ -248,6 +248,18 @@ BOOST_AUTO_TEST_CASE(interrupted_nothing_more_of_it_is_sent_and_its_end_is_told_
   BOOST_TEST(mouth.sent == sent + 441);
 }
 
+BOOST_AUTO_TEST_CASE(what_else_waits_in_the_socket_does_not_change_what_was_heard_of_an_interrupted_one) {
+  Mouth mouth;
+  mouth.sound(1, 2 * kSecond);
+  mouth.run(500ms);
+  mouth.playout.interrupt({1}, mouth.now);
+  mouth.unsent = 2000;  // the words about it
+  mouth.end(1);
+  BOOST_TEST(mouth.story() == "~ end1");
+  BOOST_TEST(mouth.playout.is_empty());
+  BOOST_TEST(mouth.heard(1) == kSecond / 2);
+}
+
 BOOST_AUTO_TEST_CASE(interrupted_before_its_end_it_waits_for_the_end_in_silence) {
   Mouth mouth;
   mouth.sound(1, 2 * kSecond);
