@@ -70,6 +70,9 @@ Result<transport::SocketOptions> socket_options(const WireConfig& wire, Time now
   transport::SocketKeys keys;
   PARLANDO_TRY(keys.own.secret_key, transport::curve::read_key(wire.curve.secret_key_file));
   PARLANDO_TRY(keys.own.public_key, transport::curve::read_key(wire.curve.public_key_file));
+  if (!keys.own.is_pair())
+    return fail(Errc::bad_format, "'{}' does not hold the public key of the secret one in '{}'",
+                wire.curve.public_key_file, wire.curve.secret_key_file);
   if (!wire.curve.keys_file.empty()) {
     PARLANDO_TRY(keys.callers, transport::curve::KeyTable::open(wire.curve.keys_file, now));
   }

@@ -105,6 +105,9 @@ int run(int argc, char** argv, const Definition& definition) {
   if (!object->contains("service")) (*object)["service"] = definition.name;
   const auto instance = read_instance(*object, file, {definition});
   if (!instance) return complain(instance.error(), 78);
+  // Keys are configuration, too: what cannot be read is found before anything starts.
+  if (const auto sockets = socket_options(instance->wire, SteadyClock().now()); !sockets)
+    return complain(sockets.error(), 78);
   if (check) {
     std::cout << file << ": good\n";
     return 0;

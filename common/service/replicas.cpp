@@ -62,6 +62,9 @@ bool Replicas::is_draining(const std::string& instance) const {
   const auto* r = find(instance);
   return r != nullptr && r->peer.draining;
 }
+bool Replicas::any_up() const {
+  return std::any_of(replicas_.begin(), replicas_.end(), [](const Replica& r) { return !r.suspect; });
+}
 bool Replicas::any() const {
   return std::any_of(replicas_.begin(), replicas_.end(), [](const Replica& r) { return can_take(r); });
 }

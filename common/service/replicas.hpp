@@ -28,6 +28,8 @@ class Replicas {
   bool is_draining(const std::string& instance) const;
   /// Some replica can take a session now.
   bool any() const;
+  /// Some replica is known and not suspect.
+  bool any_up() const;
   std::size_t size() const { return replicas_.size(); }
 
  private:

@@ -1,7 +1,9 @@
 #include "services/cli/up.hpp"
 
 #include <ATen/Parallel.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -94,6 +96,10 @@ Result<Plan> read_plan(const UpOptions& options, const Places& places) {
     else
       text += (text.empty() ? "" : "\n") + instance.error().message;
   }
+  if (out.list.empty()) text += "instances is empty, expected one at least";
+  for (const auto& instance : out.instances)
+    if (const auto keys = service::socket_options(instance.wire, SteadyClock().now()); !keys)
+      text += (text.empty() ? "" : "\n") + fmt::format("{}: {}", instance.role, keys.error().message);
   if (!text.empty()) return fail(Errc::invalid_argument, "{}", text);
   return out;
 }
@@ -170,6 +176,7 @@ class ReplicaFiles {
 
 constexpr const char* kScaleFile = "scale.json";
 constexpr const char* kPidFile = "pid";
+constexpr const char* kLockFile = "lock";
 constexpr const char* kFixed = " fixed";  // behind the pid: the instances come from a file, `scale` cannot change them
 
 /// A file that goes with the object.
@@ -228,6 +235,32 @@ Result<int> supervise(const UpOptions& options, const Plan& plan, const fs::path
   return supervisor.run();
 }
 
+/// Held for as long as an engine runs in a folder; the system lets it go when the process ends, however it ends.
+class FolderLock {
+ public:
+  /// @return nothing when somebody else holds it. @error Errc::io
+  static Result<std::optional<FolderLock>> take(const fs::path& folder) {
+    const auto path = (folder / kLockFile).string();
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return fail(Errc::io, "'{}' cannot be opened: {}", path, std::strerror(errno));
+    FolderLock out(fd);
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return std::nullopt;
+    return std::optional(std::move(out));
+  }
+  FolderLock(FolderLock&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FolderLock& operator=(FolderLock&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~FolderLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+ private:
+  explicit FolderLock(int fd) : fd_(fd) {}
+  int fd_;
+};
+
 /// A folder for endpoints and the children's files that only this user may enter; one that we made ourselves goes with
 /// us.
 class RunFolder {
@@ -246,12 +279,17 @@ class RunFolder {
       if (code) return fail(Errc::io, "'{}' cannot be used as a run folder: {}", wanted, code.message());
       out.path_ = fs::absolute(wanted);
     }
+    PARLANDO_TRY(out.lock_, FolderLock::take(out.path_));
+    if (!out.lock_)
+      return fail(Errc::unavailable, "an engine runs in '{}' already: end it, or name another --run-folder",
+                  out.path_.string());
     std::error_code code;
     fs::create_directories(out.path_ / "replicas", code);
     fs::remove(out.path_ / kScaleFile, code);
     return out;
   }
-  RunFolder(RunFolder&& other) noexcept : path_(std::move(other.path_)), ours_(std::exchange(other.ours_, false)) {}
+  RunFolder(RunFolder&& other) noexcept
+      : path_(std::move(other.path_)), ours_(std::exchange(other.ours_, false)), lock_(std::move(other.lock_)) {}
   ~RunFolder() {
     std::error_code ignored;
     if (ours_) fs::remove_all(path_, ignored);
@@ -262,6 +300,7 @@ class RunFolder {
   RunFolder() = default;
   fs::path path_;
   bool ours_ = false;
+  std::optional<FolderLock> lock_;
 };
 
 /// The engine in this process, until SIGTERM or SIGINT.
@@ -272,6 +311,9 @@ Result<int> run_here(const UpOptions& options, const Plan& plan);
 Result<void> scale(const std::string& run_folder, const std::map<std::string, int>& replicas) {
   const fs::path folder = run_folder;
   PARLANDO_TRY(const auto pid, read_file(folder / kPidFile, 64));
+  // Whose the number is now, nobody can say once the engine that wrote it has gone.
+  PARLANDO_TRY(const auto free, FolderLock::take(folder));
+  if (free || std::atol(pid.c_str()) < 2) return fail(Errc::not_found, "no engine runs in '{}'", run_folder);
   if (pid.ends_with(kFixed))
     return fail(Errc::unsupported, "the engine in '{}' runs a file of instances: change the file and send SIGHUP",
                 run_folder);

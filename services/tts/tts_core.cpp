@@ -21,6 +21,7 @@ constexpr std::size_t kSamplesPerMessage = 16384;
 constexpr std::size_t kPiecesMax = 64;
 constexpr int kFailuresUntilBroken = 3;
 constexpr milliseconds kRetryFirst{500}, kRetryMax{30000};
+constexpr milliseconds kLlmAwayMax{3000};  // that utterances wait for any llm-tts, as controllers do for a role
 
 /// A pass that throws (no memory, say) ends its own utterance and no other.
 template <class F>
@@ -75,7 +76,7 @@ void TtsCore::add_metrics(telemetry::Metrics& metrics) {
 }
 
 std::string TtsCore::why_not_ready() const {
-  if (llms_.size() == 0) return "no llm-tts is connected";
+  if (!llms_.any_up()) return "no llm-tts is connected";
   std::size_t known = 0;
   const Error* broken = nullptr;
   for (const auto& [name, voice] : voice_states_) {
@@ -150,6 +151,12 @@ void TtsCore::on_tick(Time now) {
     if (!u.pieces.empty() && u.deadline <= now) late.push_back(key);
   for (const auto& key : late)
     give_up(key, *utterances_.find(key), {Errc::deadline_exceeded, "the budget was spent before the text was spoken"});
+  if (llm_away_since_ > now || now - llm_away_since_ < kLlmAwayMax) return;
+  late.clear();
+  for (auto& [key, u] : utterances_)
+    if (!u.pieces.empty() && !u.codes_done) late.push_back(key);
+  const auto why = fmt::format("no replica of llm-tts can take the work: {} linked", llms_.size());
+  for (const auto& key : late) give_up(key, *utterances_.find(key), {Errc::unavailable, why});
 }
 
 void TtsCore::on_peer(const transport::Peer& peer, PeerState state, Time now) {
@@ -164,6 +171,7 @@ void TtsCore::on_peer(const transport::Peer& peer, PeerState state, Time now) {
     return ask_for_voices(now);
   }
   llms_.on_peer(peer, state);
+  llm_away_since_ = llms_.any_up() ? Time::max() : std::min(llm_away_since_, now);
   // A suspect replica keeps what it was asked: only when another one can take it is the piece spoken there.
   for (auto& [key, u] : utterances_) {
     if (u.codes_stream.value == 0 || u.codes_done || llms_.is_up(u.llm)) continue;

@@ -99,6 +99,7 @@ class TtsCore final : public service::Core {
   TtsConfig config_;
   std::shared_ptr<const SpeechDecoder> common_, music_;
   std::shared_ptr<Voices> voices_;
+  Time llm_away_since_ = Time::max();               ///< no llm-tts is up since then; max: one is
   std::map<std::string, VoiceState> voice_states_;  ///< every name of `voices_`
   std::string voice_now_;                           ///< the voice being loaded, for the tokenise callback
   service::Replicas tokenizers_, llms_;

@@ -147,6 +147,9 @@ BOOST_AUTO_TEST_CASE(keys_are_read_from_their_files) {
   c.keys_file = put("callers", tts.public_key + " tts");
   keys = *service::socket_options(wire, {})->keys;
   BOOST_TEST(keys.callers->who(tts.public_key)->role == "tts");
+  put("public", vad.public_key);  // of another pair
+  BOOST_TEST((service::socket_options(wire, {}).error().code == Errc::bad_format));
+  put("public", own.public_key);
   c.server_key_files["tts"] = put("broken", "abc");
   BOOST_TEST((service::socket_options(wire, {}).error().code == Errc::bad_format));
   c.keys_file = (folder.path() / "none").string();

@@ -48,6 +48,12 @@ Result<KeyPair> KeyPair::generate() {
   return KeyPair{open, secret};
 }
 
+bool KeyPair::is_pair() const {
+  if (!is_key(secret_key)) return false;
+  char text[kKeyCharacters + 1];
+  return zmq_curve_public(text, secret_key.c_str()) == 0 && public_key == text;
+}
+
 bool is_key(const std::string& text) {
   // zmq_z85_decode looks characters up in a table of 96: others must not reach it.
   for (const char c : text)
@@ -59,7 +65,9 @@ bool is_key(const std::string& text) {
 Result<std::string> read_key(const std::string& file) {
   PARLANDO_TRY(auto text, read_file(file, 4096));
   while (!text.empty() && std::isspace(static_cast<unsigned char>(text.back()))) text.pop_back();
-  if (!is_key(text)) return fail(Errc::bad_format, "'{}' holds {} characters, a key has 40 in Z85", file, text.size());
+  if (text.size() != kKeyCharacters)
+    return fail(Errc::bad_format, "'{}' holds {} characters, a key has 40 in Z85", file, text.size());
+  if (!is_key(text)) return fail(Errc::bad_format, "'{}' holds characters that are not Z85", file);
   return text;
 }
 

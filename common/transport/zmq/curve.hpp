@@ -33,6 +33,8 @@ struct KeyPair {
   std::string secret_key;
   /// A fresh pair. @error Errc::unsupported when this ZeroMQ was built without CURVE
   static Result<KeyPair> generate();
+  /// Does the public key belong to the secret one?
+  bool is_pair() const;
 };
 
 bool is_key(const std::string& text);

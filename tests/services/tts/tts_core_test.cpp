@@ -585,6 +585,29 @@ BOOST_AUTO_TEST_CASE(without_any_replica_an_utterance_waits_for_one_until_its_bu
   BOOST_TEST(w.request().peer == "new");
 }
 
+BOOST_AUTO_TEST_CASE(without_any_replica_for_three_seconds_an_utterance_ends_and_names_the_role) {
+  for (const auto state : {PeerState::down, PeerState::suspect}) {
+    Folder folder;
+    folder.add("Clara");
+    Serving w(folder.core({"Clara"}));
+    w.begin(3);
+    w.driver.replica("llm", "llm-tts", state);
+    BOOST_TEST(w.core->why_not_ready() == "no llm-tts is connected");
+    w.driver.work();
+    w.driver.tick(milliseconds(2900));
+    w.speak(4, "Clara");  // the wait is the role's, not the utterance's
+    w.driver.work();
+    w.driver.take();
+    w.driver.tick(milliseconds(100));
+    std::set<std::uint32_t> failed;
+    for (const auto& said : w.driver.take())
+      if (said.code() == "unavailable") failed.insert(said.stream());
+    BOOST_TEST(failed == (std::set<std::uint32_t>{3, 4}), boost::test_tools::per_element());
+    w.driver.replica("llm", "llm-tts");
+    BOOST_TEST(w.core->why_not_ready().empty());
+  }
+}
+
 /// The only one that has not refused dies: whoever refused before may have room now.
 BOOST_AUTO_TEST_CASE(a_replica_that_refused_is_asked_again_when_the_other_is_lost) {
   TwoReplicas w;
