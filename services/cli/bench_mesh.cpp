@@ -1,15 +1,12 @@
 #include "services/cli/bench_mesh.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
 
-#include "kernels/gemv/gemv.hpp"
+#include "services/cli/bench_setting.hpp"
 #include "services/cli/round_trip.hpp"
 #include "services/cli/served_engine.hpp"
 #include "services/cli/ws_load.hpp"
@@ -40,12 +37,6 @@ constexpr std::size_t kNameWidth = 46;
 
 const std::vector<std::string> kTexts{"what is seven plus nine", "what is the capital of france", "hello",
                                       "what is your name", "what is the weather in paris today"};
-
-double quantile(std::vector<double> values, double q) {
-  if (values.empty()) return std::nan("");
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<std::size_t>(q * static_cast<double>(values.size())))];
-}
 
 /// The figures, as they come: each printed as a line and kept for JSON.
 class Report {
@@ -78,62 +69,6 @@ class Report {
   static std::string number(double v) {
     return fmt::format("{:.{}f}", v, std::abs(v) < 1 ? 4 : std::abs(v) < 100 ? 2 : 1);
   }
-};
-
-std::string first_line(const char* command) {
-  std::string out;
-  if (FILE* pipe = ::popen(command, "r"); pipe != nullptr) {
-    char text[200];
-    if (std::fgets(text, sizeof text, pipe) != nullptr) out = text;
-    ::pclose(pipe);
-  }
-  while (!out.empty() && out.back() == '\n') out.pop_back();
-  return out;
-}
-
-std::string load_average() {
-  std::ifstream file("/proc/loadavg");
-  std::string out;
-  std::getline(file, out);
-  return out.substr(0, out.find(' ', out.find(' ', out.find(' ') + 1) + 1));
-}
-
-json machine(const MeshBenchOptions& o) {
-  std::string processor = "unknown";
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.starts_with("model name")) {
-      processor = line.substr(line.find(':') + 2);
-      break;
-    }
-  const auto commit =
-      o.source.empty()
-          ? std::string()
-          : first_line(fmt::format("git -C '{}' describe --always --dirty 2>/dev/null", o.source.string()).c_str());
-  return {{"processor", processor},
-          {"cores", std::thread::hardware_concurrency()},
-          {"instruction_set", kernels::gemv_target()},
-          {"commit", commit.empty() ? "unknown" : commit},
-          {"load_before", load_average()}};
-}
-
-/// A folder of our own that goes with us.
-class Scratch {
- public:
-  Scratch() {
-    std::string made = "/tmp/parlando-bench-XXXXXX";
-    path_ = ::mkdtemp(made.data()) == nullptr ? fs::path() : fs::path(made);
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    if (!path_.empty()) fs::remove_all(path_, ignored);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
 };
 
 void rest(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
@@ -384,7 +319,7 @@ Result<json> bench_mesh(const MeshBenchOptions& options) {
   const Scratch scratch;
   if (scratch.path().empty()) return fail(Errc::io, "no folder can be made in /tmp");
   Bench bench{options, scratch.path(), {}, {}};
-  auto out = machine(options);
+  auto out = machine_of(options.source);
   fmt::print("{} · {} cores · {} · {} · load {}\n", out["processor"].get<std::string>(), out["cores"].get<unsigned>(),
              out["instruction_set"].get<std::string>(), out["commit"].get<std::string>(),
              out["load_before"].get<std::string>());

@@ -16,6 +16,7 @@
 #include "common/checkpoint/import.hpp"
 #include "services/cli/bench.hpp"
 #include "services/cli/bench_mesh.hpp"
+#include "services/cli/bench_turn.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/local_engine.hpp"
 #include "services/cli/up.hpp"
@@ -431,8 +432,8 @@ int run(int argc, char** argv) {
   auto* c_import = app.add_subcommand("import", "convert an official model directory to safetensors");
   c_import->add_option("source", input)->required();
   c_import->add_option("target", import_to)->required();
-  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder, tts, speaker or mesh");
-  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts | speaker | mesh")->required();
+  auto* c_bench = app.add_subcommand("bench", "measure tokenizer, lm, flow, vocoder, tts, speaker, mesh or turn");
+  c_bench->add_option("name", bench.name, "tokenizer | lm | flow | vocoder | tts | speaker | mesh | turn")->required();
   c_bench->add_option("--random-weights", bench.random_weights,
                       "configuration of a random checkpoint, e.g. configs/official/step1-3b.json");
   c_bench->add_option("--threads", bench.threads)->capture_default_str();
@@ -443,7 +444,7 @@ int run(int argc, char** argv) {
   c_bench->add_option("--sessions", mesh.sessions, "mesh: sessions that listen")
       ->capture_default_str()
       ->check(CLI::Range(1, 240));
-  c_bench->add_option("--turns", mesh.turns, "mesh: turns of the long conversation")
+  c_bench->add_option("--turns", mesh.turns, "mesh: turns of the long conversation; turn: spoken turns")
       ->capture_default_str()
       ->check(CLI::Range(10, 10'000'000));
   c_bench->add_option("--only", mesh.only, "mesh: round_trip, idle, frames, answering, flood, turns")
@@ -531,6 +532,15 @@ int run(int argc, char** argv) {
       mesh.runs = bench.runs;
       if (c_bench->count("--seconds") > 0) mesh.seconds = bench.seconds;
       const auto done = measure(common.as_json, [&] { return bench_mesh(mesh); });
+      if (!done) return report(done.error(), common.as_json);
+      return (*done)["missed"].empty() ? kOk : kFailed;
+    }
+    if (bench.name == "turn") {
+      TurnBenchOptions turn;
+      turn.model_path = common.model_path;
+      turn.source = find_models("silero-vad").parent_path().parent_path();
+      if (c_bench->count("--turns") > 0) turn.turns = mesh.turns;
+      const auto done = measure(common.as_json, [&] { return bench_turn(turn); });
       if (!done) return report(done.error(), common.as_json);
       return (*done)["missed"].empty() ? kOk : kFailed;
     }

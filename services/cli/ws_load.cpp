@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -27,6 +28,10 @@ constexpr int kNoiseLevel = 3;               // of 32768: a quiet room
 constexpr int kFloodFrames = 100;            // in one block
 constexpr std::size_t kUnsentMax = 1 << 20;  // a client that is so far behind is lost
 constexpr double kOpenSecondsMax = 60;
+constexpr milliseconds kBeforeSpeech{700};       // behind an answer that has been heard
+constexpr milliseconds kIntoAnswer{300};         // before it is spoken over
+constexpr milliseconds kLoudspeaker{200};        // its buffer
+constexpr double kSilentSecondsMax = 20;         // behind speech: then the question is asked again
 constexpr milliseconds kGoodbyeMax{2000};  // for all clients together
 /// No session comes to this turn: the controller acknowledges a Cancel of it and changes nothing.
 constexpr std::uint32_t kNoTurn = 1'000'000'000;
@@ -67,6 +72,14 @@ std::string frame_of(std::string_view payload, std::uint8_t opcode, std::uint32_
 }  // namespace
 
 struct WsLoad::Client {
+  // Of one who speaks.
+  std::size_t utterance = 0, said_bytes = 0;
+  bool speaking = false, answered = false;
+  Clock::time_point speak_at{}, speech_end{}, first_audio{}, last_audio{}, held_at{}, voice_at{};
+  double heard_seconds = 0, play_lag = 0;
+  int spoken_turns = 0, rate = 22050;
+  TurnFigure figure;
+  bool over_answer = false;  ///< what is said now is said over an answer
   ClientPlan plan;
   int fd = -1;
   bool opened = false, lost = false, writing = false;
@@ -159,7 +172,9 @@ Result<void> WsLoad::open(Client& client) {
   wanted.data.ptr = &client;
   ::epoll_ctl(epoll_, EPOLL_CTL_ADD, client.fd, &wanted);
   client.writing = false;
-  queue(client, json{{"type", "open"}, {"speak", client.plan.speak}}.dump(), false);
+  json open{{"type", "open"}, {"speak", client.plan.speak}};
+  if (client.plan.lead_ms > 0) open["lead_ms"] = client.plan.lead_ms;
+  queue(client, open.dump(), false);
   return {};
 }
 
@@ -188,7 +203,8 @@ Result<void> WsLoad::add(int count, const ClientPlan& plan) {
 void WsLoad::start(Client& client, Clock::time_point at) {
   if (client.plan.flood) watch(client, true);
   if (!client.plan.texts.empty()) say_next(client);
-  if (!client.plan.sound) return;
+  client.speak_at = at + kBeforeSpeech;
+  if (!client.plan.sound && client.plan.utterances.empty()) return;
   client.next_frame = at + kFrameTime;
   // The first question comes at a place of its own within the period, behind the frame of that moment.
   client.next_ask = client.next_frame + client.plan.ask_every * (clients_.size() % 97) / 97;
@@ -267,7 +283,9 @@ void WsLoad::pass(Clock::time_point until) {
 
 /// The frame that is due, and perhaps the question behind it.
 void WsLoad::act(Client& client, Clock::time_point now) {
-  if (!quiet_) {
+  if (!quiet_ && !client.plan.utterances.empty()) {
+    talk(client, now);
+  } else if (!quiet_) {
     figures_.late.push_back(ms_between(client.next_frame, now));
     ++figures_.frames;
     const auto& frame = noise_[static_cast<std::size_t>(figures_.frames) % noise_.size()];
@@ -380,6 +398,7 @@ bool WsLoad::take_frame(Client& client, std::size_t& at) {
     lose(client, fmt::format("the server closed: {}", payload.size() > 2 ? payload.substr(2) : "no reason"));
   } else if (opcode == 2) {
     figures_.audio_bytes += static_cast<std::int64_t>(size);
+    if (!client.plan.utterances.empty()) hear(client, size);
   } else if (opcode == 1) {
     event(client, payload);
   }
@@ -390,6 +409,7 @@ void WsLoad::event(Client& client, std::string_view text) {
   const auto body = json::parse(text, nullptr, false);
   const auto type = body.is_object() ? body.value("type", std::string()) : std::string();
   if (type == "opened") {
+    client.rate = body.value("rate", client.rate);
     client.opened = true;
     ++opened_;
     if (client.turns > 0) {  // another session of the same client
@@ -403,6 +423,17 @@ void WsLoad::event(Client& client, std::string_view text) {
       client.asking = false;
       figures_.round_trips.push_back(ms_between(client.asked_at, Clock::now()));
     }
+  } else if (type == "hold") {
+    client.held_at = Clock::now();
+    if (client.over_answer) figures_.held.push_back(ms_between(client.voice_at, client.held_at));
+    figures_.silenced.push_back(0);
+  } else if (type == "release") {
+    client.held_at = {};
+  } else if (type == "interrupted") {
+    client.held_at = {};
+    ++figures_.interruptions;
+  } else if (type == "turn" && !client.plan.utterances.empty()) {
+    end_turn(client, body.dump());
   } else if (type == "turn") {
     ++turns_;
     ++figures_.turns;
@@ -410,6 +441,86 @@ void WsLoad::event(Client& client, std::string_view text) {
     client.again = client.plan.turns_per_session > 0 && client.turns >= client.plan.turns_per_session;
     if (!client.again) say_next(client);
   }
+}
+
+/// The frame of this moment: of what is being said, or of the quiet room.
+void WsLoad::talk(Client& client, Clock::time_point now) {
+  figures_.late.push_back(ms_between(client.next_frame, now));
+  ++figures_.frames;
+  const auto& said = client.plan.utterances[client.utterance % client.plan.utterances.size()];
+  if (!client.speaking && now >= client.speak_at && client.speak_at != Clock::time_point{}) {
+    client.speaking = true;
+    client.said_bytes = 0;
+    client.speech_end = client.speak_at = {};
+    if (client.over_answer) client.voice_at = now;
+  }
+  if (!client.speaking) {
+    // A question that was not understood as one is asked again.
+    const bool lost = client.speech_end != Clock::time_point{} && !client.answered &&
+                      ms_between(client.speech_end, now) > 1e3 * kSilentSecondsMax;
+    if (lost) lose(client, "a question was not answered");
+    const auto& frame = noise_[static_cast<std::size_t>(figures_.frames) % noise_.size()];
+    return send(client, frame.data(), frame.size());
+  }
+  auto pcm = said.pcm.substr(client.said_bytes, 2 * kFrameSamples);
+  client.said_bytes += pcm.size();
+  pcm.resize(2 * kFrameSamples);
+  queue(client, pcm, true);
+  const auto end = static_cast<std::int64_t>(client.said_bytes / 2);
+  if (client.speech_end == Clock::time_point{} && end >= said.end_sample) {
+    // The frame leaves when its last sample has been said.
+    client.speech_end = now - std::chrono::microseconds((end - said.end_sample) * 1000 / 16);
+    client.answered = false;
+    client.figure = {};
+    client.figure.interrupted = std::exchange(client.over_answer, false);
+    client.heard_seconds = client.play_lag = 0;
+  }
+  if (client.said_bytes < said.pcm.size()) return;
+  client.speaking = false;
+  ++client.utterance;
+}
+
+void WsLoad::hear(Client& client, std::size_t bytes) {
+  const auto now = Clock::now();
+  if (client.held_at != Clock::time_point{}) figures_.silenced.back() = ms_between(client.held_at, now);
+  if (client.speech_end == Clock::time_point{}) return;  // of the answer before
+  if (!std::exchange(client.answered, true)) {
+    client.first_audio = now;
+    client.figure.first_audio = ms_between(client.speech_end, now);
+    if (client.plan.interrupts_every > 0 && client.spoken_turns % client.plan.interrupts_every == 0) {
+      client.speak_at = now + kIntoAnswer;
+      client.over_answer = true;
+    }
+  }
+  const double late = ms_between(client.first_audio + kLoudspeaker, now) / 1e3 - client.heard_seconds - client.play_lag;
+  if (late > 0 && client.held_at == Clock::time_point{}) {
+    ++client.figure.underruns;
+    client.play_lag += late;
+  }
+  client.heard_seconds += static_cast<double>(bytes) / 2 / client.rate;
+  client.last_audio = now;
+}
+
+void WsLoad::end_turn(Client& client, const std::string& text) {
+  const auto body = json::parse(text);
+  const auto stage = [&](const char* name) {
+    return body.contains("stages") ? body["stages"].value(name, std::nan("")) : std::nan("");
+  };
+  auto& figure = client.figure;
+  figure.decision = stage("decision_ms");
+  figure.engine_audio = stage("first_audio_ms");
+  figure.trial = stage("trial_ms");
+  figure.interrupted = figure.interrupted || body.value("interrupted", false);
+  if (!client.answered) figure.first_audio = std::nan("");
+  figures_.spoken.push_back(figure);
+  ++turns_;
+  ++figures_.turns;
+  ++client.spoken_turns;
+  if (client.speaking || client.over_answer) return;  // the next one is being said already
+  // The rest of the sound is in the loudspeaker.
+  const auto rest = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(
+      client.answered ? std::max(0.0, client.heard_seconds - ms_between(client.first_audio, Clock::now()) / 1e3) : 0));
+  client.speak_at = Clock::now() + rest + kLoudspeaker + kBeforeSpeech;
 }
 
 void WsLoad::say_next(Client& client) {
