@@ -77,17 +77,28 @@ std::vector<float> reflect_padded(std::span<const float> wave, int pad) {
 }
 }  // namespace
 
-Fbank::Fbank(FbankWindow window, float scale) : scale_(scale), window_(kFrame), filters_(kaldi_mel_filters()) {
-  for (int n = 0; n < kFrame; ++n) {
-    const double c = std::cos(2.0 * std::numbers::pi * n / (kFrame - 1));
-    window_[n] = static_cast<float>(window == FbankWindow::hamming ? 0.54 - 0.46 * c : std::pow(0.5 - 0.5 * c, 0.85));
+struct Fbank::Tables {
+  std::vector<float> window = std::vector<float>(kFrame), filters = kaldi_mel_filters();
+  std::vector<int> first, last;
+  explicit Tables(FbankWindow shape) {
+    for (int n = 0; n < kFrame; ++n) {
+      const double c = std::cos(2.0 * std::numbers::pi * n / (kFrame - 1));
+      window[n] = static_cast<float>(shape == FbankWindow::hamming ? 0.54 - 0.46 * c : std::pow(0.5 - 0.5 * c, 0.85));
+    }
+    ranges_of(filters, kBins, 256, first, last);
   }
-  ranges_of(filters_, kBins, 256, first_, last_);
+};
+
+Fbank::Fbank(FbankWindow window, float scale) : scale_(scale) {
+  static const auto hamming = std::make_shared<const Tables>(FbankWindow::hamming),
+                    povey = std::make_shared<const Tables>(FbankWindow::povey);
+  tables_ = window == FbankWindow::hamming ? hamming : povey;
 }
 
 Features Fbank::operator()(std::span<const float> wave) {
   Features out{frames_of(wave.size()), kBins, {}};
   out.values.resize(static_cast<std::size_t>(out.frames) * kBins);
+  const auto& t = *tables_;
   float frame[kFrame];
   double power[257];
   for (int f = 0; f < out.frames; ++f) {
@@ -95,42 +106,62 @@ Features Fbank::operator()(std::span<const float> wave) {
     for (int i = 0; i < kFrame; ++i) mean += frame[i] = wave[static_cast<std::size_t>(f) * kShift + i] * scale_;
     mean /= kFrame;
     for (int i = 0; i < kFrame; ++i) frame[i] -= static_cast<float>(mean);
-    for (int i = kFrame - 1; i > 0; --i) frame[i] = (frame[i] - 0.97f * frame[i - 1]) * window_[i];
-    frame[0] = (frame[0] - 0.97f * frame[0]) * window_[0];
+    for (int i = kFrame - 1; i > 0; --i) frame[i] = (frame[i] - 0.97f * frame[i - 1]) * t.window[i];
+    frame[0] = (frame[0] - 0.97f * frame[0]) * t.window[0];
     fft_.power({frame, kFrame}, power);
     for (int b = 0; b < kBins; ++b)
       out.values[static_cast<std::size_t>(f) * kBins + b] = static_cast<float>(
-          std::log(std::max(weighted(filters_, 256, b, first_[b], last_[b], power), 1.1920928955078125e-7)));
+          std::log(std::max(weighted(t.filters, 256, b, t.first[b], t.last[b], power), 1.1920928955078125e-7)));
   }
   return out;
 }
 
-Features whisper_log_mel(std::span<const float> wave) {
+std::vector<float> whisper_log_power(std::span<const float> wave, int from, int to) {
   constexpr int kFft = 400, kHop = 160, kBins = 128, kColumns = 201;
-  static const std::vector<float> filters = slaney_mel_filters(kBins, 16000, kFft);
-  std::vector<int> first, last;
-  ranges_of(filters, kBins, kColumns, first, last);
-  Features out{static_cast<int>(wave.size() / kHop), kBins, {}};
-  if (wave.size() <= kFft / 2) return Features{0, kBins, {}};
-  const auto padded = reflect_padded(wave, kFft / 2);
-  float window[kFft], frame[kFft];
-  for (int i = 0; i < kFft; ++i)
-    window[i] = static_cast<float>(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * i / kFft));
+  struct Tables {
+    std::vector<float> filters = slaney_mel_filters(kBins, 16000, kFft);
+    std::vector<int> first, last;
+    float window[kFft];
+    Tables() {
+      ranges_of(filters, kBins, kColumns, first, last);
+      for (int i = 0; i < kFft; ++i)
+        window[i] = static_cast<float>(0.5 - 0.5 * std::cos(2.0 * std::numbers::pi * i / kFft));
+    }
+  };
+  static const Tables tables;
+  const auto n = static_cast<std::int64_t>(wave.size());
   RealFft fft(kFft);
+  float frame[kFft];
   double power[kColumns];
-  out.values.resize(static_cast<std::size_t>(out.frames) * kBins);
-  float top = -INFINITY;
-  for (int f = 0; f < out.frames; ++f) {
-    for (int i = 0; i < kFft; ++i) frame[i] = padded[static_cast<std::size_t>(f) * kHop + i] * window[i];
+  std::vector<float> out(static_cast<std::size_t>(to - from) * kBins);
+  for (int f = from; f < to; ++f) {
+    for (int i = 0; i < kFft; ++i) {
+      auto at = static_cast<std::int64_t>(f) * kHop + i - kFft / 2;
+      if (at < 0) at = -at;
+      if (at >= n) at = 2 * (n - 1) - at;
+      frame[i] = wave[static_cast<std::size_t>(at)] * tables.window[i];
+    }
     fft.power({frame, kFft}, power);
     for (int b = 0; b < kBins; ++b) {
-      const auto value =
-          static_cast<float>(std::log10(std::max(weighted(filters, kColumns, b, first[b], last[b], power), 1e-10)));
-      out.values[static_cast<std::size_t>(f) * kBins + b] = value;
-      top = std::max(top, value);
+      const double sum = weighted(tables.filters, kColumns, b, tables.first[b], tables.last[b], power);
+      out[static_cast<std::size_t>(f - from) * kBins + b] = static_cast<float>(std::log10(std::max(sum, 1e-30)));
     }
   }
-  for (auto& v : out.values) v = (std::max(v, top - 8.0f) + 4.0f) / 4.0f;
+  return out;
+}
+
+float whisper_scale(std::span<float> power, float gain, float top) {
+  for (float& v : power) top = std::max(top, v);
+  const float floor = std::max(top + gain - 8.0f, kWhisperFloor);
+  for (float& v : power) v = (std::max(v + gain, floor) + 4.0f) / 4.0f;
+  return top;
+}
+
+Features whisper_log_mel(std::span<const float> wave) {
+  Features out{static_cast<int>(wave.size() / 160), 128, {}};
+  if (wave.size() <= 200) return Features{0, 128, {}};
+  out.values = whisper_log_power(wave, 0, out.frames);
+  whisper_scale(out.values, 0, kWhisperFloor);
   return out;
 }
 

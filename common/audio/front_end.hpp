@@ -1,6 +1,7 @@
 #pragma once
 /// Spectral front ends of the models and the preprocessing in front of them. Waves are float32 in [-1, 1], mono.
 /// Source: docs/tokenizer.md §3–§5 (linguistic, semantic), docs/vocoder.md §3 (speaker encoder, prompt mel).
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -38,15 +39,22 @@ class Fbank {
   Features operator()(std::span<const float> wave);
 
  private:
+  struct Tables;
   float scale_;
-  std::vector<float> window_;
-  std::vector<float> filters_;
-  std::vector<int> first_, last_;
+  std::shared_ptr<const Tables> tables_;
   RealFft fft_{512};
 };
 
 /// Whisper log-mel, 128 bins: [frames = n/160, 128]; the floor uses the maximum of the whole piece.
 Features whisper_log_mel(std::span<const float> wave16k);
+
+/// What it is made of, for a piece that is still growing: log10 of the power of frames [from, to), which are final when
+/// they end 200 samples before the piece does …
+std::vector<float> whisper_log_power(std::span<const float> wave16k, int from, int to);
+inline constexpr float kWhisperFloor = -10.0f;
+/// … and in place the log-mel of it. @param gain  log10 of what its power is multiplied by  @param top  maximum of the
+/// piece so far  @return the maximum with these frames, before the gain
+float whisper_scale(std::span<float> power, float gain, float top);
 
 /// HiFi-GAN log-mel of a prompt at 22.05 kHz: [n/256, 80]. Needs more than 384 samples.
 Features prompt_mel(std::span<const float> wave22k);

@@ -351,7 +351,7 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
       if (!update) return report(update.error(), common.as_json);
       if (*update) frozen = (*update)->final_groups;
     }
-    const auto exact = stream.exact(), stable = stream.finish();
+    const auto exact = stream.exact(wave->size()), stable = stream.stable(wave->size());
     if (!exact || !stable) return report(exact ? stable.error() : exact.error(), common.as_json);
     std::size_t differ = 0;
     for (std::size_t i = 0; i < exact->size(); ++i) differ += i >= stable->size() || (*exact)[i] != (*stable)[i];

@@ -43,7 +43,7 @@ void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tokenizer_audio_seconds_total", "Audio taken in");
   codes_ = metrics.counter("parlando_tokenizer_codes_total", "Codes sent");
   passes_ =
-      metrics.counter("parlando_tokenizer_passes_total", "Passes of both encoders over what a stream had said so far");
+      metrics.counter("parlando_tokenizer_passes_total", "Passes of both encoders: blocks, attempts, ends, recordings");
 }
 
 void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Time) {
@@ -106,9 +106,14 @@ Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message&
     }
     case MessageType::flush: {
       PARLANDO_TRY(const auto flush, protocol::read<protocol::Flush>(m));
-      const auto heard = static_cast<std::int64_t>(s.live.samples() + s.pending.size());
-      s.end_samples =
-          flush.end_sample < 0 ? heard : std::max<std::int64_t>(0, flush.end_sample - s.base_sample.value_or(0));
+      auto end = s.end.value_or(s.live.samples());
+      if (flush.end_sample >= 0)
+        end = std::min(
+            end, static_cast<std::size_t>(std::max<std::int64_t>(0, flush.end_sample - s.base_sample.value_or(0))));
+      if (flush.attempt == 0)
+        s.end = end;
+      else if (!s.end)
+        s.attempts.push_back({flush.attempt, end});
       queue(key, s);
       return {};
     }
@@ -118,8 +123,8 @@ Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message&
 }
 
 Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audio) {
-  if (s.end_samples) return {};  // after the end of the utterance
-  const auto heard = static_cast<std::int64_t>(s.live.samples() + s.pending.size());
+  if (s.end) return {};  // after the end of the utterance
+  const auto heard = static_cast<std::int64_t>(s.live.samples());
   if (audio.payload.size() % 2 != 0)
     return fail(Errc::bad_frame, "audio of {} bytes, a sample has 2", audio.payload.size());
   if (audio.first_sample > kPositionMax)
@@ -132,9 +137,9 @@ Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audi
   const auto samples = from_pcm16(audio.payload);
   if (heard + static_cast<std::int64_t>(samples.size()) > config_.utterance_seconds_max * kInputRate)
     return fail(Errc::invalid_argument, "an utterance takes at most {} s", config_.utterance_seconds_max);
-  s.pending.insert(s.pending.end(), samples.begin(), samples.end());
+  s.live.add(samples);
   seconds_.add(static_cast<double>(samples.size()) / kInputRate);
-  queue(key, s);
+  if (has_block(s)) queue(key, s);
   return {};
 }
 
@@ -148,36 +153,59 @@ void TokenizerCore::queue(const Key& key, Stream& stream) {
   if (!std::exchange(stream.queued, true)) queue_.push_back(key);
 }
 
-void TokenizerCore::tell(const Key& key, const Stream& stream, std::int64_t first_group, std::int64_t final_groups,
-                         bool last, std::span<const std::int32_t> codes) {
-  codes_.add(static_cast<double>(codes.size()));
-  answer(key.peer, stream.head, protocol::Tokens{first_group, final_groups, last, to_bytes(codes)});
+bool TokenizerCore::has_block(const Stream& s, std::size_t end) { return !s.exact && s.live.is_behind(end); }
+
+void TokenizerCore::tell(const Key& key, const Stream& stream, const LiveUpdate& update) {
+  codes_.add(static_cast<double>(update.codes.size()));
+  answer(key.peer, stream.head,
+         protocol::Tokens{update.first_group, update.final_groups, false,
+                          to_bytes(std::span<const std::int32_t>(update.codes))});
 }
 
-/// One pass over what has come for a stream.
+void TokenizerCore::tell_all(const Key& key, const Stream& stream, std::uint32_t attempt,
+                             std::span<const std::int32_t> codes) {
+  codes_.add(static_cast<double>(codes.size()));
+  answer(key.peer, stream.head,
+         protocol::Tokens{0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, to_bytes(codes), attempt});
+}
+
+/// Codes of an utterance that ends there. The end that was asked for last is remembered: a turn ends where an attempt
+/// was made.
+Result<std::vector<std::int32_t>> TokenizerCore::codes_until(Stream& s, std::size_t end) {
+  if (end == s.known_end) return s.known;  // at first: nothing of nothing
+  passes_.add();
+  PARLANDO_TRY(s.known, s.exact ? s.live.exact(end) : s.live.stable(end));
+  s.known_end = end;
+  return s.known;
+}
+
+/// The next unit of a stream's work: what was asked for, and a block or the end.
 Result<void> TokenizerCore::advance(const Key& key, Stream& s) {
   if (s.recording_rate > 0) {
     passes_.add();
     PARLANDO_TRY(const auto codes, model_->codes(s.recording, s.recording_rate, {.trim = true, .energy_norm = true}));
-    tell(key, s, 0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, codes);
+    tell_all(key, s, 0, codes);
     s.done = true;
     return {};
   }
-  // At the end of an exact utterance one pass over all of it is enough.
-  const auto pending = std::exchange(s.pending, {});
-  if (s.end_samples && s.exact) {
-    s.live.add(pending);
-  } else {
-    PARLANDO_TRY(const auto update, s.live.push(pending));
-    if (update) passes_.add();
-    if (!s.end_samples && update) tell(key, s, update->first_group, update->final_groups, false, update->codes);
+  // An attempt waits for the blocks before its end, which come in any case: it changes nothing but what it costs
+  // itself.
+  while (!s.attempts.empty() && (s.end || !has_block(s, s.attempts.front().end))) {
+    const auto attempt = s.attempts.front();
+    s.attempts.pop_front();
+    PARLANDO_TRY(const auto codes, codes_until(s, attempt.end));
+    tell_all(key, s, attempt.number, codes);
   }
-  if (!s.end_samples) return {};
-  s.live.cut(static_cast<std::size_t>(*s.end_samples));
-  passes_.add();
-  PARLANDO_TRY(const auto codes, s.exact ? s.live.exact() : s.live.finish());
-  tell(key, s, 0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, codes);
-  s.done = true;
+  if (s.end) {
+    PARLANDO_TRY(const auto codes, codes_until(s, *s.end));
+    tell_all(key, s, 0, codes);
+    s.done = true;
+  } else if (has_block(s)) {
+    passes_.add();
+    PARLANDO_TRY(const auto update, s.live.step());
+    tell(key, s, update);
+  }
+  if (!s.attempts.empty() || (!s.done && has_block(s))) queue(key, s);
   return {};
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 /// The tokenizer service without its process. Streams of speech: OpenTokenizer, Audio, Flush; a recording: Tokenize.
-/// Both are answered by Tokens, the last of which ends the work; the stream's entry goes with Close or the caller.
+/// Both are answered by Tokens, the last of which ends the work; the stream's entry goes with Close or the caller. An
+/// attempt (Flush with a number) is answered by what a Flush there would be, and changes nothing.
 /// Behind an error a stream is silent until Close.
+#include <cstdint>
 #include <deque>
 
 #include "common/config/fields.hpp"
@@ -15,7 +17,7 @@ namespace parlando::tokenizer {
 struct TokenizerConfig {
   int threads = 1;  ///< of libtorch
   std::string model = "models/nano/Step-Audio-Tokenizer";
-  int guard_ms = 400;  ///< groups younger than this are never frozen in `stable` mode
+  int guard_ms = 400;  ///< of sound that a group must have heard behind it before it is final in `stable` mode
   int sessions_max = 256;
   int utterance_seconds_max = 30;
   template <class V>
@@ -49,8 +51,14 @@ class TokenizerCore final : public service::Core {
     LiveTokenizer live;
     bool exact = false;
     std::optional<std::int64_t> base_sample;  ///< position of the first sample
-    std::vector<float> pending;
-    std::optional<std::int64_t> end_samples;  ///< length of the utterance, once flushed
+    struct Attempt {
+      std::uint32_t number = 0;
+      std::size_t end = 0;  ///< length of the utterance
+    };
+    std::deque<Attempt> attempts;     ///< not yet answered
+    std::optional<std::size_t> end;   ///< length of the utterance, once flushed
+    std::size_t known_end = 0;        ///< an end that was asked for
+    std::vector<std::int32_t> known;  ///< its codes
     std::vector<float> recording;
     int recording_rate = 0;
     bool queued = false;
@@ -64,8 +72,11 @@ class TokenizerCore final : public service::Core {
   Result<void> advance(const Key& key, Stream& stream);
   void fail_stream(const Key& key, Stream& stream, const Error& error);
   void queue(const Key& key, Stream& stream);
-  void tell(const Key& key, const Stream& stream, std::int64_t first_group, std::int64_t final_groups, bool last,
-            std::span<const std::int32_t> codes);
+  /// Speech up to there has not been read while it came; `exact` streams read nothing before they are asked.
+  static bool has_block(const Stream& stream, std::size_t end = SIZE_MAX);
+  Result<std::vector<std::int32_t>> codes_until(Stream& stream, std::size_t end);
+  void tell(const Key& key, const Stream& stream, const LiveUpdate& update);
+  void tell_all(const Key& key, const Stream& stream, std::uint32_t attempt, std::span<const std::int32_t> codes);
   TokenizerConfig config_;
   std::shared_ptr<const SpeechTokenizer> model_;
   service::StreamTable<Stream> streams_;

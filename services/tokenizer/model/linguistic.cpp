@@ -138,74 +138,61 @@ at::Tensor LinguisticEncoder::run(at::Tensor x, const at::Tensor& rows, const at
 std::vector<at::Tensor> LinguisticEncoder::step(const std::vector<LinguisticState*>& states,
                                                 const std::vector<at::Tensor>& fresh, const Trace& trace) const {
   const c10::InferenceMode guard;
-  const auto batch = static_cast<std::int64_t>(states.size());
-  auto window = at::zeros({batch, kWindowRows, inputs_});
-  auto rows = at::zeros({batch, kWindowRows}, at::kBool), cached = at::zeros({batch, kLookBackRows}, at::kBool);
-  for (std::int64_t b = 0; b < batch; ++b) {
+  std::vector<std::int64_t> count;  // windows of each session
+  std::vector<at::Tensor> window, rows, cached;
+  for (std::size_t b = 0; b < states.size(); ++b) {
     auto& state = *states[b];
-    const auto n = fresh[b].size(0);
+    const auto n = fresh[b].size(0), windows = (n + kNewRows - 1) / kNewRows, pad = windows * kNewRows - n,
+               held = state.keys[0].size(0);
     const auto x = at::cat({state.overlap, positioned(fresh[b], state.position)});
-    window[b].narrow(0, 0, kOverlapRows + n).copy_(x);
-    rows[b].narrow(0, 0, kOverlapRows + n).fill_(true);
-    const auto held = state.keys.empty() ? 0 : state.keys[0].size(0);
-    if (held > 0) cached[b].narrow(0, kLookBackRows - held, held).fill_(true);
+    window.push_back(at::constant_pad_nd(x, {0, 0, 0, pad}).unfold(0, kWindowRows, kNewRows).transpose(1, 2));
+    rows.push_back(at::ones({windows, kWindowRows}, at::kBool));
+    if (pad > 0) rows.back()[windows - 1].narrow(0, kWindowRows - pad, pad).fill_(false);
+    cached.push_back(at::ones({windows, kLookBackRows}, at::kBool));
+    for (std::int64_t c = 0; c < windows && held + kNewRows * c < kLookBackRows; ++c)
+      cached.back()[c].narrow(0, 0, kLookBackRows - held - kNewRows * c).fill_(false);
     state.overlap = x.narrow(0, n, kOverlapRows).clone();
     state.position += n;
+    count.push_back(windows);
   }
-  const auto hidden = run(
-      window, rows, cached,
-      [&](std::size_t l, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) {
-        old_k = at::zeros({batch, kLookBackRows, width_}), old_v = at::zeros({batch, kLookBackRows, width_});
-        for (std::int64_t b = 0; b < batch; ++b) {
-          auto& state = *states[b];
-          const auto held = state.keys[l].size(0), n = fresh[b].size(0);
-          if (held > 0) {
-            old_k[b].narrow(0, kLookBackRows - held, held).copy_(state.keys[l]);
-            old_v[b].narrow(0, kLookBackRows - held, held).copy_(state.values[l]);
-          }
-          auto grow = [&](at::Tensor& cache, const at::Tensor& now) {
-            const auto all = at::cat({cache, now[b].narrow(0, 0, n)});
-            cache = all.narrow(0, std::max<std::int64_t>(0, all.size(0) - kLookBackRows),
-                               std::min<std::int64_t>(all.size(0), kLookBackRows))
-                        .clone();
-          };
-          grow(state.keys[l], k), grow(state.values[l], v);
-        }
-      },
-      trace);
+  // The look-back of a window are the rows that its session holds and the first four of its windows before, all of the
+  // same layer.
+  auto look_back = [&](const at::Tensor& now, std::size_t layer, std::vector<at::Tensor> LinguisticState::*caches) {
+    std::vector<at::Tensor> old;
+    std::int64_t at = 0;
+    for (std::size_t b = 0; b < states.size(); at += count[b++]) {
+      auto& cache = (states[b]->*caches)[layer];
+      const auto held = cache.size(0), n = fresh[b].size(0);
+      const auto all = at::cat({at::zeros({kLookBackRows - held, width_}), cache,
+                                now.narrow(0, at, count[b]).narrow(1, 0, kNewRows).reshape({-1, width_})});
+      old.push_back(all.narrow(0, 0, kLookBackRows + kNewRows * (count[b] - 1))
+                        .unfold(0, kLookBackRows, kNewRows)
+                        .transpose(1, 2));
+      const auto kept = std::min<std::int64_t>(held + n, kLookBackRows);
+      cache = all.narrow(0, kLookBackRows + n - kept, kept).clone();
+    }
+    return at::cat(old);
+  };
+  const auto hidden =
+      run(
+          at::cat(window), at::cat(rows), at::cat(cached),
+          [&](std::size_t layer, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k, at::Tensor& old_v) {
+            old_k = look_back(k, layer, &LinguisticState::keys);
+            old_v = look_back(v, layer, &LinguisticState::values);
+          },
+          trace)
+          .narrow(1, kOverlapRows, kNewRows);
   std::vector<at::Tensor> out;
-  for (std::int64_t b = 0; b < batch; ++b) out.push_back(hidden[b].narrow(0, kOverlapRows, fresh[b].size(0)));
+  std::int64_t at = 0;
+  for (std::size_t b = 0; b < states.size(); at += count[b++])
+    out.push_back(hidden.narrow(0, at, count[b]).reshape({-1, width_}).narrow(0, 0, fresh[b].size(0)));
   return out;
 }
 
 at::Tensor LinguisticEncoder::encode(const at::Tensor& features) const {
-  const c10::InferenceMode guard;
-  const auto count = features.size(0);
-  if (count == 0) return at::zeros({0, width_});
-  const std::int64_t windows = (count + kNewRows - 1) / kNewRows, pad = windows * kNewRows - count;
-  const auto x = at::constant_pad_nd(positioned(features, 1), {0, 0, kOverlapRows, pad});
-  const auto window = x.unfold(0, kWindowRows, kNewRows).transpose(1, 2).contiguous();
-  auto rows = at::ones({windows, kWindowRows}, at::kBool);
-  if (pad > 0) rows[windows - 1].narrow(0, kWindowRows - pad, pad).fill_(false);
-  // The look-back of window c at layer l are the first four rows of windows c−4 … c−1 at the same layer.
-  auto cached = at::ones({windows, kLookBackRows}, at::kBool);
-  for (std::int64_t c = 0; c < std::min<std::int64_t>(windows, 4); ++c)
-    cached[c].narrow(0, 0, kLookBackRows - 4 * c).fill_(false);
-  auto gather = [&](const at::Tensor& t) {
-    const auto first = at::constant_pad_nd(t.narrow(1, 0, kNewRows), {0, 0, 0, 0, 4, 0});
-    return first.narrow(0, 0, windows + 3)
-        .unfold(0, 4, 1)
-        .permute({0, 3, 1, 2})
-        .reshape({windows, kLookBackRows, t.size(2)});
-  };
-  const auto hidden = run(window, rows, cached,
-                          [&](std::size_t, const at::Tensor& k, const at::Tensor& v, at::Tensor& old_k,
-                              at::Tensor& old_v) { old_k = gather(k), old_v = gather(v); },
-                          {});
-  return hidden.narrow(1, kOverlapRows, kNewRows)
-      .reshape({windows * kNewRows, width_})
-      .narrow(0, 0, count)
-      .contiguous();
+  if (features.size(0) == 0) return at::zeros({0, width_});
+  auto state = start();
+  return step({&state}, {features})[0];
 }
 
 std::vector<std::int32_t> LinguisticEncoder::quantise(const at::Tensor& hidden) const {

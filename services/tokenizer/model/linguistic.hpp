@@ -42,12 +42,14 @@ class LinguisticEncoder {
   /// Stacked and normalised features of a whole utterance: [count, 560].
   at::Tensor features(std::span<const float> wave) const;
 
-  /// One window per session: `fresh[b]` [1…4, 560] are the session's next rows. Answers one [rows, width] per session
-  /// and advances the states. Any grouping of sessions into batches gives the same result.
+  /// `fresh[b]` [≥ 1, 560] are the session's next rows, four of them a window; only the last window of an utterance may
+  /// have fewer. All windows of all sessions run side by side. Answers one [rows, width] per session and advances the
+  /// states. Any grouping of sessions and windows gives the same result. Tensors of a state are replaced, never
+  /// written to: a copy of a state stands still.
   std::vector<at::Tensor> step(const std::vector<LinguisticState*>& states, const std::vector<at::Tensor>& fresh,
                                const Trace& trace = {}) const;
 
-  /// A whole utterance at once, window by window in parallel: [T, 560] -> [T, width]. Equals stepping.
+  /// A whole utterance at once: [T, 560] -> [T, width].
   at::Tensor encode(const at::Tensor& features) const;
 
   /// Nearest centroid per row.

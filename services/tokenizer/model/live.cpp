@@ -1,57 +1,220 @@
 #include "services/tokenizer/model/live.hpp"
 
+#include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
+
 #include <algorithm>
+#include <cmath>
 
 #include "common/base/codes.hpp"
+#include "common/tensor/torch_bridge.hpp"
 
 namespace parlando::tokenizer {
 
 namespace {
-constexpr std::int64_t kGroupSamples = 1920;  // 120 ms
+constexpr std::size_t kBlockSamples = 7680;  // 480 ms: two windows of the linguistic branch, twelve semantic rows
+constexpr std::size_t kStatesKept = 4;
+constexpr std::int64_t kMelShift = 160, kMelReach = 200, kMelBins = 128, kRowMs = 40;
+constexpr std::int64_t kPieceFrames = kPieceSamples / kMelShift;
+constexpr int kStack = 7, kSkip = 6;
+const float kFbankFloor = std::log(1.1920928955078125e-7f);
+
+float peak_of(std::span<const float> wave) {
+  float peak = 0.01f;
+  for (const float x : wave) peak = std::max(peak, std::fabs(x));
+  return peak;
+}
+}  // namespace
+
+template <class Make>
+void FrameStore::read(std::int64_t from, std::int64_t to, std::vector<float>& out, Make&& make) {
+  auto append = [&](const std::vector<float>& values) { out.insert(out.end(), values.begin(), values.end()); };
+  if (from < first_) {  // forgotten: an end far behind what was heard
+    const auto until = std::min(to, first_);
+    append(make(from, until));
+    from = until;
+  }
+  if (from >= to) return;
+  if (from > end()) values_.clear(), first_ = from;
+  if (to > end()) {
+    const auto more = make(end(), to);
+    values_.insert(values_.end(), more.begin(), more.end());
+  }
+  out.insert(out.end(), values_.begin() + (from - first_) * bins_, values_.begin() + (to - first_) * bins_);
 }
 
-Result<std::vector<std::int32_t>> LiveTokenizer::run() const { return tokenizer_->codes(wave_, 16000, {}); }
-Result<std::vector<std::int32_t>> LiveTokenizer::exact() const { return run(); }
+void FrameStore::forget(std::int64_t before) {
+  const auto gone = std::clamp<std::int64_t>(before - first_, 0, end() - first_);
+  values_.erase(values_.begin(), values_.begin() + gone * bins_);
+  first_ += gone;
+}
+
+LiveTokenizer::LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, Options options)
+    : tokenizer_(std::move(tokenizer)),
+      guard_rows_((options.guard_ms + kRowMs - 1) / kRowMs),
+      fbank_(audio::FbankWindow::hamming, 32768.0f),
+      fbank_frames_(audio::Fbank::kBins),
+      mel_frames_(kMelBins) {
+  State first;
+  first.linguistic = tokenizer_->linguistic()->start();
+  states_.push_back(std::move(first));
+}
+
+/// The first block is twice as long: the level that it finds is that of speech.
+std::size_t LiveTokenizer::block_end(std::size_t begin) { return begin + (begin == 0 ? 2 : 1) * kBlockSamples; }
+
+/// Stacked frames as the encoder takes them. @param usable  samples that may be looked at
+at::Tensor LiveTokenizer::linguistic_rows(std::int64_t from, std::int64_t to, std::size_t usable, float gain) {
+  const std::int64_t last = audio::Fbank::frames_of(usable) - 1, first = std::max<std::int64_t>(0, kSkip * from - 3);
+  std::vector<float> frames;
+  fbank_frames_.read(first, std::min(last, kSkip * (to - 1) + 3) + 1, frames, [&](std::int64_t a, std::int64_t b) {
+    const auto begin = static_cast<std::size_t>(a) * audio::Fbank::kShift;
+    const auto size = static_cast<std::size_t>(b - a - 1) * audio::Fbank::kShift + audio::Fbank::kFrame;
+    return fbank_(std::span(wave_).subspan(begin, size)).values;
+  });
+  for (float& v : frames)
+    if (v > kFbankFloor) v += gain;
+  std::vector<float> rows;
+  for (auto i = from; i < to; ++i)
+    for (int k = 0; k < kStack; ++k) {
+      const auto f = std::clamp<std::int64_t>(kSkip * i + k - 3, 0, last) - first;
+      rows.insert(rows.end(), frames.begin() + f * audio::Fbank::kBins, frames.begin() + (f + 1) * audio::Fbank::kBins);
+    }
+  auto out = tensor::from_values(rows, {to - from, kStack * audio::Fbank::kBins});
+  tokenizer_->linguistic()->normalise(out);
+  return out;
+}
+
+void LiveTokenizer::read_semantic(State& s, std::size_t end, bool last, Read& out) {
+  const auto& encoder = tokenizer_->semantic();
+  while (true) {
+    const auto begin = static_cast<std::size_t>(s.piece * kPieceSamples);
+    const auto piece = std::span(wave_).subspan(begin, std::min<std::size_t>(end - begin, kPieceSamples));
+    const auto size = static_cast<std::int64_t>(piece.size());
+    if (size < kPieceSamplesMin) return;
+    const bool whole = size == kPieceSamples;
+    const auto frames = size / kMelShift, rows = semantic_count(size);
+    // Open rows are read again; those that have heard enough are settled.
+    const auto settled = last || whole ? rows : std::max(s.semantic.rows, rows - guard_rows_);
+    if (rows > s.semantic.rows) {
+      const auto first = SemanticEncoder::first_frame(s.semantic), base = s.piece * kPieceFrames;
+      // Frames near the end of what was heard see its mirror image: they are made anew when there is more.
+      const auto sure = std::clamp<std::int64_t>((size - kMelReach) / kMelShift + 1, first, frames);
+      std::vector<float> mel;
+      mel_frames_.read(base + first, base + sure, mel, [&](std::int64_t a, std::int64_t b) {
+        return audio::whisper_log_power(piece, static_cast<int>(a - base), static_cast<int>(b - base));
+      });
+      const auto open = audio::whisper_log_power(piece, static_cast<int>(sure), static_cast<int>(frames));
+      mel.insert(mel.end(), open.begin(), open.end());
+      s.top = audio::whisper_scale(mel, 2 * std::log10(0.999f / s.peak), s.top);
+      const auto hidden =
+          encoder.extend(s.semantic, tensor::from_values(mel, {frames - first, kMelBins}), settled - s.semantic.rows);
+      const auto ids = encoder.quantise(hidden);
+      out.settled = out.semantic.size() + ids.size() - static_cast<std::size_t>(rows - settled);
+      out.semantic.insert(out.semantic.end(), ids.begin(), ids.end());
+    }
+    if (!whole) return;
+    ++s.piece;
+    s.top = kWhisperTopMin;
+    s.semantic = {};
+  }
+}
+
+LiveTokenizer::Read LiveTokenizer::read(State& s, std::size_t end, bool last) {
+  const c10::InferenceMode guard;
+  Read out;
+  s.peak = std::max(s.peak, peak_of(std::span(wave_).subspan(s.samples, end - s.samples)));
+  const auto samples = static_cast<std::int64_t>(end), whole = samples / kChunkSamples * kChunkSamples;
+  const auto from = s.linguistic.position - 1, to = linguistic_count(last ? samples : whole);
+  if (to > from) {
+    const auto& encoder = *tokenizer_->linguistic();
+    const bool tail = to > linguistic_count(whole);
+    const auto rows =
+        linguistic_rows(from, to, tail ? end : static_cast<std::size_t>(whole), 2 * std::log(0.999f / s.peak));
+    out.linguistic = encoder.quantise(encoder.step({&s.linguistic}, {rows})[0]);
+  }
+  read_semantic(s, end, last, out);
+  s.samples = end;
+  s.linguistic_ids += out.linguistic.size();
+  s.semantic_ids += out.settled;
+  return out;
+}
+
+std::int64_t LiveTokenizer::final_groups(const State& s) {
+  return static_cast<std::int64_t>(
+      std::min(s.linguistic_ids / kLinguisticPerGroup, s.semantic_ids / kSemanticPerGroup));
+}
+
+void LiveTokenizer::forget_frames() {
+  const auto& oldest = states_.front();
+  fbank_frames_.forget(kSkip * (oldest.linguistic.position - 1) - 3);
+  mel_frames_.forget(oldest.piece * kPieceFrames + SemanticEncoder::first_frame(oldest.semantic));
+}
+
+Result<LiveUpdate> LiveTokenizer::step() try {
+  auto next = latest();
+  const auto first_group = final_groups(next);
+  const auto block = read(next, block_end(next.samples), false);
+  linguistic_.insert(linguistic_.end(), block.linguistic.begin(), block.linguistic.end());
+  semantic_.insert(semantic_.end(), block.semantic.begin(), block.semantic.end());
+  LiveUpdate update{first_group, {}, 0};
+  const auto from = static_cast<std::size_t>(first_group);
+  PARLANDO_TRY(update.codes, interleave(std::span<const std::int32_t>(linguistic_).subspan(kLinguisticPerGroup * from),
+                                        std::span<const std::int32_t>(semantic_).subspan(kSemanticPerGroup * from)));
+  semantic_.resize(next.semantic_ids);
+  update.final_groups = final_groups(next);
+  states_.push_back(std::move(next));
+  if (states_.size() > kStatesKept) states_.pop_front();
+  forget_frames();
+  return update;
+} catch (const Failure& failure) {
+  return tl::make_unexpected(failure.error);
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "tokenising {} samples failed: {}", wave_.size(), e.what());
+}
 
 Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wave) {
-  wave_.insert(wave_.end(), wave.begin(), wave.end());
-  if (wave_.size() - done_ < static_cast<std::size_t>(options_.interval_samples)) return std::optional<LiveUpdate>{};
-  done_ = wave_.size() / static_cast<std::size_t>(options_.interval_samples) *
-          static_cast<std::size_t>(options_.interval_samples);
-  PARLANDO_TRY(const auto now, run());
-  const auto old_enough =
-      std::max<std::int64_t>(0, (static_cast<std::int64_t>(wave_.size()) - options_.guard_ms * 16) / kGroupSamples);
-  const auto first = static_cast<std::int64_t>(frozen_.size()) / kCodesPerGroup;
-  for (auto g = first; g < old_enough; ++g) {
-    const auto at = static_cast<std::size_t>(g * kCodesPerGroup);
-    if (at + kCodesPerGroup > now.size() || at + kCodesPerGroup > previous_.size() ||
-        !std::equal(now.begin() + at, now.begin() + at + kCodesPerGroup, previous_.begin() + at))
-      break;
-    frozen_.insert(frozen_.end(), now.begin() + at, now.begin() + at + kCodesPerGroup);
+  add(wave);
+  std::optional<LiveUpdate> out;
+  while (is_behind()) {
+    PARLANDO_TRY(auto update, step());
+    if (out) {
+      const auto known = (update.first_group - out->first_group) * kCodesPerGroup;
+      update.codes.insert(update.codes.begin(), out->codes.begin(), out->codes.begin() + known);
+      update.first_group = out->first_group;
+    }
+    out = std::move(update);
   }
-  previous_ = now;
-  LiveUpdate update{first, {}, static_cast<std::int64_t>(frozen_.size()) / kCodesPerGroup};
-  update.codes.assign(frozen_.begin() + first * kCodesPerGroup, frozen_.end());
-  if (now.size() > frozen_.size())
-    update.codes.insert(update.codes.end(), now.begin() + static_cast<std::ptrdiff_t>(frozen_.size()), now.end());
-  return std::optional(update);
-}
-
-void LiveTokenizer::cut(std::size_t samples) {
-  if (samples >= wave_.size()) return;
-  wave_.resize(samples);
-  const auto groups = samples / static_cast<std::size_t>(kGroupSamples);
-  frozen_.resize(std::min(frozen_.size(), groups * kCodesPerGroup));
-}
-
-Result<std::vector<std::int32_t>> LiveTokenizer::finish() {
-  PARLANDO_TRY(const auto last, run());
-  auto out = std::exchange(frozen_, {});
-  if (last.size() > out.size())
-    out.insert(out.end(), last.begin() + static_cast<std::ptrdiff_t>(out.size()), last.end());
-  previous_.clear();
-  done_ = 0;
   return out;
+}
+
+Result<std::vector<std::int32_t>> LiveTokenizer::stable(std::size_t end) try {
+  end = std::min(end, wave_.size());
+  const auto from = std::find_if(states_.rbegin(), states_.rend(), [&](const State& s) { return s.samples <= end; });
+  State s;
+  if (from != states_.rend())
+    s = *from;
+  else
+    s.linguistic = tokenizer_->linguistic()->start();
+  std::vector<std::int32_t> linguistic(linguistic_.begin(),
+                                       linguistic_.begin() + static_cast<std::ptrdiff_t>(s.linguistic_ids)),
+      semantic(semantic_.begin(), semantic_.begin() + static_cast<std::ptrdiff_t>(s.semantic_ids));
+  for (bool last = false; !last;) {
+    last = block_end(s.samples) > end;
+    const auto part = read(s, last ? end : block_end(s.samples), last);
+    linguistic.insert(linguistic.end(), part.linguistic.begin(), part.linguistic.end());
+    semantic.insert(semantic.end(), part.semantic.begin(),
+                    part.semantic.begin() + static_cast<std::ptrdiff_t>(part.settled));
+  }
+  return interleave(linguistic, semantic);
+} catch (const Failure& failure) {
+  return tl::make_unexpected(failure.error);
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "tokenising {} samples failed: {}", wave_.size(), e.what());
+}
+
+Result<std::vector<std::int32_t>> LiveTokenizer::exact(std::size_t end) const {
+  return tokenizer_->codes(std::span(wave_).first(std::min(end, wave_.size())), 16000, {});
 }
 
 }  // namespace parlando::tokenizer

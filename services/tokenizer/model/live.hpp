@@ -1,7 +1,18 @@
 #pragma once
-/// Tokens while the user speaks. Every 240 ms both branches run over the audio so far, normalised by its peak so far; a
-/// group is frozen when it was equal in two successive runs and is older than a guard. At the end the last run gives
-/// the rest; `exact` answers what the offline path would. See ARCHITECTURE.md, "Live tokens".
+/// Tokens while the user speaks. The cost of a second of speech does not depend on how much was said before it.
+///
+/// `stable` codes: speech is read in blocks of 480 ms, the first one twice as long. Every block goes through both
+/// encoders once, behind the state that the blocks before it left: the linguistic branch as in `LinguisticEncoder`, the
+/// semantic one with the rows that are settled as they are and those younger than a guard once more. The level is that
+/// of the loudest sample so far. An end reads what is left in the same way. So the codes of an utterance depend on its
+/// samples alone, neither on packets nor on what came behind its end nor on what was asked before; states of the latest
+/// blocks are kept, so that an end within the last 1.5 s costs no more than its own block.
+///
+/// `exact` codes: those of the offline path.
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+
 #include "services/tokenizer/model/speech_tokenizer.hpp"
 
 namespace parlando::tokenizer {
@@ -9,36 +20,75 @@ namespace parlando::tokenizer {
 struct LiveUpdate {
   std::int64_t first_group = 0;     ///< where `codes` begins
   std::vector<std::int32_t> codes;  ///< whole groups of five; those at or past `final_groups` may still change
-  std::int64_t final_groups = 0;    ///< groups before this one will not change any more (in `stable` mode)
+  std::int64_t final_groups = 0;    ///< groups before this one will not change while the utterance goes on
+};
+
+/// Frames of a front end by index, made once and kept as long as somebody may need them.
+class FrameStore {
+ public:
+  explicit FrameStore(std::int64_t bins) : bins_(bins) {}
+  /// Appends frames [from, to) to `out`. @param make  (from, to) -> their values
+  template <class Make>
+  void read(std::int64_t from, std::int64_t to, std::vector<float>& out, Make&& make);
+  void forget(std::int64_t before);
+
+ private:
+  std::int64_t end() const { return first_ + static_cast<std::int64_t>(values_.size()) / bins_; }
+  std::int64_t bins_, first_ = 0;
+  std::vector<float> values_;
 };
 
 class LiveTokenizer {
  public:
   struct Options {
-    std::int64_t interval_samples = kChunkSamples, guard_ms = 400;
+    std::int64_t guard_ms = 400;  ///< of sound that a semantic id must have heard behind it before it is settled
   };
-  LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, Options options)
-      : tokenizer_(std::move(tokenizer)), options_(options) {}
+  LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, Options options);
 
-  /// Adds samples at 16 kHz; an update per completed interval, the last one if several passed.
-  Result<std::optional<LiveUpdate>> push(std::span<const float> wave);
-  /// Adds samples without a pass over them: for an end whose one pass is `exact`.
+  /// Takes samples at 16 kHz.
   void add(std::span<const float> wave) { wave_.insert(wave_.end(), wave.begin(), wave.end()); }
-  /// The utterance ends at this sample; what came after it is forgotten, and frozen groups that reach past it, too.
-  void cut(std::size_t samples);
   std::size_t samples() const { return wave_.size(); }
-  /// Ends the utterance: all codes in `stable` mode, frozen ones as they were.
-  Result<std::vector<std::int32_t>> finish();
-  /// What the offline path gives for the same audio; `llm` truncates to the first difference.
-  Result<std::vector<std::int32_t>> exact() const;
+  /// A block that ends there or before is complete and has not been read.
+  bool is_behind(std::size_t end = SIZE_MAX) const {
+    return block_end(latest().samples) <= std::min(end, wave_.size());
+  }
+  /// Reads it. @return what is new since the last one
+  Result<LiveUpdate> step();
+  /// `add`, and `step` as long as a block is there: what is new since the last update, if anything.
+  Result<std::optional<LiveUpdate>> push(std::span<const float> wave);
+
+  /// All codes if the utterance ended at this sample, or where it is; the stream goes on untouched.
+  Result<std::vector<std::int32_t>> stable(std::size_t end);
+  Result<std::vector<std::int32_t>> exact(std::size_t end) const;
 
  private:
-  Result<std::vector<std::int32_t>> run() const;
+  /// After a block.
+  struct State {
+    std::size_t samples = 0, linguistic_ids = 0, semantic_ids = 0;
+    float peak = 0, top = kWhisperTopMin;  ///< `top`: of the log-mel of the piece, before the level
+    std::int64_t piece = 0;
+    LinguisticState linguistic;
+    SemanticState semantic;
+  };
+  struct Read {
+    std::vector<std::int32_t> linguistic, semantic;  ///< of the block, and behind it the semantic ones still open
+    std::size_t settled = 0;                         ///< of `semantic`
+  };
+  static constexpr float kWhisperTopMin = -30;
+  static std::size_t block_end(std::size_t begin);
+  static std::int64_t final_groups(const State& state);
+  const State& latest() const { return states_.back(); }
+  Read read(State& state, std::size_t end, bool last);
+  at::Tensor linguistic_rows(std::int64_t from, std::int64_t to, std::size_t usable, float gain);
+  void read_semantic(State& state, std::size_t end, bool last, Read& out);
+  void forget_frames();
   std::shared_ptr<const SpeechTokenizer> tokenizer_;
-  Options options_;
+  std::int64_t guard_rows_;
   std::vector<float> wave_;
-  std::vector<std::int32_t> frozen_, previous_;
-  std::size_t done_ = 0;
+  audio::Fbank fbank_;
+  FrameStore fbank_frames_, mel_frames_;
+  std::vector<std::int32_t> linguistic_, semantic_;  ///< settled
+  std::deque<State> states_;                         ///< of the latest blocks; the last one is where reading goes on
 };
 
 }  // namespace parlando::tokenizer

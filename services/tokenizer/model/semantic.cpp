@@ -54,30 +54,71 @@ SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const
   codebook_norms_ = codebook.pow(2).sum(1);
 }
 
-at::Tensor SemanticEncoder::encode(const at::Tensor& mel, const Trace& trace) const {
-  const c10::InferenceMode guard;
-  auto x = at::gelu(at::conv1d(mel.t().unsqueeze(0), conv1_w_, conv1_b_, 2, 1));
+at::Tensor SemanticEncoder::run(const at::Tensor& mel, std::int64_t first_row, const Past& past,
+                                const Trace& trace) const {
+  // Both convolutions read one column before a row's own two; in front of the piece there are zeros.
+  auto convolve = [&](const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
+    return at::gelu(first_row == 0 ? at::conv1d(x, w, b, 2, 1) : at::conv1d(at::constant_pad_nd(x, {0, 1}), w, b, 2));
+  };
+  auto x = convolve(mel.t().unsqueeze(0), conv1_w_, conv1_b_);
   if (trace) trace("s3_conv1", x[0]);
-  x = at::gelu(at::conv1d(x, conv2_w_, conv2_b_, 2, 1)).transpose(1, 2);
+  x = convolve(x, conv2_w_, conv2_b_).transpose(1, 2);
   if (trace) trace("s3_conv2", x[0]);
   const auto T = x.size(1), d = width_ / heads_;
-  if (T > positions_.size(0))
-    raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint", T,
+  if (first_row + T > positions_.size(0))
+    raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint", first_row + T,
           positions_.size(0));
-  x = x + positions_.narrow(0, 0, T);
+  x = x + positions_.narrow(0, first_row, T);
   if (trace) trace("s3_embed", x[0]);
-  int n = 0;
-  for (const auto& b : blocks_) {
+  for (std::size_t n = 0; n < blocks_.size(); ++n) {
+    const auto& b = blocks_[n];
     const auto qkv = at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b)
                          .view({1, T, 3, heads_, d})
                          .permute({2, 0, 3, 1, 4});
-    const auto y = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({1, T, width_});
+    at::Tensor k = qkv[1], v = qkv[2];
+    if (past) past(n, k, v);
+    const auto y = at::scaled_dot_product_attention(qkv[0], k, v).transpose(1, 2).reshape({1, T, width_});
     x = x + at::linear(y, b.out_w, b.out_b);
     x = x + at::linear(at::gelu(at::linear(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5), b.w0, b.b0)),
                        b.w2, b.b2);
-    if (trace) trace(fmt::format("s3_block{}", n++), x[0]);
+    if (trace) trace(fmt::format("s3_block{}", n), x[0]);
   }
   return x[0];
+}
+
+at::Tensor SemanticEncoder::encode(const at::Tensor& mel, const Trace& trace) const {
+  const c10::InferenceMode guard;
+  return run(mel, 0, {}, trace);
+}
+
+at::Tensor SemanticEncoder::extend(SemanticState& state, const at::Tensor& mel, std::int64_t settle) const {
+  const c10::InferenceMode guard;
+  const auto layers = static_cast<std::int64_t>(blocks_.size());
+  at::Tensor settled;
+  if (settle > 0) settled = at::empty({layers, 2, heads_, settle, width_ / heads_});
+  const auto out = run(mel, state.rows,
+                       [&](std::size_t layer, at::Tensor& k, at::Tensor& v) {
+                         const auto at = static_cast<std::int64_t>(layer);
+                         if (settle > 0)
+                           settled[at][0].copy_(k[0].narrow(1, 0, settle)),
+                               settled[at][1].copy_(v[0].narrow(1, 0, settle));
+                         if (state.blocks.empty()) return;
+                         std::vector<at::Tensor> keys, values;
+                         for (const auto& block : state.blocks)
+                           keys.push_back(block[at][0]), values.push_back(block[at][1]);
+                         keys.push_back(k[0]), values.push_back(v[0]);
+                         k = at::cat(keys, 1).unsqueeze(0), v = at::cat(values, 1).unsqueeze(0);
+                       },
+                       {});
+  if (settle == 0) return out;
+  state.rows += settle;
+  state.blocks.push_back(std::move(settled));
+  std::int64_t held = 0;
+  for (const auto& block : state.blocks) held += block.size(3);
+  auto first = state.blocks.begin();
+  while (held - first->size(3) >= kSemanticLookBackRows) held -= first++->size(3);
+  state.blocks.erase(state.blocks.begin(), first);
+  return out;
 }
 
 std::vector<std::int32_t> SemanticEncoder::quantise(const at::Tensor& hidden) const {

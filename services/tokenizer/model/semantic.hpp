@@ -3,8 +3,10 @@
 /// Source: docs/tokenizer.md §5.
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "common/base/result.hpp"
 #include "common/checkpoint/tensor_data.hpp"
@@ -12,9 +14,17 @@
 namespace parlando::tokenizer {
 
 inline constexpr std::int64_t kPieceSamples = 480000, kPieceSamplesMin = 480;
+inline constexpr std::int64_t kSemanticLookBackRows = 250;  ///< of a stream: 10 s
 
 /// Ids of an utterance of `samples` at 16 kHz.
 std::int64_t semantic_count(std::int64_t samples);
+
+/// What a stream keeps of the rows of a piece that are settled. Blocks are shared, never written to: a copy of a state
+/// stands still.
+struct SemanticState {
+  std::int64_t rows = 0;           ///< settled
+  std::vector<at::Tensor> blocks;  ///< keys and values, [layers, 2, heads, rows, d] each, oldest first
+};
 
 class SemanticEncoder {
  public:
@@ -24,6 +34,13 @@ class SemanticEncoder {
 
   /// Whisper log-mel [T, 128] -> hidden [ceil(ceil(T/2)/2), width].
   at::Tensor encode(const at::Tensor& mel, const Trace& trace = {}) const;
+  /// Rows of a piece that is still growing. Each row attends to all rows of this call and to the settled ones before
+  /// it, which stay as they were. The first `settle` rows of this call are settled then; of those
+  /// kSemanticLookBackRows are remembered.
+  /// @param mel  [T, 128] from the first frame that the first row that is not settled reads (`first_frame`) to the end
+  /// @return [rows, width] from that row on
+  at::Tensor extend(SemanticState& state, const at::Tensor& mel, std::int64_t settle) const;
+  static std::int64_t first_frame(const SemanticState& state) { return std::max<std::int64_t>(0, 4 * state.rows - 3); }
   /// Nearest code of the L2-normalised rows.
   std::vector<std::int32_t> quantise(const at::Tensor& hidden) const;
   /// Preprocessed wave at 16 kHz -> ids; cut into pieces of 30 s, a piece under 30 ms is skipped.
@@ -34,6 +51,9 @@ class SemanticEncoder {
   struct Block {
     at::Tensor attn_ln_w, attn_ln_b, qkv_w, qkv_b, out_w, out_b, mlp_ln_w, mlp_ln_b, w0, b0, w2, b2;
   };
+  /// Keys and values [1, heads, rows, d] of a layer: it may put others in front of them.
+  using Past = std::function<void(std::size_t layer, at::Tensor& k, at::Tensor& v)>;
+  at::Tensor run(const at::Tensor& mel, std::int64_t first_row, const Past& past, const Trace& trace) const;
   std::int64_t width_ = 0;
   int heads_ = 0;
   at::Tensor conv1_w_, conv1_b_, conv2_w_, conv2_b_, positions_, codebook_t_, codebook_norms_;

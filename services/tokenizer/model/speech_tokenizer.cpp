@@ -24,12 +24,11 @@ Result<std::shared_ptr<const SpeechTokenizer>> SpeechTokenizer::load(const std::
   };
   PARLANDO_TRY(auto linguistic, checkpoint::read_safetensors(directory / "linguistic.safetensors"));
   PARLANDO_TRY(auto semantic, checkpoint::read_safetensors(directory / "semantic.safetensors"));
-  auto out = std::make_shared<SpeechTokenizer>();
-  out->linguistic_ = std::make_shared<LinguisticEncoder>(std::move(linguistic.tensors), heads("linguistic"),
-                                                         (directory / "linguistic.safetensors").string());
-  out->semantic_ = std::make_unique<SemanticEncoder>(std::move(semantic.tensors), heads("semantic"),
-                                                     (directory / "semantic.safetensors").string());
-  return out;
+  return std::make_shared<const SpeechTokenizer>(
+      std::make_shared<const LinguisticEncoder>(std::move(linguistic.tensors), heads("linguistic"),
+                                                (directory / "linguistic.safetensors").string()),
+      std::make_shared<const SemanticEncoder>(std::move(semantic.tensors), heads("semantic"),
+                                              (directory / "semantic.safetensors").string()));
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
 } catch (const std::exception& e) {

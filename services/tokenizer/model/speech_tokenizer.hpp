@@ -16,6 +16,8 @@ struct Preprocess {
 
 class SpeechTokenizer {
  public:
+  SpeechTokenizer(std::shared_ptr<const LinguisticEncoder> linguistic, std::shared_ptr<const SemanticEncoder> semantic)
+      : linguistic_(std::move(linguistic)), semantic_(std::move(semantic)) {}
   /// @param directory  tokenizer.json, linguistic.safetensors, semantic.safetensors
   /// @error Errc::not_found or Errc::checkpoint_mismatch, naming the file and what was expected
   static Result<std::shared_ptr<const SpeechTokenizer>> load(const std::filesystem::path& directory);
@@ -37,7 +39,7 @@ class SpeechTokenizer {
 
  private:
   std::shared_ptr<const LinguisticEncoder> linguistic_;
-  std::unique_ptr<const SemanticEncoder> semantic_;
+  std::shared_ptr<const SemanticEncoder> semantic_;
 };
 
 }  // namespace parlando::tokenizer

@@ -156,7 +156,7 @@ BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_
     seen.insert(seen.end(), (*update)->codes.begin(), (*update)->codes.end());
     frozen = (*update)->final_groups;
   }
-  const auto exact = live.exact(), stable = live.finish();
+  const auto exact = live.exact(wave.size()), stable = live.stable(wave.size());
   BOOST_REQUIRE((exact && stable));
   BOOST_TEST(stable->size() == exact->size());
   BOOST_TEST(std::equal(stable->begin(), stable->begin() + 5 * frozen, seen.begin()));
