@@ -41,12 +41,14 @@ SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const
                v = w.take(at + "attn.value.weight", {width_, width_});
     const auto qb = w.take(at + "attn.query.bias", {width_}), vb = w.take(at + "attn.value.bias", {width_});
     if (q.defined() && k.defined() && v.defined() && qb.defined() && vb.defined())
-      b.qkv_w = at::cat({q, k, v}), b.qkv_b = at::cat({qb, at::zeros({width_}), vb});
-    b.out_w = w.take(at + "attn.out.weight", {width_, width_}), b.out_b = w.take(at + "attn.out.bias", {width_});
+      b.qkv = nn::PackedLinear(at::cat({q, k, v}), at::cat({qb, at::zeros({width_}), vb}));
+    auto packed = [&](const std::string& name, std::int64_t out, std::int64_t from) {
+      return nn::PackedLinear(w.take(at + name + ".weight", {out, from}), w.take(at + name + ".bias", {out}));
+    };
+    b.out = packed("attn.out", width_, width_);
     const auto inner = w.shape_of(at + "mlp.0.weight");
     const std::int64_t hidden = inner.empty() ? -1 : inner[0];
-    b.w0 = w.take(at + "mlp.0.weight", {hidden, width_}), b.b0 = w.take(at + "mlp.0.bias", {hidden});
-    b.w2 = w.take(at + "mlp.2.weight", {width_, hidden}), b.b2 = w.take(at + "mlp.2.bias", {width_});
+    b.w0 = packed("mlp.0", hidden, width_), b.w2 = packed("mlp.2", width_, hidden);
     blocks_.push_back(std::move(b));
   }
   w.finish();
@@ -72,15 +74,14 @@ at::Tensor SemanticEncoder::run(const at::Tensor& mel, std::int64_t first_row, c
   if (trace) trace("s3_embed", x[0]);
   for (std::size_t n = 0; n < blocks_.size(); ++n) {
     const auto& b = blocks_[n];
-    const auto qkv = at::linear(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5), b.qkv_w, b.qkv_b)
+    const auto qkv = b.qkv(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5))
                          .view({1, T, 3, heads_, d})
                          .permute({2, 0, 3, 1, 4});
     at::Tensor k = qkv[1], v = qkv[2];
     if (past) past(n, k, v);
     const auto y = at::scaled_dot_product_attention(qkv[0], k, v).transpose(1, 2).reshape({1, T, width_});
-    x = x + at::linear(y, b.out_w, b.out_b);
-    x = x + at::linear(at::gelu(at::linear(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5), b.w0, b.b0)),
-                       b.w2, b.b2);
+    x = x + b.out(y);
+    x = x + b.w2(at::gelu(b.w0(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5))));
     if (trace) trace(fmt::format("s3_block{}", n), x[0]);
   }
   return x[0];

@@ -10,6 +10,7 @@
 
 #include "common/base/result.hpp"
 #include "common/checkpoint/tensor_data.hpp"
+#include "common/nn/linear.hpp"
 
 namespace parlando::tokenizer {
 
@@ -49,7 +50,8 @@ class SemanticEncoder {
 
  private:
   struct Block {
-    at::Tensor attn_ln_w, attn_ln_b, qkv_w, qkv_b, out_w, out_b, mlp_ln_w, mlp_ln_b, w0, b0, w2, b2;
+    at::Tensor attn_ln_w, attn_ln_b, mlp_ln_w, mlp_ln_b;
+    nn::PackedLinear qkv, out, w0, w2;
   };
   /// Keys and values [1, heads, rows, d] of a layer: it may put others in front of them.
   using Past = std::function<void(std::size_t layer, at::Tensor& k, at::Tensor& v)>;
