@@ -46,6 +46,7 @@ struct SpeechGroups {
   GroupCollector collector;
   std::vector<std::int32_t> ready;
   std::int64_t groups = 0;
+  std::int64_t to_keep = 0;  ///< ids of the voice's prompt, once they are computed
   std::shared_ptr<LmEngine> engine;
   std::string name;
   ~SpeechGroups() { engine->release(name); }
@@ -62,6 +63,7 @@ std::vector<config::Problem> LlmConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".cache_tokens", cache_tokens, 256, 1 << 24);
   config::expect_range(out, path + ".sequences_max", sequences_max, 1, 1 << 16);
   config::expect_range(out, path + ".reply_tokens_max", reply_tokens_max, 1, 1 << 20);
+  config::expect_range(out, path + ".prompts_kept", prompts_kept, 0, 1024);
   return out;
 }
 
@@ -87,7 +89,7 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
   return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", directory.string(), error.what());
 }
 
-Result<void> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
+Result<LlmModel::Begun> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
   const auto& mode = speech.mode;
   if (mode != "with_speaker" && mode != "without_speaker" && mode != "rap" && mode != "vocal")
     return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal",
@@ -99,27 +101,34 @@ Result<void> LlmModel::start_speech(const std::string& name, const Speech& speec
   const auto codes = std::min<std::int32_t>(kCodes, text->audio_count());
   for (const auto code : speech.codes)
     if (code < 0 || code >= codes) return fail(Errc::token_out_of_range, "code {} is outside 0…{}", code, codes - 1);
+  std::size_t voice_ids = 0;
   const auto prompt =
       PromptBuilder(text, true)
-          .tts({system, speech.prompt_text, speech.text, {speech.codes.begin(), speech.codes.end()}, speech.speaker});
+          .tts({system, speech.prompt_text, speech.text, {speech.codes.begin(), speech.codes.end()}, speech.speaker},
+               {}, &voice_ids);
   const auto limit = std::min(kSpeechLengthMax, engine->model().config().length_max),
              size = static_cast<std::int64_t>(prompt.size());
   if (size + kCodesPerGroup >= limit)
     return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", size,
                 limit - kCodesPerGroup);
-  PARLANDO_DO(engine->open(name));
-  auto begun = engine->append(name, 0, prompt).and_then([&](std::int64_t length) {
+  const auto ids = std::span(prompt);
+  Begun out{.voice_ids = static_cast<std::int64_t>(voice_ids)};
+  PARLANDO_TRY(out.kept, engine->open_with(name, ids.first(voice_ids)));
+  auto begun = engine->append(name, out.voice_ids, ids.subspan(voice_ids)).and_then([&](std::int64_t length) {
     return engine->generate(name, length,
                             {speech.sampling, limit - size, {engine->model().config().eos}, Priority::speech});
   });
-  if (!begun) engine->release(name);
-  return begun;
+  if (begun) return out;
+  engine->release(name);
+  return tl::make_unexpected(std::move(begun).error());
 }
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
   PARLANDO_TRY(auto model, LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
-                                          {.cache_tokens = config.cache_tokens, .sequences = config.sequences_max}));
+                                          {.cache_tokens = config.cache_tokens,
+                                           .sequences = config.sequences_max,
+                                           .kept = config.prompts_kept}));
   // Ready means that one real token went through the model.
   auto& engine = *model.engine;
   const std::int32_t id = 1;
@@ -142,6 +151,10 @@ void LlmCore::add_metrics(telemetry::Metrics& metrics) {
   bad_logits_ =
       metrics.counter("parlando_llm_bad_logits_total", "Generations ended because their logits were no numbers");
   gave_way_ = metrics.counter("parlando_llm_cache_refused_total", "Generations ended by a full key/value cache");
+  prompts_kept_ =
+      metrics.counter("parlando_llm_prompts_kept_total", "Syntheses whose voice's prompt was computed already");
+  prompts_computed_ =
+      metrics.counter("parlando_llm_prompts_computed_total", "Syntheses that computed their voice's prompt");
   parked_ =
       metrics.counter("parlando_llm_cache_parked_total", "Waiting sequences whose blocks a full key/value cache took");
 }
@@ -238,10 +251,13 @@ Result<void> LlmCore::open_speech(const std::string& peer, protocol::Message m) 
   sampling.seed = ask.seed;
   const auto name = name_of(peer, job.head);
   const auto mode = protocol::names_of<protocol::SpeechMode>()[static_cast<std::size_t>(ask.mode)];
-  PARLANDO_DO(model_.start_speech(name, {std::string(mode), ask.speaker, ask.prompt_text, ask.text, voice, sampling}));
+  PARLANDO_TRY(const auto begun,
+               model_.start_speech(name, {std::string(mode), ask.speaker, ask.prompt_text, ask.text, voice, sampling}));
+  (begun.kept ? prompts_kept_ : prompts_computed_).add();
   job.speech = std::make_unique<SpeechGroups>();
   job.speech->engine = model_.engine;
   job.speech->name = name;
+  job.speech->to_keep = begun.kept ? 0 : begun.voice_ids;
   jobs_.emplace(name, std::move(job));
   return {};
 }
@@ -323,6 +339,7 @@ void LlmCore::on_token(const TokenEvent& event) {
   }
   if (event.error) return end_with(found, *event.error);
   auto& s = *job.speech;
+  if (s.to_keep > 0) model_.engine->keep(event.sequence, std::exchange(s.to_keep, 0));
   if (event.id >= 0 && event.id != model_.engine->model().config().eos)
     for (const auto code : s.collector.push(event.id - model_.text->audio_base())) s.ready.push_back(code);
   const bool last = event.finish != Finish::none;

@@ -18,10 +18,11 @@ struct LlmConfig {
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
+  int prompts_kept = 8;  ///< of voices, which stay prefilled
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens),
-        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max);
+        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max), v("prompts_kept", prompts_kept);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -42,9 +43,13 @@ struct LlmModel {
     std::span<const std::int32_t> codes;
     Sampling sampling;
   };
+  struct Begun {
+    std::int64_t voice_ids = 0;  ///< of the prompt, before those of the text: worth keeping (`LmEngine::keep`)
+    bool kept = false;           ///< they were and are not computed again
+  };
   /// Opens the sequence `name` and starts to generate codes for it. On an error the sequence is released.
   /// @error Errc::invalid_argument (mode, prompt too long), Errc::token_out_of_range, and those of the engine
-  Result<void> start_speech(const std::string& name, const Speech& speech) const;
+  Result<Begun> start_speech(const std::string& name, const Speech& speech) const;
 };
 
 class LlmCore final : public service::Core {
@@ -87,7 +92,7 @@ class LlmCore final : public service::Core {
   LlmModel model_;
   Jobs jobs_;  ///< by the name of their sequence
   service::EndedStreams ended_;
-  telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_;
+  telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_, prompts_kept_, prompts_computed_;
 };
 
 }  // namespace parlando::llm

@@ -18,11 +18,47 @@ Result<void> LmEngine::open(const std::string& name) {
   if (static_cast<std::int64_t>(sequences_.size()) >= limits_.sequences)
     return fail(Errc::overloaded, "{} sequences are open, the limit is {}", sequences_.size(), limits_.sequences);
   if (find(name) != nullptr) return fail(Errc::invalid_argument, "sequence '{}' is open already", name);
+  while (!kept_.empty() && static_cast<std::int64_t>(sequences_.size() + kept_.size()) >= limits_.sequences)
+    kept_.pop_back();
   Sequence s;
   s.cache = pool_->open();
   s.order = orders_++;
   sequences_.emplace(name, std::move(s));
   return {};
+}
+
+Result<bool> LmEngine::open_with(const std::string& name, std::span<const std::int32_t> ids) {
+  const auto found =
+      std::find_if(kept_.begin(), kept_.end(), [&](const Kept& k) { return std::ranges::equal(k.ids, ids); });
+  if (found == kept_.end()) {
+    PARLANDO_DO(open(name));
+    if (auto queued = append(name, 0, ids); !queued) {
+      release(name);
+      return tl::make_unexpected(std::move(queued).error());
+    }
+    return false;
+  }
+  kept_.splice(kept_.begin(), kept_, found);
+  auto cache = found->cache.fork();  // `open` may need the place of what is kept
+  PARLANDO_DO(open(name));
+  auto& s = sequences_.at(name);
+  s.cache = std::move(cache);
+  s.history.assign(ids.begin(), ids.end());
+  return true;
+}
+
+void LmEngine::keep(const std::string& name, std::int64_t at) {
+  const auto* s = find(name);
+  if (s == nullptr || limits_.kept <= 0 || at <= 0 || s->cache.length() < at) return;
+  const auto ids = std::span(s->history).first(static_cast<std::size_t>(at));
+  if (std::ranges::any_of(kept_, [&](const Kept& k) { return std::ranges::equal(k.ids, ids); })) return;
+  while (static_cast<std::int64_t>(kept_.size()) >= limits_.kept ||
+         (!kept_.empty() && static_cast<std::int64_t>(sequences_.size() + kept_.size()) >= limits_.sequences))
+    kept_.pop_back();
+  if (static_cast<std::int64_t>(sequences_.size()) >= limits_.sequences) return;
+  Kept copy{s->cache.fork(), {ids.begin(), ids.end()}};
+  copy.cache.truncate(at);
+  kept_.push_front(std::move(copy));
 }
 
 Result<std::int64_t> LmEngine::append(const std::string& name, std::int64_t at, std::span<const std::int32_t> ids) {
@@ -144,6 +180,10 @@ void LmEngine::fail_sequence(Entry& entry, const Error& error, std::vector<Token
 
 /// The cache is full: one sequence gives way. @return false when it was the last one that holds or wants blocks
 bool LmEngine::make_way(std::vector<TokenEvent>& events) {
+  if (!kept_.empty()) {
+    kept_.pop_back();
+    return true;
+  }
   const auto holders = in_order([](const Sequence& s) { return s.waiting() || s.cache.length() > 0; });
   auto& [name, s] = *holders.back();
   if (!s.generation) {

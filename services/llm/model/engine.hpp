@@ -3,12 +3,13 @@
 /// goes by class, then by age; no deadlines are known here. A plain class: the caller turns `step()`; no threads, no
 /// clock.
 ///
-/// When the cache is full, the newest sequence of the lowest class gives way: its blocks are free at once and the same
-/// step goes on without it, until the rest fits. One that generates ends with Errc::overloaded; one that only waits (no
-/// generation) is parked: it keeps its ids without a word and is computed again by the next `append` or `generate`. The
-/// sequence that stands first always proceeds unless it alone is too large. When a pass fails for another reason, all
-/// sequences of its batch end at once with its error: nobody knows whose fault it was, and blaming one after the other
-/// would end all of them one step at a time.
+/// When the cache is full, what is kept for later goes first, then the newest sequence of the lowest class gives way:
+/// its blocks are free at once and the same step goes on without it, until the rest fits. One that generates ends with
+/// Errc::overloaded; one that only waits (no generation) is parked: it keeps its ids without a word and is computed
+/// again by the next `append` or `generate`. The sequence that stands first always proceeds unless it alone is too
+/// large. When a pass fails for another reason, all sequences of its batch end at once with its error: nobody knows
+/// whose fault it was, and blaming one after the other would end all of them one step at a time.
+#include <list>
 #include <map>
 #include <optional>
 #include <string>
@@ -41,12 +42,20 @@ class LmEngine {
  public:
   struct Limits {
     std::int64_t cache_tokens = 32768, prefill_chunk = 256, batch_tokens = 512, sequences = 256;
+    std::int64_t kept = 0;  ///< beginnings that stay computed for sequences to come, see `keep`
   };
   LmEngine(std::shared_ptr<const Step1> model, Limits limits);
 
   const Step1& model() const { return *model_; }
   /// A new, empty sequence. @error Errc::overloaded at the limit, Errc::invalid_argument when the name is taken
   Result<void> open(const std::string& name);
+  /// The same with ids in it: a beginning that is kept is shared, else they are queued. @return whether it was kept
+  /// @error as `open` and `append`; nothing is open then
+  Result<bool> open_with(const std::string& name, std::span<const std::int32_t> ids);
+  /// Keeps a copy of the first `at` tokens, if these are computed, for `open_with`. At most `Limits::kept` are: the one
+  /// that was used longest ago goes. They count as sequences and hold blocks, but give way before all others, to `open`
+  /// as to a full cache.
+  void keep(const std::string& name, std::int64_t at);
   /// Queues ids behind position `at`. Repeating a message that was applied is a no-op. @return the length after all
   /// queued ids
   /// @error Errc::position_mismatch with the true length
@@ -75,6 +84,7 @@ class LmEngine {
   };
   const Counts& counts() const { return counts_; }
   std::int64_t blocks_free() const { return pool_->blocks_free(); }
+  std::int64_t kept() const { return static_cast<std::int64_t>(kept_.size()); }
 
  private:
   struct Sequence {
@@ -84,6 +94,10 @@ class LmEngine {
     std::int64_t generated = 0, order = 0;
     bool parked = false;  ///< not computed before somebody appends or generates
     bool waiting() const { return !parked && cache.length() < static_cast<std::int64_t>(history.size()); }
+  };
+  struct Kept {
+    KvPool::Sequence cache;
+    std::vector<std::int32_t> ids;
   };
   using Entry = std::pair<const std::string, Sequence>;
   Sequence* find(const std::string& name);
@@ -100,6 +114,7 @@ class LmEngine {
   Limits limits_;
   std::unique_ptr<KvPool> pool_;
   std::map<std::string, Sequence> sequences_;
+  std::list<Kept> kept_;  ///< the latest use first
   std::int64_t orders_ = 0, tokens_computed_ = 0;
   Counts counts_;
 };

@@ -183,7 +183,8 @@ std::vector<std::int32_t> PromptBuilder::chat_server(std::span<const Message> me
   return writer.take();
 }
 
-std::vector<std::int32_t> PromptBuilder::tts(const Tts& request, std::optional<bool> inner_bos) const {
+std::vector<std::int32_t> PromptBuilder::tts(const Tts& request, std::optional<bool> inner_bos,
+                                             std::size_t* voice_ids) const {
   const auto& special = tokenizer_->specials();
   const bool bos = inner_bos.value_or(tokenizer_->adds_bos());
   std::vector<std::int32_t> out{tokenizer_->bos()};
@@ -214,7 +215,9 @@ std::vector<std::int32_t> PromptBuilder::tts(const Tts& request, std::optional<b
   out.push_back(special.bot), add(encoded("assistant\n", parse));
   for (const auto code : request.prompt_codes) out.push_back(tokenizer_->audio_base() + code);
   out.push_back(special.eot);
-  out.push_back(special.bot), add(encoded("human\n", parse)), add(cut(request.text)), out.push_back(special.eot);
+  out.push_back(special.bot), add(encoded("human\n", parse));
+  if (voice_ids != nullptr) *voice_ids = out.size();
+  add(cut(request.text)), out.push_back(special.eot);
   out.push_back(special.bot), add(encoded("assistant\n", parse));
   return out;
 }

@@ -42,7 +42,9 @@ class PromptBuilder {
         {};  ///< stands for the first `{}` of `system`; a name forms no control tokens when the builder is safe
   };
   /// @param inner_bos  a BOS in front of every encoded part; the tokenizer's `adds_bos()` decides by default
-  std::vector<std::int32_t> tts(const Tts& request, std::optional<bool> inner_bos = {}) const;
+  /// @param voice_ids  is set to how many ids come before those of `text`: they are the same for every text
+  std::vector<std::int32_t> tts(const Tts& request, std::optional<bool> inner_bos = {},
+                                std::size_t* voice_ids = nullptr) const;
 
   /// Messages as JSON: content is a string, {type:text,text}, {type:audio, codes}, or null; another dict is dropped, as
   /// officially.

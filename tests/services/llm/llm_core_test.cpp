@@ -22,8 +22,8 @@ namespace fs = std::filesystem;
 
 const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 
-LlmModel load(const fs::path& directory, std::int64_t cache_tokens = 4096) {
-  auto model = LlmModel::load(directory, at::kFloat, {.cache_tokens = cache_tokens});
+LlmModel load(const fs::path& directory, std::int64_t cache_tokens = 4096, std::int64_t kept = 0) {
+  auto model = LlmModel::load(directory, at::kFloat, {.cache_tokens = cache_tokens, .kept = kept});
   BOOST_REQUIRE_MESSAGE(model.has_value(), (model ? std::string() : model.error().message));
   return *std::move(model);
 }
@@ -258,6 +258,41 @@ BOOST_AUTO_TEST_CASE(each_synthesis_draws_by_its_own_seed) {
   BOOST_TEST(codes[1].size() > 0u);
   BOOST_TEST((codes[1] == codes[2]));
   BOOST_TEST((codes[1] != codes[3]));
+}
+
+/// Sentences of one voice compute its prompt once, and say what they would say without.
+BOOST_AUTO_TEST_CASE(a_voices_prompt_is_computed_once) {
+  const char* const texts[] = {"hello", "the sky is blue.", "it is noon.", "hello"};
+  const auto codes = [&](World& w, int groups, const std::string& text) {
+    w.speak(1, groups, text);
+    w.driver.work();
+    std::vector<std::byte> out;
+    for (const auto& h : w.driver.take()) {
+      BOOST_TEST(h.is<protocol::Tokens>());
+      out.insert(out.end(), h.message.payload.begin(), h.message.payload.end());
+    }
+    w.driver.tell("tts", 1, protocol::Close{});
+    return out;
+  };
+  World plain(load(kNano / "Step-Audio-TTS-3B")), keeping(load(kNano / "Step-Audio-TTS-3B", 4096, 2));
+  const auto all = keeping.free();
+  for (const char* text : texts) {
+    const auto expected = codes(plain, 12, text);
+    BOOST_TEST(!expected.empty());
+    BOOST_TEST((codes(keeping, 12, text) == expected));
+  }
+  BOOST_TEST(keeping.counts("parlando_llm_prompts_computed_total 1"));
+  BOOST_TEST(keeping.counts("parlando_llm_prompts_kept_total 3"));
+  BOOST_TEST(plain.counts("parlando_llm_prompts_computed_total 4"));
+  BOOST_TEST(keeping.model.engine->tokens_computed() < plain.model.engine->tokens_computed() - 3 * 60);
+  codes(keeping, 13, "hello");  // another voice
+  BOOST_TEST(keeping.counts("parlando_llm_prompts_computed_total 2"));
+  BOOST_TEST(keeping.model.engine->kept() == 2);
+  codes(keeping, 14, "hello");
+  BOOST_TEST(keeping.model.engine->kept() == 2);
+  BOOST_TEST(keeping.core.load() == 0);
+  BOOST_TEST(keeping.core.slots() == 256);
+  BOOST_TEST(keeping.free() > all - 2 * 12);
 }
 
 /// Nobody waits for a reply whose budget is spent; one that is complete owes nothing any more.
