@@ -16,6 +16,7 @@
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/safetensors.hpp"
 #include "kernels/gemv/gemv.hpp"
+#include "services/cli/bench_speech.hpp"
 #include "services/cli/random_weights.hpp"
 #include "services/llm/model/engine.hpp"
 #include "services/tokenizer/model/live.hpp"
@@ -340,6 +341,10 @@ Result<json> bench_decoder(const BenchOptions& o) {
   }
   fmt::print("  peak memory {:.2f} GB\n", static_cast<double>(peak_memory_bytes()) / 1e9);
   out["peak_bytes"] = peak_memory_bytes();
+  if (o.name == "tts" && o.random_weights.empty()) {
+    PARLANDO_TRY(const auto speech, bench_first_audio(o.model_path, o.threads, o.runs));
+    out.update(speech);
+  }
   return out;
 }
 

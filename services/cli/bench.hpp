@@ -9,7 +9,7 @@
 namespace parlando::cli {
 
 struct BenchOptions {
-  std::string name;                      ///< tokenizer | lm | flow | vocoder | tts
+  std::string name;                      ///< tokenizer | lm | flow | vocoder | tts | speaker
   std::filesystem::path model_path;      ///< measured when no random weights are asked for
   std::filesystem::path random_weights;  ///< a configuration: random weights of that size
   int threads = 1, runs = 5;
