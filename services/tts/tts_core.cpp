@@ -154,7 +154,7 @@ void TtsCore::on_tick(Time now) {
   if (llm_away_since_ > now || now - llm_away_since_ < kLlmAwayMax) return;
   late.clear();
   for (auto& [key, u] : utterances_)
-    if (!u.pieces.empty() && !u.codes_done) late.push_back(key);
+    if (!u.pieces.empty() && !u.pieces.front().codes_done) late.push_back(key);
   const auto why = fmt::format("no replica of llm-tts can take the work: {} linked", llms_.size());
   for (const auto& key : late) give_up(key, *utterances_.find(key), {Errc::unavailable, why});
 }
@@ -162,7 +162,9 @@ void TtsCore::on_tick(Time now) {
 void TtsCore::on_peer(const transport::Peer& peer, PeerState state, Time now) {
   if (peer.caller) {
     if (state != PeerState::down) return;
-    utterances_.erase_peer(peer.instance, [this](const Key&, Utterance& u) { end_codes(u); });
+    utterances_.erase_peer(peer.instance, [this](const Key&, Utterance& u) {
+      for (auto& piece : u.pieces) end_codes(u, piece);
+    });
     return ended_.erase_peer(peer.instance);
   }
   if (peer.role == "tokenizer") {
@@ -174,9 +176,11 @@ void TtsCore::on_peer(const transport::Peer& peer, PeerState state, Time now) {
   llm_away_since_ = llms_.any_up() ? Time::max() : std::min(llm_away_since_, now);
   // A suspect replica keeps what it was asked: only when another one can take it is the piece spoken there.
   for (auto& [key, u] : utterances_) {
-    if (u.codes_stream.value == 0 || u.codes_done || llms_.is_up(u.llm)) continue;
-    if (llms_.is_linked(u.llm) && !llms_.choose(u.head.session, u.full)) continue;
-    restart(u);
+    for (auto& piece : u.pieces) {
+      if (piece.codes_stream.value == 0 || piece.codes_done || llms_.is_up(piece.llm)) continue;
+      if (llms_.is_linked(piece.llm) && !llms_.choose(u.head.session, piece.full)) continue;
+      restart(u, piece);
+    }
   }
 }
 
@@ -193,25 +197,35 @@ void TtsCore::leave_tokenizer(VoiceState& voice) {
   voice.request = {};
 }
 
-/// The piece under way is spoken again by another replica; what was sent of it is skipped.
-void TtsCore::restart(Utterance& u) {
+TtsCore::Piece* TtsCore::Utterance::piece_of(StreamId codes_stream) {
+  const auto found =
+      std::find_if(pieces.begin(), pieces.end(), [&](const Piece& p) { return p.codes_stream == codes_stream; });
+  return found == pieces.end() ? nullptr : &*found;
+}
+
+/// The piece is spoken again by another replica; what was sent of it is skipped.
+void TtsCore::restart(const Utterance& u, Piece& piece) {
   restarts_.add();
-  auto& piece = u.pieces.front();
-  piece.skip_samples = std::max(piece.skip_samples, u.samples);
-  end_codes(u);
-  u.codes.clear();
-  u.stream.reset();
-  u.samples = 0;
+  piece.skip_samples = std::max(piece.skip_samples, piece.samples);
+  forget_codes(u, piece);
 }
 
 /// Ends the request for codes, answered or not.
-void TtsCore::end_codes(Utterance& u) {
-  if (u.codes_stream.value == 0) return;
-  by_codes_stream_.erase(u.codes_stream);
+void TtsCore::end_codes(const Utterance& u, Piece& piece) {
+  if (piece.codes_stream.value == 0) return;
+  by_codes_stream_.erase(piece.codes_stream);
   auto head = u.head;
-  head.stream = std::exchange(u.codes_stream, {});
-  if (llms_.is_linked(u.llm)) send(u.llm, head, protocol::Close{});
-  u.codes_done = false;
+  head.stream = std::exchange(piece.codes_stream, {});
+  if (llms_.is_linked(piece.llm)) send(piece.llm, head, protocol::Close{});
+  piece.codes_done = false;
+}
+
+/// The piece is as if it had never been asked for.
+void TtsCore::forget_codes(const Utterance& u, Piece& piece) {
+  end_codes(u, piece);
+  piece.codes.clear();
+  piece.stream.reset();
+  piece.samples = 0;
 }
 
 /// The utterance cannot be spoken: its caller is told why and will close the stream.
@@ -222,7 +236,7 @@ void TtsCore::give_up(const Key& key, Utterance& u, const Error& error) {
 }
 
 void TtsCore::forget(const Key& key, Utterance& u) {
-  end_codes(u);
+  for (auto& piece : u.pieces) end_codes(u, piece);
   utterances_.erase(key);
 }
 
@@ -289,31 +303,38 @@ void TtsCore::from_llm(const std::string& peer, protocol::Message& m, Time) {
   if (whose == by_codes_stream_.end()) return;  // of an utterance that has ended
   const auto key = whose->second;
   auto* u = utterances_.find(key);
-  if (u == nullptr || u->llm != peer) return;
+  auto* piece = u == nullptr ? nullptr : u->piece_of(m.head.stream);
+  if (piece == nullptr || piece->llm != peer) return;
   if (m.head.type == MessageType::error) {
     const auto error = protocol::read<protocol::ErrorMessage>(m);
-    return codes_failed(key, *u, error ? Error{errc_of(error->code), error->message} : error.error());
+    return codes_failed(key, *u, *piece, error ? Error{errc_of(error->code), error->message} : error.error());
   }
   const auto tokens = protocol::read<protocol::Tokens>(m);
-  if (!tokens) return codes_failed(key, *u, tokens.error());
+  if (!tokens) return codes_failed(key, *u, *piece, tokens.error());
   const auto codes = from_bytes<std::int32_t>(tokens->payload);
-  u->codes.insert(u->codes.end(), codes.begin(), codes.end());
-  u->codes_done = tokens->last;
+  piece->codes.insert(piece->codes.end(), codes.begin(), codes.end());
+  piece->codes_done = tokens->last;
 }
 
-/// A full or leaving replica is no reason to fail while another one has room.
-void TtsCore::codes_failed(const Key& key, Utterance& u, const Error& error) {
+/// A full or leaving replica is no reason to fail while another one has room; nor is anything that is wrong with the
+/// next piece a reason to cut off this one.
+void TtsCore::codes_failed(const Key& key, Utterance& u, Piece& piece, const Error& error) {
   const bool elsewhere =
       error.code == Errc::overloaded || error.code == Errc::unavailable || error.code == Errc::not_ready;
-  u.full.insert(u.llm);
-  if (elsewhere && llms_.choose(u.head.session, u.full)) return restart(u);
-  give_up(key, u, error);
+  piece.full.insert(piece.llm);
+  if (elsewhere && llms_.choose(u.head.session, piece.full)) return restart(u, piece);
+  if (&piece == &u.pieces.front()) return give_up(key, u, error);
+  forget_codes(u, piece);
+  piece.full.clear();
+  piece.only_first = true;
 }
 
 void TtsCore::on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) {
   if (const auto whose = by_codes_stream_.find(head.stream); whose != by_codes_stream_.end()) {
     const auto key = whose->second;
-    if (auto* u = utterances_.find(key); u != nullptr && u->llm == peer) return codes_failed(key, *u, error);
+    auto* u = utterances_.find(key);
+    auto* piece = u == nullptr ? nullptr : u->piece_of(head.stream);
+    if (piece != nullptr && piece->llm == peer) return codes_failed(key, *u, *piece, error);
   }
   if (head.session == kOwnSession) {
     for (auto& [name, voice] : voice_states_)
@@ -324,10 +345,19 @@ void TtsCore::on_refused(const std::string& peer, const protocol::Envelope& head
   if (auto* u = utterances_.find(key)) give_up(key, *u, error);
 }
 
-/// Asks for the codes of the first piece. @error what the caller did wrong, or that a voice cannot be had;
+/// The piece whose codes are to be asked for now: the first one, or the next one when all codes of the first are there.
+TtsCore::Piece* TtsCore::to_begin(Utterance& u) {
+  if (u.pieces.empty()) return nullptr;
+  auto& first = u.pieces[0];
+  if (first.codes_stream.value == 0) return &first;
+  if (!first.codes_done || u.pieces.size() < 2) return nullptr;
+  auto& next = u.pieces[1];
+  return next.codes_stream.value == 0 && !next.only_first ? &next : nullptr;
+}
+
+/// Asks for the codes of a piece. @error what the caller did wrong, or that a voice cannot be had;
 /// Errc::not_ready: later
-Result<void> TtsCore::begin(const Key& key, Utterance& u, Time now) {
-  auto& piece = u.pieces.front();
+Result<void> TtsCore::begin(const Key& key, Utterance& u, Piece& piece, Time now) {
   if (piece.speaker.empty()) piece.speaker = voices_->default_name();
   const auto mode = tts_mode(piece.text, piece.speaker, false);
   if (mode.vocoder == Vocoder::music && !music_)
@@ -340,46 +370,52 @@ Result<void> TtsCore::begin(const Key& key, Utterance& u, Time now) {
     return fail(Errc::not_ready, "the codes of voice '{}' have not come from the tokenizer yet", voice_now_);
   }
   PARLANDO_TRY(const auto voice, voices_->get(voice_now_));
-  auto llm = llms_.choose_at_last(u.head.session, u.full);
+  auto llm = llms_.choose_at_last(u.head.session, piece.full);
   if (!llm) {
     // Whoever took it after the others had refused is gone; one of them may have room by now.
     llm = llms_.choose_at_last(u.head.session);
-    u.full.clear();
+    piece.full.clear();
   }
   if (!llm) return fail(Errc::not_ready, "no llm-tts can take the text");
   const auto& names = protocol::names_of<protocol::SpeechMode>();
   const auto place = std::find(names.begin(), names.end(), mode.system_prompt);
   if (place == names.end()) return fail(Errc::internal, "there is no speech mode '{}'", mode.system_prompt);
-  u.stream = std::make_unique<SpeechStream>(mode.vocoder == Vocoder::music ? music_ : common_, voice->prompt,
-                                            SpeechStream::Options{.seed = piece.seed});
-  u.codes.clear();
-  u.codes_done = false;
-  u.samples = 0;
-  u.begun = now;
-  u.llm = *llm;
-  u.codes_stream = {next_stream_++};
-  by_codes_stream_[u.codes_stream] = key;
+  piece.decoder = mode.vocoder == Vocoder::music ? music_ : common_;
+  piece.voice = voice;
+  piece.codes.clear();
+  piece.codes_done = false;
+  piece.samples = 0;
+  piece.begun = now;
+  piece.llm = *llm;
+  piece.codes_stream = {next_stream_++};
+  by_codes_stream_[piece.codes_stream] = key;
   auto head = u.head;
-  head.stream = u.codes_stream;
-  send(u.llm, head,
+  head.stream = piece.codes_stream;
+  send(piece.llm, head,
        protocol::Synthesise{static_cast<protocol::SpeechMode>(place - names.begin()), voice->name, voice->text,
                             piece.text, piece.seed, to_bytes(std::span<const std::int32_t>(voice->prompt.codes))},
        u.deadline);
   return {};
 }
 
-/// Decodes what has come and sends it. @error when the decoder fails
+/// Decodes what has come of the first piece and sends it. @error when the decoder fails
 Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   auto& piece = u.pieces.front();
-  PARLANDO_TRY(auto wave, u.stream->push(std::exchange(u.codes, {})));
-  const bool last = u.codes_done && !u.stream->pending();
+  if (!piece.stream) {
+    piece.stream =
+        std::make_unique<SpeechStream>(piece.decoder, piece.voice->prompt, SpeechStream::Options{.seed = piece.seed});
+    if (piece.codes.empty() && !piece.codes_done) return {};
+  }
+  PARLANDO_TRY(auto wave, piece.stream->push(std::exchange(piece.codes, {})));
+  const bool last = piece.codes_done && !piece.stream->pending();
   if (last) {
-    PARLANDO_TRY(const auto rest, u.stream->finish());
+    PARLANDO_TRY(const auto rest, piece.stream->finish());
     wave.insert(wave.end(), rest.begin(), rest.end());
   }
-  if (!wave.empty() && u.samples == 0) first_audio_.observe(std::chrono::duration<double>(now - u.begun).count());
-  const auto first = u.samples;
-  u.samples += static_cast<std::int64_t>(wave.size());
+  if (!wave.empty() && piece.samples == 0)
+    first_audio_.observe(std::chrono::duration<double>(now - piece.begun).count());
+  const auto first = piece.samples;
+  piece.samples += static_cast<std::int64_t>(wave.size());
   seconds_.add(static_cast<double>(wave.size()) / kMelRate);
   auto at = static_cast<std::size_t>(
       std::clamp<std::int64_t>(piece.skip_samples - first, 0, static_cast<std::int64_t>(wave.size())));
@@ -393,26 +429,35 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
     at += n;
   } while (at < wave.size());
   if (!last) return {};
-  end_codes(u);  // the request is done on both sides
-  u.stream.reset();
-  u.full.clear();
+  end_codes(u, piece);  // the request is done on both sides
   u.pieces.pop_front();
+  if (!u.pieces.empty()) u.pieces.front().begun = now;
   return {};
 }
 
 bool TtsCore::can_advance(const Utterance& u) {
-  return u.codes_stream.value != 0 && (!u.codes.empty() || u.codes_done || (u.stream && u.stream->pending()));
+  if (u.pieces.empty() || u.pieces.front().codes_stream.value == 0) return false;
+  const auto& piece = u.pieces.front();
+  return !piece.stream || !piece.codes.empty() || piece.codes_done || piece.stream->pending();
 }
 
 bool TtsCore::work(Time now) {
   // Pieces begin as soon as they can; then one utterance gets one step, in turns.
   std::vector<std::pair<Key, Error>> failed;
+  bool begun = false;
   for (auto& [key, u] : utterances_) {
-    if (u.pieces.empty() || u.codes_stream.value != 0) continue;
-    const auto done = guarded([&] { return begin(key, u, now); });
-    if (!done && done.error().code != Errc::not_ready) failed.emplace_back(key, done.error());
+    auto* piece = to_begin(u);
+    if (piece == nullptr) continue;
+    const auto done = guarded([&] { return begin(key, u, *piece, now); });
+    begun = begun || done.has_value();
+    if (done || done.error().code == Errc::not_ready) continue;
+    if (piece == &u.pieces.front())
+      failed.emplace_back(key, done.error());
+    else
+      piece->only_first = true;
   }
   for (const auto& [key, error] : failed) give_up(key, *utterances_.find(key), error);
+  if (begun) return true;  // requests leave before anything is computed here
   for (auto left = turns_.size(); left > 0; --left) {
     const auto key = turns_.front();
     turns_.pop_front();
@@ -420,7 +465,12 @@ bool TtsCore::work(Time now) {
     if (u == nullptr) continue;  // it has ended
     turns_.push_back(key);
     if (!can_advance(*u)) continue;
-    if (const auto done = guarded([&] { return advance(key, *u, now); }); !done) give_up(key, *u, done.error());
+    const auto pieces = u->pieces.size();
+    if (const auto done = guarded([&] { return advance(key, *u, now); }); !done) {
+      give_up(key, *u, done.error());
+    } else if (u->pieces.size() < pieces && !u->pieces.empty()) {
+      return true;  // the next one may not have been asked for
+    }
     break;
   }
   return std::any_of(utterances_.begin(), utterances_.end(), [](const auto& u) { return can_advance(u.second); });

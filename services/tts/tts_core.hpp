@@ -1,7 +1,8 @@
 #pragma once
 /// The tts service without its process. Speak, any number on one stream, spoken in their order; answers Speech. Calls
-/// `llm-tts` for codes (Synthesise, one stream a piece) and `tokenizer` for the codes of its voices (Tokenize). An
-/// error ends the utterance; what still comes on its stream before Close is ignored.
+/// `llm-tts` for codes (Synthesise, one stream a piece; those of the next piece while this one is decoded) and
+/// `tokenizer` for the codes of its voices (Tokenize). An error ends the utterance; what still comes on its stream
+/// before Close is ignored.
 #include <deque>
 #include <map>
 #include <optional>
@@ -51,19 +52,24 @@ class TtsCore final : public service::Core {
     std::string text, speaker;
     std::int64_t skip_samples;
     std::uint64_t seed;
+    // From the request for its codes on:
+    StreamId codes_stream = {};       ///< of the request to llm-tts; 0: none
+    std::string llm = {};             ///< the replica that was asked
+    std::set<std::string> full = {};  ///< replicas that have refused this piece
+    bool only_first = false;          ///< asking ahead has failed: it is asked for again when it is the first
+    std::shared_ptr<const SpeechDecoder> decoder = {};
+    std::shared_ptr<const Voice> voice = {};
+    std::unique_ptr<SpeechStream> stream = {};  ///< made while its codes are computed
+    std::vector<std::int32_t> codes = {};
+    bool codes_done = false;
+    std::int64_t samples = 0;  ///< made so far
+    Time begun = {};           ///< when its codes were asked for, or the piece before was over
   };
   struct Utterance {
     protocol::Envelope head;
     Time deadline = Time::max();
-    std::deque<Piece> pieces;  ///< the first one is being spoken
-    std::unique_ptr<SpeechStream> stream;
-    StreamId codes_stream;       ///< of the request to llm-tts; 0: none
-    std::string llm;             ///< the replica that was asked
-    std::set<std::string> full;  ///< replicas that have refused this piece
-    std::vector<std::int32_t> codes;
-    bool codes_done = false;
-    std::int64_t samples = 0;  ///< of the piece, made so far
-    Time begun{};              ///< when its codes were asked for
+    std::deque<Piece> pieces;  ///< the first one is being spoken, the codes of the second one may have been asked for
+    Piece* piece_of(StreamId codes_stream);
   };
   /// A built-in voice on the way to its codes.
   struct VoiceState {
@@ -82,13 +88,15 @@ class TtsCore final : public service::Core {
   // What llm-tts and tokenizers say.
   void from_llm(const std::string& peer, protocol::Message& message, Time now);
   void from_tokenizer(const std::string& peer, protocol::Message& message, Time now);
-  void codes_failed(const Key& key, Utterance& u, const Error& error);
+  void codes_failed(const Key& key, Utterance& u, Piece& piece, const Error& error);
   // The work.
   static bool can_advance(const Utterance& u);
-  Result<void> begin(const Key& key, Utterance& u, Time now);
+  Piece* to_begin(Utterance& u);
+  Result<void> begin(const Key& key, Utterance& u, Piece& piece, Time now);
   Result<void> advance(const Key& key, Utterance& u, Time now);
-  void end_codes(Utterance& u);
-  void restart(Utterance& u);
+  void end_codes(const Utterance& u, Piece& piece);
+  void forget_codes(const Utterance& u, Piece& piece);
+  void restart(const Utterance& u, Piece& piece);
   void give_up(const Key& key, Utterance& u, const Error& error);
   // Voices.
   void leave_tokenizer(VoiceState& voice);

@@ -52,7 +52,7 @@ at::Tensor fade_in_out(const at::Tensor& fresh, const at::Tensor& old, const at:
 class SpeechStream {
  public:
   struct Options {
-    int first_hop_groups = 3, hop_groups_min = 3, hop_groups_max = 20, context_groups = 10, lookahead_groups = 2;
+    int first_hop_groups = 1, hop_groups_max = 20, context_groups = 10, lookahead_groups = 2;
     std::uint64_t seed = 0;
   };
   SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options);

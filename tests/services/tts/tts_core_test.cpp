@@ -386,8 +386,8 @@ BOOST_AUTO_TEST_CASE(pieces_are_spoken_in_their_order_and_each_has_an_end) {
         "controller", 3,
         protocol::Speak{.piece = piece, .text = fmt::format("text {}", piece), .speaker = "Clara", .seed = piece});
   }
+  auto request = w.request();
   for (const std::uint32_t piece : {4, 5, 9}) {
-    const auto request = w.request();
     const auto asked = request.read<protocol::Synthesise>();
     BOOST_TEST(asked.text == fmt::format("text {}", piece));
     BOOST_TEST(asked.seed == piece);
@@ -395,16 +395,113 @@ BOOST_AUTO_TEST_CASE(pieces_are_spoken_in_their_order_and_each_has_an_end) {
     w.give(request, 6, false);
     w.driver.work();
     w.give(request, 0, true, 6);
-    w.driver.work(1);
+    w.driver.work();
     Sound sound;
     auto heard = w.driver.take();
     sound.hear(heard, piece);
     BOOST_TEST(sound.first == 0);
     BOOST_TEST(sound.ends == 1);
     BOOST_TEST(w.core->load() == 1);
+    for (const auto& h : heard)
+      if (h.is<protocol::Synthesise>()) request = h;
   }
   w.driver.tell("controller", 3, protocol::Close{});
   BOOST_TEST(w.core->load() == 0);
+}
+
+/// Three pieces, the codes of the first of which have just come; the second has been asked for.
+struct Ahead : TwoReplicas {
+  CoreDriver::Heard first, second;
+  Ahead() {
+    for (const std::uint32_t piece : {0, 1, 2}) speak(3, "Clara", piece);
+    first = request();
+    give(first, 11, false);
+    driver.work();
+    for (const auto& h : driver.take()) BOOST_TEST(h.is<protocol::Speech>());
+    give(first, 1, true, 11);
+    driver.work(1);
+    const auto heard = driver.take();
+    BOOST_REQUIRE(heard.size() == 1u);
+    BOOST_REQUIRE(heard[0].is<protocol::Synthesise>());
+    second = heard[0];
+    BOOST_TEST(second.stream() != first.stream());
+  }
+};
+
+BOOST_AUTO_TEST_CASE(the_codes_of_the_next_piece_are_asked_for_while_this_one_is_decoded) {
+  Ahead w;
+  w.give(w.second, 12);  // quicker than the decoder
+  w.driver.work();
+  const auto heard = w.driver.take();
+  Sound second;
+  second.hear(heard, 1);
+  BOOST_TEST((second.pcm == undisturbed().pcm));
+  BOOST_TEST(second.ends == 1);
+  // The pieces stay in order, and the third is asked for in its turn.
+  std::string order;
+  for (const auto& h : heard) {
+    if (h.is<protocol::Speech>()) order += fmt::format("{}", h.read<protocol::Speech>().piece);
+    if (h.is<protocol::Synthesise>()) order += 's';
+  }
+  BOOST_TEST(std::ranges::is_sorted(order.substr(0, order.find('s'))));
+  BOOST_TEST(std::count(order.begin(), order.end(), 's') == 1, order);
+  BOOST_TEST(order.starts_with('0'), order);
+  w.driver.tell("controller", 3, protocol::Close{});
+  BOOST_TEST(w.core->load() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_piece_that_fails_ahead_does_not_cut_off_the_one_before) {
+  for (const bool by_link : {false, true}) {
+    Ahead w;
+    const auto fail = [&](const CoreDriver::Heard& request) {
+      if (by_link)
+        w.driver.refuse(request, {Errc::internal, "no"});
+      else
+        w.fail(request, "internal");
+    };
+    fail(w.second);
+    auto heard = w.driver.take();
+    BOOST_REQUIRE(heard.size() == 1u);
+    BOOST_TEST((heard[0].is<protocol::Close>() && heard[0].stream() == w.second.stream()));
+    w.driver.work();
+    heard = w.driver.take();
+    Sound first;
+    first.hear(heard);
+    BOOST_TEST(first.ends == 1);
+    BOOST_TEST(first.end() == undisturbed().end());
+    // As the first one it is asked for again, and then its error counts.
+    BOOST_REQUIRE(heard.back().is<protocol::Synthesise>());
+    fail(heard.back());
+    check_ended(w, 3, heard.back(), "internal");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_piece_asked_for_ahead_moves_with_its_replica_and_ends_with_its_utterance) {
+  {
+    Ahead w;
+    w.driver.replica(w.second.peer, "llm-tts", PeerState::down);
+    w.driver.work();
+    auto heard = w.driver.take();
+    const auto again =
+        std::find_if(heard.begin(), heard.end(), [](const auto& h) { return h.template is<protocol::Synthesise>(); });
+    BOOST_REQUIRE((again != heard.end()));
+    BOOST_TEST(again->peer == TwoReplicas::other(w.second.peer));
+    w.give(*again, 12);
+    w.driver.work();
+    const auto more = w.driver.take();
+    heard.insert(heard.end(), more.begin(), more.end());
+    Sound second;
+    second.hear(heard, 1);
+    BOOST_TEST((second.pcm == undisturbed().pcm));
+  }
+  Ahead w;
+  w.driver.tell("controller", 3, protocol::Close{});
+  const auto heard = w.driver.take();
+  BOOST_TEST(heard.size() == 2u);
+  for (const auto& h : heard) BOOST_TEST(h.is<protocol::Close>());
+  w.give(w.second, 12);
+  w.driver.work();
+  BOOST_TEST(w.driver.take().empty());
 }
 
 BOOST_AUTO_TEST_CASE(what_was_heard_of_a_piece_is_skipped) {
