@@ -203,15 +203,26 @@ at::Tensor Flow::speaker(const at::Tensor& embedding) const {
   return at::linear(e.to(dtype_), speaker_.w, speaker_.b).to(at::kFloat);
 }
 
+at::Tensor Flow::activated(const at::Tensor& x, const Block& b) const {
+  return at::mish(at::group_norm(x, 8, b.norm.w, b.norm.b, 1e-5));
+}
+
 at::Tensor Flow::block(const at::Tensor& x, const Block& b) const {
-  return at::mish(at::group_norm(at::conv1d(x, b.conv.w, b.conv.b, 1, 1), 8, b.norm.w, b.norm.b, 1e-5));
+  return activated(at::conv1d(x, b.conv.w, b.conv.b, 1, 1), b);
 }
 
 at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
-                       const std::string& name) const {
+                       const std::string& name, const Fixed* inputs) const {
   const auto& r = s.resnet;
-  auto h = block(x, r.block1) + at::linear(time, r.mlp.w, r.mlp.b).unsqueeze(2);
-  x = block(h, r.block2) + at::conv1d(x, r.res.w, r.res.b);
+  // A convolution of channels side by side is the sum of those of its parts.
+  const auto channels = x.size(1);
+  const auto first =
+      inputs == nullptr
+          ? block(x, r.block1)
+          : activated(at::conv1d(x, r.block1.conv.w.narrow(1, 0, channels), {}, 1, 1) + inputs->conv, r.block1);
+  auto h = first + at::linear(time, r.mlp.w, r.mlp.b).unsqueeze(2);
+  x = block(h, r.block2) + (inputs == nullptr ? at::conv1d(x, r.res.w, r.res.b)
+                                              : at::conv1d(x, r.res.w.narrow(1, 0, channels)) + inputs->res);
   if (trace) trace(name + "_resnet", x);
   if (s.transformers.empty()) return x;
   x = x.transpose(1, 2).contiguous();
@@ -232,7 +243,18 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
 at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk,
                           const at::Tensor& cond, const Trace& trace) const {
   const c10::InferenceMode guard;
-  const auto F = x_in.size(2), half = time_inputs_ / 2;
+  return velocity(x_in, fixed(mu, spk, cond), t, trace);
+}
+
+Flow::Fixed Flow::fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const {
+  const auto& r = down_.front().resnet;
+  const auto x = at::cat({mu, spk.unsqueeze(2).expand({-1, -1, mu.size(2)}), cond}, 1).to(dtype_);
+  const auto rest = [&](const at::Tensor& w) { return w.narrow(1, w.size(1) - x.size(1), x.size(1)); };
+  return {at::conv1d(x, rest(r.block1.conv.w), r.block1.conv.b, 1, 1), at::conv1d(x, rest(r.res.w), r.res.b)};
+}
+
+at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const {
+  const auto half = time_inputs_ / 2;
   const auto f =
       at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
   const auto angle = 1000.0 * t.to(at::kFloat).unsqueeze(1) * f.unsqueeze(0);
@@ -240,11 +262,11 @@ at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at
   const auto raw = at::linear(at::silu(at::linear(embedded, time1_.w, time1_.b)), time2_.w, time2_.b);
   if (trace) trace("time_mlp", raw);
   const auto time = at::mish(raw);  // every resnet starts with the same activation of it
-  auto x = at::cat({x_in, mu, spk.unsqueeze(2).expand({-1, -1, F}), cond}, 1).to(dtype_);
+  auto x = x_in.to(dtype_);
   std::vector<at::Tensor> skips;
   int n = 0;
   for (const auto& s : down_) {
-    x = stage(x, s, time, trace, fmt::format("down{}", n));
+    x = stage(x, s, time, trace, fmt::format("down{}", n), n == 0 ? &inputs : nullptr);
     skips.push_back(x);
     x = at::conv1d(x, s.conv.w, s.conv.b, s.resampled ? 2 : 1, 1);
     if (trace) trace(fmt::format("down{}_out", n), x);
@@ -272,12 +294,12 @@ at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tens
   const auto schedule = flow_schedule(steps_, ScheduleType::fp32);
   const bool guided = cfg_rate_ > 0;
   auto pair = [&](const at::Tensor& a) { return guided ? at::cat({a, at::zeros_like(a)}) : a; };
-  const auto mus = pair(mu), spks = pair(spk), conds = pair(cond);
+  const auto inputs = fixed(pair(mu), pair(spk), pair(cond));
   auto x = z;
   for (int k = 0; k < steps_; ++k) {
     if (trace) trace("x_step", x);
     const auto t = at::full({guided ? 2 : 1}, schedule.t[static_cast<std::size_t>(k)]);
-    auto v = estimate(guided ? at::cat({x, x}) : x, mus, t, spks, conds);
+    auto v = velocity(guided ? at::cat({x, x}) : x, inputs, t, {});
     if (trace && k == 0) trace("v_first", v);
     if (guided) v = (1 + cfg_rate_) * v.narrow(0, 0, 1) - cfg_rate_ * v.narrow(0, 1, 1);
     x = x + schedule.dt[static_cast<std::size_t>(k)] * v;

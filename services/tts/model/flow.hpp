@@ -92,9 +92,16 @@ class Flow {
     Linear conv;
     bool resampled = false;
   };
+  /// What the first resnet makes of those inputs that are the same in every step: mu, speaker, condition.
+  struct Fixed {
+    at::Tensor conv, res;
+  };
+  Fixed fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const;
+  at::Tensor velocity(const at::Tensor& x, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const;
+  at::Tensor activated(const at::Tensor& x, const Block& b) const;
   at::Tensor block(const at::Tensor& x, const Block& b) const;
-  at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
-                   const std::string& name) const;
+  at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name,
+                   const Fixed* inputs = nullptr) const;
 
   double rate_ = 0, cfg_rate_ = 0;
   std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0;
