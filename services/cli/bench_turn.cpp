@@ -23,7 +23,7 @@ constexpr double kTurnSecondsMax = 20;
 constexpr std::int64_t kWarmUpTurns = 4;
 constexpr int kSpeakersAtOnce = 4;
 constexpr int kInterruptEvery = 2;
-constexpr float kLoud = 0.02f;     // of the loudest sample: what is softer behind the last word is no speech
+constexpr float kLoud = 0.02f;  // of the loudest sample: what is softer behind the last word is no speech
 constexpr int kWindow = kRate / 100;
 constexpr std::size_t kNameWidth = 46;
 
@@ -42,7 +42,9 @@ Result<Utterance> utterance_of(const fs::path& file) {
   for (std::size_t at = 0; at + kWindow <= wave.size(); at += kWindow) {
     double energy = 0;
     for (int i = 0; i < kWindow; ++i) energy += wave[at + i] * wave[at + i];
-    if (std::sqrt(energy / kWindow) > kLoud * peak) out.end_sample = static_cast<std::int64_t>(at + kWindow);
+    if (std::sqrt(energy / kWindow) <= kLoud * peak) continue;
+    if (out.end_sample == 0) out.begin_sample = static_cast<std::int64_t>(at);
+    out.end_sample = static_cast<std::int64_t>(at + kWindow);
   }
   return out;
 }

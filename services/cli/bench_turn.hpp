@@ -16,8 +16,8 @@ struct TurnBenchOptions {
   int lead_ms = 400;
 };
 
-/// Prints a table. @return machine and figures, each {p50, p95, p99, n} in milliseconds: silence.…, four.…, committed.…,
-/// barge_in_ms, voice_to_hold_ms; speculation, underruns, `missed`. @error what kept it from measuring
+/// Prints a table. @return machine and figures, each {p50, p95, p99, n} in milliseconds: silence.…, four.…,
+/// committed.…, barge_in_ms, voice_to_hold_ms; speculation, underruns, `missed`. @error what kept it from measuring
 Result<nlohmann::json> bench_turn(const TurnBenchOptions& options);
 
 }  // namespace parlando::cli

@@ -381,9 +381,7 @@ Result<int> run_here(const UpOptions& options, const Plan& plan) {
   }
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   // Front ends first: a service may be needed until nobody is left who could ask.
-  auto drained = [&] {
-    return std::all_of(hosts.rbegin(), hosts.rend(), [](const auto& h) { return h->drain(); });
-  };
+  auto drained = [&] { return std::all_of(hosts.rbegin(), hosts.rend(), [](const auto& h) { return h->drain(); }); };
   while (!drained() && std::chrono::steady_clock::now() < until) {
     const timespec wait{0, 50'000'000};
     if (sigtimedwait(&set, nullptr, &wait) > 0) break;

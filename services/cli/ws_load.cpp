@@ -28,11 +28,11 @@ constexpr int kNoiseLevel = 3;               // of 32768: a quiet room
 constexpr int kFloodFrames = 100;            // in one block
 constexpr std::size_t kUnsentMax = 1 << 20;  // a client that is so far behind is lost
 constexpr double kOpenSecondsMax = 60;
-constexpr milliseconds kBeforeSpeech{700};       // behind an answer that has been heard
-constexpr milliseconds kIntoAnswer{300};         // before it is spoken over
-constexpr milliseconds kLoudspeaker{200};        // its buffer
-constexpr double kSilentSecondsMax = 20;         // behind speech: then the question is asked again
-constexpr milliseconds kGoodbyeMax{2000};  // for all clients together
+constexpr milliseconds kBeforeSpeech{700};  // behind an answer that has been heard
+constexpr milliseconds kIntoAnswer{300};    // before it is spoken over
+constexpr milliseconds kLoudspeaker{200};   // its buffer
+constexpr double kSilentSecondsMax = 20;    // behind speech: then the question is asked again
+constexpr milliseconds kGoodbyeMax{2000};   // for all clients together
 /// No session comes to this turn: the controller acknowledges a Cancel of it and changes nothing.
 constexpr std::uint32_t kNoTurn = 1'000'000'000;
 
@@ -452,7 +452,7 @@ void WsLoad::talk(Client& client, Clock::time_point now) {
     client.speaking = true;
     client.said_bytes = 0;
     client.speech_end = client.speak_at = {};
-    if (client.over_answer) client.voice_at = now;
+    if (client.over_answer) client.voice_at = now + std::chrono::microseconds(said.begin_sample * 1000 / 16);
   }
   if (!client.speaking) {
     // A question that was not understood as one is asked again.

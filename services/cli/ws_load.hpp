@@ -13,10 +13,10 @@
 
 namespace parlando::cli {
 
-/// Something to be said aloud: s16le at 16 kHz, and the sample behind its last word.
+/// Something to be said aloud: s16le at 16 kHz, where its first word begins and its last one ends.
 struct Utterance {
   std::string pcm;
-  std::int64_t end_sample = 0;
+  std::int64_t begin_sample = 0, end_sample = 0;
 };
 
 /// What one client does once its session is open.
@@ -28,19 +28,19 @@ struct ClientPlan {
   std::vector<std::string> texts;  ///< typed turns, one when the last is answered; from the start again at the end
   /// Said aloud in real time, in noise that is no speech; the next one when the answer has been heard.
   std::vector<Utterance> utterances;
-  int lead_ms = 0;               ///< of sound in front of the loudspeaker; 0: as fast as it comes
-  int interrupts_every = 0;      ///< every so many answers are spoken over; 0: none
-  int turns_per_session = 0;       ///< then the socket is closed and another opened; 0: never
+  int lead_ms = 0;            ///< of sound in front of the loudspeaker; 0: as fast as it comes
+  int interrupts_every = 0;   ///< every so many answers are spoken over; 0: none
+  int turns_per_session = 0;  ///< then the socket is closed and another opened; 0: never
 };
 
 /// One spoken turn as its client saw it; milliseconds. Those that did not happen are not a number.
 struct TurnFigure {
-  double first_audio = 0;     ///< from the true end of speech to the first byte of sound
-  double decision = 0;        ///< from the estimated end of speech, as the engine says it
-  double engine_audio = 0;    ///< the same, to the first sound
-  double trial = 0;           ///< since when the answer had been thought through at the decision
-  bool interrupted = false;   ///< it was, or it interrupted the one before
-  int underruns = 0;          ///< of a loudspeaker that begins 200 ms behind the first byte
+  double first_audio = 0;    ///< from the true end of speech to the first byte of sound
+  double decision = 0;       ///< from the estimated end of speech, as the engine says it
+  double engine_audio = 0;   ///< the same, to the first sound
+  double trial = 0;          ///< since when the answer had been thought through at the decision
+  bool interrupted = false;  ///< it was, or it interrupted the one before
+  int underruns = 0;         ///< of a loudspeaker that begins 200 ms behind the first byte
 };
 
 /// What happened since figures were taken last.
@@ -51,11 +51,11 @@ struct LoadFigures {
   std::int64_t audio_bytes = 0;     ///< received
   std::vector<double> round_trips;  ///< ms, from asking to the acknowledgement
   std::vector<TurnFigure> spoken;
-  std::vector<double> silenced;     ///< ms from `hold` to the last sound before it goes on or ends; 0: none came
-  std::vector<double> held;         ///< ms from the begin of a voice over an answer to `hold`
+  std::vector<double> silenced;  ///< ms from `hold` to the last sound before it goes on or ends; 0: none came
+  std::vector<double> held;      ///< ms from the begin of a voice over an answer to `hold`
   std::int64_t interruptions = 0;
-  std::vector<double> late;         ///< ms, that frames left after their time: how loaded this machine is
-  double cpu_seconds = 0;           ///< of this thread
+  std::vector<double> late;  ///< ms, that frames left after their time: how loaded this machine is
+  double cpu_seconds = 0;    ///< of this thread
   double seconds = 0;
 };
 

@@ -16,6 +16,7 @@ std::vector<config::Problem> TurnConfig::problems(const std::string& path) const
   config::expect_range(out, path + ".offset_probability", offset_probability, 0.01, onset_probability);
   config::expect_range(out, path + ".onset_frames", onset_frames, 1, 50);
   config::expect_range(out, path + ".silence_ms", silence_ms, 32, 10000);
+  config::expect_range(out, path + ".lag_ms", lag_ms, 0, 1000);
   config::expect_range(out, path + ".pause_ms", pause_ms, 0, std::max(0, silence_ms - 1));
   return out;
 }
@@ -36,7 +37,7 @@ std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t firs
     return {};
   }
   const auto silence = first + kFrame - last_;
-  if (silence >= config_.silence_ms * kSamplesPerMs) {
+  if (silence >= std::max<std::int64_t>(kFrame, (config_.silence_ms - config_.lag_ms) * kSamplesPerMs)) {
     speaking_ = paused_ = false;
     return TurnEvent{TurnEvent::Kind::ended, last_};
   }

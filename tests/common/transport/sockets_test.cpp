@@ -365,8 +365,7 @@ BOOST_AUTO_TEST_CASE(what_poll_said_reaches_the_socket_it_was_said_of) {
   (void)gateway.mesh->send("controller-1", frame(0));
   (void)middle.mesh->send("vad-one", frame(0, 3));
   (void)middle.mesh->send("vad-two", frame(0, 4));
-  BOOST_REQUIRE(
-      (until(all, [&] { return middle.got.size() == 1 && one.got.size() == 1 && two.got.size() == 1; })));
+  BOOST_REQUIRE((until(all, [&] { return middle.got.size() == 1 && one.got.size() == 1 && two.got.size() == 1; })));
   const auto answer = [] { return pack(Speech{0, 0, 22050, false, Bytes(64)}); };
   for (const bool looks_again : {false, true})
     for (auto* vad : {&one, &two}) {
