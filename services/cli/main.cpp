@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cstdio>
 #include <fstream>
 #include <functional>
@@ -575,11 +576,13 @@ int run(int argc, char** argv) {
   if (*c_up || *c_serve || *c_scale) {
     for (const auto& r : replicas) {
       const auto cut = r.find('=');
-      const int n = cut == std::string::npos ? -1 : std::atoi(r.c_str() + cut + 1);
+      int n = -1;
+      const auto* const end = r.data() + r.size();
+      const bool number = cut != std::string::npos && std::from_chars(r.data() + cut + 1, end, n).ptr == end;
       const auto role = r.substr(0, cut);
       constexpr const char* kRoles[] = {"vad", "tokenizer", "llm-chat",   "llm-tts",
                                         "tts", "context",   "controller", "gateway"};
-      if (n < 1 || n > 64 || std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles)) {
+      if (!number || n < 1 || n > 64 || std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles)) {
         report({Errc::invalid_argument, fmt::format("{}, expected ROLE=N with 1 to 64 of a role of the engine", r)},
                false);
         return kUsage;

@@ -132,7 +132,7 @@ def resume_elsewhere(engine, client, samples):
 
 
 def processes(folder):
-    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2", "--replicas", "llm-chat=2", "--replicas", "gateway=2")
+    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "many.sqlite", "--processes", "--run-folder", folder / "run", "--replicas", "vad=2", "--replicas", "tokenizer=2", "--replicas", "tts=2", "--replicas", "llm-chat=2", "--replicas", "gateway=2")
     engine.wait_line("also: ws://")
     client = Client(engine.port, speak=True)
     first = client.ask(question("capital_of_france"))
@@ -170,7 +170,29 @@ def processes(folder):
     check("kill -9 of tts in the middle of an answer", turn["type"] == "turn" and len(client.audio) == sound, (turn, len(client.audio), sound))
     check("the conversation goes on", client.ask(samples)["type"] == "turn")
     resume_elsewhere(engine, client, samples)
+    run_folder(folder)
+    check("the conversation goes on beside a second engine that was refused", client.ask(samples)["type"] == "turn")
     check("SIGTERM ends all children", engine.stop() == 0)
+    # The folder of an engine that was killed names a number that somebody else has by now.
+    bystander = subprocess.Popen(["sleep", "60"])
+    (folder / "run" / "pid").write_text(str(bystander.pid))
+    code, said = parlando("scale", "--run-folder", folder / "run", "tts=1")
+    check("nobody is signalled by an old number", code != 0 and "no engine runs" in said and bystander.poll() is None, said)
+    bystander.kill()
+    bystander.wait()
+
+
+def parlando(*args):
+    done = subprocess.run([BIN / "parlando", *args], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    return done.returncode, done.stderr + done.stdout
+
+
+def run_folder(folder):
+    """A folder belongs to one engine."""
+    code, said = parlando("up", "--processes", "--run-folder", folder / "run", "--listen", "127.0.0.1:0", "--store", folder / "second.sqlite")
+    check("a second engine in a run folder is refused", code != 0 and "runs in" in said, said)
+    code, said = parlando("scale", "--run-folder", folder / "run", "tts=2x")
+    check("a count that is none is refused", code == 2 and "tts=2x" in said, said)
 
 
 def configurations(folder):
