@@ -37,7 +37,8 @@ std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t firs
     return {};
   }
   const auto silence = first + kFrame - last_;
-  if (silence >= std::max<std::int64_t>(kFrame, (config_.silence_ms - config_.lag_ms) * kSamplesPerMs)) {
+  const auto enough = (config_.silence_ms - config_.lag_ms) * kSamplesPerMs - kFrame / 2;
+  if (silence >= std::max<std::int64_t>(kFrame, enough)) {
     speaking_ = paused_ = false;
     return TurnEvent{TurnEvent::Kind::ended, last_};
   }

@@ -15,10 +15,9 @@ struct TurnConfig {
   double onset_probability = 0.5;
   double offset_probability = 0.35;
   int onset_frames = 2;  ///< consecutive frames that start a segment
-  int silence_ms = 500;  ///< silence that ends a turn
-  /// The network hears speech for so long behind its end (median of the bundled questions: 108 ms): it counts as
-  /// silence.
-  int lag_ms = 96;
+  int silence_ms = 500;  ///< silence that ends a turn, to the nearest frame
+  /// The network hears speech for so long behind its end (median of the bundled questions): it counts as silence.
+  int lag_ms = 108;
   int pause_ms = 160;  ///< silence that is told as a pause, less than silence_ms; 0: none is
   template <class V>
   void fields(V&& v) {

@@ -169,9 +169,9 @@ def processes(folder):
     turn = client.wait("turn", "error")
     check("kill -9 of tts in the middle of an answer", turn["type"] == "turn" and len(client.audio) == sound, (turn, len(client.audio), sound))
     check("the conversation goes on", client.ask(samples)["type"] == "turn")
-    resume_elsewhere(engine, client, samples)
     run_folder(folder)
     check("the conversation goes on beside a second engine that was refused", client.ask(samples)["type"] == "turn")
+    resume_elsewhere(engine, client, samples)
     check("SIGTERM ends all children", engine.stop() == 0)
     # The folder of an engine that was killed names a number that somebody else has by now.
     bystander = subprocess.Popen(["sleep", "60"])
