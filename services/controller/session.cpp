@@ -506,18 +506,28 @@ void Session::on_vad(const SpeechResumed&, Time now) {
 
 void Session::end_speech(std::int64_t sample, Time now) {
   if (turn_.stage != Stage::hearing) return;
+  begin_thinking(sample, now);
+  ear_ = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
+  decide_end(sample, now);
+  send(Role::tokenizer, Flush{turn_.sound.end_sample()});
+}
+
+/// As if speech had ended at this sample.
+void Session::begin_thinking(std::int64_t sample, Time now) {
   turn_.stage = Stage::thinking;
   turn_.ended_at = now - input_time(std::max<std::int64_t>(0, heard_samples_ - sample));
   turn_.deadline = turn_.ended_at + std::chrono::seconds(around_.config.reply_seconds_max);
+}
+
+/// It has: the client is told. What was said behind it is in the ear already.
+void Session::decide_end(std::int64_t sample, Time now) {
   turn_.last_input = input_;
   turn_.mark("decision_ms", now);
-  ear_ = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
   // A vad that was asked for the end of a sealed turn has done its work; what comes behind it is another stream's.
   if (turn_.sealed || around_.config.barge_in_ms == 0) call(Role::vad).end(head());
   if (!turn_.told.anything) tell(SpeechEnded{sample});
   // Other replicas find the same end only with the silence behind it.
   checkpoint(input_before(turn_.sound), input_);
-  send(Role::tokenizer, Flush{turn_.sound.end_sample()});
 }
 
 /// Codes of an attempt follow those that the stream has told, which the turn that listens on has.

@@ -95,6 +95,8 @@ class Session {
   void begin_turn(Time now);
   void seal(Time now);
   void end_speech(std::int64_t sample, Time now);
+  void begin_thinking(std::int64_t sample, Time now);
+  void decide_end(std::int64_t sample, Time now);
   void trim_memory(SoundLog& sound, Time now);
   std::uint64_t past_input() const;
   std::uint64_t input_before(const SoundLog& sound) const;

@@ -33,10 +33,8 @@ void Session::try_trial(Time now) {
   trial_.emplace(
       Trial{turn_, std::exchange(listening, std::move(fork)), told_checkpoint_, turn_.paused_sample, now, {}, 0, {}});
   turn_.attempt = ++trials_;
-  turn_.stage = Stage::thinking;
   turn_.sound.drop_from(end);
-  turn_.ended_at = now - input_time(std::max<std::int64_t>(0, heard_samples_ - turn_.paused_sample));
-  turn_.deadline = turn_.ended_at + std::chrono::seconds(config.reply_seconds_max);
+  begin_thinking(turn_.paused_sample, now);
   send(Role::tokenizer, Flush{turn_.sound.end_sample(), turn_.attempt});
 }
 
@@ -52,18 +50,14 @@ void Session::commit_trial(Time now) {
   --around_.tally.trials_open;
   around_.tally.trials_committed.add();
   around_.tally.trial_lead.observe(std::chrono::duration<double>(now - trial.begun).count());
-  turn_.last_input = input_;
-  turn_.mark("decision_ms", now);
   turn_.stages["trial_ms"] = std::chrono::duration<double, std::milli>(now - trial.begun).count();
   ear_ = trial.turn.sound.split_from(turn_.sound.end_sample());
-  if (around_.config.barge_in_ms == 0) call(Role::vad).end(head());
   trial.chat.end(head());
   if (turn_.codes_done)
     call(Role::tokenizer).end(head());
   else
     turn_.codes = std::move(trial.turn.codes);
-  if (!turn_.told.anything) tell(SpeechEnded{trial.sample});
-  checkpoint(input_before(turn_.sound), input_);
+  decide_end(trial.sample, now);
   for (auto& effect : trial.effects) around_.outlet.post(client_.gateway, std::move(effect));
   if (open_.plays && turn_.samples > 0) playing_ = turn_.id;
   if (turn_.stages.contains("first_audio_ms")) turn_.mark("first_audio_ms", now);  // it was made before, and left now
