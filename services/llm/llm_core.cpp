@@ -52,7 +52,8 @@ struct SpeechGroups {
   ~SpeechGroups() { engine->release(name); }
 };
 
-LlmCore::Job::Job() = default;
+LlmCore::Job::Job(std::string caller, const protocol::Message& first)
+    : peer(std::move(caller)), head(first.head), deadline(first.deadline) {}
 LlmCore::Job::~Job() = default;
 LlmCore::Job::Job(Job&&) noexcept = default;
 LlmCore::Job& LlmCore::Job::operator=(Job&&) noexcept = default;
@@ -201,10 +202,7 @@ void LlmCore::end_with(Jobs::iterator job, const Error& error) {
 }
 
 Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
-  Job job;
-  job.peer = peer;
-  job.head = m.head;
-  job.deadline = m.deadline;
+  Job job(peer, m);
   PARLANDO_TRY(const auto open, protocol::read<protocol::OpenChat>(m));
   const std::string_view text(reinterpret_cast<const char*>(open.payload.data()), open.payload.size());
   const auto history = text.empty()                                        ? json::array()
@@ -226,10 +224,7 @@ Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
 
 /// A chat that begins as a copy of another one of this caller and session.
 Result<void> LlmCore::fork_chat(const std::string& peer, protocol::Message m) {
-  Job job;
-  job.peer = peer;
-  job.head = m.head;
-  job.deadline = m.deadline;
+  Job job(peer, m);
   PARLANDO_TRY(const auto fork, protocol::read<protocol::ForkChat>(m));
   const auto from = jobs_.find(name_of(peer, job.head.session, fork.from));
   if (from == jobs_.end() || !from->second.chat)
@@ -241,10 +236,7 @@ Result<void> LlmCore::fork_chat(const std::string& peer, protocol::Message m) {
 }
 
 Result<void> LlmCore::open_speech(const std::string& peer, protocol::Message m) {
-  Job job;
-  job.peer = peer;
-  job.head = m.head;
-  job.deadline = m.deadline;
+  Job job(peer, m);
   PARLANDO_TRY(const auto ask, protocol::read<protocol::Synthesise>(m));
   const auto voice = from_bytes<std::int32_t>(ask.payload);
   auto sampling = model_.speech_sampling;

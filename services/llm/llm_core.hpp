@@ -75,7 +75,8 @@ class LlmCore final : public service::Core {
     Time deadline = Time::max();
     bool answered = false;  ///< `done` was told: nobody waits for anything
     ~Job();
-    Job();
+    /// @param first  the message that opens it
+    Job(std::string caller, const protocol::Message& first);
     Job(Job&&) noexcept;
     Job& operator=(Job&&) noexcept;
   };
