@@ -53,6 +53,13 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::speech_paused, "speech_paused", 0, true},
     {MessageType::speech_resumed, "speech_resumed", 0, true},
     {MessageType::played, "played", 0, true},
+    {MessageType::configure, "configure", 0, false},
+    {MessageType::item, "item", 0, false},
+    {MessageType::respond, "respond", 0, false},
+    {MessageType::tool_output, "tool_output", 0, false},
+    {MessageType::utter, "utter", 0, false},
+    {MessageType::truncate, "truncate", 0, true},
+    {MessageType::forget, "forget", 0, false},
     {MessageType::tokens, "tokens", 256 * kKiB, true},
     {MessageType::hear, "hear", 256 * kKiB, true},
     {MessageType::generate, "generate", 0, true},
@@ -66,6 +73,8 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::history, "history", 0, false},
     {MessageType::committed, "committed", 0, false},
     {MessageType::records, "records", 4 * kMiB, false},
+    {MessageType::erase, "erase", 0, true},
+    {MessageType::erased, "erased", 0, false},
     {MessageType::opened, "opened", 0, false},
     {MessageType::turn_done, "turn_done", 4 * kMiB, false},
     {MessageType::checkpoint, "checkpoint", 0, true},
@@ -73,6 +82,8 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::hold, "hold", 0, true},
     {MessageType::release, "release", 0, true},
     {MessageType::interrupted, "interrupted", 0, false},
+    {MessageType::waiting, "waiting", 0, true},
+    {MessageType::noted, "noted", 0, false},
 };
 
 /// Type number -> place in kTypes, or -1.

@@ -7,7 +7,7 @@
 
 namespace parlando::protocol {
 
-inline constexpr std::size_t kBodyBytesMax = 64 * 1024;
+inline constexpr std::size_t kBodyBytesMax = 128 * 1024;
 inline constexpr int kBodyDepthMax = 32;
 inline constexpr std::size_t kBatchBytesMax = 256 * 1024;  ///< of a batch that grows; one larger message travels alone
 inline constexpr std::uint32_t kBatchMessagesMax = 1024;

@@ -54,6 +54,13 @@ enum class MessageType : std::uint16_t {
   speech_paused = 38,
   speech_resumed = 39,
   played = 40,
+  configure = 41,
+  item = 42,
+  respond = 43,
+  tool_output = 44,
+  utter = 45,
+  truncate = 46,
+  forget = 47,
   tokens = 48,
   hear = 64,
   generate = 67,
@@ -67,6 +74,8 @@ enum class MessageType : std::uint16_t {
   history = 97,
   committed = 98,
   records = 99,
+  erase = 100,
+  erased = 101,
   opened = 112,
   turn_done = 113,
   checkpoint = 114,
@@ -74,6 +83,8 @@ enum class MessageType : std::uint16_t {
   hold = 116,
   release = 117,
   interrupted = 118,
+  waiting = 119,
+  noted = 120,
 };
 
 /// Bound on the type numbers, for tables.

@@ -95,9 +95,10 @@ std::string describe_messages() {
   return "| type | name | body | fields | payload |\n|---|---|---|---|---|\n" +
          rows<Hello, Heartbeat, HeartbeatReply, Window, Cancel, ErrorMessage, Refused, Resync, Open, Close, OpenVad,
               OpenTokenizer, Tokenize, OpenChat, Synthesise, Claim, Granted, Renew, Attach, ForkChat, Audio, Flush,
-              SpeechStarted, SpeechEnded, Cancelled, SpeechPaused, SpeechResumed, Played, Tokens, Hear, Generate, Text,
-              Say, ToolResult, GoOn, Speak, Speech, Commit, History, Committed, Records, Opened, TurnDone, Checkpoint,
-              Attached, Hold, Release, Interrupted>();
+              SpeechStarted, SpeechEnded, Cancelled, SpeechPaused, SpeechResumed, Played, Configure, Item, Respond,
+              ToolOutput, Utter, Truncate, Forget, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech,
+              Commit, History, Committed, Records, Erase, Erased, Opened, TurnDone, Checkpoint, Attached, Hold, Release,
+              Interrupted, Waiting, Noted>();
 }
 
 }  // namespace parlando::protocol

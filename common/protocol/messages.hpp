@@ -150,12 +150,77 @@ struct Close {
 // ------------------------------------------------------------------------------------------------ gateway ->
 // controller
 
-/// What whoever goes on with a conversation must know. What follows `open_turn` tells how far the client has got in the
-/// turn under way; payload: ids of the language model in that turn.
-struct Conversation {
-  static constexpr PayloadKind kPayload = PayloadKind::ids;
+enum class Detection : std::uint8_t { silence, semantic, none };
+template <>
+inline std::span<const std::string_view> names_of<Detection>() {
+  static constexpr std::string_view kNames[] = {"silence", "semantic", "none"};
+  return kNames;
+}
+
+/// How soon a semantic detector ends a turn: the longest silence that it waits is 8, 4 and 2 s; automatic: 4 s.
+enum class Eagerness : std::uint8_t { automatic, low, medium, high };
+template <>
+inline std::span<const std::string_view> names_of<Eagerness>() {
+  static constexpr std::string_view kNames[] = {"auto", "low", "medium", "high"};
+  return kNames;
+}
+
+/// How a conversation is led. Numbers of -1, and texts that are empty, leave it to the service's configuration.
+struct Settings {
   std::string system, speaker;
   bool speak = true;
+
+  // What ends an utterance, and what follows.
+  Detection detection = Detection::silence;
+  Eagerness eagerness = Eagerness::automatic;
+  std::int32_t threshold_permille = -1;  ///< speech probability that starts an utterance
+  std::int32_t prefix_ms = -1;           ///< sound kept in front of it
+  std::int32_t silence_ms = -1;          ///< that ends it, with Detection::silence
+  bool answers = true;         ///< an utterance is answered; else it is Noted, and Respond asks for the answer
+  bool interrupts = true;      ///< a voice over an answer may take the word
+  std::string tokenizer_mode;  ///< stable or exact
+
+  // What the model may do.
+  JsonText tools;  ///< array of {name, description?, parameters?}: the client executes them; null: the engine's own
+  std::string tool_choice = "auto";  ///< auto, none, required, or the name of a tool
+  std::int32_t temperature_milli = -1, top_p_milli = -1, top_k = -1;
+  std::int64_t tokens_max = -1;  ///< of a reply
+  JsonText stop;                 ///< array of at most 4 texts that end a reply; they are not told
+
+  // How it sounds.
+  std::string style;                ///< a tag of the speaking model, without brackets
+  std::int32_t speed_milli = 1000;  ///< tempo ratio
+  std::int32_t volume_milli = 1000;
+  template <class V>
+  void fields(V&& v) {
+    v("system", system, bytes_at_most(32768));
+    v("speaker", speaker, bytes_at_most(200));
+    v("speak", speak);
+    v("detection", detection);
+    v("eagerness", eagerness);
+    v("threshold_permille", threshold_permille, within(-1, 1000));
+    v("prefix_ms", prefix_ms, within(-1, 5000));
+    v("silence_ms", silence_ms, within(-1, 10000));
+    v("answers", answers);
+    v("interrupts", interrupts);
+    v("tokenizer_mode", tokenizer_mode, bytes_at_most(20));
+    v("tools", tools);
+    v("tool_choice", tool_choice, bytes_at_most(100));
+    v("temperature_milli", temperature_milli, within(-1, 100000));
+    v("top_p_milli", top_p_milli, within(-1, 1000));
+    v("top_k", top_k, within(-1, 1000000));
+    v("tokens_max", tokens_max, within(-1, 1000000));
+    v("stop", stop);
+    v("style", style, bytes_at_most(100));
+    v("speed_milli", speed_milli, within(250, 4000));
+    v("volume_milli", volume_milli, within(100, 10000));
+  }
+};
+
+/// What whoever goes on with a conversation must know. What follows `open_turn` tells how far the client has got in the
+/// turn under way; payload: ids of the language model in that turn.
+struct Conversation : Settings {
+  static constexpr PayloadKind kPayload = PayloadKind::ids;
   bool plays = false;  ///< the gateway keeps time with the client's loudspeaker: it answers Hold and tells Played
   std::uint64_t seed = 0;
   std::uint64_t first_input = 1;                       ///< number of the first input behind this message
@@ -169,9 +234,7 @@ struct Conversation {
   Bytes payload;
   template <class V>
   void fields(V&& v) {
-    v("system", system, bytes_at_most(32768));
-    v("speaker", speaker, bytes_at_most(200));
-    v("speak", speak);
+    Settings::fields(v);
     v("plays", plays);
     v("seed", seed);
     v("first_input", first_input);
@@ -193,12 +256,14 @@ struct Open : Conversation {
   Epoch expected_epoch;      ///< what the store must hold; 0: a new session
   bool inputs_kept = true;   ///< those of the open turn follow; else nobody but its controller can go on with it
   std::string token_digest;  ///< SHA-256 of the token that resumes the session, in hexadecimal digits; empty: none does
+  bool stored = true;  ///< its turns are; else it has no history but its Items, and nothing of it outlives its stream
   template <class V>
   void fields(V&& v) {
     Conversation::fields(v);
     v("expected_epoch", expected_epoch);
     v("inputs_kept", inputs_kept);
     v("token_digest", token_digest, bytes_at_most(64));
+    v("stored", stored);
   }
 };
 
@@ -256,6 +321,104 @@ struct Say {
   template <class V>
   void fields(V&& v) {
     v("text", text, bytes_at_most(60000));
+  }
+};
+
+/// From the next turn on the conversation is led like this.
+struct Configure : Settings {
+  static constexpr MessageType kType = MessageType::configure;
+};
+
+enum class ItemRole : std::uint8_t { user, assistant, system, tool };
+template <>
+inline std::span<const std::string_view> names_of<ItemRole>() {
+  static constexpr std::string_view kNames[] = {"user", "assistant", "system", "tool"};
+  return kNames;
+}
+
+/// Something that belongs to the conversation and is no turn of its own: it stands in front of the next one and is
+/// stored with that. A user's Item is what that turn answers when nothing else is said.
+struct Item {
+  static constexpr MessageType kType = MessageType::item;
+  std::string id;  ///< the client's name for it
+  ItemRole role = ItemRole::user;
+  std::string text;  ///< of a tool: the result
+  JsonText calls;    ///< of an assistant: array of {id, name, arguments}; of a tool: the id of the call that it answers
+  template <class V>
+  void fields(V&& v) {
+    v("id", id, bytes_at_most(100));
+    v("role", role);
+    v("text", text, bytes_at_most(60000));
+    v("calls", calls);
+  }
+};
+
+/// Answer now: what was noted and not answered yet, or else the conversation as it stands. `settings` changes this
+/// answer alone.
+struct Respond {
+  static constexpr MessageType kType = MessageType::respond;
+  JsonText settings;     ///< object with the fields of Settings that differ; null: none
+  bool remember = true;  ///< else the answer is told and forgotten: no later turn knows of it
+  template <class V>
+  void fields(V&& v) {
+    v("settings", settings);
+    v("remember", remember);
+  }
+};
+
+/// What a tool that the client executes has answered. Of a call that waits no more: an Item of that role.
+struct ToolOutput {
+  static constexpr MessageType kType = MessageType::tool_output;
+  std::string call;  ///< its id
+  std::string output;
+  template <class V>
+  void fields(V&& v) {
+    v("call", call, bytes_at_most(100));
+    v("output", output, bytes_at_most(60000));
+  }
+};
+
+/// A turn whose answer is given: it is spoken and remembered as if the model had made it.
+struct Utter {
+  static constexpr MessageType kType = MessageType::utter;
+  std::string text;
+  template <class V>
+  void fields(V&& v) {
+    v("text", text, bytes_at_most(60000));
+  }
+};
+
+/// The client has played no more than this of a turn's sound: what lies behind it was not heard. Later and earlier
+/// claims only shorten.
+struct Truncate {
+  static constexpr MessageType kType = MessageType::truncate;
+  TurnId turn;
+  std::int64_t samples = 0;
+  template <class V>
+  void fields(V&& v) {
+    v("turn", turn);
+    v("samples", samples, at_least(0));
+  }
+};
+
+enum class TurnPart : std::uint8_t { all, user, assistant };
+template <>
+inline std::span<const std::string_view> names_of<TurnPart>() {
+  static constexpr std::string_view kNames[] = {"all", "user", "assistant"};
+  return kNames;
+}
+
+/// The model is not told of this any more. The store keeps it: the next turn's record says what was forgotten.
+struct Forget {
+  static constexpr MessageType kType = MessageType::forget;
+  std::string item;  ///< an Item's id, or empty:
+  TurnId turn;
+  TurnPart part = TurnPart::all;
+  template <class V>
+  void fields(V&& v) {
+    v("item", item, bytes_at_most(100));
+    v("turn", turn);
+    v("part", part);
   }
 };
 
@@ -372,7 +535,9 @@ struct Text {
   static constexpr PayloadKind kPayload = PayloadKind::ids;
   TextKind kind = TextKind::text;
   std::int64_t at_bytes = 0;  ///< for tool_call: calls before this one
-  std::string text;           ///< of a tool_call: JSON {name, arguments}, to clients with {result}
+  /// Of a tool_call: JSON {name, arguments}, to clients with {id} and, when the engine has executed it, {result}; of
+  /// done: JSON {finish: stop | length, prompt_tokens, cached_tokens, output_tokens}.
+  std::string text;
   Bytes payload;
   template <class V>
   void fields(V&& v) {
@@ -460,6 +625,34 @@ struct Interrupted {
   }
 };
 
+/// The model has made its calls and waits for the ToolOutputs of those that the client executes: `calls` of the turn's
+/// tool calls have no result yet.
+struct Waiting {
+  static constexpr MessageType kType = MessageType::waiting;
+  TurnId turn;
+  std::int64_t calls = 0;
+  template <class V>
+  void fields(V&& v) {
+    v("turn", turn);
+    v("calls", calls, at_least(1));
+  }
+};
+
+/// An utterance was understood (its transcript was told) and is an Item now: it waits for Respond.
+struct Noted {
+  static constexpr MessageType kType = MessageType::noted;
+  std::string id;  ///< of the Item
+  std::string text;
+  std::int64_t first_sample = 0, end_sample = 0;  ///< of the utterance
+  template <class V>
+  void fields(V&& v) {
+    v("id", id, bytes_at_most(100));
+    v("text", text);
+    v("first_sample", first_sample, at_least(0));
+    v("end_sample", end_sample, at_least(0));
+  }
+};
+
 /// Inputs up to `input` will never be asked for again; of later ones, audio behind `keep_until` neither (0: all is
 /// kept).
 struct Checkpoint {
@@ -479,8 +672,12 @@ struct Checkpoint {
 /// Flush without speech answers Errc::no_speech. Positions are those of Audio.
 struct OpenVad {
   static constexpr MessageType kType = MessageType::open_vad;
+  std::int32_t threshold_permille = -1, silence_ms = -1;  ///< -1: as configured
   template <class V>
-  void fields(V&&) {}
+  void fields(V&& v) {
+    v("threshold_permille", threshold_permille, within(-1, 1000));
+    v("silence_ms", silence_ms, within(-1, 10000));
+  }
 };
 
 enum class TokenizerMode : std::uint8_t { stable, exact };
@@ -519,29 +716,45 @@ struct Tokens {
   std::int64_t first_group = 0, final_groups = 0;
   bool last = false;
   Bytes payload;
-  std::uint32_t attempt = 0;  ///< of the Flush that asked for them; 0: the stream's own
+  std::uint32_t attempt = 0;            ///< of the Flush that asked for them; 0: the stream's own
+  std::int32_t complete_permille = -1;  ///< of an attempt: how likely the utterance ends there; -1: nobody knows
   template <class V>
   void fields(V&& v) {
     v("first_group", first_group, at_least(0));
     v("final_groups", final_groups, at_least(0));
     v("last", last);
     v("attempt", attempt);
+    v("complete_permille", complete_permille, within(-1, 1000));
   }
 };
 
 // ------------------------------------------------------------------------------------------------ llm
 
-/// A chat of one turn. Payload: the history as a JSON array of {role, content}. Answered by Text after Generate.
+/// A chat of one turn. Payload: the history as a JSON array of {role, content, calls?}. Answered by Text after
+/// Generate.
 struct OpenChat {
   static constexpr MessageType kType = MessageType::open_chat;
   static constexpr PayloadKind kPayload = PayloadKind::json;
   std::string system;  ///< empty: the model's own
   std::uint64_t seed = 1;
+  // As in Settings.
+  JsonText tools;
+  std::string tool_choice = "auto";
+  std::int32_t temperature_milli = -1, top_p_milli = -1, top_k = -1;
+  std::int64_t tokens_max = -1;
+  JsonText stop;
   Bytes payload;
   template <class V>
   void fields(V&& v) {
     v("system", system, bytes_at_most(32768));
     v("seed", seed);
+    v("tools", tools);
+    v("tool_choice", tool_choice, bytes_at_most(100));
+    v("temperature_milli", temperature_milli, within(-1, 100000));
+    v("top_p_milli", top_p_milli, within(-1, 1000));
+    v("top_k", top_k, within(-1, 1000000));
+    v("tokens_max", tokens_max, within(-1, 1000000));
+    v("stop", stop);
   }
 };
 
@@ -582,8 +795,13 @@ struct GoOn {
 /// The user's turn is over: answer it.
 struct Generate {
   static constexpr MessageType kType = MessageType::generate;
+  bool transcribe = false;    ///< only what was heard is wanted: the transcript, then done
+  bool as_it_stands = false;  ///< nobody has said anything in this turn: the history is answered
   template <class V>
-  void fields(V&&) {}
+  void fields(V&& v) {
+    v("transcribe", transcribe);
+    v("as_it_stands", as_it_stands);
+  }
 };
 
 /// Answers a Text of kind tool_call; the model goes on.
@@ -630,6 +848,8 @@ struct Speak {
   std::string text, speaker;
   std::int64_t skip_samples = 0;  ///< of the piece, heard already
   std::uint64_t seed = 1;
+  std::string style;  ///< as in Settings
+  std::int32_t speed_milli = 1000, volume_milli = 1000;
   template <class V>
   void fields(V&& v) {
     v("piece", piece);
@@ -637,6 +857,9 @@ struct Speak {
     v("speaker", speaker, bytes_at_most(200));
     v("skip_samples", skip_samples, at_least(0));
     v("seed", seed);
+    v("style", style, bytes_at_most(100));
+    v("speed_milli", speed_milli, within(250, 4000));
+    v("volume_milli", volume_milli, within(100, 10000));
   }
 };
 
@@ -727,6 +950,23 @@ struct Committed {
   void fields(V&& v) {
     v("turn", turn, at_least(1));
     v("digest", digest, bytes_at_most(200));
+  }
+};
+
+/// Deletes everything that was said in the session, for good. Its epoch stays as a tombstone: nobody writes to it
+/// again. Answered by Erased.
+struct Erase {
+  static constexpr MessageType kType = MessageType::erase;
+  template <class V>
+  void fields(V&&) {}
+};
+
+struct Erased {
+  static constexpr MessageType kType = MessageType::erased;
+  std::int64_t turns = 0;
+  template <class V>
+  void fields(V&& v) {
+    v("turns", turns, at_least(0));
   }
 };
 

@@ -695,7 +695,11 @@ void Session::say_to_chat() {
     past.push_back({{"role", "user"}, {"content", text_in(turn.record, "user")}});
     past.push_back({{"role", "assistant"}, {"content", text_in(turn.record, "assistant")}});
   }
-  send(Role::chat, OpenChat{open_.system, turn_.seed, bytes_of(text_of(past))});
+  OpenChat chat;
+  chat.system = open_.system;
+  chat.seed = turn_.seed;
+  chat.payload = bytes_of(text_of(past));
+  send(Role::chat, std::move(chat));
   if (turn_.typed) send(Role::chat, Say{*turn_.typed});
   if (!turn_.codes.empty()) send(Role::chat, Hear{0, to_bytes(std::span<const std::int32_t>(turn_.codes))});
   if (turn_.typed || turn_.codes_done) ask_for_answer();

@@ -156,7 +156,7 @@ BOOST_AUTO_TEST_CASE(every_kind_of_bad_input_gets_its_own_code) {
 
 BOOST_AUTO_TEST_CASE(a_type_of_a_later_version_keeps_its_number_and_nothing_else) {
   auto m = audio_message();
-  m.head.type = static_cast<MessageType>(120);
+  m.head.type = static_cast<MessageType>(127);
   auto r = Wire(encode(m)).read();
   BOOST_REQUIRE(r.has_value());
   BOOST_TEST(r->skipped == 1u);

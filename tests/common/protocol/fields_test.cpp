@@ -175,7 +175,8 @@ using All = List<Hello, Heartbeat, HeartbeatReply, Window, Cancel, ErrorMessage,
                  OpenTokenizer, Tokenize, OpenChat, Synthesise, Claim, Granted, Renew, Audio, Flush, SpeechStarted,
                  SpeechEnded, Cancelled, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech, Commit,
                  History, Committed, Records, Opened, TurnDone, Checkpoint, Attach, Attached, ForkChat, SpeechPaused,
-                 SpeechResumed, Played, Hold, Release, Interrupted>;
+                 SpeechResumed, Played, Hold, Release, Interrupted, Configure, Item, Respond, ToolOutput, Utter,
+                 Truncate, Forget, Waiting, Noted, Erase, Erased>;
 
 }  // namespace
 
