@@ -6,6 +6,7 @@
 
 #include "common/base/nesting.hpp"
 #include "common/base/units.hpp"
+#include "services/gateway/settings.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
@@ -36,13 +37,11 @@ Result<void> read_lead(const json& value, const char* name, std::optional<millis
 }
 
 Result<void> read_option(const std::string& key, const json& value, OpenOptions& to) {
-  if (key == "type") return {};
-  if (key == "system") return read_text(value, "open: system", to.system);
-  if (key == "speaker") return read_text(value, "open: speaker", to.speaker);
-  if (key == "speak") {
+  if (key == "type" || is_setting(key)) return {};
+  if (key == "stored") {
     if (!value.is_boolean())
-      return fail(Errc::invalid_argument, "open: speak is {}, expected true or false", shown(value));
-    to.speak = value.get<bool>();
+      return fail(Errc::invalid_argument, "open: stored is {}, expected true or false", shown(value));
+    to.stored = value.get<bool>();
     return {};
   }
   if (key == "seed") {
@@ -52,7 +51,7 @@ Result<void> read_option(const std::string& key, const json& value, OpenOptions&
     return {};
   }
   if (key == "lead_ms") return read_lead(value, "open", to.lead);
-  return fail(Errc::invalid_argument, "open: '{}' is unknown, expected system, speaker, speak, seed or lead_ms",
+  return fail(Errc::invalid_argument, "open: '{}' is unknown, expected seed, lead_ms, stored or a setting",
               key.substr(0, kShownMax));
 }
 
@@ -70,11 +69,109 @@ Result<void> check(T message) {
 Result<ClientMessage> read_open(const json& body) {
   OpenOptions options;
   for (const auto& [key, value] : body.items()) PARLANDO_DO(read_option(key, value, options));
+  PARLANDO_TRY(const auto changes, read_settings(body, "open"));
+  PARLANDO_DO(protocol::apply(changes, options));
   protocol::Open open;
-  open.system = options.system;
-  open.speaker = options.speaker;
+  static_cast<protocol::Settings&>(open) = options;
   PARLANDO_DO(check(std::move(open)));
   return ClientMessage(std::move(options));
+}
+
+/// Nothing but settings and these fields.
+Result<void> expect_only(const json& body, const char* type, std::initializer_list<std::string_view> known,
+                         bool settings = false) {
+  for (const auto& [key, value] : body.items()) {
+    if (key == "type" || (settings && is_setting(key))) continue;
+    if (std::find(known.begin(), known.end(), key) == known.end())
+      return fail(Errc::invalid_argument, "{}: '{}' is unknown, expected {}{}", type, key.substr(0, kShownMax),
+                  fmt::join(known, ", "),
+                  !settings           ? ""
+                  : known.size() == 0 ? "a setting"
+                                      : " or a setting");
+  }
+  return {};
+}
+
+Result<ClientMessage> read_configure(const json& body) {
+  PARLANDO_DO(expect_only(body, "configure", {}, true));
+  PARLANDO_TRY(auto changes, read_settings(body, "configure"));
+  protocol::Configure whole;
+  PARLANDO_DO(protocol::apply(changes, whole));
+  return ClientMessage(SettingsChange{std::move(changes)});
+}
+
+Result<ClientMessage> read_respond(const json& body) {
+  PARLANDO_DO(expect_only(body, "respond", {"remember"}, true));
+  protocol::Respond respond;
+  PARLANDO_TRY(respond.settings, read_settings(body, "respond"));
+  protocol::Settings whole;
+  PARLANDO_DO(protocol::apply(respond.settings, whole));
+  if (respond.settings.text == "{}") respond.settings = {};
+  if (const auto remember = body.find("remember"); remember != body.end()) {
+    if (!remember->is_boolean())
+      return fail(Errc::invalid_argument, "respond: remember is {}, expected true or false", shown(*remember));
+    respond.remember = remember->get<bool>();
+  }
+  PARLANDO_DO(check(respond));
+  return ClientMessage(std::move(respond));
+}
+
+template <class E>
+Result<E> read_name(const json& value, const char* what) {
+  const auto names = protocol::names_of<E>();
+  for (std::size_t i = 0; i < names.size(); ++i)
+    if (value == names[i]) return static_cast<E>(i);
+  return fail(Errc::invalid_argument, "{} is {}, expected {}", what, shown(value), fmt::join(names, ", "));
+}
+
+/// The calls of an assistant, or the call that a tool answers. Items without are plain texts.
+Result<void> check_calls(const protocol::Item& item, const json& calls) {
+  using protocol::ItemRole;
+  bool good = calls.is_null();
+  if (item.role == ItemRole::tool) good = calls.is_string() && calls.get_ref<const std::string&>().size() <= 100;
+  if (item.role == ItemRole::assistant && calls.is_array()) {
+    const auto is_call = [](const json& call) {
+      const auto has_text = [&](const char* key) { return call.contains(key) && call[key].is_string(); };
+      return call.is_object() && has_text("id") && has_text("name") && call.contains("arguments");
+    };
+    good = std::all_of(calls.begin(), calls.end(), is_call);
+  }
+  if (good) return {};
+  const auto* expected = item.role == ItemRole::tool        ? "the id of the call that it answers"
+                         : item.role == ItemRole::assistant ? "a list of {id, name, arguments}"
+                                                            : "none";
+  return fail(Errc::invalid_argument, "item: calls is {}, expected {}", shown(calls), expected);
+}
+
+Result<ClientMessage> read_item(const json& body) {
+  PARLANDO_DO(expect_only(body, "item", {"id", "role", "text", "calls"}));
+  protocol::Item item;
+  PARLANDO_TRY(item.role, read_name<protocol::ItemRole>(body.value("role", json()), "item: role"));
+  PARLANDO_DO(read_text(body.value("text", json("")), "item: text", item.text));
+  PARLANDO_DO(read_text(body.value("id", json("")), "item: id", item.id));
+  const auto calls = body.value("calls", json());
+  PARLANDO_DO(check_calls(item, calls));
+  item.calls.text = dump(calls);
+  PARLANDO_DO(check(item));
+  return ClientMessage(std::move(item));
+}
+
+Result<ClientMessage> read_tool_output(const json& body) {
+  PARLANDO_DO(expect_only(body, "tool_output", {"call", "output"}));
+  protocol::ToolOutput out;
+  PARLANDO_DO(read_text(body.value("call", json()), "tool_output: call", out.call));
+  PARLANDO_DO(read_text(body.value("output", json()), "tool_output: output", out.output));
+  PARLANDO_DO(check(out));
+  return ClientMessage(std::move(out));
+}
+
+Result<ClientMessage> read_utter(const json& body) {
+  PARLANDO_DO(expect_only(body, "utter", {"text"}));
+  protocol::Utter utter;
+  PARLANDO_DO(read_text(body.value("text", json()), "utter: text", utter.text));
+  if (utter.text.empty()) return fail(Errc::invalid_argument, "utter: text is empty");
+  PARLANDO_DO(check(utter));
+  return ClientMessage(std::move(utter));
 }
 
 Result<std::string> read_hex(const json& value, const char* name) {
@@ -131,14 +228,47 @@ Result<ClientMessage> read_say(const json& body) {
   return ClientMessage(std::move(say));
 }
 
+Result<TurnId> read_turn(const json& turn, const char* what) {
+  if (!turn.is_number_unsigned() || turn.get<std::uint64_t>() > std::numeric_limits<std::uint32_t>::max())
+    return fail(Errc::invalid_argument, "{} is {}, expected the number of a turn", what, shown(turn));
+  return TurnId{turn.get<std::uint32_t>()};
+}
+
 Result<ClientMessage> read_cancel(const json& body) {
   protocol::Cancel cancel;
   if (!body.contains("turn")) return ClientMessage(cancel);
-  const auto& turn = body["turn"];
-  if (!turn.is_number_unsigned() || turn.get<std::uint64_t>() > std::numeric_limits<std::uint32_t>::max())
-    return fail(Errc::invalid_argument, "cancel: turn is {}, expected the number of a turn", shown(turn));
-  cancel.turn.value = turn.get<std::uint32_t>();
+  PARLANDO_TRY(cancel.turn, read_turn(body["turn"], "cancel: turn"));
   return ClientMessage(cancel);
+}
+
+Result<ClientMessage> read_truncate(const json& body) {
+  PARLANDO_DO(expect_only(body, "truncate", {"turn", "samples"}));
+  protocol::Truncate out;
+  PARLANDO_TRY(out.turn, read_turn(body.value("turn", json()), "truncate: turn"));
+  const auto samples = body.value("samples", json());
+  if (!samples.is_number_unsigned() || samples.get<std::uint64_t>() > (std::uint64_t{1} << 53))
+    return fail(Errc::invalid_argument, "truncate: samples is {}, expected a whole number from 0 to 2^53",
+                shown(samples));
+  out.samples = samples.get<std::int64_t>();
+  return ClientMessage(out);
+}
+
+Result<ClientMessage> read_forget(const json& body) {
+  PARLANDO_DO(expect_only(body, "forget", {"item", "turn", "part"}));
+  protocol::Forget out;
+  if (body.contains("item") == body.contains("turn"))
+    return fail(Errc::invalid_argument, "forget: either item or turn is expected");
+  if (body.contains("item")) {
+    PARLANDO_DO(read_text(body["item"], "forget: item", out.item));
+    if (out.item.empty()) return fail(Errc::invalid_argument, "forget: item is empty");
+  } else {
+    PARLANDO_TRY(out.turn, read_turn(body["turn"], "forget: turn"));
+  }
+  if (body.contains("part")) {
+    PARLANDO_TRY(out.part, read_name<protocol::TurnPart>(body["part"], "forget: part"));
+  }
+  PARLANDO_DO(check(out));
+  return ClientMessage(std::move(out));
 }
 
 json event(std::string_view type) { return json{{"type", std::string(type)}}; }
@@ -155,13 +285,18 @@ Result<ClientMessage> read_client_message(std::string_view text) {
   if (!body.is_object() || !body.contains("type") || !body["type"].is_string())
     return fail(Errc::bad_json, "the message is not a JSON object with a type");
   const auto type = body["type"].get<std::string>();
-  if (type == "open") return read_open(body);
-  if (type == "resume") return read_resume(body);
-  if (type == "flush") return ClientMessage(protocol::Flush{});
-  if (type == "cancel") return read_cancel(body);
-  if (type == "text") return read_say(body);
-  return fail(Errc::unknown_type, "the type is '{}', expected open, resume, flush, text or cancel",
-              type.substr(0, kShownMax));
+  using Read = Result<ClientMessage> (*)(const json&);
+  static const std::map<std::string, Read, std::less<>> kTypes{
+      {"open", read_open},           {"resume", read_resume},
+      {"configure", read_configure}, {"text", read_say},
+      {"cancel", read_cancel},       {"item", read_item},
+      {"respond", read_respond},     {"tool_output", read_tool_output},
+      {"utter", read_utter},         {"truncate", read_truncate},
+      {"forget", read_forget},       {"flush", [](const json&) { return Result<ClientMessage>(protocol::Flush{}); }}};
+  if (const auto found = kTypes.find(type); found != kTypes.end()) return found->second(body);
+  std::vector<std::string_view> names;
+  for (const auto& [name, read] : kTypes) names.push_back(name);
+  return fail(Errc::unknown_type, "the type is '{}', expected {}", type.substr(0, kShownMax), fmt::join(names, ", "));
 }
 
 std::string opened_event(SessionId session, std::uint64_t seed, const std::string& token,
@@ -199,8 +334,9 @@ std::string speech_event(std::string_view type, std::int64_t sample) {
   return dump(e);
 }
 
-std::string text_event(protocol::TextKind kind, std::string_view text) {
+std::string text_event(TurnId turn, protocol::TextKind kind, std::string_view text) {
   auto e = event("text");
+  e["turn"] = turn.value;
   e["kind"] = std::string(protocol::names_of<protocol::TextKind>()[static_cast<std::size_t>(kind)]);
   e["text"] = std::string(text);
   return dump(e);
@@ -228,12 +364,30 @@ std::string interrupted_event(const protocol::Interrupted& interrupted) {
   return dump(e);
 }
 
-std::string error_event(std::string_view code, std::string_view message, std::int64_t retry_ms, bool session_ended) {
+std::string waiting_event(const protocol::Waiting& waiting) {
+  auto e = event("waiting");
+  e["turn"] = waiting.turn.value;
+  e["calls"] = waiting.calls;
+  return dump(e);
+}
+
+std::string noted_event(const protocol::Noted& noted) {
+  auto e = event("noted");
+  e["id"] = noted.id;
+  e["text"] = noted.text;
+  e["first_sample"] = noted.first_sample;
+  e["end_sample"] = noted.end_sample;
+  return dump(e);
+}
+
+std::string error_event(std::string_view code, std::string_view message, std::int64_t retry_ms, bool session_ended,
+                        TurnId turn) {
   auto e = event("error");
   e["code"] = std::string(code);
   e["message"] = std::string(message);
   if (retry_ms > 0) e["retry_ms"] = retry_ms;
   if (session_ended) e["session_ended"] = true;
+  if (turn.value != 0) e["turn"] = turn.value;
   return dump(e);
 }
 

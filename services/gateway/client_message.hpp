@@ -12,11 +12,15 @@
 namespace parlando::gateway {
 
 /// A conversation is asked for.
-struct OpenOptions {
-  std::string system, speaker;
-  bool speak = true;
+struct OpenOptions : protocol::Settings {
   std::optional<std::uint64_t> seed;  ///< empty: any
   std::optional<milliseconds> lead;   ///< how far sound may be ahead of the loudspeaker; empty: as it comes
+  bool stored = true;                 ///< else nothing of it outlives its controller
+};
+
+/// Settings that change: applied to those that stand (`protocol::apply`), they make a Configure.
+struct SettingsChange {
+  protocol::JsonText changes;
 };
 
 /// A conversation whose socket was lost is to go on here.
@@ -27,7 +31,9 @@ struct ResumeOptions {
   std::optional<milliseconds> lead;  ///< another one, if the session has any
 };
 
-using ClientMessage = std::variant<OpenOptions, ResumeOptions, protocol::Flush, protocol::Say, protocol::Cancel>;
+using ClientMessage = std::variant<OpenOptions, ResumeOptions, SettingsChange, protocol::Flush, protocol::Say,
+                                   protocol::Cancel, protocol::Item, protocol::Respond, protocol::ToolOutput,
+                                   protocol::Utter, protocol::Truncate, protocol::Forget>;
 
 /// @error Errc::bad_json, Errc::unknown_type: no message at all; Errc::invalid_argument: one with a wrong field, which
 /// is named
@@ -44,14 +50,17 @@ std::string opened_event(SessionId session, std::uint64_t seed, const std::strin
 std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached,
                           std::optional<milliseconds> lead = {});
 std::string speech_event(std::string_view type, std::int64_t sample);
-std::string text_event(protocol::TextKind kind, std::string_view text);
+std::string text_event(TurnId turn, protocol::TextKind kind, std::string_view text);
 std::string turn_event(const protocol::TurnDone& done);
 std::string cancelled_event(TurnId turn);
 std::string hold_event(TurnId turn);
 std::string release_event(TurnId turn);
 std::string interrupted_event(const protocol::Interrupted& interrupted);
+std::string waiting_event(const protocol::Waiting& waiting);
+std::string noted_event(const protocol::Noted& noted);
 /// @param session_ended  no session is open any more: the client may open another one
+/// @param turn  that has failed; 0: none has
 std::string error_event(std::string_view code, std::string_view message, std::int64_t retry_ms = 0,
-                        bool session_ended = false);
+                        bool session_ended = false, TurnId turn = {});
 
 }  // namespace parlando::gateway

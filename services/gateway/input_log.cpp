@@ -6,11 +6,30 @@
 
 namespace parlando::gateway {
 
+namespace {
+
+/// Bytes of text in an input.
+struct Written {
+  std::size_t operator()(const protocol::Say& say) const { return say.text.size(); }
+  std::size_t operator()(const protocol::Utter& utter) const { return utter.text.size(); }
+  std::size_t operator()(const protocol::Item& item) const { return item.text.size() + item.calls.text.size(); }
+  std::size_t operator()(const protocol::ToolOutput& out) const { return out.output.size(); }
+  std::size_t operator()(const protocol::Respond& respond) const { return respond.settings.text.size(); }
+  std::size_t operator()(const protocol::Configure& settings) const {
+    return settings.system.size() + settings.tools.text.size();
+  }
+  template <class T>
+  std::size_t operator()(const T&) const {
+    return 0;
+  }
+};
+
+}  // namespace
+
 InputLog::Size InputLog::size_of(const Input& input) {
   if (const auto* audio = std::get_if<protocol::Audio>(&input))
     return {static_cast<std::int64_t>(audio->payload.size() / kSampleBytes), 0};
-  if (const auto* say = std::get_if<protocol::Say>(&input)) return {0, say->text.size()};
-  return {};
+  return {0, std::visit(Written{}, input)};
 }
 
 std::uint64_t InputLog::add(Input input, std::uint64_t trace) {
@@ -64,6 +83,7 @@ void InputLog::pop_front() {
   const auto size = size_of(entries_.front().input);
   samples_ -= size.samples;
   text_bytes_ -= size.text_bytes;
+  if (auto* configured = std::get_if<protocol::Configure>(&entries_.front().input)) settings_ = std::move(*configured);
   entries_.pop_front();
   ++first_;
 }

@@ -12,12 +12,14 @@
 
 namespace parlando::gateway {
 
-using Input = std::variant<protocol::Audio, protocol::Flush, protocol::Say, protocol::Cancel>;
+using Input =
+    std::variant<protocol::Audio, protocol::Flush, protocol::Say, protocol::Cancel, protocol::Configure, protocol::Item,
+                 protocol::Respond, protocol::ToolOutput, protocol::Utter, protocol::Truncate, protocol::Forget>;
 
 struct InputLimits {
   std::int64_t audio_samples_max = 30 * kInputRate;  ///< 960 kB
   std::size_t inputs_max = 8192;
-  std::size_t text_bytes_max = 256u << 10;  ///< of Say
+  std::size_t text_bytes_max = 512u << 10;  ///< of everything that is written
 };
 
 class InputLog {
@@ -28,8 +30,9 @@ class InputLog {
   };
 
   /// @param first  number of the first input to come
-  explicit InputLog(InputLimits limits = {}, std::uint64_t first = 1)
-      : limits_(limits), first_(first), handed_(first - 1), audio_from_(first) {}
+  /// @param settings  that the conversation has before it
+  explicit InputLog(InputLimits limits = {}, std::uint64_t first = 1, protocol::Settings settings = {})
+      : limits_(limits), first_(first), handed_(first - 1), audio_from_(first), settings_(std::move(settings)) {}
 
   /// Takes an input; older ones that were handed out go when a limit is reached. @return its number
   std::uint64_t add(Input input, std::uint64_t trace);
@@ -57,6 +60,8 @@ class InputLog {
   /// As much waits to be handed out as is kept: the client should be read no further.
   bool is_full() const;
   std::uint64_t first() const { return first_; }  ///< number of the first one kept, or of the next to come
+  /// As they stand in front of that one: what was configured since is among those that are kept.
+  const protocol::Settings& settings() const { return settings_; }
   std::uint64_t last() const { return first_ + entries_.size() - 1; }
   std::size_t size() const { return entries_.size(); }
   std::int64_t audio_samples() const { return samples_; }
@@ -82,6 +87,7 @@ class InputLog {
   std::uint64_t audio_from_;      ///< no input before it has audio
   std::int64_t samples_ = 0, waiting_samples_ = 0, dropped_samples_ = 0;
   std::size_t text_bytes_ = 0, waiting_text_bytes_ = 0;
+  protocol::Settings settings_;
 };
 
 }  // namespace parlando::gateway

@@ -86,7 +86,7 @@ void Sessions::on_turn_error(Client& client, TurnId turn, const ErrorMessage& er
   } else {  // only an input was refused; the turn goes on
     session.requests = std::max(0, session.requests - 1);
   }
-  say(client, error_event(error.code, error.message, error.retry_ms));
+  say(client, error_event(error.code, error.message, error.retry_ms, false, turn));
 }
 
 void Sessions::on_owner(Client& client, Message& message, Time now) {
@@ -103,6 +103,10 @@ void Sessions::on_owner(Client& client, Message& message, Time now) {
       return on_turn_done(client, message, now);
     case MessageType::cancelled:
       return on_cancelled(client, message, now);
+    case MessageType::waiting:
+      return on_waiting(client, message, now);
+    case MessageType::noted:
+      return on_noted(client, message, now);
     case MessageType::hold:
       if (const auto body = read<Hold>(message)) hold(client, body->turn, now);
       return;
@@ -175,7 +179,24 @@ void Sessions::on_text(Client& client, Message& message, Time now) {
   if (!enter_turn(session, message.head.turn)) return;
   const auto fresh = session.turn.text(*body);
   if (body->kind == TextKind::done || body->text.empty() || is_repeat(!fresh)) return;
-  tell_in_turn(client, session.turn.id(), text_event(body->kind, *fresh), now);
+  tell_in_turn(client, session.turn.id(), text_event(session.turn.id(), body->kind, *fresh), now);
+}
+
+void Sessions::on_waiting(Client& client, Message& message, Time now) {
+  const auto body = read<Waiting>(message);
+  if (!body || !enter_turn(*client.session, body->turn)) return;
+  tell_in_turn(client, body->turn, waiting_event(*body), now);
+}
+
+/// The utterance led to no turn.
+void Sessions::on_noted(Client& client, Message& message, Time) {
+  auto& session = *client.session;
+  const auto body = read<Noted>(message);
+  if (!body || is_repeat(body->end_sample <= session.noted)) return;
+  session.noted = body->end_sample;
+  if (session.turn.is_open() && session.turn.id() == message.head.turn) turn_over(session);
+  session.requests = 0;
+  say(client, noted_event(*body));
 }
 
 void Sessions::on_speech(Client& client, Message& message, Time now) {

@@ -47,9 +47,8 @@ void Sessions::send(const Session& session, const Envelope& head, T body) {
 
 Open Sessions::describe(const Session& session) const {
   Open open;
-  open.system = session.options.system;
-  open.speaker = session.options.speaker;
-  open.speak = session.options.speak;
+  static_cast<Settings&>(open) = session.log.settings();
+  open.stored = session.options.stored;
   open.plays = session.playout.has_value();
   open.seed = session.seed;
   open.expected_epoch = session.epoch;
@@ -153,6 +152,9 @@ void Sessions::on_open_refused(Client& client, Epoch true_epoch, const ErrorMess
 
 void Sessions::move(Client& client, Reason reason, Time now) {
   auto& session = *client.session;
+  if (session.told_opened && !session.options.stored)
+    return fail(client, {name(Errc::unavailable), "the conversation went with its controller: nothing of it is stored",
+                         kRetryMs});
   if (session.place == Place::open) session.give_up = now + config_.handover_wait;
   if (session.told_opened) {
     ++counters_.handovers[static_cast<std::size_t>(reason)];
@@ -212,8 +214,10 @@ void Sessions::review_owner(Client& client, Time now) {
   auto& session = *client.session;
   const auto& owner = session.controller;
   if (!replicas_.is_linked(owner)) return move(client, Reason::down, now);
-  // One that is suspect or drains is never chosen: whoever is, is another.
-  if (!replicas_.is_up(owner)) {
+  // One that is suspect or drains is never chosen: whoever is, is another. What is not stored can only wait.
+  const bool moves = session.options.stored || session.place != Place::open;
+  if (!moves) {
+  } else if (!replicas_.is_up(owner)) {
     if (replicas_.choose(session.id, session.asked)) return move(client, Reason::suspect, now);
   } else if (session.place == Place::open && replicas_.is_draining(owner) && !session.is_busy()) {
     if (replicas_.choose(session.id, session.asked)) return move(client, Reason::draining, now);

@@ -130,7 +130,9 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
     ++counters_.malformed;
     return false;
   }
-  OpenOptions options{attached->system, attached->speaker, attached->speak, attached->seed, {}};
+  OpenOptions options;
+  static_cast<Settings&>(options) = *attached;
+  options.seed = attached->seed;
   if (attached->plays) options.lead = attempt.wanted.lead.value_or(kLeadDefault);
   client.session = std::make_unique<Session>(attempt.wanted.session, std::move(options), config_.inputs,
                                              config_.playout, std::max<std::uint64_t>(1, attached->first_input));

@@ -26,12 +26,12 @@ enum class Place {
 /// A conversation, from `open` or `resume` to the end of its socket or to the error that ends it.
 struct Session {
   Session(SessionId session, OpenOptions wanted, InputLimits inputs, PlayoutLimits sound, std::uint64_t first_input = 1)
-      : id(session), options(std::move(wanted)), log(inputs, first_input) {
+      : id(session), options(std::move(wanted)), log(inputs, first_input, options) {
     if (options.lead) playout.emplace(*options.lead, sound);
   }
 
   SessionId id;
-  OpenOptions options;
+  OpenOptions options;  ///< the settings as the client has left them
   std::uint64_t seed = 0;
   ResumeToken token;  ///< the client's; its text goes once it was told
   Place place = Place::waiting;
@@ -59,7 +59,7 @@ struct Session {
   InputLog log;
   std::int64_t position_samples = 0;  ///< of all audio so far
   std::uint64_t trace = 0;            ///< of the turn that the next input belongs to
-  int requests = 0;                   ///< Say and Flush since the last turn ended
+  int requests = 0;                   ///< Say, Flush, Respond and Utter since the last turn ended
 
   // To the client.
   OpenTurn turn;
@@ -67,6 +67,7 @@ struct Session {
   TurnId turn_done;                  ///< the last one that is over and durable
   std::int64_t speech_started = -1;  ///< samples
   std::int64_t speech_ended = -1;
+  std::int64_t noted = -1;          ///< end of the last utterance that was
   std::optional<Playout> playout;   ///< of a client with a lead; of others all leaves at once
   Time sound_due = Time::max();     ///< as it says; Sessions keeps them in order
   TurnId spoken;                    ///< without a playout: the last turn that is over

@@ -1,5 +1,6 @@
 #include "services/gateway/sessions.hpp"
 
+#include "common/protocol/settings.hpp"
 #include "common/telemetry/log.hpp"
 
 namespace parlando::gateway {
@@ -10,6 +11,12 @@ constexpr int kStrikesMax = 3;                                     // malformed 
 constexpr std::size_t kAudioBytesMax = 32u << 10;                  // of a message, as between services
 constexpr std::uint64_t kSeedMask = (std::uint64_t{1} << 53) - 1;  // what JavaScript reads exactly
 constexpr std::uint16_t kNormal = 1000, kGoingAway = 1001, kPolicy = 1008;
+
+/// Something is to come of it.
+bool asks(const Input& input) {
+  return std::holds_alternative<protocol::Say>(input) || std::holds_alternative<protocol::Flush>(input) ||
+         std::holds_alternative<protocol::Respond>(input) || std::holds_alternative<protocol::Utter>(input);
+}
 
 }  // namespace
 
@@ -98,12 +105,16 @@ void Sessions::client_text(ClientId id, std::string_view text, Time now) {
     resume(*client, std::move(*lost), now);
   else if (!client->session)
     complain_not_open(*client, false);
+  else if (const auto* change = std::get_if<SettingsChange>(&*message))
+    configure(*client, *change, now);
   else if (std::holds_alternative<protocol::Flush>(*message))
     input(*client, protocol::Flush{client->session->position_samples});
-  else if (auto* say = std::get_if<protocol::Say>(&*message))
-    input(*client, std::move(*say));
   else
-    input(*client, std::get<protocol::Cancel>(*message));
+    std::visit(
+        [&](auto& body) {
+          if constexpr (std::is_constructible_v<Input, decltype(body)>) input(*client, std::move(body));
+        },
+        *message);
   review_pause(*client, now);
 }
 
@@ -142,6 +153,16 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   place(client, now);
 }
 
+/// What is named changes; the conversation is told all of it, so that a repetition does no harm.
+void Sessions::configure(Client& client, const SettingsChange& change, Time now) {
+  auto& settings = client.session->options;
+  if (const auto changed = protocol::apply(change.changes, settings); !changed)
+    return complain(client, changed.error(), now);
+  protocol::Configure whole;
+  static_cast<protocol::Settings&>(whole) = settings;
+  input(client, std::move(whole));
+}
+
 /// Numbers an input and hands it on, if there is somebody to hand it to.
 void Sessions::input(Client& client, Input input) {
   auto& session = *client.session;
@@ -149,7 +170,7 @@ void Sessions::input(Client& client, Input input) {
     session.position_samples += static_cast<std::int64_t>(audio->payload.size() / kSampleBytes);
   else if (auto* cancel = std::get_if<protocol::Cancel>(&input))
     cancel->turn = cancel->turn.value != 0 ? cancel->turn : session.turn_to_cancel();
-  else
+  else if (asks(input))
     ++session.requests;
   session.log.add(std::move(input), session.trace);
   pump(session);

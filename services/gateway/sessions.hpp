@@ -60,7 +60,8 @@ struct ToController {
   std::string peer;
   protocol::Envelope head;
   std::variant<protocol::Open, protocol::Attach, protocol::Audio, protocol::Flush, protocol::Say, protocol::Cancel,
-               protocol::Played, protocol::Close>
+               protocol::Configure, protocol::Item, protocol::Respond, protocol::ToolOutput, protocol::Utter,
+               protocol::Truncate, protocol::Forget, protocol::Played, protocol::Close>
       body;
 };
 
@@ -129,6 +130,7 @@ class Sessions {
   void complain_not_open(Client& client, bool once);
   void open(Client& client, OpenOptions options, Time now);
   void input(Client& client, Input input);
+  void configure(Client& client, const SettingsChange& change, Time now);
   void close(Client& client, std::uint16_t code, std::string reason);
   void end_session(Client& client, bool detached = false);
   void forget(ClientId client, bool detached);
@@ -146,6 +148,8 @@ class Sessions {
   void on_speech(Client& client, protocol::Message& message, Time now);
   void on_turn_done(Client& client, protocol::Message& message, Time now);
   void on_cancelled(Client& client, protocol::Message& message, Time now);
+  void on_waiting(Client& client, protocol::Message& message, Time now);
+  void on_noted(Client& client, protocol::Message& message, Time now);
   bool enter_turn(Session& session, TurnId turn);
   void turn_over(Session& session);
   bool is_repeat(bool repeat);

@@ -327,7 +327,7 @@ BOOST_AUTO_TEST_CASE(a_text_that_grows_in_json_beyond_any_message_is_refused_her
   rig.up("a");
   rig.open("a", 1);
   std::string zeros;
-  for (int i = 0; i < 12000; ++i) zeros += "\\u0001";
+  for (int i = 0; i < 24000; ++i) zeros += "\\u0001";
   rig.text(R"({"type":"text","text":")" + zeros + "\"}");
   BOOST_TEST(rig.story() == "error:invalid_argument");
   BOOST_TEST(rig.sent.empty());
@@ -814,7 +814,7 @@ BOOST_AUTO_TEST_CASE(a_turn_too_large_to_be_handed_over_begins_again) {
   Rig rig;
   const auto owner = two_controllers(rig);
   rig.text(R"({"type":"text","text":"hi"})");
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < 5; ++i)
     rig.from(owner,
              protocol::Text{protocol::TextKind::tool_call, i, R"({"result":")" + std::string(30000, 'x') + "\"}", {}},
              5, 1);
