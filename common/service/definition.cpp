@@ -1,11 +1,16 @@
 #include "common/service/definition.hpp"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
+#include <ctime>
+#include <filesystem>
 #include <iostream>
 
 #include "common/service/process/ready_pipe.hpp"
+#include "common/service/recording.hpp"
 #include "common/telemetry/log.hpp"
 
 namespace parlando::service {
@@ -17,7 +22,7 @@ Result<Instance> read_instance(const nlohmann::json& object, const std::string& 
   if (!object.is_object())
     return fail(Errc::invalid_argument, "{} is {}, expected an object", path, object.type_name());
   for (const auto& [key, value] : object.items())
-    if (key != "service" && key != "role" && key != "wire" && key != "core")
+    if (key != "service" && key != "role" && key != "wire" && key != "core" && key != "record")
       problems.push_back({path + "." + key, "is not a known key"});
   std::string names;
   const Definition* definition = nullptr;
@@ -32,6 +37,12 @@ Result<Instance> read_instance(const nlohmann::json& object, const std::string& 
     problems.push_back({path + ".role", "has " + std::to_string(out.role.size()) + " characters, expected 1 to 40"});
   if (object.contains("wire")) out.wire = config::read<WireConfig>(object["wire"], path + ".wire", problems);
   if (object.contains("core")) out.core = object["core"];
+  if (object.contains("record")) {
+    if (object["record"].is_string())
+      out.record = object["record"].get<std::string>();
+    else
+      problems.push_back({path + ".record", "is no text, expected a folder"});
+  }
   if (definition != nullptr) {
     definition->check(out.core, path + ".core", problems);
     for (const auto& [role, endpoints] : out.wire.connect)
@@ -40,6 +51,23 @@ Result<Instance> read_instance(const nlohmann::json& object, const std::string& 
   }
   if (!problems.empty()) return fail(Errc::invalid_argument, "{}", config::to_text(problems));
   return out;
+}
+
+Result<std::unique_ptr<Core>> make_core(const Definition& definition, const Instance& instance) {
+  PARLANDO_TRY(auto core, definition.make(instance.core));
+  if (instance.record.empty()) return core;
+  std::error_code code;
+  std::filesystem::create_directories(instance.record, code);
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y%m%dT%H%M%SZ", &utc);
+  static std::atomic<int> count{0};  // several of a role may live in one process
+  const auto file = std::filesystem::path(instance.record) /
+                    fmt::format("{}-{}-{}-{}.plrec", instance.role, text, static_cast<long>(::getpid()), ++count);
+  return record(std::move(core), {{"service", instance.service}, {"role", instance.role}, {"core", instance.core}},
+                {file});
 }
 
 void block_signals() {
@@ -113,7 +141,7 @@ int run(int argc, char** argv, const Definition& definition) {
     return 0;
   }
   block_signals();
-  auto core = definition.make(instance->core);
+  auto core = make_core(definition, *instance);
   if (!core)
     return complain(core.error(), core.error().code == Errc::checkpoint_mismatch ||
                                           core.error().code == Errc::not_found || core.error().code == Errc::bad_format

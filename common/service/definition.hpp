@@ -31,15 +31,21 @@ Definition define(std::string name, std::string help, std::vector<std::string> c
           }};
 }
 
-/// One instance of a configuration file: `{"service": "llm", "role": "llm-chat", "wire": {…}, "core": {…}}`.
+/// One instance of a configuration file: `{"service": "llm", "role": "llm-chat", "wire": {…}, "core": {…}, "record":
+/// "folder"}`.
 struct Instance {
   std::string service, role;
   WireConfig wire;
   nlohmann::json core = nlohmann::json::object();
+  std::string record;  ///< folder that a recording of it is written to (`recording.hpp`); empty: none is
 };
 /// All problems at once. @param known  the definitions this process may run
 Result<Instance> read_instance(const nlohmann::json& object, const std::string& path,
                                const std::vector<Definition>& known);
+
+/// Makes the instance's core, recorded if that is wanted, in a file named after role, time and process.
+/// @error those of `make` and of `record`
+Result<std::unique_ptr<Core>> make_core(const Definition& definition, const Instance& instance);
 
 /// `main` of a `parlando-<service>`: flags, configuration, run until SIGTERM or SIGINT. Exit codes: 0 done, 2 usage, 78
 /// configuration, 1 else.

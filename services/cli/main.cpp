@@ -20,6 +20,7 @@
 #include "services/cli/bench_turn.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/local_engine.hpp"
+#include "services/cli/replay.hpp"
 #include "services/cli/up.hpp"
 #include "services/tokenizer/model/live.hpp"
 
@@ -492,11 +493,18 @@ int run(int argc, char** argv) {
         ->check(CLI::Range(0, 65000));
     c.add_option("--threads", engine.threads, "threads of each model")->capture_default_str();
     c.add_flag("--bf16", engine.bf16, "language models in bfloat16");
+    c.add_option("--record", engine.record,
+                 "folder: everything that reaches the controllers, the users' speech too, for `parlando replay`");
   };
   auto* c_up = app.add_subcommand("up", "run the engine: all services in one process, or supervised with --processes");
   auto* c_serve = app.add_subcommand("serve", "run the engine and its page");
   service_options(*c_up);
   service_options(*c_serve);
+  ReplayOptions replayed;
+  auto* c_replay = app.add_subcommand("replay", "make the decisions of a recording again and compare them");
+  c_replay->add_option("recording", replayed.file, "written by `--record`")->required();
+  c_replay->add_option("--session", replayed.session, "print its messages; all: of every session");
+  c_replay->add_flag("--json", replayed.as_json, "one JSON object on stdout");
   auto* c_scale = app.add_subcommand("scale", "set the number of replicas in a running engine");
   c_scale->add_option("--run-folder", engine.run_folder, "of `up --processes --run-folder`")->required();
   c_scale->add_option("replicas", replicas, "ROLE=N …")->required();
@@ -516,6 +524,10 @@ int run(int argc, char** argv) {
     if (clone && wav_path.empty())
       return report({Errc::invalid_argument, "clone needs --wav-path with a recording of the voice"}, common.as_json);
     return speak(common, {text, speaker, prompt_text, wav_path, output, speed, volume}, !offline, clone);
+  }
+  if (*c_replay) {
+    const auto done = replay(replayed);
+    return done ? *done : report(done.error(), replayed.as_json);
   }
   if (*c_tokenize) return tokenize(common, input, trim, no_norm, live, speech_only);
   if (*c_import) {

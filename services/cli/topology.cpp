@@ -55,6 +55,7 @@ class Topology {
               {"heartbeat_ms", options_.processes ? kHeartbeat : kHeartbeatAlone},
               {"step_limit_ms", options_.step_limit_ms}};
     all_.push_back({{"service", service}, {"role", role}, {"wire", std::move(wire)}, {"core", core}});
+    if (service == "controller" && !options_.record.empty()) all_.back()["record"] = options_.record;
   }
   /// The first replicas of all roles, then the second ones: a port that does not depend on how many there are of other
   /// roles, so that scaling one of them leaves everyone else's configuration, and so its process, alone.

@@ -354,7 +354,7 @@ Result<int> run_here(const UpOptions& options, const Plan& plan) {
   for (const auto& instance : plan.instances) {
     const auto& definition =
         *std::find_if(known.begin(), known.end(), [&](const auto& d) { return d.name == instance.service; });
-    PARLANDO_TRY(auto core, definition.make(instance.core));
+    PARLANDO_TRY(auto core, service::make_core(definition, instance));
     PARLANDO_TRY(auto host, service::Host::start(runtime, instance.role, instance.wire, std::move(core)));
     if (instance.service == "gateway") front = host.get();
     hosts.push_back(std::move(host));

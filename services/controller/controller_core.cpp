@@ -16,6 +16,11 @@ constexpr std::size_t kEndedMax = 16384;  // above it a stream without a session
 
 ControllerCore::ControllerCore(ControllerConfig config)
     : config_(std::move(config)), owner_("controller-" + random_hex(8)), journal_(config_.commit_queue_file) {}
+std::time_t ControllerCore::wall_time(Time now) const {
+  if (!wall_ahead_) return std::time(nullptr);
+  return (std::chrono::floor<std::chrono::seconds>(now.time_since_epoch()) + *wall_ahead_).count();
+}
+
 ControllerCore::~ControllerCore() = default;
 
 Result<std::unique_ptr<service::Core>> ControllerCore::make(const ControllerConfig& config) {

@@ -7,11 +7,12 @@
 #include <unordered_map>
 
 #include "common/service/core.hpp"
+#include "common/service/recording.hpp"
 #include "services/controller/session.hpp"
 
 namespace parlando::controller {
 
-class ControllerCore final : public service::Core, private Outlet {
+class ControllerCore final : public service::Core, public service::Replayable, private Outlet {
  public:
   /// @error Errc::io, Errc::bad_format when the file of waiting turns cannot be read
   static Result<std::unique_ptr<service::Core>> make(const ControllerConfig& config);
@@ -29,6 +30,9 @@ class ControllerCore final : public service::Core, private Outlet {
   /// True when no session and no waiting turn is left; gateways move idle sessions away.
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
+  std::string identity() const override { return owner_; }
+  void set_identity(std::string owner) override { owner_ = std::move(owner); }
+  void set_wall_clock(std::chrono::seconds ahead) override { wall_ahead_ = ahead; }
 
   /// For tests: the session's turn under way. @return nullptr when there is no such session
   const Turn* turn_of(SessionId session) const;
@@ -45,6 +49,7 @@ class ControllerCore final : public service::Core, private Outlet {
     service::Core::post(peer, std::move(message));
   }
   void count_replay(Role role) override { tally_.replays[static_cast<std::size_t>(role)].add(); }
+  std::time_t wall_time(Time now) const override;
   void count_lost(std::size_t turns) override { tally_.lost.add(static_cast<double>(turns)); }
 
   void from_gateway(const std::string& peer, protocol::Message message, Time now);
@@ -71,6 +76,7 @@ class ControllerCore final : public service::Core, private Outlet {
   Fleet fleet_;
   Tally tally_;
   Journal journal_;
+  std::optional<std::chrono::seconds> wall_ahead_;  ///< of the steady clock; as told, else as the system says
   bool draining_ = false;
   Sessions sessions_;                        ///< erased by the client's Close, its gateway's end, or the session's own
   std::map<SessionId, Time> detached_;       ///< those of `sessions_` without a client, and until when

@@ -28,6 +28,8 @@ class Outlet {
   virtual void count_replay(Role /*role*/) {}
   /// Turns that were reported as degraded will never be stored.
   virtual void count_lost(std::size_t /*turns*/) {}
+  /// What the wall clock shows.
+  virtual std::time_t wall_time(Time /*now*/) const { return std::time(nullptr); }
   /// @param deadline  when nobody waits for it any more
   template <protocol::WireMessage T>
   void send(const std::string& peer, const protocol::Envelope& head, T body, Time deadline = Time::max()) {

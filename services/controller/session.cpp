@@ -65,7 +65,7 @@ Session::Session(SessionId id, ClientStream client, Open open, Ledger ledger, Su
       ledger_(std::move(ledger)),
       calls_{Call(Role::vad, id, around.fleet, around.outlet), Call(Role::tokenizer, id, around.fleet, around.outlet),
              Call(Role::chat, id, around.fleet, around.outlet), Call(Role::tts, id, around.fleet, around.outlet)} {
-  if (open_.seed == 0) open_.seed = mix_seed(random_u64(), 0);
+  if (open_.seed == 0) open_.seed = mix_seed(id.high ^ id.low, 0);
   input_ = open_.first_input == 0 ? 0 : open_.first_input - 1;
 }
 
@@ -617,8 +617,9 @@ void Session::on_tool_call(Text text, Time now) {
   if (index == calls.size()) {
     auto call = read_tool_call(text.text);
     if (!call) return fail_turn(call.error(), now);
-    call->result =
-        index < turn_.told.tool_results.size() ? turn_.told.tool_results[index] : run_tool(around_.config.tools, *call);
+    call->result = index < turn_.told.tool_results.size()
+                       ? turn_.told.tool_results[index]
+                       : run_tool(around_.config.tools, *call, around_.outlet.wall_time(now));
     calls.push_back(std::move(*call));
     if (text.at_bytes >= turn_.told.tool_calls)
       tell(Text{TextKind::tool_call, text.at_bytes, text_of(to_json(calls.back())), std::exchange(text.payload, {})});

@@ -1,6 +1,5 @@
 #include "services/controller/tools.hpp"
 
-#include <ctime>
 #include <nlohmann/json.hpp>
 
 #include "common/base/nesting.hpp"
@@ -21,8 +20,7 @@ std::int64_t integer_in(const json& object, const char* key) {
 }
 }  // namespace
 
-json run_demo_tool(const std::string& name, const json& arguments) {
-  const std::time_t now = std::time(nullptr);
+json run_demo_tool(const std::string& name, const json& arguments, std::time_t now) {
   std::tm local{};
   localtime_r(&now, &local);
   static constexpr const char* kDays[] = {"sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"};
@@ -49,9 +47,9 @@ Result<ToolCall> read_tool_call(const std::string& text) {
   return ToolCall{text_in(call, "name", ""), call.value("arguments", json::object()), nullptr};
 }
 
-json run_tool(const std::string& tools, const ToolCall& call) {
+json run_tool(const std::string& tools, const ToolCall& call, std::time_t now) {
   if (tools != "demo") return {{"error", "no tools are configured"}};
-  return run_demo_tool(call.name, call.arguments.is_object() ? call.arguments : json::object());
+  return run_demo_tool(call.name, call.arguments.is_object() ? call.arguments : json::object(), now);
 }
 
 }  // namespace parlando::controller

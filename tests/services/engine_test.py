@@ -34,7 +34,7 @@ def needs_no_libtorch():
 
 
 def one_process(folder):
-    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "one.sqlite")
+    engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", folder / "one.sqlite", "--record", folder / "recordings")
     client = Client(engine.port, speak=True)
     heard = 0
     for name, said in QUESTIONS.items():
@@ -91,6 +91,11 @@ def one_process(folder):
         check("nothing else is served", e.code == 404)
     check("the engine still answers", client.say("hello")["type"] == "turn")
     check("SIGTERM ends it cleanly", engine.stop() == 0)
+    recordings = list((folder / "recordings").iterdir())
+    check("the controller was recorded", len(recordings) == 1, recordings)
+    again = subprocess.run([BIN / "parlando", "replay", recordings[0], "--json"], capture_output=True, text=True)
+    told = json.loads(again.stdout)
+    check("every decision is made again", again.returncode == 0 and told["identical"] and told["messages"] > 1000, again.stdout)
 
 
 def child(engine, role):
