@@ -25,6 +25,7 @@ serve: build ## run the engine and open its page at http://127.0.0.1:7860
 	@$(BUILD)/bin/parlando serve
 
 test: build ## build and run all tests
+	@tools/setup.sh --test
 	@cd $(BUILD) && ctest --output-on-failure -j 2
 
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
@@ -35,6 +36,7 @@ tsan: ## ThreadSanitizer over transport, HTTP and supervision (around CAF and li
 
 # UBSan's `null` is off for CAF's headers; leaks are looked for except in forked children.
 sanitized: setup
+	@tools/setup.sh --test
 	@cmake --preset $(PRESET) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	@cmake --build --preset $(PRESET) --target $(GROUP)_tests
 	@cd $(BUILD) && UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/tsan.supp" \

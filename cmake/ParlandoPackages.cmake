@@ -15,6 +15,7 @@ pkg_check_modules(sndfile REQUIRED IMPORTED_TARGET sndfile)
 pkg_check_modules(sox REQUIRED IMPORTED_TARGET sox)
 pkg_check_modules(zmq REQUIRED IMPORTED_TARGET libzmq)
 pkg_check_modules(sqlite REQUIRED IMPORTED_TARGET sqlite3)
+pkg_check_modules(pq REQUIRED IMPORTED_TARGET libpq)
 pkg_check_modules(hwy REQUIRED IMPORTED_TARGET libhwy)
 
 file(GLOB PARLANDO_TORCH_GLOB ${CMAKE_SOURCE_DIR}/.deps/venv/lib/python3*/site-packages/torch)

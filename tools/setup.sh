@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs and nothing else: system packages (added, never removed) and libtorch in .deps/. Safe to run again.
 #   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
+#   tools/setup.sh --test       what only the tests need: servers that the engine talks to
 #   tools/setup.sh --check      only what `make check` and `make format` need, in .deps/
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +22,21 @@ if [ "${1:-}" = --check ]; then
   exit 0
 fi
 
+# Those of its arguments that are missing.
+install_packages() {
+  [ -z "${PARLANDO_SKIP_APT:-}" ] || return 0
+  local missing="" sudo="" p
+  for p in "$@"; do dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q "ok installed" || missing="$missing $p"; done
+  [ -n "$missing" ] || return 0
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || fail "these packages are missing and there is neither root nor sudo to install them:$missing"
+    sudo=sudo
+  fi
+  step "installing $(echo $missing | wc -w) system packages:$missing"
+  $sudo apt-get update -qq || fail "the package lists could not be fetched; is there a network?"
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove $missing >/dev/null || fail "apt-get could not install:$missing"
+}
+
 [ "$(uname -m)" = x86_64 ] || fail "this processor is $(uname -m); only x86_64 is supported"
 if ! command -v apt-get >/dev/null; then
   . /etc/os-release 2>/dev/null || true
@@ -29,25 +45,17 @@ fi
 free_kb=$(df -Pk . | awk 'NR==2{print $4}')
 [ "$free_kb" -gt 5000000 ] || [ -d .deps/venv ] || fail "only $((free_kb / 1024)) MiB are free here; the build needs about 5 GiB"
 
+if [ "${1:-}" = --test ]; then
+  install_packages $(grep -v '^#' tests/packages.txt)
+  exit 0
+fi
+
 packages=$(grep -v '^#' tools/packages.txt)
 [ "${1:-}" = --nano ] && packages="$packages $(grep -v '^#' tools/nano/packages.txt)"
 stamp=.deps/stamp-$(echo "$packages" "$(cat tools/requirements.txt tools/nano/requirements.txt)" | sha256sum | cut -c1-16)
 [ -f "$stamp" ] && { step "everything is installed"; exit 0; }
 
-if [ -z "${PARLANDO_SKIP_APT:-}" ]; then
-  missing=""
-  for p in $packages; do dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q "ok installed" || missing="$missing $p"; done
-  if [ -n "$missing" ]; then
-    sudo=""
-    if [ "$(id -u)" != 0 ]; then
-      command -v sudo >/dev/null || fail "these packages are missing and there is neither root nor sudo to install them:$missing"
-      sudo=sudo
-    fi
-    step "installing $(echo $missing | wc -w) system packages:$missing"
-    $sudo apt-get update -qq || fail "the package lists could not be fetched; is there a network?"
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove $missing >/dev/null || fail "apt-get could not install:$missing"
-  fi
-fi
+install_packages $packages
 
 make_venv
 step "installing libtorch (about 500 MB to fetch the first time)"
