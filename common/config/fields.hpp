@@ -52,6 +52,8 @@ class Reader {
     } else if constexpr (std::is_same_v<T, std::string>) {
       if (j.is_string())
         value = j.get<std::string>();
+      else if (j.is_structured())  // it may hold what nobody may read, an address with its password for one
+        problems_.push_back({path_ + "." + key, "is an " + std::string(j.type_name()) + ", expected a text"});
       else
         wrong("a text");
     } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {

@@ -72,6 +72,17 @@ BOOST_AUTO_TEST_CASE(wrong_types_never_throw) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(what_should_be_a_text_is_not_told_when_it_may_hold_one) {
+  for (const char* text : {R"({"name":["postgresql://u:hunter2@h"]})", R"({"name":{"password":"hunter2"}})"}) {
+    std::vector<Problem> problems;
+    (void)read<Outer>(nlohmann::json::parse(text), "c", problems);
+    BOOST_REQUIRE(problems.size() == 1u);
+    BOOST_TEST(problems[0].path == "c.name");
+    BOOST_TEST(problems[0].text.find(", expected a text") != std::string::npos, problems[0].text);
+    BOOST_TEST(problems[0].text.find("hunter2") == std::string::npos, problems[0].text);
+  }
+}
+
 namespace {
 
 /// Paths of the problems of a `wire`, one after the other.
