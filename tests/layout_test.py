@@ -45,6 +45,7 @@ LIBRARIES = {
     r"spdlog/": ["common/telemetry"],
     r"CLI/": ["common/service", "services/cli"],
     r"sqlite3": ["services/context", "services/cli"],
+    r"libpq": ["services/context"],
     r"sox": ["services/tts"],
     r"sndfile": ["common/audio"],
     r"hwy/": ["kernels"],

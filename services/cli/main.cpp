@@ -487,7 +487,9 @@ int run(int argc, char** argv) {
     c.add_option("--step-limit-ms", engine.step_limit_ms,
                  "work of a model that takes longer counts as hung; default 2000, 30000 for other models");
     c.add_option("--listen", engine.listen, "address of the gateway")->capture_default_str();
-    c.add_option("--store", engine.store, "file of committed turns; :memory: keeps none")->capture_default_str();
+    c.add_option("--store", engine.store,
+                 "where committed turns are kept: a file, :memory: for nowhere, or postgresql://…")
+        ->capture_default_str();
     c.add_option("--metrics-port", engine.metrics_port,
                  "of /metrics, /healthz and /readyz: one per role from here on, then one per second replica, …")
         ->check(CLI::Range(0, 65000));

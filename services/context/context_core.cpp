@@ -5,6 +5,7 @@
 #include "common/base/nesting.hpp"
 #include "common/base/pcm.hpp"
 #include "common/telemetry/log.hpp"
+#include "services/context/open_store.hpp"
 
 namespace parlando::context {
 using nlohmann::json;
@@ -33,7 +34,7 @@ bool is_ours(Errc code) {
 std::vector<config::Problem> ContextConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
   config::expect_range(out, path + ".turns_max", turns_max, 1, 1000);
-  if (store.empty()) out.push_back({path + ".store", "is empty, expected a file name"});
+  if (auto problem = place_problem(store); !problem.empty()) out.push_back({path + ".store", std::move(problem)});
   return out;
 }
 
@@ -57,7 +58,7 @@ void Leases::expire(Time now) {
 }
 
 Result<std::unique_ptr<service::Core>> ContextCore::make(const ContextConfig& config) {
-  PARLANDO_TRY(auto store, Store::open(config.store));
+  PARLANDO_TRY(auto store, open_store(config.store));
   return std::unique_ptr<service::Core>(std::make_unique<ContextCore>(config, std::move(store)));
 }
 
@@ -70,6 +71,8 @@ void ContextCore::add_metrics(telemetry::Metrics& metrics) {
   stale_ = metrics.counter("parlando_context_stale_total", "Requests refused because another owner has the session");
   store_errors_ =
       metrics.counter("parlando_context_store_errors_total", "Requests that the store failed: busy, full, broken");
+  reconnects_ = metrics.counter("parlando_context_store_reconnects_total",
+                                "Connections to the store that were made anew after one was lost");
   leases_running_ =
       metrics.gauge("parlando_context_leases", "Sessions with a lease that this process granted and that runs");
   commit_seconds_ =
@@ -107,8 +110,12 @@ void ContextCore::on_message(const std::string& peer, protocol::Message m, Time 
   answer_error(peer, head, error, error.retry);
 }
 
+std::string ContextCore::why_not_ready() const { return store_->why_away(); }
+
 void ContextCore::on_tick(Time now) {
   leases_.expire(now);
+  store_->tick();
+  reconnects_.set_at_least(static_cast<double>(store_->reconnects()));
   if (leases_running_.impl != nullptr) leases_running_.set(static_cast<double>(leases_.size()));
 }
 

@@ -21,8 +21,8 @@
 namespace parlando::context {
 
 struct ContextConfig {
-  std::string store = "out/context.sqlite";
-  int turns_max = 20;  ///< of a history answered at once
+  std::string store = "out/context.sqlite";  ///< a file, or PostgreSQL (`open_store.hpp`)
+  int turns_max = 20;                        ///< of a history answered at once
   template <class V>
   void fields(V&& v) {
     v("store", store);
@@ -56,8 +56,10 @@ class ContextCore final : public service::Core {
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_tick(Time now) override;
   milliseconds tick_interval() const override { return milliseconds(1000); }
-  /// A disk may make it wait.
+  /// A disk or a server may make it wait.
   bool is_heavy() const override { return true; }
+  /// Its store is away.
+  std::string why_not_ready() const override;
   void add_metrics(telemetry::Metrics& metrics) override;
   const Leases& leases() const { return leases_; }
 
@@ -72,7 +74,7 @@ class ContextCore final : public service::Core {
   std::unique_ptr<Store> store_;
   std::shared_ptr<const Clock> clock_;
   Leases leases_;
-  telemetry::Metrics::Counter turns_, claims_, stale_, store_errors_;
+  telemetry::Metrics::Counter turns_, claims_, stale_, store_errors_, reconnects_;
   telemetry::Metrics::Gauge leases_running_;
   telemetry::Metrics::Histogram commit_seconds_;
 };

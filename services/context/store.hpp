@@ -1,11 +1,12 @@
 #pragma once
-/// Durable store of sessions and their committed turns: SQLite, write-ahead log, full synchronisation. Any number of
-/// processes may work on one file; each operation is one transaction, and repeating one that was done changes nothing.
-/// A digest chain runs through a session's turns, and the session's entry holds its end under a seal of its own: bytes
-/// that changed on the disk refuse that session with Errc::bad_format, never shorten its history; other sessions are
-/// served. One thread at a time. An operation waits at most `Options::busy` for another process.
+/// Durable store of sessions and their committed turns. Two keep it: SQLite in a file (`sqlite_store.hpp`) and
+/// PostgreSQL (`postgres_store.hpp`); what they answer is the same, and one contract test holds both to it. Any number
+/// of processes may work on one store; each operation is done wholly or not at all, and repeating one that was done
+/// changes nothing. A digest chain runs through a session's turns, and the session's entry holds its end under a seal
+/// of its own: bytes that changed in the store refuse that session with Errc::bad_format, never shorten its history;
+/// other sessions are served. One thread at a time. An operation ends after a bounded time, far below the one in which
+/// progress is expected of a service.
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,11 +17,13 @@
 
 namespace parlando::context {
 
-/// Errc::unavailable (another process holds the file) and Errc::io (disk full, read-only, unreadable) come with a retry
-/// hint; the next try works once the cause is gone. Errc::stale_epoch comes with the true epoch.
+/// Errc::unavailable (another process holds the file, the server is away) and Errc::io (disk full, read-only,
+/// unreadable) come with a retry hint; the next try works once the cause is gone. Errc::stale_epoch comes with the true
+/// epoch.
 struct StoreError : Error {
   StoreError(Error error) : Error(std::move(error)) {}
   StoreError(Errc code, std::string message) : Error{code, std::move(message)} {}
+  StoreError(Errc code, std::string message, milliseconds again) : Error{code, std::move(message)}, retry(again) {}
   Epoch epoch;            ///< of stale_epoch: what is stored
   milliseconds retry{0};  ///< when trying again makes sense; 0: no hint
 };
@@ -34,11 +37,6 @@ struct StoredTurn {
 
 class Store {
  public:
-  struct Options {
-    milliseconds busy{
-        200};  ///< how long another process is waited for: far below the time in which progress is expected
-    std::int64_t pages_max = 0;  ///< of 4 KiB in the file; 0: as the disk allows
-  };
   struct Claimed {
     Epoch epoch;
     std::string former;     ///< owner before, empty when there was none
@@ -52,31 +50,39 @@ class Store {
     std::int64_t turns = 0;          ///< number of the last committed turn
     std::vector<StoredTurn> latest;  ///< oldest first
   };
+  struct Erased {
+    std::int64_t turns = 0;  ///< number of the last one that was removed; a repetition tells the same
+    bool repeated = false;
+  };
 
-  /// Opens or creates, and brings older schemas up to date. @param file  ":memory:" keeps nothing
-  /// @error Errc::io naming the file and SQLite's reason, Errc::bad_format, Errc::unsupported for the schema of a later
-  /// build
-  static Result<std::unique_ptr<Store>> open(const std::filesystem::path& file, Options options);
-  static Result<std::unique_ptr<Store>> open(const std::filesystem::path& file) { return open(file, Options{}); }
-  ~Store();
+  virtual ~Store() = default;
 
   /// Compare-and-set: the session's epoch must be `expected` (0: none yet) and becomes one higher. The same owner
-  /// repeating a claim that was granted gets the same epoch again. @error Errc::stale_epoch
-  Stored<Claimed> claim(const std::string& session, Epoch expected, const std::string& owner);
+  /// repeating a claim that was granted gets the same epoch again. @error Errc::stale_epoch; Errc::not_found for a
+  /// session that was erased
+  virtual Stored<Claimed> claim(const std::string& session, Epoch expected, const std::string& owner) = 0;
   /// Whether the session is still owned under this epoch. @error Errc::stale_epoch
-  Stored<void> renew(const std::string& session, Epoch epoch);
+  virtual Stored<void> renew(const std::string& session, Epoch epoch) = 0;
   /// Makes the turn behind the last one durable. A turn that is there with the same record is a repetition.
   /// @error Errc::stale_epoch; Errc::invalid_argument for a gap and for a turn that is there with another record
-  Stored<Committed> commit(const std::string& session, Epoch epoch, std::int64_t turn, const std::string& record);
+  virtual Stored<Committed> commit(const std::string& session, Epoch epoch, std::int64_t turn,
+                                   const std::string& record) = 0;
   /// The latest turns, as many as both limits allow. @param bytes_max  of records, counting `overhead` for each
-  /// @error Errc::bad_format when something does not fit its digest: of these turns, or of any in the 16 MiB before
-  /// them
-  Stored<Past> history(const std::string& session, std::int64_t turns_max, std::size_t bytes_max, std::size_t overhead);
+  /// @error Errc::bad_format when something does not fit its digest: of these turns, or of those before them as far as
+  /// they are verified (16 MiB by SQLite, 2 MiB by PostgreSQL, which has to send them)
+  virtual Stored<Past> history(const std::string& session, std::int64_t turns_max, std::size_t bytes_max,
+                               std::size_t overhead) = 0;
+  /// Removes all turns for good. What stays is the session's name with an epoch one higher and no owner: nobody can
+  /// claim, renew or commit any more, its history is empty, and its name is never used again. It needs no turn that can
+  /// be read. @error Errc::stale_epoch; Errc::bad_format when it cannot be told who owns the session
+  virtual Stored<Erased> erase(const std::string& session, Epoch epoch) = 0;
 
- private:
-  Store() = default;
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
+  /// Empty while requests can be served, else what is in the way.
+  virtual std::string why_away() const { return {}; }
+  /// Looks for what has happened while nobody asked; called about once a second, and does not wait.
+  virtual void tick() {}
+  /// Connections made anew after one was lost.
+  virtual std::int64_t reconnects() const { return 0; }
 };
 
 }  // namespace parlando::context

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/pcm.hpp"
+#include "services/context/sqlite_store.hpp"
 #include "tests/support/temporary_directory.hpp"
 
 namespace parlando::context {
@@ -97,7 +98,7 @@ std::string nested(int levels) {
 BOOST_AUTO_TEST_SUITE(context_core)
 
 BOOST_AUTO_TEST_CASE(a_claim_is_granted_repeated_and_refused_with_the_true_epoch) {
-  ContextCore core({}, *Store::open(":memory:"));
+  ContextCore core({}, *SqliteStore::open(":memory:"));
   Asker s(core);
   auto granted = s.claim(0, "controller-1", 1500);
   BOOST_TEST(granted.head.epoch.value == 1u);
@@ -119,7 +120,7 @@ BOOST_AUTO_TEST_CASE(a_claim_is_granted_repeated_and_refused_with_the_true_epoch
 }
 
 BOOST_AUTO_TEST_CASE(renewing_tells_whether_the_session_is_still_ones_own) {
-  ContextCore core({}, *Store::open(":memory:"));
+  ContextCore core({}, *SqliteStore::open(":memory:"));
   Asker s(core);
   BOOST_TEST(s.ask(protocol::Renew{{0}, 1000}).code == "stale_epoch");
   s.claim(0, "a");
@@ -137,7 +138,7 @@ BOOST_AUTO_TEST_CASE(renewing_tells_whether_the_session_is_still_ones_own) {
 }
 
 BOOST_AUTO_TEST_CASE(leases_run_on_the_steady_clock_and_end) {
-  ContextCore core({}, *Store::open(":memory:"));
+  ContextCore core({}, *SqliteStore::open(":memory:"));
   Asker s(core);
   const SessionId id{3, 4};
   s.claim(0, "a", 1000);
@@ -164,7 +165,7 @@ BOOST_AUTO_TEST_CASE(leases_run_on_the_steady_clock_and_end) {
 }
 
 BOOST_AUTO_TEST_CASE(turns_are_committed_and_told_byte_for_byte) {
-  ContextCore core({}, *Store::open(":memory:"));
+  ContextCore core({}, *SqliteStore::open(":memory:"));
   Asker s(core);
   BOOST_TEST(s.history() == "[]");
   BOOST_TEST(s.commit(1, 0, "{}").code == "stale_epoch");
@@ -189,7 +190,7 @@ BOOST_AUTO_TEST_CASE(turns_are_committed_and_told_byte_for_byte) {
 }
 
 BOOST_AUTO_TEST_CASE(records_that_are_no_small_objects_are_refused) {
-  ContextCore core({}, *Store::open(":memory:"));
+  ContextCore core({}, *SqliteStore::open(":memory:"));
   Asker s(core);
   s.claim(0, "a");
   for (const char* bad : {"", "no json", "[]", "1", "{\"a\":1", "{\"a\":\"\xff\"}", "{}{}"})
@@ -203,7 +204,7 @@ BOOST_AUTO_TEST_CASE(records_that_are_no_small_objects_are_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(a_history_keeps_to_what_one_message_carries) {
-  ContextCore core({.turns_max = 5}, *Store::open(":memory:"));
+  ContextCore core({.turns_max = 5}, *SqliteStore::open(":memory:"));
   Asker s(core);
   s.claim(0, "a");
   for (int n = 1; n <= 7; ++n) s.commit(n, 1, "{}");
@@ -226,7 +227,7 @@ BOOST_AUTO_TEST_CASE(an_unreadable_history_is_an_error_and_never_empty) {
   const auto file = folder.path() / "s.sqlite";
   const auto text = SessionId{3, 4}.text();
   {
-    auto store = *Store::open(file);  // which takes any bytes
+    auto store = *SqliteStore::open(file);  // which takes any bytes
     for (std::uint64_t n : {4, 5, 6}) BOOST_REQUIRE(store->claim(SessionId{3, n}.text(), {0}, "a").has_value());
     BOOST_REQUIRE(store->commit(text, {1}, 1, "{}").has_value());
     BOOST_REQUIRE(store->commit(text, {1}, 2, "no json").has_value());
@@ -234,7 +235,7 @@ BOOST_AUTO_TEST_CASE(an_unreadable_history_is_an_error_and_never_empty) {
     BOOST_REQUIRE(store->commit(SessionId{3, 6}.text(), {1}, 1, "{}").has_value());
   }
   telemetry::Metrics metrics;
-  ContextCore core({}, *Store::open(file));
+  ContextCore core({}, *SqliteStore::open(file));
   core.add_metrics(metrics);
   const auto refused = Asker(core).ask(protocol::History{});
   BOOST_TEST(refused.code == "bad_format");
@@ -247,7 +248,7 @@ BOOST_AUTO_TEST_CASE(an_unreadable_history_is_an_error_and_never_empty) {
 BOOST_AUTO_TEST_CASE(a_busy_store_answers_with_a_time_to_try_again) {
   const TemporaryDirectory folder;
   const auto file = folder.path() / "s.sqlite";
-  ContextCore core({}, *Store::open(file, {.busy = 20ms}));
+  ContextCore core({}, *SqliteStore::open(file, {.busy = 20ms}));
   Asker s(core);
   s.claim(0, "a");
   sqlite3* other = nullptr;
@@ -262,7 +263,7 @@ BOOST_AUTO_TEST_CASE(a_busy_store_answers_with_a_time_to_try_again) {
 
 BOOST_AUTO_TEST_CASE(a_full_store_answers_with_a_time_to_try_again) {
   const TemporaryDirectory folder;
-  ContextCore core({}, *Store::open(folder.path() / "s.sqlite", {.pages_max = 30}));
+  ContextCore core({}, *SqliteStore::open(folder.path() / "s.sqlite", {.pages_max = 30}));
   Asker s(core);
   s.claim(0, "a");
   const auto refused = s.commit(1, 1, "{\"a\":\"" + std::string(200000, 'x') + "\"}");
@@ -272,7 +273,7 @@ BOOST_AUTO_TEST_CASE(a_full_store_answers_with_a_time_to_try_again) {
 }
 
 BOOST_AUTO_TEST_CASE(other_messages_are_refused_and_close_is_silent) {
-  ContextCore core({}, *Store::open(":memory:"));
+  ContextCore core({}, *SqliteStore::open(":memory:"));
   Asker s(core);
   const auto refused = s.ask(protocol::Audio{});
   BOOST_TEST(refused.code == "unsupported");
@@ -286,7 +287,7 @@ BOOST_AUTO_TEST_CASE(other_messages_are_refused_and_close_is_silent) {
 
 BOOST_AUTO_TEST_CASE(work_is_counted_once) {
   telemetry::Metrics metrics;
-  ContextCore core({}, *Store::open(":memory:"), std::make_shared<ManualClock>());
+  ContextCore core({}, *SqliteStore::open(":memory:"), std::make_shared<ManualClock>());
   core.add_metrics(metrics);
   Asker s(core);
   s.claim(0, "a", 1000);

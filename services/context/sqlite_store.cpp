@@ -1,13 +1,10 @@
-#include "services/context/store.hpp"
+#include "services/context/sqlite_store.hpp"
 
-#include <openssl/evp.h>
 #include <sqlite3.h>
 
-#include <algorithm>
-#include <limits>
 #include <optional>
 
-#include "common/base/hex.hpp"
+#include "services/context/chain.hpp"
 
 namespace parlando::context {
 
@@ -23,48 +20,9 @@ constexpr int kBusyAtStartMs = 2000;
 /// How far behind the turns that are asked for a history is still verified: about 10 ms.
 constexpr std::size_t kVerifiedBytes = 16 * 1024 * 1024;
 
-/// SHA-256 of the parts one behind the other, in hexadecimal digits.
-Stored<std::string> sha256(std::initializer_list<std::string_view> parts) {
-  const std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), &EVP_MD_CTX_free);
-  unsigned char out[EVP_MAX_MD_SIZE];
-  unsigned int size = 0;
-  bool good = context != nullptr && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) == 1;
-  for (const auto part : parts) good = good && EVP_DigestUpdate(context.get(), part.data(), part.size()) == 1;
-  good = good && EVP_DigestFinal_ex(context.get(), out, &size) == 1;
-  if (!good) return fail(Errc::internal, "SHA-256 failed");
-  return to_hex({out, size});
-}
-
-Stored<std::string> digest_of(std::string_view before, std::int64_t turn, std::string_view record) {
-  return sha256({before, "\n", std::to_string(turn), "\n", record});
-}
-
-/// A session's entry.
-struct Entry {
-  std::int64_t epoch = 0;
-  std::string owner;
-  std::int64_t turns = 0;
-  std::string digest;  ///< of the last turn
-};
-
-Stored<std::string> seal_of(std::string_view session, const Entry& e) {
-  return sha256({session, "\n", std::to_string(e.epoch), "\n", e.owner, "\n", std::to_string(e.turns), "\n", e.digest});
-}
-
-StoreError stale(const std::string& session, const Entry& entry, Epoch seen) {
-  StoreError error(Errc::stale_epoch,
-                   entry.epoch == 0
-                       ? fmt::format("session '{}' was never claimed, its epoch is 0, not {}", session, seen.value)
-                       : fmt::format("session '{}' is at epoch {}, not {}", session, entry.epoch, seen.value));
-  error.epoch.value = static_cast<std::uint64_t>(entry.epoch);
-  return error;
-}
-
-bool same(const Entry& entry, Epoch epoch) { return static_cast<std::uint64_t>(entry.epoch) == epoch.value; }
-
 }  // namespace
 
-struct Store::Impl {
+struct SqliteStore::Impl {
   sqlite3* db = nullptr;
   std::string file;
   ~Impl() { sqlite3_close(db); }
@@ -99,8 +57,9 @@ struct Store::Impl {
     return {};
   }
 
-  Stored<std::optional<Entry>> load(const std::string& session);
-  Stored<void> save(const std::string& session, const Entry& entry);
+  /// @param turn  the one that is asked about; without one, the last one's digest is not looked for either
+  Stored<Seen> look(const std::string& session, std::optional<std::int64_t> turn = {});
+  Stored<void> save(const std::string& session, const SealedEntry& entry);
   Stored<std::int64_t> number_of(const char* pragma);
   Stored<void> use_write_ahead_log();
   Stored<void> migrate();
@@ -158,7 +117,7 @@ class Transaction {
 
 /// What `f` does, all of it or nothing.
 template <class F>
-auto Store::Impl::transact(const char* begin, F&& f) -> decltype(f()) {
+auto SqliteStore::Impl::transact(const char* begin, F&& f) -> decltype(f()) {
   PARLANDO_DO(run(begin));
   const Transaction transaction(db);
   auto done = f();
@@ -167,37 +126,49 @@ auto Store::Impl::transact(const char* begin, F&& f) -> decltype(f()) {
   return done;
 }
 
-Stored<std::optional<Entry>> Store::Impl::load(const std::string& session) {
+Stored<Seen> SqliteStore::Impl::look(const std::string& session, std::optional<std::int64_t> turn) {
+  Seen out;
   Statement s(db, "SELECT epoch, owner, turns, digest, seal FROM sessions WHERE id = ?1");
   const int code = s.bind(session).step();
-  if (code == SQLITE_DONE) {
+  if (code == SQLITE_ROW)
+    out.entry = SealedEntry{{s.number(0), s.text(1), s.number(2), s.text(3)}, s.text(4)};
+  else if (code != SQLITE_DONE)
+    return tl::make_unexpected(error(code));
+  if (!out.entry) {
     Statement orphans(db, "SELECT turn FROM turns WHERE session = ?1 LIMIT 1");
     const int found = orphans.bind(session).step();
-    if (found == SQLITE_DONE) return std::optional<Entry>();
-    if (found != SQLITE_ROW) return tl::make_unexpected(error(found));
-    return fail(Errc::bad_format, "session '{}' has turns and no entry", session);
+    if (found != SQLITE_DONE && found != SQLITE_ROW) return tl::make_unexpected(error(found));
+    out.has_turns = found == SQLITE_ROW;
+    return out;
   }
-  if (code != SQLITE_ROW) return tl::make_unexpected(error(code));
-  Entry out{s.number(0), s.text(1), s.number(2), s.text(3)};
-  PARLANDO_TRY(const auto seal, seal_of(session, out));
-  if (seal != s.text(4)) return fail(Errc::bad_format, "the entry of session '{}' does not fit its seal", session);
-  return std::optional<Entry>(std::move(out));
+  if (!turn) return out;
+  Statement last(db, "SELECT digest FROM turns WHERE session = ?1 AND turn = ?2");
+  const int at_last = last.bind(session).bind(out.entry->turns).step();
+  if (at_last != SQLITE_DONE && at_last != SQLITE_ROW) return tl::make_unexpected(error(at_last));
+  if (at_last == SQLITE_ROW) out.last_digest = last.text(0);
+  Statement asked(db, "SELECT record, digest FROM turns WHERE session = ?1 AND turn = ?2");
+  const int at_turn = asked.bind(session).bind(*turn).step();
+  if (at_turn != SQLITE_DONE && at_turn != SQLITE_ROW) return tl::make_unexpected(error(at_turn));
+  if (at_turn == SQLITE_ROW) {
+    out.turn = StoredTurn{*turn, asked.text(0)};
+    out.turn_digest = asked.text(1);
+  }
+  return out;
 }
 
-Stored<void> Store::Impl::save(const std::string& session, const Entry& entry) {
-  PARLANDO_TRY(const auto seal, seal_of(session, entry));
+Stored<void> SqliteStore::Impl::save(const std::string& session, const SealedEntry& entry) {
   Statement s(db,
               "INSERT INTO sessions(id, epoch, owner, turns, digest, seal) VALUES(?1, ?2, ?3, ?4, ?5, ?6) ON "
               "CONFLICT(id) DO UPDATE SET "
               "epoch = excluded.epoch, owner = excluded.owner, turns = excluded.turns, digest = excluded.digest, seal "
               "= excluded.seal");
   const int code =
-      s.bind(session).bind(entry.epoch).bind(entry.owner).bind(entry.turns).bind(entry.digest).bind(seal).step();
+      s.bind(session).bind(entry.epoch).bind(entry.owner).bind(entry.turns).bind(entry.digest).bind(entry.seal).step();
   if (code != SQLITE_DONE) return tl::make_unexpected(error(code));
   return {};
 }
 
-Stored<std::int64_t> Store::Impl::number_of(const char* pragma) {
+Stored<std::int64_t> SqliteStore::Impl::number_of(const char* pragma) {
   Statement s(db, pragma);
   const int code = s.step();
   if (code != SQLITE_ROW) return tl::make_unexpected(error(code));
@@ -205,7 +176,7 @@ Stored<std::int64_t> Store::Impl::number_of(const char* pragma) {
 }
 
 /// SQLite does not wait for another process while it changes the mode, so this does.
-Stored<void> Store::Impl::use_write_ahead_log() {
+Stored<void> SqliteStore::Impl::use_write_ahead_log() {
   constexpr int kPauseMs = 20;
   for (int waited = 0;; waited += kPauseMs) {
     int code = SQLITE_OK;
@@ -223,7 +194,7 @@ Stored<void> Store::Impl::use_write_ahead_log() {
   }
 }
 
-Stored<void> Store::Impl::migrate() {
+Stored<void> SqliteStore::Impl::migrate() {
   PARLANDO_TRY(auto version, number_of("PRAGMA user_version"));
   if (version == kSchema) return {};
   return transact("BEGIN IMMEDIATE", [&]() -> Stored<void> {
@@ -251,13 +222,16 @@ Stored<void> Store::Impl::migrate() {
         entries.emplace_back(s.text(0), Entry{s.number(1), {}, s.number(2), s.text(3)});
       if (code != SQLITE_DONE) return tl::make_unexpected(error(code));
     }
-    for (const auto& [session, entry] : entries) PARLANDO_DO(save(session, entry));
+    for (auto& [session, entry] : entries) {
+      PARLANDO_TRY(auto seal, seal_of(session, entry));
+      PARLANDO_DO(save(session, {std::move(entry), std::move(seal)}));
+    }
     return run(fmt::format("PRAGMA user_version = {}", kSchema).c_str());
   });
 }
 
-Result<std::unique_ptr<Store>> Store::open(const std::filesystem::path& file, Options options) {
-  std::unique_ptr<Store> out(new Store);
+Result<std::unique_ptr<Store>> SqliteStore::open(const std::filesystem::path& file, Options options) {
+  std::unique_ptr<SqliteStore> out(new SqliteStore);
   out->impl_ = std::make_unique<Impl>();
   auto& s = *out->impl_;
   s.file = file.string();
@@ -269,132 +243,76 @@ Result<std::unique_ptr<Store>> Store::open(const std::filesystem::path& file, Op
   sqlite3_busy_timeout(s.db, kBusyAtStartMs);
   PARLANDO_DO(s.use_write_ahead_log());
   PARLANDO_DO(s.run("PRAGMA synchronous = FULL; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF;"));
+  PARLANDO_DO(s.run("PRAGMA secure_delete = ON"));
   PARLANDO_DO(s.migrate());
   if (options.pages_max > 0) PARLANDO_DO(s.run(fmt::format("PRAGMA max_page_count = {}", options.pages_max).c_str()));
   sqlite3_busy_timeout(s.db, static_cast<int>(options.busy.count()));
   return out;
 }
 
-Store::~Store() = default;
+SqliteStore::~SqliteStore() = default;
 
-Stored<Store::Claimed> Store::claim(const std::string& session, Epoch expected, const std::string& owner) {
+Stored<Store::Claimed> SqliteStore::claim(const std::string& session, Epoch expected, const std::string& owner) {
   return impl_->transact("BEGIN IMMEDIATE", [&]() -> Stored<Claimed> {
-    PARLANDO_TRY(auto loaded, impl_->load(session));
-    auto entry = loaded.value_or(Entry{});
-    const Epoch next{expected.value + 1};
-    if (same(entry, next) && entry.owner == owner && !owner.empty()) return Claimed{next, owner, true};
-    if (!same(entry, expected)) return tl::make_unexpected(stale(session, entry, expected));
-    if (entry.epoch == std::numeric_limits<std::int64_t>::max())
-      return fail(Errc::unsupported, "session '{}' has used up its epochs", session);
-    ++entry.epoch;
-    const auto former = std::exchange(entry.owner, owner);
-    PARLANDO_DO(impl_->save(session, entry));
-    return Claimed{next, former, false};
+    PARLANDO_TRY(const auto seen, impl_->look(session));
+    PARLANDO_TRY(const auto decision, decide_claim(session, seen, expected, owner));
+    if (decision.entry) PARLANDO_DO(impl_->save(session, *decision.entry));
+    return decision.answer;
   });
 }
 
-Stored<void> Store::renew(const std::string& session, Epoch epoch) {
+Stored<void> SqliteStore::renew(const std::string& session, Epoch epoch) {
   return impl_->transact("BEGIN", [&]() -> Stored<void> {
-    PARLANDO_TRY(const auto loaded, impl_->load(session));
-    const auto entry = loaded.value_or(Entry{});
-    if (entry.epoch == 0 || !same(entry, epoch)) return tl::make_unexpected(stale(session, entry, epoch));
-    return {};
+    PARLANDO_TRY(const auto seen, impl_->look(session));
+    return decide_renew(session, seen, epoch);
   });
 }
 
-Stored<Store::Committed> Store::commit(const std::string& session, Epoch epoch, std::int64_t turn,
-                                       const std::string& record) {
+Stored<Store::Committed> SqliteStore::commit(const std::string& session, Epoch epoch, std::int64_t turn,
+                                             const std::string& record) {
   return impl_->transact("BEGIN IMMEDIATE", [&]() -> Stored<Committed> {
-    PARLANDO_TRY(const auto loaded, impl_->load(session));
-    auto entry = loaded.value_or(Entry{});
-    if (entry.epoch == 0 || !same(entry, epoch)) return tl::make_unexpected(stale(session, entry, epoch));
-    // The last turn belongs to the entry, or nothing may be written behind it.
-    if (entry.turns > 0) {
-      Statement last(impl_->db, "SELECT digest FROM turns WHERE session = ?1 AND turn = ?2");
-      const int code = last.bind(session).bind(entry.turns).step();
-      if (code != SQLITE_ROW && code != SQLITE_DONE) return tl::make_unexpected(impl_->error(code));
-      if (code == SQLITE_DONE || last.text(0) != entry.digest)
-        return fail(Errc::bad_format, "turn {} of session '{}' is not the one that was committed", entry.turns,
-                    session);
-    }
-    if (turn <= entry.turns) {
-      Statement present(impl_->db, "SELECT record, digest FROM turns WHERE session = ?1 AND turn = ?2");
-      const int code = present.bind(session).bind(turn).step();
-      if (code == SQLITE_ROW) {
-        if (present.text(0) != record)
-          return fail(Errc::invalid_argument, "turn {} of session '{}' is committed with another record", turn,
-                      session);
-        return Committed{present.text(1), true};
-      }
-      if (code != SQLITE_DONE) return tl::make_unexpected(impl_->error(code));
-    }
-    if (turn != entry.turns + 1)
-      return fail(Errc::invalid_argument, "turn {} of session '{}' does not follow turn {}", turn, session,
-                  entry.turns);
-    PARLANDO_TRY(const auto digest, digest_of(entry.digest, turn, record));
+    PARLANDO_TRY(const auto seen, impl_->look(session, turn));
+    PARLANDO_TRY(const auto decision, decide_commit(session, seen, epoch, turn, record));
+    if (!decision.entry) return decision.answer;
     Statement insert(impl_->db, "INSERT INTO turns(session, turn, record, digest) VALUES(?1, ?2, ?3, ?4)");
-    if (const int code = insert.bind(session).bind(turn).bind(record).bind(digest).step(); code != SQLITE_DONE)
-      return tl::make_unexpected(impl_->error(code));
-    entry.turns = turn;
-    entry.digest = digest;
-    PARLANDO_DO(impl_->save(session, entry));
-    return Committed{digest, false};
+    const int code = insert.bind(session).bind(turn).bind(record).bind(decision.turn_digest).step();
+    if (code != SQLITE_DONE) return tl::make_unexpected(impl_->error(code));
+    PARLANDO_DO(impl_->save(session, *decision.entry));
+    return decision.answer;
   });
 }
 
-Stored<Store::Past> Store::history(const std::string& session, std::int64_t turns_max, std::size_t bytes_max,
-                                   std::size_t overhead) {
+Stored<Store::Past> SqliteStore::history(const std::string& session, std::int64_t turns_max, std::size_t bytes_max,
+                                         std::size_t overhead) {
   // Inside one transaction, so that entry and turns are of the same moment.
   return impl_->transact("BEGIN", [&]() -> Stored<Past> {
-    PARLANDO_TRY(const auto loaded, impl_->load(session));
-    const auto entry = loaded.value_or(Entry{});
-    Past out;
-    out.turns = entry.turns;
-    // From the end to the start: each turn must have the digest that what follows it names, and is known to be whole
-    // once the one before it has told its own.
-    std::string expected = entry.digest;
-    StoredTurn held;
-    bool holding = false;
-    bool full = false;
-    std::size_t bytes = 0;
-    std::size_t verified = 0;
-    const auto broken = [&](std::int64_t turn) {
-      return fail(Errc::bad_format, "turn {} of session '{}' does not fit its digest", turn, session);
-    };
-    const auto settle = [&](std::string_view before) -> Stored<void> {
-      PARLANDO_TRY(const auto digest, digest_of(before, held.turn, held.record));
-      if (digest != expected) return broken(held.turn);
-      const auto size = held.record.size() + overhead;
-      full = full || static_cast<std::int64_t>(out.latest.size()) >= turns_max || bytes + size > bytes_max;
-      if (full)
-        verified += size;
-      else
-        out.latest.push_back(std::move(held));
-      bytes += full ? 0 : size;
-      return {};
-    };
+    PARLANDO_TRY(const auto seen, impl_->look(session));
+    PARLANDO_TRY(const auto entry, checked(session, seen));
+    HistoryReader reader(session, entry, {turns_max, bytes_max, overhead, kVerifiedBytes});
     Statement s(impl_->db, "SELECT turn, record, digest FROM turns WHERE session = ?1 ORDER BY turn DESC");
     s.bind(session);
     int code;
-    while ((code = s.step()) == SQLITE_ROW && verified < kVerifiedBytes) {
-      auto digest = s.text(2);
-      if (holding) {
-        PARLANDO_DO(settle(digest));
-        expected = digest;
-      } else if (s.number(0) != entry.turns || digest != entry.digest) {
-        return broken(s.number(0));
-      }
-      held = {s.number(0), s.text(1)};
-      holding = true;
-    }
+    while ((code = s.step()) == SQLITE_ROW && !reader.is_enough())
+      PARLANDO_DO(reader.push({s.number(0), s.text(1)}, s.text(2)));
     if (code != SQLITE_DONE && code != SQLITE_ROW) return tl::make_unexpected(impl_->error(code));
-    if (!holding && entry.turns > 0) return broken(entry.turns);
-    if (holding && code == SQLITE_DONE) PARLANDO_DO(settle(""));
-    if (out.latest.empty() && entry.turns > 0 && turns_max > 0)
-      return fail(Errc::bad_format, "turn {} of session '{}' has more than {} bytes", entry.turns, session, bytes_max);
-    std::reverse(out.latest.begin(), out.latest.end());
-    return out;
+    return reader.finish(code == SQLITE_DONE);
   });
+}
+
+Stored<Store::Erased> SqliteStore::erase(const std::string& session, Epoch epoch) {
+  auto erased = impl_->transact("BEGIN IMMEDIATE", [&]() -> Stored<Erased> {
+    PARLANDO_TRY(const auto seen, impl_->look(session));
+    PARLANDO_TRY(const auto decision, decide_erase(session, seen, epoch));
+    if (!decision.entry) return decision.answer;
+    Statement remove(impl_->db, "DELETE FROM turns WHERE session = ?1");
+    if (const int code = remove.bind(session).step(); code != SQLITE_DONE)
+      return tl::make_unexpected(impl_->error(code));
+    PARLANDO_DO(impl_->save(session, *decision.entry));
+    return decision.answer;
+  });
+  // The log still has the turns until it is cut off. While another process reads it stays, and is written over later.
+  if (erased) (void)impl_->run("PRAGMA wal_checkpoint(TRUNCATE)");
+  return erased;
 }
 
 }  // namespace parlando::context
