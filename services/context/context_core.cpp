@@ -91,6 +91,13 @@ void ContextCore::on_message(const std::string& peer, protocol::Message m, Time 
         return history(peer, m);
       case MessageType::commit:
         return commit(peer, m);
+      case MessageType::erase: {
+        const auto erased = store_->erase(head.session.text(), head.epoch);
+        if (!erased) return tl::make_unexpected(erased.error());
+        leases_.grant(head.session, milliseconds(0), now);
+        answer(peer, head, protocol::Erased{erased->turns});
+        return {};
+      }
       case MessageType::close:
         return {};
       default:

@@ -67,6 +67,11 @@ class Asker {
   Answer commit(std::int64_t turn, std::uint64_t epoch, std::string_view record) {
     return ask(protocol::Commit{turn, {epoch}, to_bytes(std::span<const char>(record))});
   }
+  Answer erase(std::uint64_t epoch) {
+    auto message = protocol::pack(protocol::Erase{}, head_);
+    message.head.epoch = {epoch};
+    return deliver(std::move(message));
+  }
   /// The payload of a history.
   std::string history(int turns_max = 20) {
     const auto records = ask(protocol::History{turns_max}).as<protocol::Records>();
@@ -270,6 +275,20 @@ BOOST_AUTO_TEST_CASE(a_full_store_answers_with_a_time_to_try_again) {
   BOOST_TEST(refused.code == "io");
   BOOST_TEST(refused.retry_ms == 1000);
   BOOST_TEST(s.commit(1, 1, "{}").code == "ok");  // a smaller one fits
+}
+
+BOOST_AUTO_TEST_CASE(what_was_erased_is_gone_and_nobody_writes_to_it_again) {
+  ContextCore core({}, *SqliteStore::open(":memory:"));
+  Asker s(core);
+  s.claim(0, "controller-1");
+  s.commit(1, 1, R"({"user":"a"})");
+  BOOST_TEST(s.erase(9).code == "stale_epoch");
+  BOOST_TEST(s.history() != "[]");
+  BOOST_TEST(s.erase(1).as<protocol::Erased>().turns == 1);
+  BOOST_TEST(s.erase(1).as<protocol::Erased>().turns == 1);  // said again
+  BOOST_TEST(s.history() == "[]");
+  BOOST_TEST(s.commit(2, 1, R"({"user":"b"})").code == "stale_epoch");
+  BOOST_TEST(s.claim(2, "controller-2").code == "not_found");
 }
 
 BOOST_AUTO_TEST_CASE(other_messages_are_refused_and_close_is_silent) {
