@@ -38,7 +38,7 @@ install_packages() {
 }
 
 [ "$(uname -m)" = x86_64 ] || fail "this processor is $(uname -m); only x86_64 is supported"
-if ! command -v apt-get >/dev/null; then
+if [ -z "${PARLANDO_SKIP_APT:-}" ] && ! command -v apt-get >/dev/null; then
   . /etc/os-release 2>/dev/null || true
   fail "${PRETTY_NAME:-this distribution} has no apt-get. Install the packages listed in tools/packages.txt by other means, then set PARLANDO_SKIP_APT=1"
 fi
