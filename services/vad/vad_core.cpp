@@ -11,8 +11,20 @@ using service::CallerStream;
 namespace {
 
 constexpr std::size_t kSampleBytes = 2;
+constexpr double kProbabilityMin = 0.01, kProbabilityMax = 0.99;
 /// Positions stay below this, so that no sum of them overflows: 4.5 million years.
 constexpr std::int64_t kPositionMax = std::numeric_limits<std::int64_t>::max() / 4;
+
+/// What a stream asks for, in the place of the configuration. The hysteresis keeps its width.
+TurnConfig with_options(TurnConfig config, const protocol::OpenVad& open) {
+  if (open.threshold_permille >= 0) {
+    const auto width = config.onset_probability - config.offset_probability;
+    config.onset_probability = std::clamp(open.threshold_permille / 1000.0, kProbabilityMin, kProbabilityMax);
+    config.offset_probability = std::max(kProbabilityMin, config.onset_probability - width);
+  }
+  if (open.silence_ms >= 0) config.silence_ms = open.silence_ms;
+  return config;
+}
 
 }  // namespace
 
@@ -58,9 +70,10 @@ void VadCore::on_message(const std::string& peer, protocol::Message m, Time) {
 }
 
 Result<void> VadCore::open(const std::string& peer, protocol::Message& m) {
-  PARLANDO_DO(protocol::read<protocol::OpenVad>(m));
+  PARLANDO_TRY(const auto options, protocol::read<protocol::OpenVad>(m));
   const auto key = streams_.key_of(peer, m.head);
-  if (const auto opened = streams_.open(key, Stream{Silero(weights_), TurnDetector(config_.turn), {}}); !opened) {
+  const auto turn = with_options(config_.turn, options);
+  if (const auto opened = streams_.open(key, Stream{Silero(weights_), TurnDetector(turn), {}}); !opened) {
     // The caller may have sent sound already; one refusal is enough.
     if (opened.error().code == Errc::overloaded) ended_.add(key);
     return tl::make_unexpected(opened.error());

@@ -3,8 +3,8 @@
 /// turn by SpeechStarted, by SpeechPaused and SpeechResumed for each pause within, and by SpeechEnded. Positions are
 /// those of the session: the first Audio's `first_sample` is the stream's base, and each further one must go on where
 /// the last one ended. One that does not changes nothing and answers Errc::position_mismatch, once until a frame fits
-/// again. How the sound is cut into messages has no influence on the events. A Flush without speech answers
-/// Errc::no_speech.
+/// again. OpenVad's own threshold and silence count for its stream alone. How the sound is cut into messages has no
+/// influence on the events. A Flush without speech answers Errc::no_speech.
 #include <array>
 
 #include "common/service/core.hpp"

@@ -195,6 +195,41 @@ BOOST_AUTO_TEST_CASE(a_stream_goes_on_with_the_next_turn) {
   BOOST_TEST(last == "speech_ended");
 }
 
+/// Two questions with 1.5 s between them: one utterance or two, as the stream asks.
+BOOST_AUTO_TEST_CASE(a_stream_has_its_own_silence_and_threshold) {
+  auto pcm = recording("set_a_timer.wav");
+  const auto second = recording("weather_in_paris.wav");
+  pcm.insert(pcm.end(), second.begin(), second.end());
+  pcm.resize(pcm.size() + 2 * 48000);
+  VadCore core({}, weights());
+  std::uint32_t stream = 5;
+  const auto heard = [&](protocol::OpenVad options) {
+    Caller caller(core, "controller-1", ++stream);
+    caller.say(options);
+    hear_all(caller, pcm, 640);
+    return caller.answers();
+  };
+  const auto count = [](const std::vector<std::string>& seen, std::string_view name) {
+    return std::count_if(seen.begin(), seen.end(), [&](const auto& s) { return s.starts_with(name); });
+  };
+  const auto plain = heard({});
+  BOOST_TEST(count(plain, "speech_ended") == 2);
+  BOOST_TEST(heard({-1, 500}) == plain, boost::test_tools::per_element());
+  const auto patient = heard({-1, 4000});
+  BOOST_TEST(count(patient, "speech_started") == 1);
+  BOOST_TEST(count(patient, "speech_ended") == 1);
+  BOOST_TEST(count(patient, "speech_paused") >= 2);
+  BOOST_TEST(count(patient, "speech_resumed") == count(patient, "speech_paused") - 1);
+  BOOST_TEST(patient.front() == plain.front());
+  // Silence shorter than a pause: none is told.
+  BOOST_TEST(count(heard({-1, 120}), "speech_paused") == 0);
+  // The least threshold takes any frame for speech, the highest only what is certain.
+  BOOST_TEST(count(heard({0, -1}), "speech_started") >= 1);
+  const auto sure = heard({1000, -1});
+  BOOST_TEST(count(sure, "speech_started") <= 2);
+  if (!sure.empty()) BOOST_TEST(std::stoll(sure.front().substr(15)) >= std::stoll(plain.front().substr(15)));
+}
+
 BOOST_AUTO_TEST_CASE(a_gap_or_an_overlap_is_answered_once_and_changes_nothing) {
   const auto pcm = recording();
   const auto expected = offline(pcm, 0);
