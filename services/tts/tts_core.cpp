@@ -225,6 +225,7 @@ void TtsCore::forget_codes(const Utterance& u, Piece& piece) {
   end_codes(u, piece);
   piece.codes.clear();
   piece.stream.reset();
+  piece.effects.reset();
   piece.samples = 0;
 }
 
@@ -264,6 +265,11 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time now)
 
 Result<void> TtsCore::speak(const Key& key, protocol::Message& m) {
   PARLANDO_TRY(auto ask, protocol::read<protocol::Speak>(m));
+  if (ask.style.find_first_of("()") != std::string::npos || ask.style.find("（") != std::string::npos ||
+      ask.style.find("）") != std::string::npos)
+    return fail(Errc::invalid_argument, "style '{}' holds a bracket, expected the name of a tag", ask.style);
+  // A text with a tag of its own has chosen.
+  if (!ask.style.empty() && leading_tag(ask.text).empty()) ask.text = "(" + ask.style + ")" + ask.text;
   if (ask.text.size() > static_cast<std::size_t>(config_.text_bytes_max))
     return fail(Errc::invalid_argument, "a text of {} bytes, at most {} are spoken at once", ask.text.size(),
                 config_.text_bytes_max);
@@ -276,7 +282,8 @@ Result<void> TtsCore::speak(const Key& key, protocol::Message& m) {
   if (u->pieces.size() >= kPiecesMax)
     return fail(Errc::overloaded, "{} pieces wait, at most {} are kept", u->pieces.size(), kPiecesMax);
   u->deadline = m.deadline;
-  u->pieces.push_back({ask.piece, std::move(ask.text), std::move(ask.speaker), ask.skip_samples, ask.seed});
+  u->pieces.push_back({ask.piece, std::move(ask.text), std::move(ask.speaker), ask.skip_samples, ask.seed,
+                       ask.speed_milli, ask.volume_milli});
   return {};
 }
 
@@ -404,6 +411,10 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   if (!piece.stream) {
     piece.stream =
         std::make_unique<SpeechStream>(piece.decoder, piece.voice->prompt, SpeechStream::Options{.seed = piece.seed});
+    if (piece.speed_milli != 1000 || piece.volume_milli != 1000) {
+      PARLANDO_TRY(piece.effects,
+                   EffectStream::make(kMelRate, piece.speed_milli / 1000.0, piece.volume_milli / 1000.0));
+    }
     if (piece.codes.empty() && !piece.codes_done) return {};
   }
   PARLANDO_TRY(auto wave, piece.stream->push(std::exchange(piece.codes, {})));
@@ -411,6 +422,9 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   if (last) {
     PARLANDO_TRY(const auto rest, piece.stream->finish());
     wave.insert(wave.end(), rest.begin(), rest.end());
+  }
+  if (piece.effects) {
+    PARLANDO_TRY(wave, piece.effects->push(wave, last));
   }
   if (!wave.empty() && piece.samples == 0)
     first_audio_.observe(std::chrono::duration<double>(now - piece.begun).count());

@@ -14,6 +14,7 @@
 #include "common/service/ended_streams.hpp"
 #include "common/service/replicas.hpp"
 #include "common/service/stream_table.hpp"
+#include "services/tts/model/effects.hpp"
 #include "services/tts/model/voices.hpp"
 
 namespace parlando::tts {
@@ -52,6 +53,7 @@ class TtsCore final : public service::Core {
     std::string text, speaker;
     std::int64_t skip_samples;
     std::uint64_t seed;
+    std::int32_t speed_milli = 1000, volume_milli = 1000;
     // From the request for its codes on:
     StreamId codes_stream = {};       ///< of the request to llm-tts; 0: none
     std::string llm = {};             ///< the replica that was asked
@@ -59,7 +61,8 @@ class TtsCore final : public service::Core {
     bool only_first = false;          ///< asking ahead has failed: it is asked for again when it is the first
     std::shared_ptr<const SpeechDecoder> decoder = {};
     std::shared_ptr<const Voice> voice = {};
-    std::unique_ptr<SpeechStream> stream = {};  ///< made while its codes are computed
+    std::unique_ptr<SpeechStream> stream = {};   ///< made while its codes are computed
+    std::unique_ptr<EffectStream> effects = {};  ///< behind it; none: speed and volume are 1
     std::vector<std::int32_t> codes = {};
     bool codes_done = false;
     std::int64_t samples = 0;  ///< made so far

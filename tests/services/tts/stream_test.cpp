@@ -171,6 +171,31 @@ BOOST_AUTO_TEST_CASE(speed_and_volume_change_length_and_level) {
   BOOST_TEST(!apply_effects(wave, 22050, 3, 1).has_value());
 }
 
+BOOST_AUTO_TEST_CASE(effects_on_a_stream_depend_on_the_sound_alone) {
+  std::vector<float> wave(30000);
+  for (std::size_t i = 0; i < wave.size(); ++i) wave[i] = 0.2f * std::sin(0.06f * static_cast<float>(i));
+  std::mt19937 random(11);
+  for (const double speed : {0.25, 0.8, 1.0, 1.25, 4.0}) {
+    const auto whole = (*EffectStream::make(22050, speed, 2))->push(wave, true);
+    BOOST_REQUIRE(whole.has_value());
+    BOOST_TEST(std::abs(static_cast<double>(whole->size()) - 30000 / speed) < 2);
+    for (int round = 0; round < 4; ++round) {
+      const auto stream = *EffectStream::make(22050, speed, 2);
+      std::vector<float> parts;
+      for (std::size_t at = 0, count = 0; at < wave.size(); at += count) {
+        count = std::min<std::size_t>(random() % (round == 0 ? 100 : 9000), wave.size() - at);
+        const auto more = stream->push(std::span(wave).subspan(at, count), false);
+        parts.insert(parts.end(), more->begin(), more->end());
+      }
+      const auto rest = stream->push({}, true);
+      parts.insert(parts.end(), rest->begin(), rest->end());
+      BOOST_TEST((parts == *whole), "speed " << speed << ", round " << round);
+    }
+  }
+  BOOST_TEST(EffectStream::make(22050, 5, 1).error().message == "speed is 5, expected 0.25…4");
+  BOOST_TEST(!EffectStream::make(22050, 1, 0.01).has_value());
+}
+
 BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_wrongly) {
   const auto tok = tokenizer::SpeechTokenizer::load(kRoot / "models/nano/Step-Audio-Tokenizer");
   BOOST_REQUIRE(tok.has_value());

@@ -523,6 +523,68 @@ BOOST_AUTO_TEST_CASE(what_was_heard_of_a_piece_is_skipped) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_style_is_a_tag_in_front_and_a_text_that_has_one_keeps_it) {
+  Folder folder;
+  folder.add("Clara");
+  Serving w(folder.core({"Clara"}));
+  std::uint32_t stream = 0;
+  const auto asked = [&](const std::string& text, const std::string& style) {
+    w.driver.tell("controller", ++stream, protocol::Speak{.text = text, .speaker = "Clara", .style = style});
+    const auto request = w.request();
+    return request.read<protocol::Synthesise>().text;
+  };
+  BOOST_TEST(asked("hello", "高兴1") == "(高兴1)hello");
+  BOOST_TEST(asked("(生气1)hello", "高兴1") == "(生气1)hello");
+  BOOST_TEST(asked("hello", "") == "hello");
+  w.driver.tell("controller", 9, protocol::Speak{.text = "hello", .speaker = "Clara", .style = "a)b"});
+  BOOST_TEST(w.driver.take().back().code() == "invalid_argument");
+}
+
+BOOST_AUTO_TEST_CASE(tempo_and_volume_change_the_sound_and_a_place_in_it_stays_a_place) {
+  Folder folder;
+  folder.add("Clara");
+  Serving w(folder.core({"Clara"}));
+  std::uint32_t stream = 0;
+  const auto sound = [&](std::int32_t speed, std::int32_t volume, std::int64_t skip, int parts) {
+    w.driver.tell(
+        "controller", ++stream,
+        protocol::Speak{
+            .text = "hello", .speaker = "Clara", .skip_samples = skip, .speed_milli = speed, .volume_milli = volume});
+    const auto request = w.request();
+    const auto all = codes(6);
+    for (int part = 0, each = 6 / parts; part < parts; ++part)
+      w.driver.tell(request.peer, request.stream(),
+                    protocol::Tokens{part * each, (part + 1) * each, part == parts - 1,
+                                     bytes_of({all.begin() + 5 * part * each, all.begin() + 5 * (part + 1) * each})});
+    w.driver.work();
+    protocol::Bytes out;
+    bool last = false;
+    std::int64_t at = -1;
+    for (const auto& h : w.driver.take(MessageType::speech)) {
+      const auto speech = h.read<protocol::Speech>();
+      if (at < 0) at = speech.first_sample;
+      BOOST_TEST(speech.first_sample == at);
+      at += static_cast<std::int64_t>(speech.payload.size() / 2);
+      out.insert(out.end(), speech.payload.begin(), speech.payload.end());
+      last = speech.last;
+    }
+    BOOST_TEST(last);
+    return out;
+  };
+  const auto plain = sound(1000, 1000, 0, 1), fast = sound(2000, 1000, 0, 1), loud = sound(1000, 3000, 0, 1);
+  BOOST_TEST(std::abs(static_cast<double>(fast.size()) - static_cast<double>(plain.size()) / 2) < 4);
+  BOOST_TEST(loud.size() == plain.size());
+  const auto level = [](const protocol::Bytes& pcm) {
+    double sum = 0;
+    for (const auto v : from_bytes<std::int16_t>(pcm)) sum += std::abs(static_cast<double>(v));
+    return sum;
+  };
+  BOOST_TEST(level(loud) > 1.5 * level(plain));
+  const auto rest = sound(2000, 1000, 700, 3);  // the codes come in other parts, and what was heard is skipped
+  BOOST_REQUIRE(rest.size() == fast.size() - 1400);
+  BOOST_TEST(std::equal(rest.begin(), rest.end(), fast.begin() + 1400));
+}
+
 BOOST_AUTO_TEST_CASE(a_full_or_leaving_replica_is_left_for_another) {
   for (const char* code : {"overloaded", "unavailable", "not_ready"}) {
     for (const bool by_link : {false, true}) {
