@@ -19,7 +19,11 @@ void Session::raise_voice(std::int64_t sample, Time now) {
   voice.begin = sample;
   voice.input = input_;
   voice.since = now;
+  // An utterance that is only understood makes no sound, and some answers are not to be disturbed.
+  voice.waits = is_answering() && (turn_.notes || !turn_.lead->settings.interrupts || turn_.lead->is_manual());
+  voice.holds = !voice.waits;
   voice_ = voice;
+  if (voice.waits) return checkpoint(told_checkpoint_.input, 0);
   around_.tally.holds.add();
   tell(Hold{voice.over});
   checkpoint(told_checkpoint_.input, 0);  // what is said from here on belongs to a turn
@@ -27,7 +31,7 @@ void Session::raise_voice(std::int64_t sample, Time now) {
 
 /// It falls silent at this sample, for a moment or for good.
 void Session::lower_voice(std::int64_t sample, bool ended, Time now) {
-  if (voice_->taken) {
+  if (voice_->taken || voice_->waits) {
     if (ended) voice_->end = sample;
     return;
   }
@@ -44,7 +48,7 @@ void Session::lower_voice(std::int64_t sample, bool ended, Time now) {
 
 /// It takes the word once it has spoken for so long; also by the clock, because a recording is said all at once.
 void Session::judge_voice(Time now) {
-  if (!voice_ || !voice_->holds || voice_->taken) return;
+  if (!voice_ || !voice_->holds || voice_->taken || voice_->waits) return;
   const milliseconds enough(around_.config.barge_in_ms);
   const auto spoken = input_time(heard_samples_ - voice_->begin);
   if (spoken >= enough && now - voice_->since >= enough / 2) interrupt(now);
@@ -66,16 +70,21 @@ void Session::interrupt(Time now) {
   tell(to, Interrupted{voice.over, samples, heard});
   if (!under_way || turn_.stage == Stage::closing || turn_.durable) {
     // It is stored, or on its way there: the next turn's record says what was heard of it.
-    cut_ = Turn::Cut{static_cast<std::int64_t>(voice.over.value), heard};
-    ledger_.amend(cut_->turn, heard);
+    if (turn.remember) correct({{"turn", voice.over.value}, {"heard", heard}});
     return;
   }
+  end_answer(samples, heard, now);
+}
+
+/// The answer under way is over, and this was heard of it.
+void Session::end_answer(std::int64_t samples, const std::string& heard, Time now) {
   for (const auto role : {Role::tokenizer, Role::chat, Role::tts}) call(role).end(head());
-  if (turn_.transcript.text.empty()) {  // it was not understood yet: there is nothing to remember
+  if (turn_.transcript.text.empty() && !turn_.typed) {  // it was not understood yet: there is nothing to remember
     tell(Cancelled{turn_.id});
     return next_turn(now);
   }
   turn_.interrupted = turn_.text_done = true;
+  turn_.waits_since = Time::max();
   turn_.reply.text = heard;
   turn_.samples = samples;
   turn_.pieces.clear();
@@ -86,7 +95,14 @@ void Session::interrupt(Time now) {
 void Session::take_voice(Time now) {
   const auto voice = *std::exchange(voice_, std::nullopt);
   begin_hearing(voice.begin, now);
-  if (voice.end) end_speech(*voice.end, now);
+  if (turn_.stage != Stage::hearing) return;
+  // Its pauses were not judged: the vad tells of them again.
+  if (turn_.lead->is_semantic() && judged_) return hear_again(now);
+  if (!voice.end) return;
+  if (turn_.lead->is_manual())
+    turn_.end_sample = *voice.end;
+  else
+    finish_hearing(*voice.end, Detector::silence, now);
 }
 
 void Session::on_played(const Played& played) {

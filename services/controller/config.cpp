@@ -20,12 +20,19 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
       {"sessions_max", sessions_max, 1, 1 << 16},
       {"trials_max", trials_max, 0, 1 << 16},
       {"barge_in_ms", barge_in_ms, 0, 10000},
+      {"tool_seconds_max", tool_seconds_max, 1, 600},
+      {"complete_permille_low", complete_permille_low, 1, 1000},
+      {"complete_permille_medium", complete_permille_medium, 1, 1000},
+      {"complete_permille_high", complete_permille_high, 1, 1000},
+      {"history_bytes_max", history_bytes_max, 0, 1 << 24},
   };
   std::vector<config::Problem> out;
   for (const auto& r : ranges) config::expect_range(out, path + "." + r.key, r.value, r.low, r.high);
   if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
     out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
   if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});
+  if (!tools_url.empty() && !tools_url.starts_with("http://"))
+    out.push_back({path + ".tools_url", "is '" + tools_url + "', expected http://host:port/path"});
   return out;
 }
 

@@ -23,7 +23,14 @@ struct ControllerConfig {
   int barge_in_ms = 600;                  ///< voice over an answer that takes the word; 0: answers are not interrupted
   std::string tokenizer_mode = "stable";  ///< or exact: the turn is tokenised again at its end
   std::string tools = "none";             ///< or demo
-  std::string commit_queue_file;          ///< turns that wait for the store are also kept here; empty: in memory only
+  std::string tools_url;                  ///< http://host:port/path that executes calls; empty: `tools` does
+  int tool_seconds_max = 30;              ///< that a call is waited for
+  int complete_permille_low = 900;        ///< a semantic detector ends an utterance that is so likely complete,
+  int complete_permille_medium = 700;     ///< by eagerness; automatic is medium
+  int complete_permille_high = 500;
+  int history_bytes_max = 32768;  ///< of texts that the model is told of the past; the oldest turns go first
+  std::string personas_file;      ///< {name: {system, speaker}}; empty: none
+  std::string commit_queue_file;  ///< turns that wait for the store are also kept here; empty: in memory only
   template <class V>
   void fields(V&& v) {
     v("preroll_ms", preroll_ms);
@@ -40,6 +47,13 @@ struct ControllerConfig {
     v("barge_in_ms", barge_in_ms);
     v("tokenizer_mode", tokenizer_mode);
     v("tools", tools);
+    v("tools_url", tools_url);
+    v("tool_seconds_max", tool_seconds_max);
+    v("complete_permille_low", complete_permille_low);
+    v("complete_permille_medium", complete_permille_medium);
+    v("complete_permille_high", complete_permille_high);
+    v("history_bytes_max", history_bytes_max);
+    v("personas_file", personas_file);
     v("commit_queue_file", commit_queue_file);
   }
   std::vector<config::Problem> problems(const std::string& path) const;

@@ -14,8 +14,13 @@ namespace {
 constexpr std::size_t kEndedMax = 16384;  // above it a stream without a session is answered again
 }
 
-ControllerCore::ControllerCore(ControllerConfig config)
-    : config_(std::move(config)), owner_("controller-" + random_hex(8)), journal_(config_.commit_queue_file) {}
+ControllerCore::ControllerCore(ControllerConfig config, Personas personas, std::unique_ptr<ToolServer> tools)
+    : config_(std::move(config)),
+      personas_(std::move(personas)),
+      tools_(std::move(tools)),
+      owner_("controller-" + random_hex(8)),
+      journal_(config_.commit_queue_file) {}
+
 std::time_t ControllerCore::wall_time(Time now) const {
   if (!wall_ahead_) return std::time(nullptr);
   return (std::chrono::floor<std::chrono::seconds>(now.time_since_epoch()) + *wall_ahead_).count();
@@ -24,7 +29,8 @@ std::time_t ControllerCore::wall_time(Time now) const {
 ControllerCore::~ControllerCore() = default;
 
 Result<std::unique_ptr<service::Core>> ControllerCore::make(const ControllerConfig& config) {
-  auto core = std::make_unique<ControllerCore>(config);
+  PARLANDO_TRY(auto personas, load_personas(config.personas_file));
+  auto core = std::make_unique<ControllerCore>(config, std::move(personas));
   PARLANDO_TRY(auto entries, core->journal_.load());
   core->restore_journal(std::move(entries), Time::max());
   return std::unique_ptr<service::Core>(std::move(core));
@@ -136,7 +142,7 @@ void ControllerCore::open(const ClientStream& client, Message message, Time now)
   }
   if (known == nullptr) make_room(now);
   auto ledger = ledger_for(id, now);
-  const Surroundings around{config_, fleet_, *this, tally_};
+  const Surroundings around{config_, personas_, tools_.get(), fleet_, *this, tally_};
   sessions_[id] = std::make_unique<Session>(id, client, std::move(*open), std::move(ledger), around);
   with(id, now, [&](Session& s) {
     s.set_trace(to.trace);
@@ -291,6 +297,24 @@ void ControllerCore::on_tick(Time now) {
   if (waiting > 0) return;
   if (const auto good = journal_.clear(); !good)
     telemetry::log(telemetry::Level::error, "controller: {}", good.error().message);
+}
+
+/// What a tool server has answered belongs to sessions; of one that is gone nobody wants it.
+bool ControllerCore::work(Time now) {
+  if (tools_ == nullptr) return false;
+  for (const auto& answer : tools_->take())
+    with(answer.session, now, [&](Session& s) { s.on_tool_answer(answer, now); });
+  return false;
+}
+
+/// Wakes for answers, too; `work` takes them.
+int ControllerCore::wait(std::span<pollfd> descriptors, milliseconds timeout) {
+  if (tools_ == nullptr || tools_->descriptor() < 0) return Core::wait(descriptors, timeout);
+  std::vector<pollfd> all(descriptors.begin(), descriptors.end());
+  all.push_back({tools_->descriptor(), POLLIN, 0});
+  const int count = Core::wait(all, timeout);
+  std::copy_n(all.begin(), descriptors.size(), descriptors.begin());
+  return count;
 }
 
 void ControllerCore::tick_leftovers(Time now) {

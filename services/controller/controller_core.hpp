@@ -16,13 +16,16 @@ class ControllerCore final : public service::Core, public service::Replayable, p
  public:
   /// @error Errc::io, Errc::bad_format when the file of waiting turns cannot be read
   static Result<std::unique_ptr<service::Core>> make(const ControllerConfig& config);
-  explicit ControllerCore(ControllerConfig config);
+  /// @param tools  executes calls; null: `config.tools` does
+  explicit ControllerCore(ControllerConfig config, Personas personas = {}, std::unique_ptr<ToolServer> tools = {});
   ~ControllerCore() override;
 
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
   void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
   void on_tick(Time now) override;
+  bool work(Time now) override;
+  int wait(std::span<pollfd> descriptors, milliseconds timeout) override;
   milliseconds tick_interval() const override;
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.size()); }
@@ -72,6 +75,8 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   std::size_t commits_waiting() const;
 
   ControllerConfig config_;
+  Personas personas_;
+  std::unique_ptr<ToolServer> tools_;
   std::string owner_;  ///< under which sessions are claimed: random, one per process start
   Fleet fleet_;
   Tally tally_;

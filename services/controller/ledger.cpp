@@ -26,11 +26,11 @@ bool is_transient(Errc code) {
 
 std::string text_of(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-Result<std::vector<Ledger::Past>> read_records(const Bytes& payload) {
+Result<std::vector<Past>> read_records(const Bytes& payload) {
   const std::string_view text(reinterpret_cast<const char*>(payload.data()), payload.size());
   const auto list = nested_deeper_than(text, kRecordDepthMax) ? json() : json::parse(text, nullptr, false);
   if (!list.is_array()) return fail(Errc::bad_json, "the stored history is no JSON array");
-  std::vector<Ledger::Past> out;
+  std::vector<Past> out;
   for (const auto& item : list) {
     if (!item.is_object() || !item.contains("record") || !item["record"].is_object() || !item.contains("turn") ||
         !item["turn"].is_number_integer())
@@ -41,7 +41,7 @@ Result<std::vector<Ledger::Past>> read_records(const Bytes& payload) {
 }
 
 /// Does the store hold something else in a turn's place?
-bool is_another(std::int64_t turn, const std::string& record, const std::vector<Ledger::Past>& stored) {
+bool is_another(std::int64_t turn, const std::string& record, const std::vector<Past>& stored) {
   const auto found = std::find_if(stored.begin(), stored.end(), [&](const auto& past) { return past.turn == turn; });
   return found != stored.end() && found->record != json::parse(record, nullptr, false);
 }
@@ -66,6 +66,12 @@ void Ledger::open(Epoch expected, Time now) {
   stale_.reset();
   failure_.reset();
   if (call_.begin(now)) say(now);
+}
+
+void Ledger::open_unstored() {
+  stored_ = false;
+  head_.epoch = {1};
+  history_known_ = true;
 }
 
 void Ledger::restore(const JournalEntry& entry) {
@@ -96,27 +102,30 @@ void Ledger::send_commit(Time now) {
 
 void Ledger::renew(Time now) {
   const milliseconds half(config_->lease_ms / 2);
-  if (!is_open() || now - granted_at_ < half || now - renewed_at_ < half) return;
+  if (!stored_ || !is_open() || now - granted_at_ < half || now - renewed_at_ < half) return;
   renewed_at_ = now;
   if (call_.begin(now)) say(now);
   call_.send(head_, Renew{head_.epoch, config_->lease_ms});
 }
 
-void Ledger::amend(std::int64_t turn, const std::string& heard) {
-  for (auto& past : history_)
-    if (past.turn == turn) past.record["assistant"] = heard;
+void Ledger::correct(const Correction& correction) {
+  if (correction.is_cut())
+    apply_cut(history_, correction.change);
+  else
+    apply_forget(history_, correction.change);
 }
 
 void Ledger::remember(Past past) {
-  if (const auto cut = past.record.find("cut"); cut != past.record.end() && cut->is_object() &&
-                                                cut->value("turn", json()).is_number_integer() &&
-                                                cut->value("heard", json()).is_string())
-    amend(cut->at("turn").get<std::int64_t>(), cut->at("heard").get<std::string>());
   history_.push_back(std::move(past));
+  apply_corrections(history_);
   while (static_cast<int>(history_.size()) > config_->history_turns) history_.pop_front();
 }
 
 void Ledger::commit(std::int64_t turn, json record, Time now) {
+  if (!stored_) {
+    durable_ = turn;
+    return remember({turn, std::move(record)});
+  }
   waiting_.push_back({turn, text_of(record)});
   remember({turn, std::move(record)});
   if (!call_.is_wanted() && now >= retry_at_) call_.begin(now);

@@ -8,17 +8,15 @@
 
 #include "services/controller/call.hpp"
 #include "services/controller/config.hpp"
+#include "services/controller/items.hpp"
 #include "services/controller/journal.hpp"
+#include "services/controller/past.hpp"
 
 namespace parlando::controller {
 
 class Ledger {
  public:
   static constexpr std::size_t kWaitingMax = 2;  ///< turns that may wait for a store that is away
-  struct Past {
-    std::int64_t turn = 0;
-    nlohmann::json record;
-  };
   /// @param owner  under which name sessions are claimed
   Ledger(SessionId session, const ControllerConfig& config, std::string owner, Fleet& fleet, Outlet& outlet,
          Journal& journal);
@@ -26,15 +24,16 @@ class Ledger {
   /// Claims the session; again for one that was left with turns waiting. Nothing may be said in its name until
   /// `is_open`.
   void open(Epoch expected, Time now);
+  /// A session that nobody stores: nobody is asked, and what is committed is only remembered here.
+  void open_unstored();
   /// Turns of a former process: written under the epoch they were made in.
   void restore(const JournalEntry& entry);
   /// Asks whether the session is still ours when that was granted more than half a lease ago. No answer is no refusal.
   void renew(Time now);
   /// Queues a turn; sooner or later `durable` reaches it, or `is_degraded` says that this may take a while.
   void commit(std::int64_t turn, nlohmann::json record, Time now);
-  /// Of a turn's answer only this was heard: what the model is told of the past says so from now on. It lasts with the
-  /// `cut` of a later turn's record.
-  void amend(std::int64_t turn, const std::string& heard);
+  /// What the model is told of the past says so from now on. It lasts with a later turn's record.
+  void correct(const Correction& correction);
   /// Nothing waits and nobody asks any more.
   void close();
 
@@ -87,7 +86,7 @@ class Ledger {
   Call call_;
   protocol::Envelope head_;  ///< session, granted epoch, turn, trace
   Epoch expected_;
-  bool history_known_ = false, degraded_ = false;
+  bool history_known_ = false, degraded_ = false, stored_ = true;
   std::optional<Epoch> stale_;
   std::optional<Error> failure_;
   std::int64_t durable_ = 0;

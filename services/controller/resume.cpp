@@ -113,6 +113,7 @@ bool Session::begin_stored(const Attach& claim, Time now) {
   const auto& latest = ledger_.latest();
   const auto turn = static_cast<std::int64_t>(claim.turn.value);
   if (turn == 0 || turn != ledger_.turns() || !latest || latest->turn != turn) return false;
+  if (latest->record.contains("items_only")) return false;  // nobody was told of it
   next_turn(now);
   const auto& record = latest->record;
   const auto calls = record.value("tool_calls", json::array());
@@ -137,9 +138,7 @@ bool Session::begin_stored(const Attach& claim, Time now) {
 /// @param in_turn  the client goes on within the turn under way
 void Session::say_attached(const Had& had, bool in_turn) {
   Attached out;
-  out.system = open_.system;
-  out.speaker = open_.speaker;
-  out.speak = open_.speak;
+  static_cast<Settings&>(out) = lead_->settings;
   out.plays = open_.plays;
   out.seed = open_.seed;
   out.first_input = input_ + 1;
@@ -166,11 +165,14 @@ void Session::say_attached(const Had& had, bool in_turn) {
 /// What the client lacks of the turn under way; what is still to come follows by itself.
 void Session::tell_rest(const Had& had, Time now) {
   if (!turn_.typed) tell_rest_of(TextKind::transcript, turn_.transcript, had.transcript_bytes);
-  const auto calls = static_cast<std::int64_t>(turn_.tool_calls.size());
+  const auto calls = static_cast<std::int64_t>(turn_.calls_told);
   for (auto i = had.tool_calls; i < calls; ++i)
     tell(Text{TextKind::tool_call, i, text_of(to_json(turn_.tool_calls[static_cast<std::size_t>(i)])), {}});
   turn_.told.tool_calls = std::max(had.tool_calls, calls);
   tell_rest_of(TextKind::text, turn_.reply, had.reply_bytes);
+  const auto clients = std::count_if(turn_.tool_calls.begin(), turn_.tool_calls.end(),
+                                     [](const ToolCall& c) { return c.is_clients && !c.is_answered; });
+  if (turn_.is_waiting() && clients > 0) tell(Waiting{turn_.id, clients});
   turn_.told.anything = had.transcript_bytes + had.reply_bytes + had.tool_calls + had.samples > 0;
   if (std::all_of(turn_.pieces.begin(), turn_.pieces.end(), [](const Piece& p) { return p.done; })) return;
   if (turn_.stage == Stage::closing) turn_.stage = Stage::thinking;

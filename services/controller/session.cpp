@@ -7,7 +7,6 @@
 #include "common/base/pcm.hpp"
 #include "common/base/random_id.hpp"
 #include "common/telemetry/log.hpp"
-#include "services/controller/tools.hpp"
 
 namespace parlando::controller {
 using namespace protocol;
@@ -70,7 +69,13 @@ Session::Session(SessionId id, ClientStream client, Open open, Ledger ledger, Su
 }
 
 void Session::start(Time now) {
-  ledger_.open(open_.expected_epoch, now);
+  auto lead = lead_by(open_, around_.config, around_.personas);
+  if (!lead) return refuse_open(lead.error());
+  lead_ = *std::move(lead);
+  if (open_.stored)
+    ledger_.open(open_.expected_epoch, now);
+  else
+    ledger_.open_unstored();
   settle(now);
 }
 
@@ -83,8 +88,8 @@ void Session::set_trace(std::uint64_t trace) {
 bool Session::is_busy() const {
   if (detached_ && turn_.stage == Stage::closing && ledger_.waiting() == 0) return false;  // its client decides
   const auto waits = [](const Call& c) { return c.is_wanted() && !c.is_served(); };
-  return !opened_ || turn_.is_open() || trial_ || voice_ || turn_.deadline != Time::max() || ledger_.waiting() > 0 ||
-         std::any_of(calls_.begin(), calls_.end(), waits);
+  return !opened_ || turn_.is_open() || trial_ || voice_ || !later_.empty() || (open_.stored && !items_.is_empty()) ||
+         turn_.deadline != Time::max() || ledger_.waiting() > 0 || std::any_of(calls_.begin(), calls_.end(), waits);
 }
 
 Envelope Session::head() const {
@@ -140,20 +145,32 @@ void Session::finish_stored(TurnId turn, Time now) {
   if (record.contains("seed") && record["seed"].is_number_integer()) turn_.seed = record["seed"].get<std::uint64_t>();
   // The gateway says the turn's inputs again, now or later; they must not become another turn.
   if (record.contains("last_input") && record["last_input"].is_number_integer())
-    stored_input_ = record["last_input"].get<std::uint64_t>();
+    stored_input_ = stored_items_ = record["last_input"].get<std::uint64_t>();
+  if (record.contains("items_until") && record["items_until"].is_number_integer())
+    stored_items_ = record["items_until"].get<std::uint64_t>();
+  turn_.responds = record.contains("responds");
+  if (record.contains("given")) turn_.given = text_in(record, "assistant");
+  if (const auto noted = record.find("noted"); noted != record.end() && noted->is_object()) {
+    turn_.notes = true;
+    turn_.begin_sample = noted->value("first_sample", std::int64_t{0});
+    turn_.end_sample = noted->value("end_sample", std::int64_t{0});
+  }
   if (record.contains("typed") && record["typed"] == true) turn_.typed = text_in(record, "user");
   if (turn_.typed)
     turn_.transcript.text = *turn_.typed;
   else
     on_transcript({TextKind::transcript, 0, text_in(record, "user"), {}}, now);
   for (const auto& stored : record.value("tool_calls", json::array())) {
-    turn_.tool_calls.push_back(
-        {text_in(stored, "name"), stored.value("arguments", json()), stored.value("result", json())});
+    ToolCall call{text_in(stored, "name"), stored.value("arguments", json()), stored.value("result", json())};
+    call.id = text_in(stored, "id");
+    call.is_answered = true;
+    turn_.tool_calls.push_back(std::move(call));
     const auto index = static_cast<std::int64_t>(turn_.tool_calls.size()) - 1;
     if (index >= turn_.told.tool_calls) tell(Text{TextKind::tool_call, index, text_of(stored), {}});
   }
+  turn_.calls_told = turn_.tool_calls.size();
   on_reply({TextKind::text, 0, text_in(record, "assistant"), {}}, now);
-  on_text_done(now);
+  on_text_done({}, now);
 }
 
 void Session::refuse_open(const Error& error) {
@@ -176,19 +193,13 @@ void Session::yield(Epoch to) {
 
 void Session::leave() {
   drop_trial();
+  later_.clear();
   for (auto& c : calls_) c.end(head());
   if (ledger_.waiting() == 0) ledger_.close();
   over_ = true;
 }
 
 // ------------------------------------------------------------------------------------------------ what the client says
-
-template <class T, class F>
-void Session::read_input(Message& message, F&& use) {
-  auto body = read<T>(message);
-  if (!body) return refuse_input(body.error());
-  use(std::move(*body));
-}
 
 template <class T, class F>
 void Session::read_answer(Message& message, F&& use, Time now) {
@@ -216,21 +227,11 @@ void Session::on_input(Message message, Time now) {
 
 void Session::take_input(Message message, Time now) {
   ++input_;
-  if (input_ <= stored_input_) return;
-  switch (message.head.type) {
-    case MessageType::audio:
-      return read_input<Audio>(message, [&](Audio a) { on_audio(std::move(a), now); });
-    case MessageType::flush:
-      return read_input<Flush>(message, [&](const Flush& f) { on_flush(f, now); });
-    case MessageType::say:
-      return read_input<Say>(message, [&](const Say& s) { on_say(s, now); });
-    case MessageType::cancel:
-      return read_input<Cancel>(message, [&](const Cancel& c) { on_cancel(c, now); });
-    default:
-      --input_;
-      refuse_input(
-          {Errc::unsupported, fmt::format("a controller takes no {} from a client", to_string(message.head.type))});
-  }
+  if (input_ <= stored_input_) return skip_stored(std::move(message), now);
+  if (message.head.type == MessageType::audio)
+    return read_input<Audio>(message, [&](Audio a) { on_audio(std::move(a), now); });
+  if (waits(input_, message, now)) return;
+  take(input_, std::move(message), now);
 }
 
 void Session::on_audio(Audio audio, Time now) {
@@ -242,6 +243,7 @@ void Session::on_audio(Audio audio, Time now) {
   auto& turn = heard_turn();
   const bool hears = (turn.stage == Stage::listening || turn.stage == Stage::hearing) && !turn.sealed;
   if (!hears) return overhear(std::move(audio), now);
+  if (turn.is_full) return;
   const bool gap = !turn.sound.is_empty() && audio.first_sample > turn.sound.end_sample();
   if (gap) {
     // Sound is missing: what was said before it is what was said.
@@ -257,9 +259,16 @@ void Session::on_audio(Audio audio, Time now) {
   else
     listen(now);
   if (turn.stage == Stage::hearing) {
-    if (turn.sound.samples() < kInputRate * around_.config.turn_seconds_max) return try_trial(now);
-    drop_trial();
-    end_speech(turn_.sound.end_sample(), now);
+    if (turn.sound.samples() < kInputRate * around_.config.turn_seconds_max) {
+      try_trial(now);
+      return ask_about_pauses();
+    }
+    if (turn.lead->is_manual()) {  // nobody but the client ends it
+      turn.is_full = true;
+      return refuse_input({Errc::overloaded, fmt::format("an utterance has at most {} s: what follows is not heard",
+                                                         around_.config.turn_seconds_max)});
+    }
+    finish_hearing(turn.sound.end_sample(), Detector::limit, now);
     return call(Role::vad).end(head());  // it is in the middle of speech: what goes on begins anew
   }
   judge_voice(now);
@@ -273,14 +282,15 @@ void Session::on_audio(Audio audio, Time now) {
 void Session::overhear(Audio audio, Time now) {
   // The vad still looks for the end of a sealed turn; it hears this as a stream of its own.
   const bool sealed = turn_.stage == Stage::listening || turn_.stage == Stage::hearing;
-  if (!ear_.is_empty() && audio.first_sample > ear_.end_sample()) {
+  const auto& heard = ear_.is_empty() ? turn_.sound : ear_;
+  if (!heard.is_empty() && audio.first_sample > heard.end_sample()) {
     if (!sealed) call(Role::vad).end(head());
     ear_ = {};
     voice_.reset();
   }
   auto fresh = ear_.append(std::move(audio), input_, now);
   if (!fresh || fresh->payload.empty()) return;
-  if (!voice_) trim_memory(ear_, now);
+  if (!voice_ && !lead_->is_manual()) trim_memory(ear_, now);
   ear_.drop_before(ear_.end_sample() - kInputRate * around_.config.turn_seconds_max);
   if (sealed || around_.config.barge_in_ms == 0 || detached_) return;
   if (call(Role::vad).is_wanted())
@@ -311,13 +321,14 @@ void Session::listen(Time now) {
 void Session::trim_memory(SoundLog& sound, Time now) {
   const bool heard = call(Role::vad).is_served() || !call(Role::vad).is_wanted();
   const auto most = sound.end_sample() - kInputRate * around_.config.turn_seconds_max;
-  const auto enough = sound.end_sample() - input_samples(milliseconds(around_.config.preroll_ms) + kMemory);
+  const auto enough = sound.end_sample() - input_samples(milliseconds(lead_->preroll_ms(around_.config)) + kMemory);
   const auto from = heard ? std::max(most, std::min(enough, sound.first_sample_since(now - kVadLag))) : most;
   if (from - sound.first_sample() >= input_samples(kMemorySlack)) sound.drop_before(from);
 }
 
 void Session::on_flush(const Flush& flush, Time now) {
   drop_trial();
+  if (voice_ && turn_.stage == Stage::listening && !turn_.sealed) take_voice(now);  // it is what the client means
   const bool hears = (turn_.stage == Stage::listening || turn_.stage == Stage::hearing) && !turn_.sealed;
   if (!hears) return;  // an answer is under way
   if (turn_.sound.is_empty()) return fail_turn({Errc::no_speech, "no audio came before the end of the turn"}, now);
@@ -342,12 +353,17 @@ void Session::on_say(const Say& say, Time now) {
   if (!may_begin(now)) return;
   call(Role::vad).end(head());
   turn_.typed = turn_.transcript.text = say.text;
+  begin_answer(input_, now);
+  want(Role::chat, now);
+}
+
+/// Of a turn that is no utterance.
+void Session::begin_answer(std::uint64_t input, Time now) {
   turn_.stage = Stage::thinking;
-  turn_.last_input = input_;
+  turn_.last_input = input;
   turn_.ended_at = now;
   turn_.deadline = now + std::chrono::seconds(around_.config.reply_seconds_max);
-  begin_turn(now);
-  want(Role::chat, now);
+  begin_turn(input, now);
 }
 
 void Session::on_cancel(const Cancel& cancel, Time now) {
@@ -360,6 +376,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   }
   drop_trial();
   if (meant) {
+    later_.clear();
     if (turn_.is_open())
       telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
     next_turn(now);
@@ -379,8 +396,11 @@ bool Session::may_begin(Time now) {
   return false;
 }
 
-void Session::begin_turn(Time now) {
-  turn_.cut = cut_;
+/// @param input  what came before it stands in front of the turn
+void Session::begin_turn(std::uint64_t input, Time now) {
+  turn_.begin_input = input;
+  turn_.before = items_.take_before(input);
+  turn_.history_from = first_told(ledger_.history(), around_.config.history_bytes_max);
   ledger_.renew(now);
 }
 
@@ -455,6 +475,10 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
     if (call(role).refused(head(), why, now)) say(role);
     return;  // when nobody is left, `settle` says so
   }
+  // The vad had found the end of what was said, and went on because only the client decides.
+  const bool manual = turn_.stage == Stage::hearing && turn_.lead->is_manual() && turn_.end_sample >= 0;
+  if (role == Role::vad && why.code == Errc::no_speech && turn_.sealed && manual)
+    return finish_hearing(turn_.end_sample, Detector::client, now);
   // Sound was missing and nobody spoke before it: there is nothing to report.
   if (role == Role::vad && why.code == Errc::no_speech && !turn_.flushed && turn_.stage == Stage::listening) {
     next_turn(now);
@@ -465,16 +489,21 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
 
 void Session::on_vad(const SpeechStarted& started, Time now) {
   if (trial_ || turn_.stage == Stage::hearing) return;  // of a vad that hears it again
-  if (is_answering() || (playing_.value != 0 && !turn_.sealed)) return raise_voice(started.sample, now);
+  const bool over_sound = playing_.value != 0 && !turn_.sealed && turn_.lead->settings.interrupts;
+  if (is_answering() || (over_sound && !turn_.lead->is_manual())) return raise_voice(started.sample, now);
   begin_hearing(started.sample, now);
 }
 
 void Session::begin_hearing(std::int64_t sample, Time now) {
   if (!may_begin(now)) return;
   turn_.stage = Stage::hearing;
+  turn_.begin_sample = sample;
+  turn_.notes = !turn_.lead->settings.answers;
   turn_.deadline = now + std::chrono::seconds(around_.config.turn_seconds_max + around_.config.reply_seconds_max);
-  turn_.sound.drop_before(sample - input_samples(milliseconds(around_.config.preroll_ms)));
-  begin_turn(now);
+  // Nobody knows how long a client that ends its utterances itself holds one open.
+  if (turn_.lead->is_manual()) turn_.deadline = Time::max();
+  begin_turn(turn_.sound.input_of(sample), now);
+  turn_.sound.drop_before(sample - input_samples(milliseconds(turn_.lead->preroll_ms(around_.config))));
   if (!turn_.told.anything) tell(SpeechStarted{sample});
   checkpoint(input_before(turn_.sound), 0);
   want(Role::tokenizer, now);
@@ -482,23 +511,33 @@ void Session::begin_hearing(std::int64_t sample, Time now) {
 }
 
 void Session::on_vad(const SpeechEnded& ended, Time now) {
-  if (trial_ && trial_->sample == ended.sample) return commit_trial(now);
-  drop_trial();
   if (voice_) return lower_voice(ended.sample, true, now);
-  end_speech(ended.sample, now);
+  auto& turn = heard_turn();
+  if (turn.stage != Stage::hearing) return;
+  if (turn.lead->is_manual() && !turn.sealed) {
+    turn.end_sample = ended.sample;
+    return;
+  }
+  turn.ended = true;
+  turn.end_sample = ended.sample;
+  settle_pauses(now);
 }
 
 void Session::on_vad(const SpeechPaused& paused, Time now) {
   if (voice_) return lower_voice(paused.sample, false, now);
-  if (trial_ || turn_.stage != Stage::hearing) return;
-  turn_.paused_sample = paused.sample;
-  try_trial(now);
+  add_pause(paused.sample);
+  if (!trial_ && turn_.stage == Stage::hearing) {
+    turn_.paused_sample = paused.sample;
+    try_trial(now);
+  }
+  ask_about_pauses();
 }
 
-void Session::on_vad(const SpeechResumed&, Time now) {
+void Session::on_vad(const SpeechResumed& resumed, Time now) {
+  if (trial_ && resumed.sample < trial_->sample) return;  // of a vad that hears it again
   drop_trial();
   turn_.paused_sample = -1;
-  if (!voice_ || voice_->taken || voice_->holds) return;
+  if (!voice_ || voice_->taken || voice_->holds || voice_->waits) return;
   voice_->holds = true;
   tell(Hold{voice_->over});
   judge_voice(now);
@@ -507,7 +546,11 @@ void Session::on_vad(const SpeechResumed&, Time now) {
 void Session::end_speech(std::int64_t sample, Time now) {
   if (turn_.stage != Stage::hearing) return;
   begin_thinking(sample, now);
-  ear_ = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
+  auto rest = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
+  // Behind a seal some has come already; behind a gap it does not go on where this ends.
+  if (!ear_.is_empty() && (rest.is_empty() || rest.end_sample() == ear_.first_sample()))
+    rest.join(std::exchange(ear_, {}));
+  if (ear_.is_empty()) ear_ = std::move(rest);
   decide_end(sample, now);
   send(Role::tokenizer, Flush{turn_.sound.end_sample()});
 }
@@ -515,6 +558,7 @@ void Session::end_speech(std::int64_t sample, Time now) {
 /// As if speech had ended at this sample.
 void Session::begin_thinking(std::int64_t sample, Time now) {
   turn_.stage = Stage::thinking;
+  turn_.end_sample = sample;
   turn_.ended_at = now - input_time(std::max<std::int64_t>(0, heard_samples_ - sample));
   turn_.deadline = turn_.ended_at + std::chrono::seconds(around_.config.reply_seconds_max);
 }
@@ -533,7 +577,10 @@ void Session::decide_end(std::int64_t sample, Time now) {
 /// Codes of an attempt follow those that the stream has told, which the turn that listens on has.
 void Session::on_tokens(Tokens tokens, Time now) {
   const bool asked = tokens.attempt != 0;
-  if (asked && tokens.attempt != turn_.attempt) return;  // of a trial that was dropped
+  if (asked) {
+    judge_pause(tokens, now);
+    if (tokens.attempt != turn_.attempt) return settle_pauses(now);  // of a trial that was dropped, or of none
+  }
   const bool listens = !asked && turn_.attempt != 0;
   if (listens && !trial_ && turn_.codes_done) return;
   auto& known = trial_ ? trial_->turn.codes : turn_.codes;
@@ -557,12 +604,17 @@ void Session::on_tokens(Tokens tokens, Time now) {
   if (!tokens.last || listens) return;
   turn_.codes_done = true;
   turn_.mark("tokenizer_ms", now);
+  const auto settled = [&] {
+    if (asked) settle_pauses(now);
+  };
   if (!trial_) call(Role::tokenizer).end(head());
   if (turn_.codes.empty()) {
     const auto seconds = static_cast<double>(turn_.sound.samples()) / kInputRate;
-    return fail_turn({Errc::no_speech, fmt::format("{:.2f} s of speech are too short to be understood", seconds)}, now);
+    fail_turn({Errc::no_speech, fmt::format("{:.2f} s of speech are too short to be understood", seconds)}, now);
+    return settled();
   }
   ask_for_answer();
+  settled();
 }
 
 void Session::on_text(Text text, Time now) {
@@ -577,7 +629,7 @@ void Session::on_text(Text text, Time now) {
       return on_tool_call(std::move(text), now);
     case TextKind::done:
       tell_ids(std::move(text.payload));
-      return on_text_done(now);
+      return on_text_done(text.text, now);
   }
 }
 
@@ -608,28 +660,17 @@ void Session::on_reply(Text text, Time now) {
   speak(std::move(pieces), now);
 }
 
-/// A call is made once, whoever asks for it again: its result is in the turn, or was told by the gateway.
-void Session::on_tool_call(Text text, Time now) {
-  if (trial_) return trial_->tool_calls.push_back(std::move(text));  // the model waits for it, and so does the world
-  const auto index = static_cast<std::size_t>(text.at_bytes);
-  auto& calls = turn_.tool_calls;
-  if (index > calls.size()) return fail_turn({Errc::internal, "llm-chat: a tool call is missing"}, now);
-  if (index == calls.size()) {
-    auto call = read_tool_call(text.text);
-    if (!call) return fail_turn(call.error(), now);
-    call->result = index < turn_.told.tool_results.size()
-                       ? turn_.told.tool_results[index]
-                       : run_tool(around_.config.tools, *call, around_.outlet.wall_time(now));
-    calls.push_back(std::move(*call));
-    if (text.at_bytes >= turn_.told.tool_calls)
-      tell(Text{TextKind::tool_call, text.at_bytes, text_of(to_json(calls.back())), std::exchange(text.payload, {})});
-  }
-  tell_ids(std::move(text.payload));
-  send(Role::chat, ToolResult{{text_of(calls[index].result)}});
-}
-
-void Session::on_text_done(Time now) {
+/// @param figures  JSON {finish, prompt_tokens, …} of the model, or nothing
+void Session::on_text_done(const std::string& figures, Time now) {
+  if (turn_.notes && turn_.transcript.text.empty() && !turn_.durable)
+    return fail_turn({Errc::no_speech, "nothing was understood"}, now);
   turn_.text_done = true;
+  if (auto done = nested_deeper_than(figures, kResultsDepthMax) ? json() : json::parse(figures, nullptr, false);
+      done.is_object()) {
+    turn_.finish = text_in(done, "finish");
+    done.erase("finish");
+    turn_.usage = std::move(done);
+  }
   turn_.mark("text_ms", now);
   call(Role::chat).end(head());
   speak(turn_.chunker.finish(), now);
@@ -675,40 +716,61 @@ void Session::say(Role role) {
 }
 
 void Session::say_to_vad() {
-  send(Role::vad, OpenVad{});
   const auto& turn = heard_turn();
   const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
+  told_vad_ = (hears ? turn.lead : lead_)->vad(judged_);
+  send(Role::vad, told_vad_);
   (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });
   if (hears && turn.sealed) send(Role::vad, Flush{turn.flush_sample});
 }
 
 void Session::say_to_tokenizer() {
   turn_.attempt = 0;
-  send(Role::tokenizer,
-       OpenTokenizer{around_.config.tokenizer_mode == "exact" ? TokenizerMode::exact : TokenizerMode::stable});
+  const auto& chosen = turn_.lead->settings.tokenizer_mode;
+  const auto& mode = chosen.empty() ? around_.config.tokenizer_mode : chosen;
+  send(Role::tokenizer, OpenTokenizer{mode == "exact" ? TokenizerMode::exact : TokenizerMode::stable});
   turn_.sound.each([this](Audio part) { send(Role::tokenizer, std::move(part)); });
   if (turn_.stage == Stage::thinking) send(Role::tokenizer, Flush{turn_.sound.end_sample()});
+  for (auto& pause : turn_.pauses)
+    if (!pause.is_judged()) pause.attempt = 0;
+  ask_about_pauses();
 }
 
 void Session::say_to_chat() {
-  json past = json::array();
-  for (const auto& turn : ledger_.history()) {
-    past.push_back({{"role", "user"}, {"content", text_in(turn.record, "user")}});
-    past.push_back({{"role", "assistant"}, {"content", text_in(turn.record, "assistant")}});
-  }
+  auto past = messages_of(ledger_.history(), turn_.history_from);
+  auto before = json::array();
+  for (const auto& w : turn_.before) before.push_back(w.item);
+  append_items(past, before);
+  const auto& settings = turn_.lead->settings;
   OpenChat chat;
-  chat.system = open_.system;
+  chat.system = turn_.lead->system;
   chat.seed = turn_.seed;
+  chat.tools = settings.tools;
+  chat.tool_choice = settings.tool_choice;
+  chat.temperature_milli = settings.temperature_milli;
+  chat.top_p_milli = settings.top_p_milli;
+  chat.top_k = settings.top_k;
+  chat.tokens_max = settings.tokens_max;
+  chat.stop = settings.stop;
   chat.payload = bytes_of(text_of(past));
   send(Role::chat, std::move(chat));
-  if (turn_.typed) send(Role::chat, Say{*turn_.typed});
+  turn_.calls_made = turn_.results_said = 0;
+  if (turn_.typed && !turn_.responds) send(Role::chat, Say{*turn_.typed});
   if (!turn_.codes.empty()) send(Role::chat, Hear{0, to_bytes(std::span<const std::int32_t>(turn_.codes))});
   if (turn_.typed || turn_.codes_done) ask_for_answer();
 }
 
 void Session::ask_for_answer() {
   if (!turn_.ids.empty()) send(Role::chat, GoOn{to_bytes(std::span<const std::int32_t>(turn_.ids))});
-  send(Role::chat, Generate{});
+  call(Role::chat).send(head(), Generate{turn_.notes, turn_.responds}, chat_deadline());
+}
+
+/// While calls are executed the turn's time stands still; the chat cannot know.
+Time Session::chat_deadline() const {
+  constexpr int kRounds = 4;
+  const bool elsewhere = !turn_.lead->tools.empty() || around_.tools != nullptr;
+  if (!elsewhere || turn_.deadline == Time::max()) return turn_.deadline;
+  return turn_.deadline + kRounds * std::chrono::seconds(around_.config.tool_seconds_max);
 }
 
 /// From the first piece that the client does not have wholly.
@@ -719,11 +781,13 @@ void Session::say_to_tts() {
 
 Speak Session::speak_of(std::size_t piece) const {
   const auto& p = turn_.pieces[piece];
-  return {static_cast<std::uint32_t>(piece), p.text, open_.speaker, p.samples, mix_seed(turn_.seed, piece)};
+  const auto& settings = turn_.lead->settings;
+  return {static_cast<std::uint32_t>(piece), p.text,         turn_.lead->speaker,  p.samples,
+          mix_seed(turn_.seed, piece),       settings.style, settings.speed_milli, settings.volume_milli};
 }
 
 void Session::speak(std::vector<std::string> pieces, Time now) {
-  if (!open_.speak) return;
+  if (!turn_.lead->settings.speak) return;
   bool any = false;
   for (auto& text : pieces) {
     const auto index = static_cast<std::int64_t>(turn_.pieces.size());
@@ -746,27 +810,36 @@ void Session::complete_if_all_there(Time now) {
   turn_.mark("total_ms", now);
   turn_.stage = Stage::closing;
   call(Role::tts).end(head());
-  if (turn_.durable || std::exchange(turn_.committing, true)) return;
-  cut_.reset();
-  ledger_.commit(turn_.id.value, turn_.record(), now);
+  if (!turn_.remember || turn_.durable || std::exchange(turn_.committing, true)) return;
+  auto record = turn_.record();
+  write_corrections(record, items_.take_corrections());
+  if (items_.waits_since(turn_.last_input)) record["items_until"] = turn_.begin_input - 1;
+  ledger_.commit(turn_.id.value, std::move(record), now);
 }
 
 void Session::report(const Turn& turn, bool degraded) {
+  auto to = client_head();
+  to.turn = turn.id;
+  if (turn.notes)
+    return tell(to, Noted{turn.noted_id(), turn.transcript.text, std::max<std::int64_t>(0, turn.begin_sample),
+                          std::max<std::int64_t>(0, turn.end_sample)});
   auto done = turn.record();
   done.erase("last_input");
   done["turn"] = turn.id.value;
   done["stages"] = turn.stages;
   done["audio_seconds"] = static_cast<double>(turn.samples) / turn.rate;
-  auto to = client_head();
-  to.turn = turn.id;
+  if (!turn.finish.empty()) done["finish"] = turn.finish;
+  if (!turn.usage.is_null()) done["usage"] = turn.usage;
+  if (!turn.remember) done["remembered"] = false;
   tell(to, TurnDone{turn.id.value, degraded, bytes_of(text_of(done))});
 }
 
 void Session::finish_turn(bool degraded, Time now) {
   // A durable turn is known to whoever takes over; what led to it may go, before anybody could hear it again.
+  if (turn_.remember) turn_.before.clear();
   if (!degraded) checkpoint(past_input(), 0);
   report(turn_, degraded);
-  around_.tally.turns.add();
+  (turn_.notes ? around_.tally.notes : around_.tally.turns).add();
   if (degraded) around_.tally.degraded.add();
   if (turn_.stages.contains("first_audio_ms"))
     around_.tally.first_audio.observe(turn_.stages["first_audio_ms"].get<double>() / 1000);
@@ -775,6 +848,8 @@ void Session::finish_turn(bool degraded, Time now) {
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});
   turn_.sound = {};
   turn_.codes.clear();
+  items_due_ = items_due_ || !turn_.before.empty();
+  items_.give_back(std::exchange(turn_.before, {}));
   last_ = std::move(turn_);
   next_turn(now);
   checkpoint(past_input(), 0);
@@ -800,12 +875,18 @@ void Session::next_turn(Time) {
   const auto& vad = call(Role::vad);
   const bool stays = vad.is_live() && !around_.fleet.is_draining(Role::vad, vad.replica());
   const bool goes_on = is_answering() && !ear_.is_empty() && stays;
+  const bool same = told_vad_.threshold_permille == lead_->vad(judged_).threshold_permille &&
+                    told_vad_.silence_ms == lead_->vad(judged_).silence_ms;
   for (const auto role : {Role::tokenizer, Role::chat, Role::tts}) call(role).end(head());
-  if (!goes_on) call(Role::vad).end(head());
+  if (!goes_on || !same) call(Role::vad).end(head());
+  items_due_ = items_due_ || !turn_.before.empty();
+  items_.give_back(std::move(turn_.before));
   turn_ = Turn();
+  turn_.lead = lead_;
   turn_.sound = std::exchange(ear_, {});
   turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
+  for (auto& [id, output] : std::exchange(early_outputs_, {})) keep_output(id, output.second, output.first);
 }
 
 /// After everything that happened: what follows from the state of ledger and calls.
@@ -816,14 +897,19 @@ void Session::settle(Time now) {
   if (const auto stale = ledger_.stale()) return stop_stale(*stale);
   if (const auto failure = ledger_.take_failure()) {
     if (!opened_) return refuse_open(*failure);
+    settle_items(true);
     if (turn_.stage == Stage::closing || turn_.committing) fail_turn(*failure, now);
   }
   if (!opened_ && ledger_.is_open()) opened(now);
   if (!opened_ || over_) return;
   // Nobody speaks any more whom the voice could interrupt, or it has taken the word.
-  if (voice_ && turn_.stage == Stage::listening && (voice_->taken || playing_.value == 0)) take_voice(now);
+  take_later(now);
+  const bool free = voice_ && (voice_->taken || voice_->waits || playing_.value == 0);
+  if (free && later_.empty() && turn_.stage == Stage::listening && !turn_.sealed) take_voice(now);
+  store_items(now);
   if (turn_.stage == Stage::closing) {
-    const bool durable = turn_.durable || ledger_.durable() >= static_cast<std::int64_t>(turn_.id.value);
+    const bool durable =
+        !turn_.remember || turn_.durable || ledger_.durable() >= static_cast<std::int64_t>(turn_.id.value);
     // A client that is not there is told when it is back, behind the sound that it has not got.
     if (!detached_ && (durable || ledger_.is_degraded())) finish_turn(!durable, now);
     return;
@@ -858,7 +944,9 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
     ledger_.on_refused(error, now);
     return settle(now);
   }
-  if (trial_ && trial_->chat.is_current(peer, head.stream)) drop_trial();
+  const bool listens =
+      trial_ && (trial_->chat.is_current(peer, head.stream) || call(Role::tokenizer).is_current(peer, head.stream));
+  if (listens) drop_trial();
   const auto found =
       std::find_if(calls_.begin(), calls_.end(), [&](const Call& c) { return c.is_current(peer, head.stream); });
   if (found != calls_.end()) {
@@ -890,7 +978,8 @@ void Session::on_tick(Time now) {
   if (over_) return;
   if (opened_ && turn_.is_open()) ledger_.renew(now);
   judge_voice(now);
-  if (opened_ && turn_.stage != Stage::closing && now >= turn_.deadline)
+  expire_calls(now);
+  if (opened_ && turn_.stage != Stage::closing && !turn_.is_waiting() && now >= turn_.deadline)
     fail_turn({Errc::deadline_exceeded, fmt::format("the turn took more than {} s", around_.config.reply_seconds_max)},
               now);
   settle(now);
@@ -903,6 +992,7 @@ void Session::refuse_input(const Error& error, milliseconds retry) {
 }
 
 void Session::checkpoint(std::uint64_t input, std::uint64_t keep_until) {
+  if (const auto needed = needed_input(); needed != 0) input = std::min(input, needed - 1);
   if (input <= told_checkpoint_.input && keep_until == told_checkpoint_.keep_until) return;
   told_checkpoint_ = {std::max(input, told_checkpoint_.input), keep_until};
   tell(Checkpoint{told_checkpoint_});

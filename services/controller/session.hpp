@@ -4,6 +4,9 @@
 /// (barge_in.cpp). A plain class without a clock; the core tells it what arrives and drops it
 /// when it `is_over`.
 ///
+/// What is said beside turns waits for the next one (inputs.cpp); a semantic detector judges pauses (pauses.cpp); calls
+/// of the model are executed here, elsewhere or by the client (tool_calls.cpp).
+///
 /// A turn goes listening → hearing → thinking → closing (`turn.hpp`) and ends in one place each way: `finish_turn`
 /// (reported), `fail_turn` (an error), `on_cancel`. What a service must know is said by one function per role
 /// (`say_to_…`), at the first start and at every later one; the answers say where they belong (positions, groups,
@@ -13,6 +16,7 @@
 
 #include "services/controller/ledger.hpp"
 #include "services/controller/tally.hpp"
+#include "services/controller/tool_server.hpp"
 #include "services/controller/turn.hpp"
 
 namespace parlando::controller {
@@ -20,6 +24,8 @@ namespace parlando::controller {
 /// What all sessions share.
 struct Surroundings {
   const ControllerConfig& config;
+  const Personas& personas;
+  ToolServer* tools;  ///< executes calls; null: `config.tools` does
   Fleet& fleet;
   Outlet& outlet;
   Tally& tally;
@@ -40,7 +46,7 @@ class Session {
   void start(Time now);
   void set_trace(std::uint64_t trace);
 
-  /// From the client: Audio, Flush, Say, Cancel. Before the session is granted they wait, bounded.
+  /// From the client: whatever it says (docs/protocol.md). Before the session is granted it waits, bounded.
   void on_input(protocol::Message message, Time now);
   /// From a service; of streams that are not current it is ignored.
   void on_answer(const std::string& peer, protocol::Message message, Time now);
@@ -50,6 +56,8 @@ class Session {
   /// Something was thrown while the session was at work: its turn ends with Errc::internal.
   void on_exception(const std::string& what, Time now);
   void on_tick(Time now);
+  /// A call that a tool server has executed.
+  void on_tool_answer(const ToolServer::Answer& answer, Time now);
   /// The client closes, or its gateway is gone: a complete turn is still stored (`ledger`), an incomplete one is
   /// dropped.
   void leave();
@@ -58,7 +66,7 @@ class Session {
 
   // resume.cpp: the client is lost and may come back through another gateway.
   /// It knows a token, and the session stands.
-  bool can_detach() const { return opened_ && !over_ && !open_.token_digest.empty(); }
+  bool can_detach() const { return opened_ && !over_ && open_.stored && !open_.token_digest.empty(); }
   /// The turn under way goes on; what the client would be told of it is told when it is back. @pre can_detach
   void detach(Time now);
   bool is_detached() const { return detached_; }
@@ -92,7 +100,8 @@ class Session {
   void on_cancel(const protocol::Cancel& cancel, Time now);
   void overhear(protocol::Audio audio, Time now);
   bool may_begin(Time now);
-  void begin_turn(Time now);
+  void begin_turn(std::uint64_t input, Time now);
+  void begin_answer(std::uint64_t input, Time now);
   void seal(Time now);
   void end_speech(std::int64_t sample, Time now);
   void begin_thinking(std::int64_t sample, Time now);
@@ -101,6 +110,47 @@ class Session {
   std::uint64_t past_input() const;
   std::uint64_t input_before(const SoundLog& sound) const;
   void listen(Time now);
+
+  // inputs.cpp: what is said beside turns, and turns that are no utterance.
+  /// An input that has come while a turn was under way that it does not belong to.
+  struct Later {
+    std::uint64_t input = 0;
+    protocol::Message message;
+  };
+  static constexpr std::size_t kLaterMax = 16;
+  void skip_stored(protocol::Message message, Time now);
+  void take(std::uint64_t input, protocol::Message message, Time now);
+  void on_configure(protocol::Settings settings, Time now);
+  void on_item(const protocol::Item& item, std::uint64_t input);
+  void on_respond(const protocol::Respond& respond, std::uint64_t input, Time now);
+  void on_utter(const protocol::Utter& utter, std::uint64_t input, Time now);
+  void on_truncate(const protocol::Truncate& truncate, Time now);
+  void on_forget(const protocol::Forget& forget);
+  void correct(nlohmann::json change);
+  bool must_wait(protocol::MessageType type, Time now) const;
+  bool waits(std::uint64_t input, protocol::Message& message, Time now);
+  void take_later(Time now);
+  void set_sound_aside();
+  void store_items(Time now);
+  void settle_items(bool failed);
+  std::uint64_t needed_input() const;
+
+  // pauses.cpp: where a semantic detector ends an utterance.
+  void add_pause(std::int64_t sample);
+  void ask_about_pauses();
+  void judge_pause(const protocol::Tokens& tokens, Time now);
+  void settle_pauses(Time now);
+  void finish_hearing(std::int64_t sample, Detector by, Time now);
+  void hear_again(Time now);
+
+  // tool_calls.cpp
+  void on_tool_call(protocol::Text text, Time now);
+  void begin_call(ToolCall& call, Time now);
+  void on_tool_output(const protocol::ToolOutput& output, std::uint64_t input, Time now);
+  void answer_call(ToolCall& call, nlohmann::json result, Time now);
+  void go_on_with_calls(Time now);
+  void expire_calls(Time now);
+  void keep_output(const std::string& call, const std::string& output, std::uint64_t input);
 
   // What services answer; `on_answer` reads each and calls one of these.
   void on_vad(const protocol::SpeechStarted& started, Time now);
@@ -112,8 +162,7 @@ class Session {
   void on_text(protocol::Text text, Time now);
   void on_transcript(protocol::Text text, Time now);
   void on_reply(protocol::Text text, Time now);
-  void on_tool_call(protocol::Text text, Time now);
-  void on_text_done(Time now);
+  void on_text_done(const std::string& figures, Time now);
   void on_speech(protocol::Speech speech, Time now);
   void on_service_error(Role role, const protocol::ErrorMessage& error, Time now);
 
@@ -125,6 +174,7 @@ class Session {
   void say_to_chat();
   void say_to_tts();
   void ask_for_answer();
+  Time chat_deadline() const;
   void speak(std::vector<std::string> pieces, Time now);
   protocol::Speak speak_of(std::size_t piece) const;
 
@@ -158,14 +208,19 @@ class Session {
     std::int64_t heard_samples = -1;  ///< of the turn's sound when it was held; -1: nobody has said
     bool holds = true;                ///< the sound stands still
     bool taken = false;               ///< the user has the word: it is the next turn
+    bool waits = false;               ///< for the end of the answer, which it does not disturb
   };
   void raise_voice(std::int64_t sample, Time now);
   void lower_voice(std::int64_t sample, bool ended, Time now);
   void judge_voice(Time now);
   void interrupt(Time now);
+  void end_answer(std::int64_t samples, const std::string& heard, Time now);
   void take_voice(Time now);
   void on_played(const protocol::Played& played);
-  bool is_answering() const { return turn_.stage == Turn::Stage::thinking || turn_.stage == Turn::Stage::closing; }
+  /// An answer is under way that is no trial.
+  bool is_answering() const {
+    return !trial_ && (turn_.stage == Turn::Stage::thinking || turn_.stage == Turn::Stage::closing);
+  }
 
   // resume.cpp
   /// What a client has of a turn.
@@ -218,7 +273,11 @@ class Session {
     call(role).send(head(), std::move(body), turn_.deadline);
   }
   template <class T, class F>
-  void read_input(protocol::Message& message, F&& use);
+  void read_input(protocol::Message& message, F&& use) {
+    auto body = protocol::read<T>(message);
+    if (!body) return refuse_input(body.error());
+    use(std::move(*body));
+  }
   template <class T, class F>
   void read_answer(protocol::Message& message, F&& use, Time now);
 
@@ -228,13 +287,30 @@ class Session {
   Surroundings around_;
   Ledger ledger_;
   std::array<Call, kRoles - 1> calls_;  ///< vad, tokenizer, chat, tts; the ledger has that to the store
+  LeadPtr lead_;                        ///< of turns to come
   Turn turn_;
   std::optional<Trial> trial_;
   std::uint32_t trials_ = 0;  ///< of the session
   SoundLog ear_;              ///< what is said behind the turn under way
   std::optional<Voice> voice_;
-  std::optional<Turn::Cut> cut_;  ///< for the next turn's record
-  TurnId playing_;                ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
+  Items items_;                     ///< for the next turns' records
+  Time items_since_ = Time::max();  ///< something of them waits; when nothing takes it up it is stored on its own
+  bool items_due_ = false;          ///< at once: a turn that would have taken them up came to nothing
+  /// A record of items alone on its way to the store.
+  struct Storing {
+    std::int64_t turn = 0;
+    std::uint64_t input = 0;  ///< the first one that it holds
+    std::vector<WaitingItem> items;
+    std::vector<Correction> corrections;
+  };
+  std::optional<Storing> storing_;
+  std::deque<Later> later_;  ///< taken in order when the turn under way is over; at most kLaterMax
+  /// Outputs of calls that the model has not made yet: behind a hand-over it makes them again. Items at the turn's end.
+  std::map<std::string, std::pair<std::uint64_t, std::string>> early_outputs_;
+  bool judged_ = true;              ///< tokenizers say whether an utterance is complete, as far as is known
+  protocol::OpenVad told_vad_;      ///< what the vad was asked for
+  std::uint64_t stored_items_ = 0;  ///< items up to this input are stored; of inputs that are only said again
+  TurnId playing_;                  ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
   bool opened_ = false, over_ = false;
   std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes
   std::size_t early_bytes_ = 0;

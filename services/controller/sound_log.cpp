@@ -27,6 +27,12 @@ std::int64_t SoundLog::first_sample_since(Time then) const {
   return end_sample();
 }
 
+std::uint64_t SoundLog::input_of(std::int64_t sample) const {
+  for (const auto& input : inputs_)
+    if (input.end_sample > sample) return input.number;
+  return inputs_.empty() ? 0 : inputs_.back().number;
+}
+
 void SoundLog::drop_before(std::int64_t sample) {
   const auto dropped = std::clamp<std::int64_t>(sample - first_sample_, 0, samples());
   pcm_.erase(pcm_.begin(), pcm_.begin() + static_cast<std::ptrdiff_t>(dropped * 2));

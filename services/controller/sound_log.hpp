@@ -21,6 +21,8 @@ class SoundLog {
   std::optional<protocol::Audio> append(protocol::Audio audio, std::uint64_t input, Time now);
   /// Where the sound begins that has come since then; the end when none has.
   std::int64_t first_sample_since(Time then) const;
+  /// The input that a sample came with; of one that has not come, the last.
+  std::uint64_t input_of(std::int64_t sample) const;
   void drop_before(std::int64_t sample);
   void drop_from(std::int64_t sample);
   /// What comes from there on, as a log of its own; this one keeps the rest.

@@ -9,10 +9,16 @@
 
 namespace parlando::controller {
 
+/// What has ended an utterance.
+enum class Detector : std::size_t { silence, semantic, client, limit };
+inline constexpr std::array<std::string_view, 4> kDetectorNames{"silence", "semantic", "client", "limit"};
+
 struct Tally {
   using Counter = telemetry::Metrics::Counter;
   Counter turns, adoptions, stale, degraded, lost, resumed, resume_refused;
   Counter trials, trials_committed, trials_refused, holds, interruptions;
+  Counter notes, tool_calls, tool_timeouts, unjudged, items_stored;
+  std::array<Counter, kDetectorNames.size()> decisions;
   int trials_open = 0;  ///< now, of all sessions
   std::array<Counter, kErrcCount> turn_errors;
   std::array<Counter, kRoles> replays;
@@ -45,6 +51,15 @@ struct Tally {
     trial_lead = metrics.histogram(name + "trial_lead_seconds", "From the begin of a committed trial to its decision");
     holds = metrics.counter(name + "holds_total", "Times that a voice made an answer stand still");
     interruptions = metrics.counter(name + "interruptions_total", "Answers that the user's voice ended");
+    for (std::size_t by = 0; by < kDetectorNames.size(); ++by)
+      decisions[by] = metrics.counter(name + "decisions_total", "Utterances whose end was decided, by what", "by",
+                                      std::string(kDetectorNames[by]));
+    notes = metrics.counter(name + "notes_total", "Utterances that were understood and not answered");
+    tool_calls = metrics.counter(name + "tool_calls_total", "Calls that the model has made");
+    tool_timeouts = metrics.counter(name + "tool_timeouts_total", "Of these, those that nobody answered in time");
+    unjudged = metrics.counter(name + "unjudged_sessions_total",
+                               "Sessions with a semantic detector whose tokenizer cannot judge an utterance");
+    items_stored = metrics.counter(name + "items_stored_total", "Records of items alone, which no turn has taken up");
     sessions = metrics.gauge(name + "sessions", "Open sessions");
     detached = metrics.gauge(name + "detached", "Of these, those that wait for their client to resume them");
     commits_waiting = metrics.gauge(name + "commits_waiting", "Turns that wait to be durable");

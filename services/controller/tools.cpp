@@ -44,7 +44,10 @@ Result<ToolCall> read_tool_call(const std::string& text) {
     return fail(Errc::bad_json, "the model's tool call nests deeper than {}", kCallDepthMax);
   const auto call = json::parse(text, nullptr, false);
   if (!call.is_object()) return fail(Errc::bad_json, "the model's tool call is no JSON object: {}", text.substr(0, 80));
-  return ToolCall{text_in(call, "name", ""), call.value("arguments", json::object()), nullptr};
+  ToolCall out{text_in(call, "name", ""), call.value("arguments", json::object())};
+  out.left = integer_in(call, "left");
+  out.was_made = call.value("past", json()) == true;
+  return out;
 }
 
 json run_tool(const std::string& tools, const ToolCall& call, std::time_t now) {

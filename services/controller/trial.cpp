@@ -16,6 +16,7 @@ constexpr int kTrialsPerTurnMax = 3;
 void Session::try_trial(Time now) {
   const auto& config = around_.config;
   if (trial_ || detached_ || turn_.stage != Stage::hearing || turn_.sealed || turn_.paused_sample < 0) return;
+  if (turn_.lead->is_manual()) return;  // a pause is no end
   if (config.trials_max == 0 || turn_.trials >= kTrialsPerTurnMax) return;
   const auto end = turn_.paused_sample + input_samples(milliseconds(config.tail_ms));
   if (turn_.sound.end_sample() < end) return;
@@ -33,6 +34,8 @@ void Session::try_trial(Time now) {
   trial_.emplace(
       Trial{turn_, std::exchange(listening, std::move(fork)), told_checkpoint_, turn_.paused_sample, now, {}, 0, {}});
   turn_.attempt = ++trials_;
+  for (auto& pause : trial_->turn.pauses)
+    if (pause.sample == turn_.paused_sample) pause.attempt = turn_.attempt;
   turn_.sound.drop_from(end);
   begin_thinking(turn_.paused_sample, now);
   send(Role::tokenizer, Flush{turn_.sound.end_sample(), turn_.attempt});

@@ -25,7 +25,9 @@ std::optional<TextTrack::News> TextTrack::push(std::int64_t at_bytes, std::strin
 }
 
 json to_json(const ToolCall& call) {
-  return {{"name", call.name}, {"arguments", call.arguments}, {"result", call.result}};
+  json out{{"id", call.id}, {"name", call.name}, {"arguments", call.arguments}};
+  if (call.is_answered) out["result"] = call.result;
+  return out;
 }
 
 bool Turn::is_complete() const {
@@ -92,6 +94,8 @@ std::string Turn::heard_text(std::int64_t samples_heard) const {
   return out;
 }
 
+std::string Turn::noted_id() const { return fmt::format("utterance_{}_{}", id.value, begin_sample); }
+
 json Turn::record() const {
   json calls = json::array();
   for (const auto& c : tool_calls) calls.push_back(to_json(c));
@@ -102,7 +106,11 @@ json Turn::record() const {
            {"seed", seed},
            {"last_input", last_input}};
   if (interrupted) out["interrupted"] = true;
-  if (cut) out["cut"] = {{"turn", cut->turn}, {"heard", cut->heard}};
+  if (responds) out["responds"] = true;
+  if (given) out["given"] = true;
+  if (notes) out["noted"] = {{"id", noted_id()}, {"first_sample", begin_sample}, {"end_sample", end_sample}};
+  if (history_from > 1) out["history_from"] = history_from;
+  write_before(out, before);
   return out;
 }
 

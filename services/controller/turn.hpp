@@ -2,11 +2,14 @@
 /// Everything about the turn under way, as a value: ending a turn is assigning a new one, and a copy is a second turn
 /// that may be thought through in advance. It knows no streams and no replicas; what it knows is enough to say
 /// everything again to any of them.
+#include <deque>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "services/controller/items.hpp"
+#include "services/controller/lead.hpp"
 #include "services/controller/sound_log.hpp"
 #include "services/controller/text_chunker.hpp"
 
@@ -27,8 +30,15 @@ struct TextTrack {
 
 struct ToolCall {
   std::string name;
-  nlohmann::json arguments, result;
+  nlohmann::json arguments, result = nullptr;
+  std::string id = {};       ///< call_<turn>_<its first input>_<place>: the same whoever leads the turn
+  std::int64_t left = 0;     ///< calls of the same round that follow
+  bool was_made = false;     ///< the model has gone on behind it before, under another owner or replica
+  bool is_clients = false;   ///< executed by the client
+  bool is_answered = false;  ///< `result` is what the model is told
+  bool is_settled = false;   ///< by what a gateway knew: the output that is said again is this one
 };
+/// {id, name, arguments} and, when it is answered, {result}.
 nlohmann::json to_json(const ToolCall& call);
 
 /// A piece of the answer's text and how much of its sound the client was sent.
@@ -42,8 +52,16 @@ struct Piece {
 struct Told {
   std::int64_t tool_calls = 0, pieces = 0, piece_samples = 0;
   std::int64_t whole_samples = 0;  ///< of those pieces in all; how long each of them is only its controller knew
-  std::vector<nlohmann::json> tool_results;
-  bool anything = false;  ///< some text or sound: the client knows that its speech was heard
+  std::vector<nlohmann::json> tool_results;  ///< null: none was known
+  bool anything = false;                     ///< some text or sound: the client knows that its speech was heard
+};
+
+/// A moment of silence in an utterance, which may be its end.
+struct Pause {
+  std::int64_t sample = 0;     ///< speech has ended there if it has
+  std::uint32_t attempt = 0;   ///< asks a tokenizer whether it has; 0: not asked yet
+  std::int32_t permille = -2;  ///< how likely the utterance is complete; -1: nobody knows, -2: no answer yet
+  bool is_judged() const { return permille > -2; }
 };
 
 struct Turn {
@@ -56,6 +74,13 @@ struct Turn {
   Stage stage = Stage::listening;
   TurnId id;
   std::uint64_t seed = 0;
+  LeadPtr lead;                      ///< how it is led
+  std::vector<WaitingItem> before;   ///< what stands in front of it
+  std::int64_t history_from = 1;     ///< the first turn that the model is told of
+  bool notes = false;                ///< the utterance is understood and not answered
+  bool responds = false;             ///< what stands in front is answered, or the conversation as it is
+  bool remember = true;              ///< else nothing of it is stored, and its number is used again
+  std::optional<std::string> given;  ///< the answer, from the client
 
   // What the user said.
   SoundLog sound;                  ///< in `listening` the last moments, else the utterance with its pre-roll
@@ -69,12 +94,25 @@ struct Turn {
   std::int64_t paused_sample = -1;  ///< speech is silent since then; -1: it is not
   std::uint32_t attempt = 0;        ///< whose codes these are (`Flush::attempt`)
   int trials = 0;                   ///< begun in its pauses and dropped again
+  std::int64_t begin_sample = -1;   ///< speech starts there
+  std::int64_t end_sample = -1;     ///< and ends there; of an utterance that only the client ends, as far as is known
+  std::uint64_t begin_input = 0;    ///< what came before this input stands in front of the turn
+  std::deque<Pause> pauses;         ///< with a semantic detector: those that are not judged, and those behind them
+  std::int64_t paused_until = -1;   ///< the last one that was added
+  bool ended = false;               ///< at `end_sample`, if none of `pauses` was the end
+  bool is_full = false;             ///< no more sound is taken in, and the client was told
 
   // What the model answers.
   std::vector<std::int32_t> ids;  ///< all of them, for another replica to go on behind
   TextTrack transcript, reply;
   std::vector<ToolCall> tool_calls;
+  std::size_t calls_made = 0;      ///< of them, by the chat as it is now
+  std::size_t results_said = 0;    ///< to it
+  std::size_t calls_told = 0;      ///< to the client
+  Time waits_since = Time::max();  ///< for results; the turn's time stands still meanwhile
   bool text_done = false;
+  std::string finish;    ///< stop or length
+  nlohmann::json usage;  ///< tokens, as the model counts them; null: not known
   TextChunker chunker;
   std::vector<Piece> pieces;
   std::int64_t samples = 0;  ///< of the answer, sent to the client
@@ -82,13 +120,8 @@ struct Turn {
   std::uint32_t rate = 22050;
   Told told;
 
-  // What the user's voice did to it, or to the turn before.
+  // What the user's voice did to it.
   bool interrupted = false;  ///< `reply` is what was heard of it
-  struct Cut {
-    std::int64_t turn = 0;
-    std::string heard;
-  };
-  std::optional<Cut> cut;  ///< a turn that was stored already when its sound was interrupted
 
   // Its end.
   bool durable = false;         ///< its record was in the store before this controller had the session
@@ -99,13 +132,16 @@ struct Turn {
   nlohmann::json stages = nlohmann::json::object();  ///< milliseconds from the end of speech
 
   bool is_open() const { return stage != Stage::listening || sealed; }
+  bool is_waiting() const { return waits_since != Time::max(); }
   bool is_complete() const;
   void mark(const char* stage_name, Time now);
   /// The client has no more than this of the sound: what lies behind it is to be made again.
   void rewind(std::int64_t samples_had);
   /// The text of its pieces up to this sample of its sound: whole words, judged by their share of their piece.
   std::string heard_text(std::int64_t samples_heard) const;
-  /// What is stored: nothing that depends on time or on who did the work.
+  /// The name of the item that the utterance becomes when it is noted.
+  std::string noted_id() const;
+  /// What is stored: nothing that depends on time or on who did the work. Corrections are the session's.
   nlohmann::json record() const;
 };
 

@@ -3,6 +3,7 @@
 /// but what they were told, so that work that is done again gives the same; they do one unit at a time, so that
 /// anything can happen in between.
 #include <deque>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -72,7 +73,7 @@ class Fake : public Core {
 };
 
 struct VadStream {
-  std::int64_t at = -1, begin = -1, end = -1;
+  std::int64_t at = -1, begin = -1, end = -1, silence = -1;
   bool told = false, paused = false;
 };
 
@@ -82,10 +83,15 @@ class FakeVad final : public Fake<VadStream> {
   static constexpr std::int64_t kNotice = 800, kPause = 1600;
   std::int64_t silence = 3200;  ///< samples that end speech
   bool pauses = true;
+  OpenVad last_open;
 
  protected:
   void take(const CallerStream& key, VadStream& s, Message& m) override {
     if (m.head.type == MessageType::flush) return flush(key, s, m);
+    if (m.head.type == MessageType::open_vad) {
+      last_open = must<OpenVad>(m);
+      if (last_open.silence_ms >= 0) s.silence = last_open.silence_ms * 16;
+    }
     if (m.head.type != MessageType::audio) return;
     const auto audio = must<Audio>(m);
     if (s.at >= 0 && audio.first_sample != s.at)
@@ -111,7 +117,7 @@ class FakeVad final : public Fake<VadStream> {
       s.paused = true;
       answer(key.peer, to, SpeechPaused{s.end});
     }
-    if (s.at - s.end < silence) return;
+    if (s.at - s.end < (s.silence < 0 ? silence : s.silence)) return;
     answer(key.peer, to, SpeechEnded{s.end});
     s.begin = s.end = -1;
     s.told = s.paused = false;
@@ -137,6 +143,16 @@ class FakeTokenizer final : public Fake<TokenizerStream> {
  public:
   static constexpr std::int64_t kGroup = 1920;
   std::int64_t last_samples = 0;  ///< of the last utterance
+  /// How likely an utterance of so many samples is complete; none: nobody knows.
+  std::function<std::int32_t(std::int64_t samples)> complete;
+  int delay_steps = 0;  ///< of answers to attempts
+  std::size_t attempts = 0;
+  bool work(Time) override {
+    for (auto& [left, out] : delayed_) --left;
+    for (; !delayed_.empty() && delayed_.front().first <= 0; delayed_.pop_front())
+      post(delayed_.front().second.peer, std::move(delayed_.front().second.message));
+    return false;
+  }
 
  protected:
   void take(const CallerStream& key, TokenizerStream& s, Message& m) override {
@@ -167,10 +183,15 @@ class FakeTokenizer final : public Fake<TokenizerStream> {
     last_samples = end;
     if (end > samples(s) || end < 0)
       strange.push_back(fmt::format("tokenizer: {} samples are asked for, {} are known", end, samples(s)));
-    if (end < 400) return answer(key.peer, m.head, Tokens{0, 0, true, {}, f.attempt});
+    attempts += f.attempt != 0 ? 1 : 0;
+    const auto likely = f.attempt != 0 && complete ? complete(end) : -1;
     const auto whole = std::min(s.told, (end - 1) / kGroup);
-    answer(key.peer, m.head, Tokens{whole, whole, true, group(s, whole, std::min(end, samples(s))), f.attempt});
+    auto tokens = end < 400 ? Tokens{0, 0, true, {}, f.attempt, likely}
+                            : Tokens{whole, whole, true, group(s, whole, std::min(end, samples(s))), f.attempt, likely};
+    if (f.attempt == 0 || delay_steps == 0) return answer(key.peer, m.head, std::move(tokens));
+    delayed_.push_back({delay_steps, {key.peer, pack(std::move(tokens), m.head)}});
   }
+  std::deque<std::pair<int, service::Out>> delayed_;
 };
 
 struct ChatStream {
@@ -178,8 +199,8 @@ struct ChatStream {
   std::uint64_t seed = 0;
   std::vector<std::int32_t> codes, given;
   std::vector<std::string> results;
-  bool asked = false, waits = false;
-  std::size_t next = 0;
+  bool asked = false, waits = false, transcribes = false, as_it_stands = false;
+  std::size_t next = 0, calls = 0;
   std::map<TextKind, std::int64_t> said;  ///< bytes, or calls
   CallerStream key;
   Envelope to;
@@ -193,6 +214,10 @@ class FakeChat final : public Fake<ChatStream> {
   std::size_t sentences = 2;
   std::optional<Errc> fails_at_third;
   std::string last_past, last_system;
+  OpenChat last_open;
+  std::vector<std::vector<std::string>> rounds{{"set_timer"}};  ///< names of the tools that it calls
+  std::vector<std::string> last_results;
+  bool speaks_first = false;  ///< a sentence before the first call
   std::size_t forks = 0;
   static std::int32_t id_of(std::size_t index) { return 1000 + static_cast<std::int32_t>(index); }
 
@@ -211,7 +236,7 @@ class FakeChat final : public Fake<ChatStream> {
     s.to = m.head;
     switch (m.head.type) {
       case MessageType::open_chat: {
-        const auto open = must<OpenChat>(m);
+        const auto open = last_open = must<OpenChat>(m);
         s.past = last_past = text_of(open.payload);
         s.system = last_system = open.system;
         s.seed = open.seed;
@@ -244,12 +269,20 @@ class FakeChat final : public Fake<ChatStream> {
       case MessageType::generate:
         if (s.asked) strange.push_back("llm-chat: asked twice");
         s.asked = true;
-        if (s.user.empty())
+        {
+          const auto generate = must<Generate>(m);
+          s.transcribes = generate.transcribe;
+          s.as_it_stands = generate.as_it_stands;
+        }
+        if (s.as_it_stands && (!s.user.empty() || !s.codes.empty())) strange.push_back("llm-chat: somebody has spoken");
+        if (s.user.empty() && !s.as_it_stands)
           s.user = fmt::format("heard {} codes {:x}", s.codes.size(), crc32c(std::as_bytes(std::span(s.codes))));
         return;
       case MessageType::tool_result:
         s.results.push_back(must<ToolResult>(m).result.text);
-        s.waits = false;
+        last_results = s.results;
+        if (s.results.size() > s.calls) strange.push_back("llm-chat: a result of nothing");
+        s.waits = s.waits && s.results.size() < s.calls;
         return;
       default:
         strange.push_back("llm-chat: unknown message");
@@ -258,9 +291,23 @@ class FakeChat final : public Fake<ChatStream> {
 
  private:
   std::vector<Token> script(const ChatStream& s) const {
-    std::vector<Token> out{{TextKind::transcript, s.user.substr(0, 4)},
-                           {TextKind::transcript, s.user.substr(std::min<std::size_t>(4, s.user.size()))}};
-    if (calls_tool) out.push_back({TextKind::tool_call, R"({"name":"set_timer","arguments":{"amount":3}})"});
+    std::vector<Token> out;
+    if (!s.as_it_stands) {
+      out.push_back({TextKind::transcript, s.user.substr(0, 4)});
+      out.push_back({TextKind::transcript, s.user.substr(std::min<std::size_t>(4, s.user.size()))});
+    }
+    if (s.transcribes) {
+      out.push_back({TextKind::done, R"({"finish":"stop"})"});
+      return out;
+    }
+    if (speaks_first) out.push_back({TextKind::text, "One moment please. "});
+    if (calls_tool)
+      for (const auto& round : rounds)
+        for (std::size_t i = 0; i < round.size(); ++i) {
+          json call{{"name", round[i]}, {"arguments", {{"amount", 3}}}};
+          if (i + 1 < round.size()) call["left"] = round.size() - i - 1;
+          out.push_back({TextKind::tool_call, call.dump()});
+        }
     const auto flavour = crc32c(std::as_bytes(std::span(s.past)), static_cast<std::uint32_t>(s.seed)) % 100;
     out.push_back({TextKind::text, fmt::format("answer {}", flavour)});
     for (std::size_t i = 0; i < sentences; ++i) {
@@ -268,7 +315,7 @@ class FakeChat final : public Fake<ChatStream> {
       out.push_back({TextKind::text, i == 0 && !s.results.empty() ? s.results[0] : fmt::format("äöü {}", i)});
       out.push_back({TextKind::text, ". "});
     }
-    out.push_back({TextKind::done, ""});
+    out.push_back({TextKind::done, R"({"finish":"stop","output_tokens":9})"});
     return out;
   }
   /// What is given already is told at once and without ids; else one token.
@@ -290,9 +337,18 @@ class FakeChat final : public Fake<ChatStream> {
     if (s.next >= tokens.size()) return false;
     const auto& t = tokens[s.next++];
     auto& said = s.said[t.kind];
-    answer(s.key.peer, s.to, Text{t.kind, said, t.text, std::move(ids)});
-    said += t.kind == TextKind::tool_call ? 1 : static_cast<std::int64_t>(t.text.size());
-    s.waits = t.kind == TextKind::tool_call;
+    const bool calls = t.kind == TextKind::tool_call;
+    auto text = t.text;
+    const auto call = calls ? json::parse(text) : json();
+    if (calls && s.next < s.given.size()) {
+      auto past = call;
+      past["past"] = true;
+      text = past.dump();
+    }
+    answer(s.key.peer, s.to, Text{t.kind, said, text, std::move(ids)});
+    said += calls ? 1 : static_cast<std::int64_t>(t.text.size());
+    s.calls += calls ? 1 : 0;
+    if (calls) s.waits = !call.contains("left") && s.results.size() < s.calls;
     return true;
   }
 };
@@ -305,6 +361,7 @@ struct TtsStream {
 class FakeTts final : public Fake<TtsStream> {
  public:
   std::set<std::uint64_t> seeds;
+  Speak last;
   bool work(Time) override {
     for (auto& [key, s] : streams_) {
       if (s.parts.empty()) continue;
@@ -319,6 +376,7 @@ class FakeTts final : public Fake<TtsStream> {
     const auto to = m.head;
     const auto speak = must<Speak>(m);
     seeds.insert(speak.seed);
+    last = speak;
     const auto total = 100 * static_cast<std::int64_t>(speak.text.size());
     // A decoder works in blocks: what is skipped may begin a little early.
     const auto skip = speak.skip_samples - speak.skip_samples % 128;
@@ -425,10 +483,14 @@ class FakeGateway final : public Core {
   bool waits_for_opened = true;  ///< with its inputs
   bool opens_again = false;      ///< under the true epoch, when it was told that
   std::string system;
+  Settings settings;  ///< with Open; `system` and `speak` apart
+  bool is_stored = true;
   bool plays = false;              ///< it keeps time with a loudspeaker
   std::int64_t heard_samples = 0;  ///< what it says of it when asked to hold
   bool heard_all = false;          ///< nothing plays any more
   std::optional<Interrupted> interrupted;
+  std::optional<Waiting> waiting;
+  std::vector<Noted> noted;
   std::string token_digest;  ///< with Open; empty: the session cannot be resumed
 
   // ---- what the client got
@@ -466,6 +528,8 @@ class FakeGateway final : public Core {
     controller = std::move(at);
     ++stream_;
     Open o;
+    static_cast<Settings&>(o) = settings;
+    o.stored = is_stored;
     o.system = system;
     o.speak = speak;
     o.plays = plays;
@@ -480,7 +544,7 @@ class FakeGateway final : public Core {
       o.reply_bytes = static_cast<std::int64_t>(reply.size());
       o.tool_calls = static_cast<std::int64_t>(calls.size());
       json results = json::array();
-      for (const auto& c : calls) results.push_back(c["result"]);
+      for (const auto& c : calls) results.push_back(c.value("result", json()));
       o.tool_results = {results.dump()};
       o.pieces = pieces_;
       o.piece_samples = piece_samples_;
@@ -565,6 +629,15 @@ class FakeGateway final : public Core {
       case MessageType::interrupted:
         interrupted = *read<Interrupted>(m);
         return;
+      case MessageType::waiting:
+        touch(m);
+        waiting = *read<Waiting>(m);
+        return;
+      case MessageType::noted:
+        touch(m);
+        noted.push_back(*read<Noted>(m));
+        if (noted.back().text != transcript) wrong.push_back("another transcript is noted");
+        return finish();
       default:
         touch(m);
     }

@@ -1,0 +1,293 @@
+/// What a client says beside utterances: how the conversation is led, items, corrections, answers that are asked for or
+/// given. What belongs to the next turn waits for it; what is not stored yet is needed from the gateway.
+#include "common/telemetry/log.hpp"
+#include "services/controller/session.hpp"
+
+namespace parlando::controller {
+using namespace protocol;
+using nlohmann::json;
+using Stage = Turn::Stage;
+
+namespace {
+
+constexpr milliseconds kStoreAfter{5000};  // items that no turn takes up are stored on their own
+/// Sound that came all at once: the vad may not have found yet what was said in it.
+constexpr milliseconds kBurst{1000};
+
+bool is_an_answer(MessageType type) {
+  return type == MessageType::respond || type == MessageType::utter || type == MessageType::say;
+}
+
+}  // namespace
+
+/// An input of a turn that is stored already, said again: only what is no turn of its own still counts.
+void Session::skip_stored(Message message, Time now) {
+  switch (message.head.type) {
+    case MessageType::item:
+      if (input_ <= stored_items_) return;
+      break;
+    case MessageType::configure:
+    case MessageType::truncate:
+    case MessageType::forget:
+      break;
+    default:
+      return;
+  }
+  take(input_, std::move(message), now);
+}
+
+void Session::take(std::uint64_t input, Message message, Time now) {
+  switch (message.head.type) {
+    case MessageType::flush:
+      return read_input<Flush>(message, [&](const Flush& f) { on_flush(f, now); });
+    case MessageType::say:
+      return read_input<Say>(message, [&](const Say& s) { on_say(s, now); });
+    case MessageType::cancel:
+      return read_input<Cancel>(message, [&](const Cancel& c) { on_cancel(c, now); });
+    case MessageType::configure:
+      return read_input<Configure>(message, [&](Configure c) { on_configure(std::move(c), now); });
+    case MessageType::item:
+      return read_input<Item>(message, [&](const Item& i) { on_item(i, input); });
+    case MessageType::respond:
+      return read_input<Respond>(message, [&](const Respond& r) { on_respond(r, input, now); });
+    case MessageType::tool_output:
+      return read_input<ToolOutput>(message, [&](const ToolOutput& t) { on_tool_output(t, input, now); });
+    case MessageType::utter:
+      return read_input<Utter>(message, [&](const Utter& u) { on_utter(u, input, now); });
+    case MessageType::truncate:
+      return read_input<Truncate>(message, [&](const Truncate& t) { on_truncate(t, now); });
+    case MessageType::forget:
+      return read_input<Forget>(message, [&](const Forget& f) { on_forget(f); });
+    default:
+      --input_;
+      refuse_input(
+          {Errc::unsupported, fmt::format("a controller takes no {} from a client", to_string(message.head.type))});
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ what has to wait
+
+/// It belongs behind a turn that is only understood, or whose end is being looked for.
+bool Session::must_wait(MessageType type, Time now) const {
+  const bool ends = turn_.sealed || (turn_.notes && is_answering());
+  if (type == MessageType::flush) return is_answering() && (turn_.notes || lead_->is_manual());
+  if (!is_an_answer(type)) return false;
+  if (ends) return turn_.lead == nullptr || !turn_.lead->settings.answers || turn_.notes;
+  if (type != MessageType::respond || turn_.stage != Stage::listening || lead_->is_manual()) return false;
+  const auto& sound = turn_.sound;
+  return sound.end_sample() - sound.first_sample_since(now - kBurst) > input_samples(kBurst + kBurst / 2);
+}
+
+bool Session::waits(std::uint64_t input, Message& message, Time now) {
+  const bool orders = message.head.type == MessageType::flush || is_an_answer(message.head.type);
+  if (!orders || (later_.empty() && !must_wait(message.head.type, now))) return false;
+  if (later_.size() >= kLaterMax) {
+    refuse_input({Errc::overloaded, fmt::format("{} inputs wait for the end of a turn", later_.size())});
+    return true;
+  }
+  if (message.head.type == MessageType::flush) {
+    // "At what was sent" means now.
+    if (auto flush = read<Flush>(message); flush) {
+      if (flush->end_sample < 0) flush->end_sample = heard_samples_;
+      message = pack(*flush, message.head);
+    }
+  }
+  later_.push_back({input, std::move(message)});
+  return true;
+}
+
+void Session::take_later(Time now) {
+  while (!later_.empty() && !over_ && !turn_.sealed && !is_answering() &&
+         !must_wait(later_.front().message.head.type, now)) {
+    auto later = std::move(later_.front());
+    later_.pop_front();
+    take(later.input, std::move(later.message), now);
+  }
+}
+
+/// The earliest input that another owner would need besides those of the turn under way; 0: none.
+std::uint64_t Session::needed_input() const {
+  auto first = items_.first_input();
+  const auto need = [&](std::uint64_t input) {
+    if (input != 0 && (first == 0 || input < first)) first = input;
+  };
+  if (!turn_.before.empty()) need(turn_.before.front().input);
+  if (storing_) need(storing_->input);
+  if (!later_.empty()) need(later_.front().input);
+  for (const auto& [id, output] : early_outputs_) need(output.first);
+  return first;
+}
+
+// ------------------------------------------------------------------------------------------------ how it is led
+
+void Session::on_configure(Settings settings, Time now) {
+  auto lead = lead_by(std::move(settings), around_.config, around_.personas);
+  if (!lead) return refuse_input(lead.error());
+  const auto before = lead_->vad(judged_), after = (*lead)->vad(judged_);
+  lead_ = *std::move(lead);
+  const bool free = turn_.stage == Stage::listening && !turn_.sealed;
+  if (free) turn_.lead = lead_;
+  const bool same = before.threshold_permille == after.threshold_permille && before.silence_ms == after.silence_ms;
+  if (same || (!free && !is_answering()) || !call(Role::vad).is_wanted()) return;
+  hear_again(now);  // what it has heard belongs to the next turn
+}
+
+// ------------------------------------------------------------------------------------------------ items
+
+void Session::on_item(const Item& item, std::uint64_t input) {
+  if (const auto good = items_.add(item, input); !good) refuse_input(good.error());
+}
+
+void Session::correct(json change) {
+  Correction correction{change.contains("heard") ? 0 : input_, std::move(change)};
+  if (items_.correct(correction)) ledger_.correct(correction);
+}
+
+void Session::on_truncate(const Truncate& truncate, Time now) {
+  const bool under_way = is_answering() && truncate.turn == turn_.id;
+  if (under_way && turn_.notes) return;
+  const bool of_last = !under_way && last_ && truncate.turn == last_->id;
+  if (!under_way && !of_last) {
+    if (truncate.turn.value == 0 || truncate.turn.value > ledger_.turns())
+      return refuse_input({Errc::not_found, fmt::format("there is no turn {}", truncate.turn.value)});
+    // How long its pieces were is not known any more: they are judged by their letters.
+    for (const auto& past : ledger_.history()) {
+      if (past.turn != truncate.turn.value || !past.record.contains("assistant")) continue;
+      Turn turn;
+      turn.pieces.push_back({past.record["assistant"].get<std::string>()});
+      const auto heard = turn.heard_text(truncate.samples);
+      if (heard.size() < turn.pieces[0].text.size()) correct({{"turn", truncate.turn.value}, {"heard", heard}});
+    }
+    return;
+  }
+  const auto& turn = under_way ? turn_ : *last_;
+  if (truncate.samples >= turn.samples && turn.is_complete()) return;
+  const auto samples = std::min(truncate.samples, turn.samples);
+  const auto heard = turn.heard_text(samples);
+  if (!under_way || turn_.stage == Stage::closing || turn_.durable) {
+    if (turn.remember) correct({{"turn", truncate.turn.value}, {"heard", heard}});
+    return;
+  }
+  voice_.reset();
+  tell(Interrupted{truncate.turn, samples, heard});
+  end_answer(samples, heard, now);
+}
+
+void Session::on_forget(const Forget& forget) {
+  if (!forget.item.empty()) {
+    if (items_.forget(forget.item)) return;
+    correct({{"item", forget.item}});
+  } else {
+    if (forget.turn.value == 0 || forget.turn.value > turn_.id.value || (forget.turn == turn_.id && !is_answering()))
+      return refuse_input({Errc::not_found, fmt::format("there is no turn {}", forget.turn.value)});
+    const auto part = names_of<TurnPart>()[static_cast<std::size_t>(forget.part)];
+    correct({{"turn", forget.turn.value}, {"part", part}});
+  }
+}
+
+/// Items that wait without a turn are stored on their own, so that the gateway can let go what came since.
+void Session::store_items(Time now) {
+  if (storing_ && ledger_.durable() >= storing_->turn) {
+    storing_.reset();
+    checkpoint(past_input(), 0);
+  }
+  if (items_.is_empty() || !open_.stored) {
+    items_since_ = Time::max();
+    items_due_ = false;
+    return;
+  }
+  if (items_since_ == Time::max()) items_since_ = now;
+  const bool free = turn_.stage == Stage::listening && !turn_.sealed && !voice_ && later_.empty();
+  if (!free || (now - items_since_ < kStoreAfter && !items_due_) || ledger_.waiting() > 0) return;
+  Turn turn;
+  turn.id = turn_.id;
+  turn.lead = lead_;
+  turn.seed = turn_.seed;
+  turn.typed = "";
+  turn.last_input = input_;
+  turn.history_from = first_told(ledger_.history(), around_.config.history_bytes_max);
+  const auto first = items_.first_input();
+  turn.before = items_.take_before(input_ + 1);
+  auto record = turn.record();
+  record["items_only"] = true;
+  auto corrections = items_.take_corrections();
+  write_corrections(record, corrections);
+  storing_ = Storing{turn.id.value, first, std::move(turn.before), std::move(corrections)};
+  items_since_ = Time::max();
+  items_due_ = false;
+  around_.tally.items_stored.add();
+  ledger_.commit(turn_.id.value, std::move(record), now);
+  turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
+  turn_.seed = mix_seed(open_.seed, turn_.id.value);
+}
+
+/// The store will never take the record of items: they wait on.
+void Session::settle_items(bool failed) {
+  if (!failed || !storing_ || turn_.stage != Stage::listening) return;
+  items_.give_back(std::move(storing_->items));
+  for (auto& correction : storing_->corrections) items_.correct(std::move(correction));
+  storing_.reset();
+  turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
+  turn_.seed = mix_seed(open_.seed, turn_.id.value);
+}
+
+// ------------------------------------------------------------------------------------------------ answers
+
+/// What is being said is the next turn's: the client wants an answer first.
+void Session::set_sound_aside() {
+  if (around_.config.barge_in_ms == 0) call(Role::vad).end(head());  // nobody listens over an answer
+  if (turn_.stage != Stage::hearing) {
+    ear_ = std::exchange(turn_.sound, {});
+    return;
+  }
+  Voice voice;
+  voice.over = turn_.id;
+  voice.begin = turn_.begin_sample;
+  voice.input = input_before(turn_.sound);
+  voice.holds = false;
+  voice.waits = true;
+  if (turn_.lead->is_manual() && turn_.end_sample >= 0) voice.end = turn_.end_sample;
+  auto sound = std::move(turn_.sound);
+  for (const auto role : {Role::tokenizer, Role::chat}) call(role).end(head());
+  items_.give_back(std::move(turn_.before));
+  const auto id = turn_.id;
+  const auto seed = turn_.seed;
+  turn_ = Turn();
+  turn_.id = id;
+  turn_.seed = seed;
+  turn_.lead = lead_;
+  ear_ = std::move(sound);
+  voice_ = voice;
+}
+
+void Session::on_respond(const Respond& respond, std::uint64_t input, Time now) {
+  drop_trial();
+  if (turn_.sealed || is_answering()) return refuse_input({Errc::invalid_argument, "a turn is under way"});
+  auto settings = changed(lead_->settings, respond.settings);
+  if (!settings) return refuse_input(settings.error());
+  auto lead = lead_by(*std::move(settings), around_.config, around_.personas);
+  if (!lead) return refuse_input(lead.error());
+  if (!may_begin(now)) return;
+  set_sound_aside();
+  turn_.lead = *std::move(lead);
+  turn_.typed = "";
+  turn_.responds = true;
+  turn_.remember = respond.remember;
+  begin_answer(input, now);
+  want(Role::chat, now);
+}
+
+void Session::on_utter(const Utter& utter, std::uint64_t input, Time now) {
+  drop_trial();
+  if (turn_.sealed || is_answering()) return refuse_input({Errc::invalid_argument, "a turn is under way"});
+  if (utter.text.empty()) return refuse_input({Errc::invalid_argument, "the text is empty"});
+  if (!may_begin(now)) return;
+  set_sound_aside();
+  turn_.typed = "";
+  turn_.given = utter.text;
+  begin_answer(input, now);
+  on_reply({TextKind::text, 0, utter.text, {}}, now);
+  on_text_done(R"({"finish":"stop"})", now);
+}
+
+}  // namespace parlando::controller

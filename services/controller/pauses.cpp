@@ -1,0 +1,87 @@
+/// Where an utterance ends. With a semantic detector the tokenizer is asked at every pause how likely the utterance is
+/// complete there, and the first pause where it is likely enough is its end, whatever has been said since: the answer
+/// depends on the sound up to there alone, so that another controller, which hears everything at once, finds the same
+/// end. What the vad says of the end by silence, or the client, waits until the pauses in front of it are judged.
+#include "common/telemetry/log.hpp"
+#include "services/controller/session.hpp"
+
+namespace parlando::controller {
+using namespace protocol;
+using Stage = Turn::Stage;
+
+namespace {
+constexpr std::size_t kPausesMax = 256;  // of 160 ms at least, in an utterance of at most 30 s
+}
+
+void Session::add_pause(std::int64_t sample) {
+  auto& turn = heard_turn();
+  if (!judged_ || turn.stage != Stage::hearing || !turn.lead->is_semantic()) return;
+  if (sample <= turn.paused_until || turn.pauses.size() >= kPausesMax) return;  // a vad hears it again
+  turn.paused_until = sample;
+  turn.pauses.push_back({sample});
+}
+
+/// As soon as the sound has come that an end there would use.
+void Session::ask_about_pauses() {
+  auto& turn = heard_turn();
+  if (turn.stage != Stage::hearing || !call(Role::tokenizer).is_live()) return;
+  for (auto& pause : turn.pauses) {
+    if (pause.attempt != 0 || pause.is_judged()) continue;
+    auto end = pause.sample + input_samples(milliseconds(around_.config.tail_ms));
+    if (turn.sealed) end = std::min(end, turn.sound.end_sample());
+    if (turn.sound.end_sample() < end) return;
+    pause.attempt = ++trials_;
+    send(Role::tokenizer, Flush{end, pause.attempt});
+  }
+}
+
+void Session::judge_pause(const Tokens& tokens, Time now) {
+  auto& turn = heard_turn();
+  if (turn.stage != Stage::hearing) return;
+  const auto pause =
+      std::find_if(turn.pauses.begin(), turn.pauses.end(), [&](const Pause& p) { return p.attempt == tokens.attempt; });
+  if (pause == turn.pauses.end()) return;
+  pause->permille = tokens.complete_permille;
+  if (pause->permille >= 0) return;
+  telemetry::log(telemetry::Level::warning,
+                 "controller ends utterances by silence: the tokenizer cannot say whether they are complete session={}",
+                 id_.text());
+  around_.tally.unjudged.add();
+  judged_ = false;
+  turn.pauses.clear();
+  turn.ended = false;  // by a silence that was too long
+  hear_again(now);
+}
+
+/// The vad is told the whole utterance anew, with the options of now.
+void Session::hear_again(Time now) {
+  call(Role::vad).end(head());
+  want(Role::vad, now);
+}
+
+void Session::settle_pauses(Time now) {
+  auto& turn = heard_turn();
+  if (turn.stage != Stage::hearing) return;
+  for (; !turn.pauses.empty(); turn.pauses.pop_front()) {
+    const auto pause = turn.pauses.front();
+    if (!pause.is_judged()) return;
+    if (pause.permille < turn.lead->enough_permille) continue;
+    finish_hearing(pause.sample, Detector::semantic, now);
+    // What follows is heard anew from the end on: how far the vad had come depends on when it was asked.
+    call(Role::vad).end(head());
+    if (!ear_.is_empty() && around_.config.barge_in_ms > 0 && !detached_) listen(now);
+    return;
+  }
+  if (turn.ended) finish_hearing(turn.end_sample, turn.sealed ? Detector::client : Detector::silence, now);
+}
+
+/// The utterance ends at this sample.
+void Session::finish_hearing(std::int64_t sample, Detector by, Time now) {
+  around_.tally.decisions[static_cast<std::size_t>(by)].add();
+  heard_turn().pauses.clear();
+  if (trial_ && trial_->sample == sample) return commit_trial(now);
+  drop_trial();
+  end_speech(sample, now);
+}
+
+}  // namespace parlando::controller

@@ -1,0 +1,1003 @@
+/// What a client says beside utterances: settings, items, answers that it asks for or gives, tools of its own.
+#include <random>
+
+#include "tests/services/controller/talk.hpp"
+
+namespace parlando::controller {
+namespace {
+
+using Prepare = std::function<void(FakeGateway&)>;
+
+ControllerConfig led(int trials_max = 8) { return talking(trials_max); }
+
+Talk talk_with(const Prepare& prepare, ControllerConfig config = led(), int replicas = 1) {
+  return Talk(std::move(config), false, replicas, prepare);
+}
+
+/// Steps without sound.
+bool wait_for(Talk& t, const std::function<bool()>& done, int limit = 400) { return t.rig.run_until(done, limit); }
+
+json past_of(Talk& t) { return json::parse(t.chat().last_past); }
+json full_record(Talk& t, std::int64_t turn) {
+  const auto& turns = t.rig.store->sessions[kSession].turns;
+  return turns.contains(turn) ? json::parse(turns.at(turn)) : json();
+}
+std::string error_of(Talk& t) {
+  const auto* e = t.g().last_error();
+  return e == nullptr ? "" : e->text;
+}
+Item item(ItemRole role, std::string text, std::string id = {}, std::string calls = "null") {
+  return {std::move(id), role, std::move(text), {std::move(calls)}};
+}
+double counted(telemetry::Metrics& metrics, const std::string& name) {
+  const auto text = metrics.text();
+  const auto at = text.find("\nparlando_controller_" + name + " ");
+  return at == std::string::npos ? -1 : std::stod(text.substr(text.find(' ', at) + 1));
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(settings)
+
+BOOST_AUTO_TEST_CASE(what_a_client_has_chosen_reaches_the_services) {
+  auto t = talk_with([](FakeGateway& g) {
+    g.system = "be kind";
+    auto& s = g.settings;
+    s.threshold_permille = 700;
+    s.silence_ms = 300;
+    s.temperature_milli = 200;
+    s.top_p_milli = 800;
+    s.top_k = 7;
+    s.tokens_max = 99;
+    s.stop = {R"(["END"])"};
+    s.tools = {R"([{"name":"look"}])"};
+    s.speed_milli = 1500;
+    s.style = "calm";
+  });
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.answered(1));
+  const auto& open = t.chat().last_open;
+  BOOST_TEST(open.system == "be kind");
+  BOOST_TEST(open.temperature_milli == 200);
+  BOOST_TEST(open.top_p_milli == 800);
+  BOOST_TEST(open.top_k == 7);
+  BOOST_TEST(open.tokens_max == 99);
+  BOOST_TEST(open.stop.text == R"(["END"])");
+  BOOST_TEST(json::parse(open.tools.text)[0]["name"] == "look");
+  const auto& vad = t.rig.get<FakeVad>("vad-1").last_open;
+  BOOST_TEST(vad.threshold_permille == 700);
+  BOOST_TEST(vad.silence_ms == 300);
+  BOOST_TEST(t.rig.get<FakeTts>("tts-1").last.speed_milli == 1500);
+  BOOST_TEST(t.rig.get<FakeTts>("tts-1").last.style == "calm");
+  BOOST_TEST(t.g().turns[0]["finish"] == "stop");
+  BOOST_TEST(t.g().turns[0]["usage"]["output_tokens"] == 9);
+  BOOST_TEST(!full_record(t, 1).contains("usage"));
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(a_change_holds_from_the_next_turn_on) {
+  Talk t;
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  Configure c;
+  c.system = "later";
+  c.silence_ms = 250;
+  t.g().say(c);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.chat().last_system == "");
+  t.say(5, false);
+  BOOST_TEST(t.rig.get<FakeVad>("vad-1").last_open.silence_ms == 250);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.answered(2));
+  BOOST_TEST(t.chat().last_system == "later");
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(settings_that_make_no_sense_change_nothing) {
+  Talk t;
+  Configure c;
+  c.tools = {R"([{"name":""}])"};
+  t.g().say(c);
+  c.tools = {R"({"name":"x"})"};
+  t.g().say(c);
+  c.tools = {};
+  c.tool_choice = "unknown";
+  t.g().say(c);
+  c.tool_choice = "auto";
+  c.system = "persona:nobody";
+  t.g().say(c);
+  c.system = "";
+  c.stop = {R"(["a","b","c","d","e"])"};
+  t.g().say(c);
+  t.g().say(Respond{{R"({"silence":1})"}});
+  t.g().say(Respond{{R"({"speed_milli":1})"}});
+  t.rig.run(4);
+  BOOST_TEST(t.g().count(MessageType::error) == 7u);
+  for (const auto& e : t.g().events)
+    if (e.type == MessageType::error) BOOST_TEST(e.turn == 0u);
+  t.g().say(Say{"hello"});
+  BOOST_TEST(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_persona_is_a_prompt_and_a_voice) {
+  Rig rig;
+  for (const auto& role : kServiceRoles) rig.add(role + "-1", role);
+  rig.add_core("controller-1", "controller",
+               std::make_unique<ControllerCore>(rig.config, Personas{{"guide", {"you lead tours", "Clara"}}}));
+  rig.add("gateway-1", "gateway");
+  rig.gateway().system = "persona:guide";
+  rig.gateway().open("controller-1");
+  rig.run(8);
+  rig.gateway().say(Say{"hello"});
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+  BOOST_TEST(rig.get<FakeChat>("llm-chat-1").last_system == "you lead tours");
+  BOOST_TEST(rig.get<FakeTts>("tts-1").last.speaker == "Clara");
+  rig.gateway().system = "persona:nobody";
+  rig.gateway().open("controller-1");
+  rig.run(4);
+  BOOST_TEST(rig.gateway().last_error()->text == "not_found");
+}
+
+BOOST_AUTO_TEST_CASE(only_the_client_ends_an_utterance_without_a_detector) {
+  auto t = talk_with([](FakeGateway& g) { g.settings.detection = Detection::none; });
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  t.say(60, false);  // 1.2 s
+  t.say(kSpeech, true);
+  t.say(60, false);
+  BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);
+  BOOST_TEST(t.chat().forks == 0u);
+  t.g().say(Flush{t.microphone.at});
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.rig.get<FakeTokenizer>("tokenizer-1").last_samples >= 80 * 320);
+  // A flush in silence finds nothing, as ever.
+  t.say(20, false);
+  t.g().say(Flush{t.microphone.at});
+  t.say(10, false);
+  BOOST_TEST(error_of(t) == "no_speech");
+  t.check_calm();
+}
+
+/// The vad has given up waiting, and the client has not.
+BOOST_AUTO_TEST_CASE(an_utterance_stays_open_for_as_long_as_its_client_likes) {
+  auto t = talk_with([](FakeGateway& g) { g.settings.detection = Detection::none; });
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  t.say(600, false);  // 12 s: more than any vad waits
+  BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);
+  t.g().say(Flush{t.microphone.at});
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  t.say(5, false);
+  t.say(1510, true);
+  BOOST_TEST(error_of(t) == "overloaded");
+  BOOST_TEST(t.g().count(MessageType::error) == 1u);
+  t.g().say(Flush{t.microphone.at});
+  BOOST_REQUIRE(t.answered(2));
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_that_is_not_to_be_interrupted_goes_on_and_the_voice_is_the_next_turn) {
+  auto t = talk_with([](FakeGateway& g) {
+    g.settings.interrupts = false;
+    g.plays = true;
+  });
+  t.chat().calls_tool = false;
+  t.chat().sentences = 60;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().audio.size() > 6000; }));
+  t.say(60, true);  // 1.2 s over it
+  BOOST_TEST(t.g().count(MessageType::hold) + t.g().count(MessageType::interrupted) == 0u);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(!t.g().turns[0].contains("interrupted"));
+  t.chat().sentences = 1;
+  BOOST_REQUIRE(t.answered(2));
+  BOOST_TEST(t.rig.get<FakeTokenizer>("tokenizer-1").last_samples >= 60 * 320);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(semantic)
+
+Prepare semantic(Eagerness eagerness = Eagerness::automatic) {
+  return [=](FakeGateway& g) {
+    g.settings.detection = Detection::semantic;
+    g.settings.eagerness = eagerness;
+  };
+}
+
+/// Three parts of 200 ms with 300 ms between them; the tokenizer knows how long a complete utterance is.
+std::string told(Talk& t, std::int64_t complete_from, int parts = 3, int gap = 15) {
+  for (const auto* name : {"tokenizer-1", "tokenizer-2"})
+    if (t.rig.is_alive(name))
+      t.rig.get<FakeTokenizer>(name).complete = [=](std::int64_t samples) {
+        return samples >= complete_from ? 800 : 100;
+      };
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  for (int part = 0; part < parts; ++part) {
+    t.say(kSpeech, true);
+    t.say(gap, false);
+  }
+  return t.record();
+}
+
+BOOST_AUTO_TEST_CASE(a_complete_utterance_ends_at_once_and_an_incomplete_one_by_its_longest_wait) {
+  for (const int trials : {8, 0}) {
+    BOOST_TEST_CONTEXT("trials " << trials) {
+      auto t = talk_with(semantic(), led(trials));
+      telemetry::Metrics metrics;
+      t.rig.controller().add_metrics(metrics);
+      told(t, 0, 1, 0);
+      const auto from = t.rig.steps;
+      BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+      BOOST_TEST(t.rig.steps - from < 14);  // 280 ms, and not the four seconds of the vad
+      BOOST_REQUIRE(t.answered(1));
+      BOOST_TEST(metrics.text().find("decisions_total{by=\"semantic\"} 1") != std::string::npos);
+      t.check_calm();
+      auto slow = talk_with(semantic(Eagerness::high), led(trials));
+      told(slow, 1 << 30, 1, 0);
+      const auto begun = slow.rig.steps;
+      BOOST_REQUIRE(slow.until([&] { return slow.g().count(MessageType::speech_ended) == 1; }));
+      BOOST_TEST(slow.rig.steps - begun > 90);  // two seconds
+      BOOST_TEST(slow.rig.steps - begun < 115);
+      BOOST_REQUIRE(slow.answered(1));
+      slow.check_calm();
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(eagerness_says_how_likely_is_enough) {
+  for (const auto& [eagerness, ends] : {std::pair{Eagerness::low, false},
+                                        {Eagerness::medium, true},
+                                        {Eagerness::automatic, true},
+                                        {Eagerness::high, true}}) {
+    auto t = talk_with(semantic(eagerness));
+    told(t, 0, 1, 20);
+    BOOST_TEST((t.g().count(MessageType::speech_ended) == 1) == ends);
+  }
+}
+
+/// Every pause is judged, also one behind which the user has gone on when the answer comes: the end depends on the
+/// sound alone, and what was said behind it is the next turn.
+BOOST_AUTO_TEST_CASE(the_end_does_not_depend_on_when_pauses_are_judged) {
+  for (const std::int64_t complete_from : {std::int64_t{0}, std::int64_t{9000}, std::int64_t{16000}}) {
+    std::string first;
+    for (const int delay : {0, 1, 4, 9, 20, 40})
+      for (const int trials : {0, 8}) {
+        BOOST_TEST_CONTEXT("complete from " << complete_from << ", delay " << delay << ", trials " << trials) {
+          auto t = talk_with(semantic(), led(trials));
+          t.rig.get<FakeTokenizer>("tokenizer-1").delay_steps = delay;
+          told(t, complete_from);
+          BOOST_REQUIRE(t.until([&] { return !t.record().empty(); }));
+          const auto user = json::parse(t.record())["user"].get<std::string>();
+          if (first.empty()) first = user;
+          BOOST_TEST(user == first);
+          t.say(60, false);
+          BOOST_TEST(t.g().count(MessageType::error) == 0u);
+          const auto complaints = t.rig.complaints();
+          BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+        }
+      }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(another_controller_finds_the_same_end) {
+  std::string want;
+  for (int at = -1; at < 90; ++at) {
+    BOOST_TEST_CONTEXT("dies at step " << at) {
+      auto t = talk_with(semantic(), led());
+      t.g().opens_again = true;
+      t.rig.add("controller-2", "controller");
+      t.rig.get<FakeTokenizer>("tokenizer-1").delay_steps = 3;
+      t.rig.get<FakeTokenizer>("tokenizer-1").complete = [](std::int64_t samples) {
+        return samples >= 11000 ? 800 : 100;
+      };
+      t.chat().calls_tool = false;
+      int step = 0;
+      const auto say = [&](int frames, bool speech) {
+        for (int i = 0; i < frames; ++i, ++step) {
+          if (step == at) {
+            t.rig.kill("controller-1");
+            t.g().open("controller-2");
+          }
+          t.say(1, speech);
+        }
+      };
+      say(5, false);
+      say(kSpeech, true);
+      say(15, false);
+      say(kSpeech, true);
+      say(14, false);
+      say(6, true);
+      say(60, false);
+      BOOST_REQUIRE(t.until([&] { return !t.record().empty(); }));
+      if (at < 0) want = t.record();
+      BOOST_TEST(t.record() == want);
+      const auto complaints = t.rig.complaints();
+      BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_tokenizer_that_cannot_judge_leaves_it_to_silence) {
+  for (const int trials : {0, 8}) {
+    auto t = talk_with(semantic(), led(trials));
+    telemetry::Metrics metrics;
+    t.rig.controller().add_metrics(metrics);
+    t.chat().calls_tool = false;
+    t.say(5, false);
+    t.say(kSpeech, true);
+    const auto from = t.rig.steps;
+    BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+    BOOST_TEST(t.rig.steps - from < 34);  // 500 ms
+    BOOST_REQUIRE(t.answered(1));
+    t.say(kSpeech, true);
+    BOOST_REQUIRE(t.answered(2));
+    BOOST_TEST(counted(metrics, "unjudged_sessions_total") == 1);
+    t.check_calm();
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_flush_waits_for_the_pauses_before_it) {
+  for (const int delay : {0, 5}) {
+    auto t = talk_with(semantic());
+    t.rig.get<FakeTokenizer>("tokenizer-1").delay_steps = delay;
+    told(t, 1 << 30, 1, 8);
+    t.g().say(Flush{t.microphone.at});
+    BOOST_REQUIRE(t.answered(1));
+    BOOST_TEST(t.g().count(MessageType::error) == 0u);
+    t.check_calm();
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(items)
+
+BOOST_AUTO_TEST_CASE(items_stand_in_front_of_the_next_turn_and_are_stored_with_it) {
+  Talk t;
+  t.chat().calls_tool = false;
+  t.g().say(item(ItemRole::user, "my name is Ann", "a"));
+  t.g().say(item(ItemRole::assistant, "hello Ann", "b"));
+  t.g().say(item(ItemRole::system, "be brief", "c"));
+  t.rig.run(10);
+  BOOST_TEST(t.g().kept() == 3u);
+  t.g().say(Say{"who am I?"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  const auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 3u);
+  BOOST_TEST(past[0]["role"] == "user");
+  BOOST_TEST(past[1]["content"] == "hello Ann");
+  BOOST_TEST(past[2]["role"] == "system");
+  const auto record = full_record(t, 1);
+  BOOST_REQUIRE(record["before"].size() == 3u);
+  BOOST_TEST(record["before"][2]["id"] == "c");
+  BOOST_TEST(t.g().kept() == 0u);
+  t.g().say(Say{"and now?"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  BOOST_TEST(past_of(t).size() == 5u);
+  BOOST_TEST(past_of(t)[3]["content"] == "who am I?");
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_can_be_asked_for) {
+  Talk t;
+  t.chat().calls_tool = false;
+  t.g().say(item(ItemRole::user, "what is two and two?", "q"));
+  t.g().say(Respond{});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(past_of(t).size() == 1u);
+  BOOST_TEST(past_of(t)[0]["content"] == "what is two and two?");
+  BOOST_TEST(t.g().transcript == "");
+  BOOST_TEST(!t.g().audio.empty());
+  const auto first = t.g().turns[0]["assistant"];
+  // As it stands.
+  t.g().say(Respond{{R"({"system":"be rude","temperature_milli":0})"}});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  BOOST_TEST(t.chat().last_system == "be rude");
+  BOOST_TEST(t.chat().last_open.temperature_milli == 0);
+  const auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 2u);
+  BOOST_TEST(past[1]["content"] == first);
+  // The settings were that answer's alone.
+  t.g().say(Say{"hello"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 3; }));
+  BOOST_TEST(t.chat().last_system == "");
+  BOOST_TEST(past_of(t).size() == 3u);  // a user's item, two answers
+  t.g().say(Respond{});
+  t.g().say(Respond{});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 4; }));
+  BOOST_TEST(error_of(t) == "invalid_argument");
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_that_is_not_remembered_takes_no_number) {
+  Talk t;
+  t.chat().calls_tool = false;
+  t.g().say(Say{"one"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  t.g().say(item(ItemRole::user, "in between", "i"));
+  Respond aside;
+  aside.remember = false;
+  t.g().say(aside);
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  BOOST_TEST(t.g().turns[1]["turn"] == 2);
+  BOOST_TEST(t.g().turns[1]["remembered"] == false);
+  BOOST_TEST(past_of(t).back()["content"] == "in between");
+  // The item is not lost: it is stored on its own, and the model is told of it.
+  BOOST_REQUIRE(wait_for(t, [&] { return !full_record(t, 2).is_null(); }));
+  BOOST_TEST(full_record(t, 2)["items_only"] == true);
+  t.g().say(Say{"two"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 3; }));
+  const auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 3u);
+  BOOST_TEST(past[2]["content"] == "in between");
+  BOOST_TEST(t.g().turns[2]["turn"] == 3);
+  BOOST_TEST(t.g().kept() == 0u);
+  // Without items it leaves nothing at all.
+  t.g().say(aside);
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 4; }));
+  t.g().say(Say{"three"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 5; }));
+  BOOST_TEST(t.g().turns[4]["turn"] == 4);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_utterance_that_is_not_to_be_answered_is_noted) {
+  for (const int trials : {0, 8}) {
+    auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(trials));
+    telemetry::Metrics metrics;
+    t.rig.controller().add_metrics(metrics);
+    t.say(5, false);
+    t.say(kSpeech, true);
+    BOOST_REQUIRE(t.until([&] { return t.g().noted.size() == 1; }));
+    const auto noted = t.g().noted[0];
+    BOOST_TEST(noted.id == fmt::format("utterance_1_{}", noted.first_sample));
+    BOOST_TEST(noted.first_sample == 5 * 320);
+    BOOST_TEST(noted.end_sample == 15 * 320);
+    BOOST_TEST(noted.text.starts_with("heard "));
+    BOOST_TEST(t.g().turns.empty());
+    BOOST_TEST(t.g().audio.empty());
+    t.say(kSpeech, true);
+    BOOST_REQUIRE(t.until([&] { return t.g().noted.size() == 2; }));
+    t.g().say(Respond{});
+    BOOST_REQUIRE(t.answered(1));
+    const auto past = past_of(t);
+    BOOST_REQUIRE(past.size() == 2u);
+    BOOST_TEST(past[0]["content"] == noted.text);
+    BOOST_TEST(past[1]["role"] == "user");
+    BOOST_TEST(counted(metrics, "notes_total") == 2);
+    BOOST_TEST(counted(metrics, "turns_total") == 1);
+    // What was noted can be forgotten by its name.
+    t.g().say(Forget{noted.id});
+    t.g().say(Respond{});
+    BOOST_REQUIRE(t.answered(2));
+    BOOST_TEST(past_of(t)[0]["content"] == t.g().noted[1].text);
+    t.check_calm();
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_flush_and_a_wish_for_an_answer_may_follow_each_other_at_once) {
+  auto t = talk_with([](FakeGateway& g) {
+    g.settings.answers = false;
+    g.settings.detection = Detection::none;
+  });
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  t.g().say(Flush{t.microphone.at});
+  t.g().say(Respond{});
+  t.say(kSpeech, true);  // goes on speaking
+  t.g().say(Flush{-1});
+  t.g().say(Respond{});
+  BOOST_REQUIRE(t.answered(2));
+  BOOST_TEST(t.g().noted.size() == 2u);
+  const auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 3u);
+  BOOST_TEST(past[0]["content"] == t.g().noted[0].text);
+  BOOST_TEST(past[2]["content"] == t.g().noted[1].text);
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_asked_for_while_the_user_speaks_comes_first) {
+  auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; });
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().noted.size() == 1; }));
+  t.say(kSpeech, true);
+  t.g().say(Respond{});
+  t.say(6, true);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.g().noted.size() == 1u);
+  BOOST_REQUIRE(t.until([&] { return t.g().noted.size() == 2; }));
+  BOOST_TEST(full_record(t, 2)["responds"] == true);
+  BOOST_TEST(full_record(t, 3)["noted"]["id"] == t.g().noted[1].id);
+  BOOST_TEST(t.rig.get<FakeTokenizer>("tokenizer-1").last_samples >= 16 * 320);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_can_be_given) {
+  Talk t;
+  t.g().say(item(ItemRole::user, "hi", "q"));
+  t.g().say(Utter{"Good morning. How can I help?"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(t.g().reply == "Good morning. How can I help?");
+  BOOST_TEST(t.chat().opened == 0u);
+  BOOST_TEST(!t.g().audio.empty());
+  t.g().say(Say{"well"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  const auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 2u);
+  BOOST_TEST(past[0]["content"] == "hi");
+  BOOST_TEST(past[1]["content"] == "Good morning. How can I help?");
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(what_was_not_heard_or_is_forgotten_is_not_told) {
+  Talk t;
+  t.chat().calls_tool = false;
+  t.chat().sentences = 6;
+  t.g().say(Say{"one"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  const auto whole = t.g().turns[0]["assistant"].get<std::string>();
+  t.g().say(Truncate{{1}, 1500});
+  t.g().say(Truncate{{1}, 1200});
+  t.g().say(Truncate{{1}, 5000});  // says less
+  t.g().say(Say{"two"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  const auto heard = past_of(t)[1]["content"].get<std::string>();
+  BOOST_TEST(heard.size() < whole.size());
+  BOOST_TEST(whole.starts_with(heard));
+  BOOST_TEST(full_record(t, 2)["cut"]["heard"] == heard);
+  BOOST_TEST(full_record(t, 2)["cut"]["turn"] == 1);
+  t.g().say(Forget{"", {1}, TurnPart::user});
+  t.g().say(Forget{"", {2}, TurnPart::all});
+  t.g().say(Forget{"", {9}, TurnPart::all});
+  t.g().say(Truncate{{9}, 5});
+  t.g().say(Say{"three"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 3; }));
+  BOOST_TEST(t.g().count(MessageType::error) == 2u);
+  auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 2u);
+  BOOST_TEST(past[0]["content"] == "");
+  BOOST_TEST(past[1]["content"] == heard);
+  BOOST_TEST(full_record(t, 3)["forgot"].size() == 2u);
+  // Another controller reads the same from the store.
+  const auto before = t.chat().last_past;
+  t.rig.add("controller-2", "controller");
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  t.g().say(Respond{{}, false});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 4; }));
+  past = past_of(t);
+  BOOST_TEST(past[1]["content"] == heard);
+  BOOST_TEST(past.size() == 4u);
+}
+
+BOOST_AUTO_TEST_CASE(a_truncation_of_the_answer_under_way_ends_it) {
+  auto t = talk_with([](FakeGateway& g) { g.plays = true; });
+  t.chat().calls_tool = false;
+  t.chat().sentences = 80;
+  t.g().say(Say{"one"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().audio.size() > 8000; }));
+  t.g().say(Truncate{{1}, 2000});
+  BOOST_REQUIRE(wait_for(
+      t, [&] { return t.g().turns.size() == 1; }, 20));
+  BOOST_TEST(t.g().interrupted->samples == 2000);
+  BOOST_TEST(t.g().turns[0]["interrupted"] == true);
+  BOOST_TEST(full_record(t, 1)["assistant"] == t.g().interrupted->heard);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(items_that_no_turn_takes_up_are_stored_and_let_go) {
+  Talk t;
+  telemetry::Metrics metrics;
+  t.rig.controller().add_metrics(metrics);
+  t.g().say(item(ItemRole::user, "wait", "w"));
+  t.say(200, false);
+  BOOST_TEST(t.g().kept() >= 200u);
+  t.say(200, false);
+  BOOST_TEST(t.g().kept() < 200u);
+  BOOST_TEST(counted(metrics, "items_stored_total") == 1);
+  BOOST_TEST(full_record(t, 1)["before"][0]["text"] == "wait");
+  t.chat().calls_tool = false;
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.g().turns[0]["turn"] == 2);
+  BOOST_TEST(past_of(t)[0]["content"] == "wait");
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(items_have_limits_and_names) {
+  Talk t;
+  t.g().say(item(ItemRole::user, "x", "same"));
+  t.g().say(item(ItemRole::user, "y", "same"));
+  t.g().say(item(ItemRole::user, "", ""));
+  t.g().say(item(ItemRole::tool, "out", "t"));
+  t.g().say(item(ItemRole::assistant, "", "", R"({"name":"x"})"));
+  t.rig.run(4);
+  BOOST_TEST(t.g().count(MessageType::error) == 4u);
+  for (int i = 0; i < 600; ++i) t.g().say(item(ItemRole::user, std::string(100, 'x')));
+  t.rig.run(4);
+  BOOST_TEST(error_of(t) == "overloaded");
+  t.g().say(Say{"hello"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(the_oldest_turns_go_when_the_past_is_long_and_the_beginning_stays_for_many_turns) {
+  auto config = led();
+  config.history_bytes_max = 4000;
+  config.history_turns = 100;
+  Talk t(config);
+  t.chat().calls_tool = false;
+  t.g().speak = false;
+  t.g().open("controller-1");
+  t.rig.run(8);
+  std::string first;
+  int changes = 0, most = 0;
+  for (std::size_t i = 1; i <= 60; ++i) {
+    t.g().say(Say{fmt::format("{} {}", i, std::string(150, 'x'))});
+    BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == i; }));
+    const auto past = past_of(t);
+    std::size_t bytes = 0;
+    for (const auto& m : past) bytes += m["content"].get<std::string>().size();
+    BOOST_TEST(bytes <= 4000u);
+    most = std::max(most, static_cast<int>(bytes));
+    if (past.empty()) continue;
+    const auto begins = past[0]["content"].get<std::string>();
+    if (!first.empty() && begins != first) ++changes;
+    first = begins;
+  }
+  BOOST_TEST(most > 3600);
+  BOOST_TEST(changes >= 6);
+  BOOST_TEST(changes <= 16);
+  // Another controller tells the same past.
+  t.rig.add("controller-2", "controller");
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  t.g().say(Say{"again"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 61; }));
+  BOOST_TEST(past_of(t)[0]["content"] == first);
+}
+
+BOOST_AUTO_TEST_CASE(a_conversation_that_is_not_kept_asks_nobody) {
+  auto t = talk_with([](FakeGateway& g) {
+    g.is_stored = false;
+    g.token_digest = std::string(64, '1');
+  });
+  t.chat().calls_tool = false;
+  BOOST_TEST(t.rig.get<Core>("context-1").load() == 0);
+  t.g().say(item(ItemRole::user, "hi", "q"));
+  t.g().say(Respond{});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  t.g().say(Say{"more"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  BOOST_TEST(past_of(t).size() == 2u);
+  BOOST_TEST(t.g().turns[1]["turn"] == 2);
+  BOOST_TEST(!t.g().degraded.back());
+  BOOST_TEST(t.rig.get<FakeContext>("context-1").opened == 0u);
+  BOOST_TEST(t.rig.store->sessions.empty());
+  t.check_calm();
+  t.g().close(true);
+  t.rig.run(4);
+  BOOST_TEST(t.rig.controller().load() == 0);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(client_tools)
+
+Prepare with_look(bool plays = false) {
+  return [=](FakeGateway& g) {
+    g.settings.tools = {R"([{"name":"look"},{"name":"find"}])"};
+    g.plays = plays;
+  };
+}
+
+BOOST_AUTO_TEST_CASE(the_client_executes_its_own_tools) {
+  auto t = talk_with(with_look());
+  t.chat().rounds = {{"look"}};
+  t.chat().speaks_first = true;
+  t.g().say(Say{"what do you see?"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().waiting.has_value(); }));
+  BOOST_TEST(t.g().waiting->calls == 1);
+  BOOST_REQUIRE(t.g().calls.size() == 1u);
+  BOOST_TEST(t.g().calls[0] == (json{{"id", "call_1_1_1"}, {"name", "look"}, {"arguments", {{"amount", 3}}}}));
+  // Speech goes on beside it.
+  BOOST_TEST(wait_for(t, [&] { return !t.g().audio.empty(); }));
+  t.rig.run(50);
+  BOOST_TEST(t.g().turns.empty());
+  t.g().say(ToolOutput{"call_1_1_1", R"({"seen":"a bird"})"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(t.g().turns[0]["tool_calls"][0]["result"]["seen"] == "a bird");
+  BOOST_TEST(t.chat().last_results.back() == R"({"seen":"a bird"})");
+  // Said once more, or of nothing: items.
+  t.g().say(ToolOutput{"call_1_1_1", "late"});
+  t.g().say(ToolOutput{"nobody", "late"});
+  t.chat().calls_tool = false;
+  t.g().say(Say{"and?"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+  const auto past = past_of(t);
+  BOOST_REQUIRE(past.size() == 4u);
+  BOOST_TEST(past[1]["calls"][0]["id"] == "call_1_1_1");
+  BOOST_TEST(past[2] == (json{{"role", "tool"}, {"content", "late"}, {"call", "call_1_1_1"}}));
+  BOOST_TEST(past[3]["call"] == "nobody");
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(outputs_may_come_in_any_order_and_engine_tools_stand_beside) {
+  auto t = talk_with(with_look());
+  t.chat().rounds = {{"look", "set_timer", "find"}, {"find"}};
+  t.g().say(Say{"go"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().waiting.has_value(); }));
+  BOOST_TEST(t.g().waiting->calls == 2);
+  BOOST_REQUIRE(t.g().calls.size() == 3u);
+  BOOST_TEST(t.g().calls[1]["result"]["amount"] == 3);
+  t.g().waiting.reset();
+  t.g().say(ToolOutput{"call_1_1_3", "third"});
+  t.rig.run(10);
+  BOOST_TEST(t.chat().last_results.empty());
+  t.g().say(ToolOutput{"call_1_1_1", "first"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().waiting.has_value(); }));
+  BOOST_TEST(t.chat().last_results.size() == 3u);
+  BOOST_TEST(t.chat().last_results[0] == "\"first\"");
+  BOOST_TEST(t.chat().last_results[2] == "\"third\"");
+  t.g().say(ToolOutput{"call_1_1_4", "fourth"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(a_tool_that_does_not_answer_is_given_up_and_the_turn_has_its_time) {
+  auto config = led();
+  config.tool_seconds_max = 30;
+  config.reply_seconds_max = 10;
+  auto t = talk_with(with_look(), config);
+  telemetry::Metrics metrics;
+  t.rig.controller().add_metrics(metrics);
+  t.chat().rounds = {{"look"}};
+  t.g().say(Say{"go"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().waiting.has_value(); }));
+  const auto from = t.rig.now;
+  BOOST_REQUIRE(wait_for(
+      t, [&] { return t.g().turns.size() == 1; }, 2000));
+  BOOST_TEST((t.rig.now - from >= std::chrono::seconds(30)));
+  BOOST_TEST((t.rig.now - from < std::chrono::seconds(32)));
+  BOOST_TEST(t.g().turns[0]["tool_calls"][0]["result"]["error"] == "look has given no answer in 30 s");
+  BOOST_TEST(counted(metrics, "tool_timeouts_total") == 1);
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  t.g().say(ToolOutput{"call_1_1_1", "late"});
+  t.rig.run(3);
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(a_voice_ends_a_turn_that_waits_and_its_calls_stay_open) {
+  auto t = talk_with(with_look(true));
+  t.chat().rounds = {{"look"}};
+  t.chat().speaks_first = true;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().waiting.has_value() && t.g().audio.size() > 3000; }));
+  t.g().heard_samples = 1600;
+  t.say(36, true);
+  BOOST_REQUIRE(t.g().interrupted.has_value());
+  BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 1; }, 10));
+  const auto record = full_record(t, 1);
+  BOOST_TEST(record["interrupted"] == true);
+  BOOST_TEST(record["assistant"] == t.g().interrupted->heard);
+  const auto id = record["tool_calls"][0]["id"].get<std::string>();
+  BOOST_TEST(id.starts_with("call_1_"));
+  BOOST_TEST(!record["tool_calls"][0].contains("result"));
+  t.g().say(ToolOutput{id, "late"});
+  t.chat().calls_tool = false;
+  BOOST_REQUIRE(t.answered(2));
+  t.g().say(Say{"now"});
+  BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 3; }));
+  BOOST_TEST(past_of(t).dump().find("late") != std::string::npos);
+  t.check_calm();
+}
+
+/// A controller dies at every step of a turn with calls; outputs come before and behind.
+BOOST_AUTO_TEST_CASE(calls_and_results_outlive_a_controller) {
+  struct Outcome {
+    Bytes audio;
+    std::string record, reply;
+    std::size_t calls = 0;
+    int steps = 0;
+  };
+  const auto converse = [](int at, int answer_at) {
+    auto t = talk_with(with_look());
+    t.g().opens_again = true;
+    t.rig.add("controller-2", "controller");
+    t.chat().rounds = {{"look", "find"}, {"look"}};
+    t.chat().speaks_first = true;
+    t.g().say(item(ItemRole::system, "be brief", "s"));
+    t.g().say(Say{"go"});
+    std::set<std::string> answered;
+    int step = 0, told = 0;
+    for (; step < 300 && t.record().empty(); ++step) {
+      if (step == at) {
+        t.rig.kill("controller-1");
+        t.g().open("controller-2");
+      }
+      // The client's tools take so many steps; it answers each call once.
+      told = t.g().calls.empty() ? 0 : told + 1;
+      if (told > answer_at)
+        for (const auto& call : t.g().calls)
+          if (const auto id = call["id"].get<std::string>(); answered.insert(id).second)
+            t.g().say(ToolOutput{id, "of " + id});
+      t.rig.step();
+    }
+    BOOST_REQUIRE(!t.record().empty());
+    t.rig.run(40);
+    const auto complaints = t.rig.complaints();
+    BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+    BOOST_TEST(t.g().turns.size() == 1u);
+    BOOST_TEST(t.g().count(MessageType::error) == 0u);
+    BOOST_TEST(t.g().kept() == 0u);
+    return Outcome{t.g().audio, t.record(), t.g().reply, t.g().calls.size(), step};
+  };
+  for (const int answer_at : {0, 3, 12}) {
+    const auto want = converse(-1, answer_at);
+    BOOST_TEST(want.calls == 3u);
+    BOOST_TEST(json::parse(want.record)["tool_calls"][2]["result"] == "of call_1_2_3");
+    for (int at = 0; at < want.steps; ++at) {
+      BOOST_TEST_CONTEXT("dies at step " << at << ", answers after " << answer_at) {
+        const auto got = converse(at, answer_at);
+        BOOST_TEST(got.record == want.record);
+        BOOST_TEST((got.audio == want.audio));
+        BOOST_TEST(got.reply == want.reply);
+        BOOST_TEST(got.calls == want.calls);
+      }
+    }
+  }
+}
+
+/// Answers when a test says so.
+class FakeToolServer final : public ToolServer {
+ public:
+  bool ask(Ask ask) override {
+    if (is_full) return false;
+    asked.push_back(std::move(ask));
+    return true;
+  }
+  std::vector<Answer> take() override { return std::exchange(answers, {}); }
+  bool is_full = false;
+  std::vector<Ask> asked;
+  std::vector<Answer> answers;
+};
+
+BOOST_AUTO_TEST_CASE(a_tool_server_executes_what_is_not_the_clients) {
+  Rig rig;
+  for (const auto& role : kServiceRoles) rig.add(role + "-1", role);
+  auto server = std::make_unique<FakeToolServer>();
+  auto& tools = *server;
+  rig.add_core("controller-1", "controller",
+               std::make_unique<ControllerCore>(rig.config, Personas{}, std::move(server)));
+  rig.add("gateway-1", "gateway");
+  auto& g = rig.gateway();
+  g.settings.tools = {R"([{"name":"look"}])"};
+  g.open("controller-1");
+  rig.run(8);
+  rig.get<FakeChat>("llm-chat-1").rounds = {{"weather", "look", "news"}};
+  g.say(Say{"go"});
+  BOOST_REQUIRE(rig.run_until([&] { return tools.asked.size() == 2; }));
+  BOOST_TEST(tools.asked[0].name == "weather");
+  BOOST_TEST(tools.asked[1].id == "call_1_1_3");
+  BOOST_TEST(g.calls.empty());  // told in their order, with the result
+  tools.answers.push_back({kSession, "call_1_1_1", {{"sky", "blue"}}});
+  tools.answers.push_back({kSession, "call_9_9", "nobody asked"});
+  tools.answers.push_back({{9, 9}, "call_1_1_1", "of nobody"});
+  BOOST_REQUIRE(rig.run_until([&] { return g.calls.size() == 2; }));
+  BOOST_TEST(g.calls[0]["result"]["sky"] == "blue");
+  BOOST_TEST(!g.calls[1].contains("result"));
+  tools.answers.push_back({kSession, "call_1_1_3", "none"});
+  g.say(ToolOutput{"call_1_1_2", "seen"});
+  BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 1; }));
+  BOOST_TEST(g.turns[0]["tool_calls"].size() == 3u);
+  tools.is_full = true;
+  rig.get<FakeChat>("llm-chat-1").rounds = {{"weather"}};
+  g.say(Say{"again"});
+  BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 2; }));
+  BOOST_TEST(g.turns[1]["tool_calls"][0]["result"]["error"] == "too many calls wait");
+  const auto complaints = rig.complaints();
+  BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+/// Whatever is said in whatever order, and whoever dies: every answer is reported once, nothing is complained of.
+BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_survive_deaths) {
+  for (unsigned seed = 1; seed <= 150; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
+      const bool notes = draw(0, 2) == 0;
+      const auto detection = static_cast<Detection>(draw(0, 2));
+      auto t = talk_with(
+          [&](FakeGateway& g) {
+            g.settings.answers = !notes;
+            g.settings.detection = detection;
+            g.settings.interrupts = draw(0, 1) == 1;
+            g.plays = draw(0, 1) == 1;
+            g.settings.tools = {R"([{"name":"look"}])"};
+            g.opens_again = true;
+          },
+          led(draw(0, 1) * 8), 2);
+      t.rig.add("controller-2", "controller");
+      for (const auto* name : {"tokenizer-1", "tokenizer-2"}) {
+        t.rig.get<FakeTokenizer>(name).complete = [](std::int64_t samples) { return samples % 3 == 0 ? 800 : 300; };
+        t.rig.get<FakeTokenizer>(name).delay_steps = draw(0, 6);
+      }
+      for (const auto* name : {"llm-chat-1", "llm-chat-2"})
+        t.rig.get<FakeChat>(name).rounds = {{draw(0, 1) == 0 ? "look" : "set_timer"}};
+      const int dies_at = draw(20, 200);
+      const auto victim = draw(0, 1) == 0 ? std::string("controller-1")
+                                          : fmt::format("{}-1", kServiceRoles[static_cast<std::size_t>(draw(0, 3))]);
+      std::set<std::string> answered;
+      int step = 0;
+      const auto one = [&](bool speech) {
+        if (++step == dies_at) {
+          t.rig.kill(victim);
+          if (victim == "controller-1") t.g().open("controller-2");
+        }
+        for (const auto& call : t.g().calls)
+          if (call["name"] == "look")
+            if (const auto id = call["id"].get<std::string>(); answered.insert(id).second)
+              t.g().say(ToolOutput{id, "seen"});
+        t.say(1, speech);
+      };
+      for (int part = 0; part < 6; ++part) {
+        switch (draw(0, 5)) {
+          case 0:
+            t.g().say(item(ItemRole::user, fmt::format("item {}", part)));
+            break;
+          case 1:
+            t.g().say(Respond{{}, draw(0, 2) > 0});
+            break;
+          case 2:
+            t.g().say(Utter{"Given."});
+            break;
+          case 3:
+            t.g().say(Say{"typed"});
+            break;
+          default:
+            for (int i = draw(6, 20); i > 0; --i) one(true);
+            for (int i = draw(2, 30); i > 0; --i) one(false);
+            if (detection == Detection::none) t.g().say(Flush{t.microphone.at});
+        }
+        for (int i = draw(0, 60); i > 0; --i) one(false);
+      }
+      for (int i = 0; i < 500; ++i) one(false);
+      const auto complaints = t.rig.complaints();
+      BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+      BOOST_TEST(t.rig.store->doubled == 0u);
+      BOOST_TEST(t.rig.streams_at_services() <= 1u);
+      // Everything is stored, and what led to it may go.
+      BOOST_TEST(t.g().kept() < 200u);
+      const auto& records = t.rig.store->sessions[kSession].turns;
+      std::set<std::int64_t> reported;
+      for (const auto& done : t.g().turns)
+        if (!done.contains("remembered")) BOOST_TEST(reported.insert(done["turn"].get<std::int64_t>()).second);
+      for (const auto& [turn, text] : records) {
+        const auto record = json::parse(text);
+        if (record.contains("noted") || record.contains("items_only")) continue;
+        BOOST_TEST(reported.contains(turn), "turn " << turn << " was stored and not reported");
+      }
+      BOOST_TEST(reported.size() <= records.size());
+    }
+  }
+}
+
+}  // namespace parlando::controller
