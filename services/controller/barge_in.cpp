@@ -1,6 +1,8 @@
 /// The user's voice over an answer. The answer stands still at once; a short voice (a cough, "mhm") lets it go on, a
 /// longer one takes the word: what was heard of the answer is what it was, and the voice begins the next turn. Where
 /// the loudspeaker is, the gateway knows.
+#include <algorithm>
+
 #include "common/telemetry/log.hpp"
 #include "services/controller/session.hpp"
 
@@ -8,11 +10,26 @@ namespace parlando::controller {
 using namespace protocol;
 using Stage = Turn::Stage;
 
+namespace {
+constexpr milliseconds kVadHearsOn{108};       // behind the end of a voice (`turn.lag_ms` of the vad)
+constexpr milliseconds kVadSaysPause{200};     // behind what it hears as the end: 160 ms of silence, and a frame
+constexpr milliseconds kPlayedWaitMax{300};    // for the gateway to say how far the sound was heard
+constexpr milliseconds kMicrophoneStops{500};  // without sound so long: nobody says any more where a voice ends
+}  // namespace
+
+/// As if it paused at this sample.
+std::int64_t Session::Voice::voiced_to(std::int64_t sample) const {
+  if (speaks_from < 0) return voiced;
+  const auto from = std::max(speaks_from, counted_to);  // another vad says again what was counted
+  return voiced + std::max<std::int64_t>(0, sample - from - input_samples(kVadHearsOn));
+}
+
 void Session::raise_voice(std::int64_t sample, Time now) {
   if (around_.config.barge_in_ms == 0 || detached_) return;
   if (voice_) {
-    voice_->end.reset();  // more of what the next turn begins with
-    return;
+    if (voice_->flushed && voice_->end) return;  // what comes behind is none of it
+    voice_->end.reset();                         // more of what the next turn begins with
+    return resume_voice(sample, now);
   }
   Voice voice;
   voice.over = is_answering() ? turn_.id : playing_;
@@ -21,37 +38,144 @@ void Session::raise_voice(std::int64_t sample, Time now) {
   voice.since = now;
   // An utterance that is only understood makes no sound, and some answers are not to be disturbed.
   voice.waits = is_answering() && (turn_.notes || !turn_.lead->settings.interrupts || turn_.lead->is_manual());
-  voice.holds = !voice.waits;
+  voice.flushed = voice.wins = is_answering() ? sample < flushed_sample_ : turn_.flushed;
   voice_ = voice;
   if (voice.waits) return checkpoint(told_checkpoint_.input, 0);
   around_.tally.holds.add();
-  tell(Hold{voice.over});
+  resume_voice(sample, now);
   checkpoint(told_checkpoint_.input, 0);  // what is said from here on belongs to a turn
+}
+
+/// It speaks from this sample on, after a pause or for the first time.
+void Session::resume_voice(std::int64_t sample, Time now) {
+  voice_->speaks_from = sample;
+  hold_voice(now);
+}
+
+/// How far the sound was heard is asked each time: it may have played on since the last.
+void Session::hold_voice(Time now) {
+  if (voice_->taken || voice_->waits || std::exchange(voice_->holds, true)) return;
+  voice_->heard_samples = -1;
+  voice_->held_at = now;
+  has_held_ = true;
+  tell(Hold{voice_->over});
+}
+
+void Session::release_voice() {
+  if (!voice_->taken && std::exchange(voice_->holds, false)) tell(Release{voice_->over});
+}
+
+/// It is no turn.
+void Session::drop_voice() {
+  if (!voice_) return;
+  release_voice();
+  voice_.reset();
 }
 
 /// It falls silent at this sample, for a moment or for good.
 void Session::lower_voice(std::int64_t sample, bool ended, Time now) {
-  if (voice_->taken || voice_->waits) {
+  if (voice_->waits) {
     if (ended) voice_->end = sample;
     return;
   }
-  const auto spoken = input_time(sample - voice_->begin);
-  if (spoken >= milliseconds(around_.config.barge_in_ms)) {
-    if (ended) voice_->end = sample;
-    return interrupt(now);
-  }
-  if (std::exchange(voice_->holds, false)) tell(Release{voice_->over});
-  if (!ended) return;
-  voice_.reset();
-  trim_memory(is_answering() ? ear_ : turn_.sound, now);
+  auto& voice = *voice_;
+  voice.voiced = voice.voiced_to(sample);
+  voice.counted_to = std::max(voice.counted_to, sample);
+  voice.speaks_from = -1;
+  if (ended) voice.end = sample;
+  voice.wins = voice.wins || input_time(voice.voiced) >= milliseconds(around_.config.barge_in_ms);
+  if (voice.wins || voice.taken) return judge_voice(now);
+  release_voice();
+  if (!ended || is_quiet()) return;  // it may go on, or there is nothing any more that it could be too short for
+  drop_voice();
+  if (is_answering()) return trim_memory(ear_, now);
+  if (!turn_.sealed) return trim_memory(turn_.sound, now);
+  next_turn(now);  // sound was missing behind it
+  checkpoint(past_input(), 0);
+}
+
+/// Nobody says any more where it ends: its microphone or its vad has stopped, or sound is missing.
+void Session::end_voice_here(Time now) {
+  if (voice_->end) return;
+  const bool heard = call(Role::vad).is_served();
+  call(Role::vad).end(head());  // what comes now is another voice
+  const auto& sound = is_answering() ? ear_ : turn_.sound;
+  const auto end = voice_->speaks_from < 0 && voice_->counted_to >= 0 ? voice_->counted_to : sound.end_sample();
+  if (!heard) voice_->speaks_from = -1;  // how much of what came was voice is not known
+  lower_voice(end, true, now);
+  if (voice_) return;
+  (is_answering() ? ear_ : turn_.sound).drop_before(end);  // it is not heard once more
+}
+
+/// The client has said over the answer what it wanted to say: that is a question, be it as short as it may. The vad
+/// says where it is.
+void Session::flush_voice(const Flush& flush, Time now) {
+  if (around_.config.barge_in_ms == 0 || ear_.is_empty() || (voice_ && voice_->flushed)) return;
+  flushed_sample_ = flush.end_sample < 0 ? ear_.end_sample() : std::min(flush.end_sample, ear_.end_sample());
+  if (voice_) voice_->flushed = voice_->wins = true;
+  if (voice_) hold_voice(now);
+  if (voice_ && voice_->end) return;
+  if (call(Role::vad).is_wanted())
+    send(Role::vad, Flush{flushed_sample_});
+  else
+    want(Role::vad, now);
 }
 
 /// It takes the word once it has spoken for so long; also by the clock, because a recording is said all at once.
 void Session::judge_voice(Time now) {
-  if (!voice_ || !voice_->holds || voice_->taken || voice_->waits) return;
+  if (!voice_ || voice_->taken || voice_->waits || !voice_->holds) return;
+  auto& voice = *voice_;
   const milliseconds enough(around_.config.barge_in_ms);
-  const auto spoken = input_time(heard_samples_ - voice_->begin);
-  if (spoken >= enough && now - voice_->since >= enough / 2) interrupt(now);
+  if (call(Role::vad).is_served() && now - voice.since >= enough / 2) {
+    const auto spoken = voice.voiced_to(heard_samples_ - input_samples(kVadSaysPause));
+    voice.wins = voice.wins || input_time(spoken) >= enough;
+  }
+  if (!voice.wins || (is_quiet() && open_.plays)) return;
+  if (voice.heard_samples < 0 && now - voice.held_at < kPlayedWaitMax) return;
+  interrupt(now);
+}
+
+/// What follows from the time and from the state of the turn. Without `plays` the sound of a turn that is over may
+/// still be heard, so that a voice that holds it is judged to its end.
+void Session::settle_voice(Time now) {
+  if (voice_ && !voice_->end && now - heard_at_ >= kMicrophoneStops) end_voice_here(now);
+  judge_voice(now);
+  if (!voice_ || turn_.stage != Stage::listening || !later_.empty()) return;
+  if (voice_->taken || voice_->waits || (is_quiet() && (open_.plays || !voice_->holds))) take_voice(now);
+}
+
+/// The vad is gone or has failed; an answer needs none.
+void Session::lose_vad(Time now) {
+  if (voice_) end_voice_here(now);
+  call(Role::vad).end(head());
+  listen_again_at_ = now + kRetry;
+}
+
+/// The turn ends without an answer: nothing of it plays, and no voice is over it any more.
+void Session::drop_sound_of_turn(Time now) {
+  if (playing_ == turn_.id) playing_ = {};
+  if (!voice_ || voice_->taken || voice_->over != turn_.id) return;
+  release_voice();
+  if (playing_.value == 0) return;
+  voice_->over = playing_;
+  hold_voice(now);
+}
+
+/// Of a former owner, as the store has it: how long its pieces are was known to that one alone.
+Turn Session::stored_turn(TurnId id) const {
+  Turn out;
+  out.id = id;
+  const auto is_it = [&](const Past& past) { return past.turn == static_cast<std::int64_t>(id.value); };
+  const auto& history = ledger_.history();
+  const auto found = std::find_if(history.begin(), history.end(), is_it);
+  const auto& latest = ledger_.latest();
+  const auto* past = found != history.end() ? &*found : latest && is_it(*latest) ? &*latest : nullptr;
+  if (past == nullptr || !past->record.contains("assistant") || !past->record["assistant"].is_string()) return out;
+  out.reply.text = past->record["assistant"].get<std::string>();
+  auto chunks = out.chunker.push(out.reply.text);
+  for (auto& chunk : out.chunker.finish()) chunks.push_back(std::move(chunk));
+  for (auto& chunk : chunks) out.pieces.push_back({std::move(chunk.text), 0, false, chunk.tag_bytes, chunk.end});
+  return out;
 }
 
 void Session::interrupt(Time now) {
@@ -59,19 +183,22 @@ void Session::interrupt(Time now) {
   voice.taken = true;
   around_.tally.interruptions.add();
   const bool under_way = is_answering() && voice.over == turn_.id;
-  const auto& turn = under_way || !last_ ? turn_ : *last_;
-  const auto samples = voice.heard_samples < 0 ? turn.samples : std::min(voice.heard_samples, turn.samples);
+  const bool is_last = last_ && last_->id == voice.over;
+  const auto stored = under_way || is_last ? Turn() : stored_turn(voice.over);
+  const auto& turn = under_way ? turn_ : is_last ? *last_ : stored;
+  const auto most = &turn == &stored ? std::max<std::int64_t>(0, voice.heard_samples) : turn.samples;
+  const auto samples = voice.heard_samples < 0 ? most : std::min(voice.heard_samples, most);
   const auto heard = turn.heard_text(samples);
   telemetry::log(telemetry::Level::info, "controller has an answer interrupted session={} turn={} samples={} of {}",
-                 id_.text(), voice.over.value, samples, turn.samples);
+                 id_.text(), voice.over.value, samples, most);
   playing_ = {};
   auto to = client_head();
   to.turn = voice.over;
   tell(to, Interrupted{voice.over, samples, heard});
-  if (!under_way || turn_.stage == Stage::closing || turn_.durable) {
+  if (!under_way || turn_.stage == Stage::closing || turn_.durable || turn_.committing) {
     // It is stored, or on its way there: the next turn's record says what was heard of it.
     if (turn.remember) correct({{"turn", voice.over.value}, {"heard", heard}});
-    return;
+    if (!under_way || turn_.stage == Stage::closing) return;
   }
   end_answer(samples, heard, now);
 }
@@ -79,33 +206,49 @@ void Session::interrupt(Time now) {
 /// The answer under way is over, and this was heard of it.
 void Session::end_answer(std::int64_t samples, const std::string& heard, Time now) {
   for (const auto role : {Role::tokenizer, Role::chat, Role::tts}) call(role).end(head());
-  if (turn_.transcript.text.empty() && !turn_.typed) {  // it was not understood yet: there is nothing to remember
+  const bool is_stored = turn_.durable || turn_.committing;
+  if (!is_stored && turn_.transcript.text.empty() && !turn_.typed && heard.empty()) {  // there is nothing to remember
     tell(Cancelled{turn_.id});
     return next_turn(now);
   }
-  turn_.interrupted = turn_.text_done = true;
+  turn_.text_done = true;
   turn_.waits_since = Time::max();
-  turn_.reply.text = heard;
   turn_.samples = samples;
   turn_.pieces.clear();
+  if (!is_stored) {
+    turn_.interrupted = true;
+    turn_.reply.text = heard;
+  }
   complete_if_all_there(now);
 }
 
 /// The voice begins the turn that stands ready.
 void Session::take_voice(Time now) {
+  release_voice();
   const auto voice = *std::exchange(voice_, std::nullopt);
+  const auto flushed = std::exchange(flushed_sample_, -1);
   begin_hearing(voice.begin, now);
   if (turn_.stage != Stage::hearing) return;
+  const bool asked = turn_.sealed;  // the vad is asked for its end already
+  if (voice.flushed) turn_.sealed = turn_.flushed = true;
+  if (voice.flushed && voice.end) return finish_hearing(*voice.end, Detector::client, now);
   // Its pauses were not judged: the vad tells of them again.
-  if (turn_.lead->is_semantic() && judged_) return hear_again(now);
-  if (!voice.end) return;
-  if (turn_.lead->is_manual())
+  if (!voice.flushed && turn_.lead->is_semantic() && judged_) return hear_again(now);
+  if (voice.end && turn_.lead->is_manual())
     turn_.end_sample = *voice.end;
-  else
+  else if (voice.end)
     finish_hearing(*voice.end, Detector::silence, now);
+  if (voice.end) return;
+  if (asked || !voice.flushed) return want(Role::vad, now);
+  turn_.flush_sample = flushed;
+  seal(now);
 }
 
 void Session::on_played(const Played& played) {
+  // A turn that a former owner has told: the gateway says so behind `opened`. What is said again of a turn that is
+  // taken over in its middle is no voice over it.
+  const bool told = static_cast<std::int64_t>(played.turn.value) <= ledger_.turns() && open_.open_turn != turn_.id;
+  if (open_.plays && !played.over && playing_.value == 0 && !has_held_ && told) playing_ = played.turn;
   if (played.over && playing_.value != 0 && played.turn.value >= playing_.value) playing_ = {};
   if (voice_ && voice_->over == played.turn && !voice_->taken) voice_->heard_samples = played.samples;
 }

@@ -40,6 +40,7 @@ std::int64_t size_of(const json& record, const char* key) {
 void Session::detach(Time now) {
   drop_trial();
   voice_.reset();
+  flushed_sample_ = -1;
   playing_ = {};
   telemetry::log(telemetry::Level::info, "controller keeps a session for its client session={} turn={} open={}",
                  id_.text(), turn_.id.value, turn_.is_open());

@@ -184,6 +184,7 @@ void Session::stop_stale(Epoch known) {
 }
 
 void Session::yield(Epoch to) {
+  drop_trial();  // this word is not held back
   auto head = client_head();
   if (to.value != 0) head.epoch = to;
   const auto text = fmt::format("the session is another owner's, under epoch {}", head.epoch.value);
@@ -239,9 +240,12 @@ void Session::on_audio(Audio audio, Time now) {
     return refuse_input(
         {Errc::invalid_argument, fmt::format("audio of {} bytes is no whole number of samples", audio.payload.size())});
   if (audio.payload.empty()) return;  // of sound that is not kept any more only the number is left
+  const bool missing = audio.first_sample > heard_samples_;
   heard_samples_ = audio.first_sample + static_cast<std::int64_t>(audio.payload.size() / kSampleBytes);
+  heard_at_ = now;
   auto& turn = heard_turn();
   const bool hears = (turn.stage == Stage::listening || turn.stage == Stage::hearing) && !turn.sealed;
+  if (!hears && missing && ear_.is_empty() && is_answering()) call(Role::vad).end(head());  // the ear cannot tell
   if (!hears) return overhear(std::move(audio), now);
   if (turn.is_full) return;
   const bool gap = !turn.sound.is_empty() && audio.first_sample > turn.sound.end_sample();
@@ -254,7 +258,9 @@ void Session::on_audio(Audio audio, Time now) {
   auto fresh = turn.sound.append(std::move(audio), input_, now);
   if (!fresh || fresh->payload.empty()) return;
   if (turn.stage == Stage::hearing) send(Role::tokenizer, *fresh);
-  if (call(Role::vad).is_wanted())
+  if (voice_ && voice_->flushed)
+    ;  // what comes behind it is for a stream of its own
+  else if (call(Role::vad).is_wanted())
     send(Role::vad, std::move(*fresh));
   else
     listen(now);
@@ -284,19 +290,20 @@ void Session::overhear(Audio audio, Time now) {
   const bool sealed = turn_.stage == Stage::listening || turn_.stage == Stage::hearing;
   const auto& heard = ear_.is_empty() ? turn_.sound : ear_;
   if (!heard.is_empty() && audio.first_sample > heard.end_sample()) {
+    if (voice_ && !sealed) end_voice_here(now);
+    if (voice_ && !sealed) return;  // it waits for its turn; what comes behind it is heard when that has begun
     if (!sealed) call(Role::vad).end(head());
     ear_ = {};
-    voice_.reset();
   }
   auto fresh = ear_.append(std::move(audio), input_, now);
   if (!fresh || fresh->payload.empty()) return;
   if (!voice_ && !lead_->is_manual()) trim_memory(ear_, now);
   ear_.drop_before(ear_.end_sample() - kInputRate * around_.config.turn_seconds_max);
-  if (sealed || around_.config.barge_in_ms == 0 || detached_) return;
+  if (sealed || around_.config.barge_in_ms == 0 || detached_ || (voice_ && voice_->flushed)) return;
   if (call(Role::vad).is_wanted())
     send(Role::vad, std::move(*fresh));
-  else
-    listen(now);
+  else if (now >= listen_again_at_)
+    want(Role::vad, now);
   judge_voice(now);
 }
 
@@ -328,12 +335,14 @@ void Session::trim_memory(SoundLog& sound, Time now) {
 
 void Session::on_flush(const Flush& flush, Time now) {
   drop_trial();
-  if (voice_ && turn_.stage == Stage::listening && !turn_.sealed) take_voice(now);  // it is what the client means
-  const bool hears = (turn_.stage == Stage::listening || turn_.stage == Stage::hearing) && !turn_.sealed;
-  if (!hears) return;  // an answer is under way
+  if (is_answering()) return flush_voice(flush, now);
+  if (turn_.sealed) return;
+  if (voice_ && voice_->waits) take_voice(now);  // it is what the client means
   if (turn_.sound.is_empty()) return fail_turn({Errc::no_speech, "no audio came before the end of the turn"}, now);
   turn_.flushed = true;
   turn_.flush_sample = std::min(flush.end_sample, turn_.sound.end_sample());
+  if (voice_) voice_->flushed = voice_->wins = true;
+  if (voice_) hold_voice(now);
   seal(now);
 }
 
@@ -351,6 +360,7 @@ void Session::on_say(const Say& say, Time now) {
   if (turn_.is_open()) return refuse_input({Errc::invalid_argument, "a turn is under way"});
   if (say.text.empty()) return refuse_input({Errc::invalid_argument, "the text is empty"});
   if (!may_begin(now)) return;
+  drop_voice();
   call(Role::vad).end(head());
   turn_.typed = turn_.transcript.text = say.text;
   begin_answer(input_, now);
@@ -379,6 +389,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
     later_.clear();
     if (turn_.is_open())
       telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
+    drop_sound_of_turn(now);
     next_turn(now);
   }
   auto to = client_head();
@@ -479,8 +490,13 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
   const bool manual = turn_.stage == Stage::hearing && turn_.lead->is_manual() && turn_.end_sample >= 0;
   if (role == Role::vad && why.code == Errc::no_speech && turn_.sealed && manual)
     return finish_hearing(turn_.end_sample, Detector::client, now);
+  // It has no part in the answer: that goes on. Nobody spoke where the client flushed over it: so be it.
+  if (role == Role::vad && (is_answering() || voice_))
+    return why.code == Errc::no_speech ? void(flushed_sample_ = -1) : lose_vad(now);
   // Sound was missing and nobody spoke before it: there is nothing to report.
   if (role == Role::vad && why.code == Errc::no_speech && !turn_.flushed && turn_.stage == Stage::listening) {
+    if (turn_.told.anything)  // of that turn the gateway has let go what the former owner had heard
+      return fail_turn({Errc::unavailable, "the turn went with its controller: what was said must be said again"}, now);
     next_turn(now);
     return checkpoint(input_, 0);
   }
@@ -489,8 +505,9 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
 
 void Session::on_vad(const SpeechStarted& started, Time now) {
   if (trial_ || turn_.stage == Stage::hearing) return;  // of a vad that hears it again
-  const bool over_sound = playing_.value != 0 && !turn_.sealed && turn_.lead->settings.interrupts;
-  if (is_answering() || (over_sound && !turn_.lead->is_manual())) return raise_voice(started.sample, now);
+  const bool unheard =
+      (turn_.sealed && around_.config.barge_in_ms == 0) || !turn_.lead->settings.interrupts || turn_.lead->is_manual();
+  if (is_answering() || (playing_.value != 0 && !unheard)) return raise_voice(started.sample, now);
   begin_hearing(started.sample, now);
 }
 
@@ -537,20 +554,19 @@ void Session::on_vad(const SpeechResumed& resumed, Time now) {
   if (trial_ && resumed.sample < trial_->sample) return;  // of a vad that hears it again
   drop_trial();
   turn_.paused_sample = -1;
-  if (!voice_ || voice_->taken || voice_->holds || voice_->waits) return;
-  voice_->holds = true;
-  tell(Hold{voice_->over});
-  judge_voice(now);
+  if (voice_ && !voice_->waits) resume_voice(resumed.sample, now);
 }
 
 void Session::end_speech(std::int64_t sample, Time now) {
   if (turn_.stage != Stage::hearing) return;
   begin_thinking(sample, now);
+  // What came behind a sealed turn is in the ear already; where sound is missing in between, it begins there.
+  const bool joins = ear_.is_empty() || ear_.first_sample() == turn_.sound.end_sample();
   auto rest = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
-  // Behind a seal some has come already; behind a gap it does not go on where this ends.
-  if (!ear_.is_empty() && (rest.is_empty() || rest.end_sample() == ear_.first_sample()))
-    rest.join(std::exchange(ear_, {}));
-  if (ear_.is_empty()) ear_ = std::move(rest);
+  if (joins) {
+    rest.join(std::move(ear_));
+    ear_ = std::move(rest);
+  }
   decide_end(sample, now);
   send(Role::tokenizer, Flush{turn_.sound.end_sample()});
 }
@@ -722,6 +738,7 @@ void Session::say_to_vad() {
   send(Role::vad, told_vad_);
   (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });
   if (hears && turn.sealed) send(Role::vad, Flush{turn.flush_sample});
+  if (!hears && flushed_sample_ >= 0) send(Role::vad, Flush{flushed_sample_});
 }
 
 void Session::say_to_tokenizer() {
@@ -786,12 +803,12 @@ Speak Session::speak_of(std::size_t piece) const {
           mix_seed(turn_.seed, piece),       settings.style, settings.speed_milli, settings.volume_milli};
 }
 
-void Session::speak(std::vector<std::string> pieces, Time now) {
+void Session::speak(std::vector<TextChunk> pieces, Time now) {
   if (!turn_.lead->settings.speak) return;
   bool any = false;
-  for (auto& text : pieces) {
+  for (auto& chunk : pieces) {
     const auto index = static_cast<std::int64_t>(turn_.pieces.size());
-    Piece piece{std::move(text)};
+    Piece piece{std::move(chunk.text), 0, false, chunk.tag_bytes, chunk.end};
     piece.done = index < turn_.told.pieces;
     if (index == turn_.told.pieces) piece.samples = turn_.told.piece_samples;
     turn_.pieces.push_back(std::move(piece));
@@ -812,7 +829,8 @@ void Session::complete_if_all_there(Time now) {
   call(Role::tts).end(head());
   if (!turn_.remember || turn_.durable || std::exchange(turn_.committing, true)) return;
   auto record = turn_.record();
-  write_corrections(record, items_.take_corrections());
+  turn_.corrections = items_.take_corrections();
+  write_corrections(record, turn_.corrections);
   if (items_.waits_since(turn_.last_input)) record["items_until"] = turn_.begin_input - 1;
   ledger_.commit(turn_.id.value, std::move(record), now);
 }
@@ -846,6 +864,8 @@ void Session::finish_turn(bool degraded, Time now) {
   telemetry::log(telemetry::Level::info, "controller ends a turn session={} turn={} degraded={} stages={}", id_.text(),
                  turn_.id.value, degraded, turn_.stages.dump());
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});
+  // Of a turn that was taken over all sound may have been told before; if it was heard, the gateway answers Hold so.
+  if (open_.plays && turn_.told.anything && turn_.samples > 0 && !turn_.pieces.empty()) playing_ = turn_.id;
   turn_.sound = {};
   turn_.codes.clear();
   items_due_ = items_due_ || !turn_.before.empty();
@@ -864,13 +884,16 @@ void Session::fail_turn(const Error& error, Time now, milliseconds retry) {
                  turn_.id.value, to_string(error.code), error.message);
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});
   listen_again_at_ = now + retry;
+  drop_sound_of_turn(now);
+  for (auto& correction : turn_.corrections) items_.correct(std::move(correction));  // its record is not stored
   next_turn(now);
   checkpoint(past_input(), 0);
 }
 
 /// Everything of the turn is dropped; what was said behind it belongs to the next.
-void Session::next_turn(Time) {
+void Session::next_turn(Time now) {
   drop_trial();
+  if (!is_answering()) drop_voice();  // its sound is that of the turn
   // Its vad goes on with what was said behind the turn, if it has heard that and is to stay.
   const auto& vad = call(Role::vad);
   const bool stays = vad.is_live() && !around_.fleet.is_draining(Role::vad, vad.replica());
@@ -887,6 +910,13 @@ void Session::next_turn(Time) {
   turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
   for (auto& [id, output] : std::exchange(early_outputs_, {})) keep_output(id, output.second, output.first);
+  // Nobody is left who would say what the client's flush has ended.
+  if (voice_) return;
+  const auto flushed = std::exchange(flushed_sample_, -1);
+  if (flushed < 0 || goes_on || turn_.sound.is_empty()) return;
+  turn_.flushed = true;
+  turn_.flush_sample = flushed;
+  seal(now);
 }
 
 /// After everything that happened: what follows from the state of ledger and calls.
@@ -902,10 +932,8 @@ void Session::settle(Time now) {
   }
   if (!opened_ && ledger_.is_open()) opened(now);
   if (!opened_ || over_) return;
-  // Nobody speaks any more whom the voice could interrupt, or it has taken the word.
   take_later(now);
-  const bool free = voice_ && (voice_->taken || voice_->waits || playing_.value == 0);
-  if (free && later_.empty() && turn_.stage == Stage::listening && !turn_.sealed) take_voice(now);
+  settle_voice(now);
   store_items(now);
   if (turn_.stage == Stage::closing) {
     const bool durable =
@@ -914,6 +942,7 @@ void Session::settle(Time now) {
     if (!detached_ && (durable || ledger_.is_degraded())) finish_turn(!durable, now);
     return;
   }
+  if (is_answering() && call(Role::vad).trouble(now, milliseconds(around_.config.wait_ms_max))) lose_vad(now);
   for (const auto& c : calls_) {
     const auto trouble = c.trouble(now, milliseconds(around_.config.wait_ms_max));
     if (trouble && trial_) return drop_trial();
@@ -944,11 +973,13 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
     ledger_.on_refused(error, now);
     return settle(now);
   }
-  const bool listens =
-      trial_ && (trial_->chat.is_current(peer, head.stream) || call(Role::tokenizer).is_current(peer, head.stream));
-  if (listens) drop_trial();
-  const auto found =
-      std::find_if(calls_.begin(), calls_.end(), [&](const Call& c) { return c.is_current(peer, head.stream); });
+  const auto is_its = [&](const Call& c) { return c.is_current(peer, head.stream); };
+  if (trial_ && (is_its(trial_->chat) || std::any_of(calls_.begin(), calls_.end(), is_its))) {
+    drop_trial();
+    settle(now);
+    if (over_) return;
+  }
+  const auto found = std::find_if(calls_.begin(), calls_.end(), is_its);
   if (found != calls_.end()) {
     const auto role = static_cast<Role>(found - calls_.begin() + 1);
     if (is_link_lost(error.code)) {
@@ -977,7 +1008,6 @@ void Session::on_exception(const std::string& what, Time now) {
 void Session::on_tick(Time now) {
   if (over_) return;
   if (opened_ && turn_.is_open()) ledger_.renew(now);
-  judge_voice(now);
   expire_calls(now);
   if (opened_ && turn_.stage != Stage::closing && !turn_.is_waiting() && now >= turn_.deadline)
     fail_turn({Errc::deadline_exceeded, fmt::format("the turn took more than {} s", around_.config.reply_seconds_max)},
@@ -988,7 +1018,9 @@ void Session::on_tick(Time now) {
 void Session::refuse_input(const Error& error, milliseconds retry) {
   auto to = client_head();
   to.turn = {};
-  tell(to, ErrorMessage{std::string(to_string(error.code)), error.message, retry.count()});
+  // It answers the client, and is no part of a trial.
+  around_.outlet.send(client_.gateway, to,
+                      ErrorMessage{std::string(to_string(error.code)), error.message, retry.count()});
 }
 
 void Session::checkpoint(std::uint64_t input, std::uint64_t keep_until) {

@@ -175,7 +175,7 @@ class Session {
   void say_to_tts();
   void ask_for_answer();
   Time chat_deadline() const;
-  void speak(std::vector<std::string> pieces, Time now);
+  void speak(std::vector<TextChunk> pieces, Time now);
   protocol::Speak speak_of(std::size_t piece) const;
 
   // trial.cpp: an answer that is thought through in a pause of speech, and held back until the end is decided.
@@ -204,18 +204,37 @@ class Session {
     std::int64_t begin = 0;   ///< sample
     std::uint64_t input = 0;  ///< the last one before it was noticed
     Time since;
+    std::int64_t speaks_from = -1;  ///< where it spoke up last; -1: it pauses
+    std::int64_t counted_to = -1;   ///< up to here its sound is in
+    std::int64_t voiced = 0;        ///< samples of voice, without its pauses
     std::optional<std::int64_t> end;
+    Time held_at;
     std::int64_t heard_samples = -1;  ///< of the turn's sound when it was held; -1: nobody has said
-    bool holds = true;                ///< the sound stands still
+    bool holds = false;               ///< the sound stands still
+    bool flushed = false;             ///< the client says that it is all, and waits for an answer
+    bool wins = false;                ///< it was long enough, or flushed
     bool taken = false;               ///< the user has the word: it is the next turn
     bool waits = false;               ///< for the end of the answer, which it does not disturb
+    std::int64_t voiced_to(std::int64_t sample) const;
   };
   void raise_voice(std::int64_t sample, Time now);
+  void resume_voice(std::int64_t sample, Time now);
   void lower_voice(std::int64_t sample, bool ended, Time now);
+  void hold_voice(Time now);
+  void release_voice();
+  void drop_voice();
+  void end_voice_here(Time now);
+  void flush_voice(const protocol::Flush& flush, Time now);
   void judge_voice(Time now);
+  void settle_voice(Time now);
+  Turn stored_turn(TurnId id) const;
   void interrupt(Time now);
   void end_answer(std::int64_t samples, const std::string& heard, Time now);
   void take_voice(Time now);
+  void lose_vad(Time now);
+  void drop_sound_of_turn(Time now);
+  /// No answer is made or plays, as far as is known.
+  bool is_quiet() const { return !is_answering() && playing_.value == 0; }
   void on_played(const protocol::Played& played);
   /// An answer is under way that is no trial.
   bool is_answering() const {
@@ -307,10 +326,12 @@ class Session {
   std::deque<Later> later_;  ///< taken in order when the turn under way is over; at most kLaterMax
   /// Outputs of calls that the model has not made yet: behind a hand-over it makes them again. Items at the turn's end.
   std::map<std::string, std::pair<std::uint64_t, std::string>> early_outputs_;
-  bool judged_ = true;              ///< tokenizers say whether an utterance is complete, as far as is known
-  protocol::OpenVad told_vad_;      ///< what the vad was asked for
-  std::uint64_t stored_items_ = 0;  ///< items up to this input are stored; of inputs that are only said again
-  TurnId playing_;                  ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
+  bool judged_ = true;                ///< tokenizers say whether an utterance is complete, as far as is known
+  protocol::OpenVad told_vad_;        ///< what the vad was asked for
+  std::uint64_t stored_items_ = 0;    ///< items up to this input are stored; of inputs that are only said again
+  std::int64_t flushed_sample_ = -1;  ///< what was said over the answer ends here, says the client; -1: it has not
+  TurnId playing_;                    ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
+  bool has_held_ = false;             ///< and until then the gateway may know of sound that a former owner had made
   bool opened_ = false, over_ = false;
   std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes
   std::size_t early_bytes_ = 0;
@@ -318,6 +339,7 @@ class Session {
   protocol::Checkpoint told_checkpoint_;
   Time checkpoint_at_{};
   std::int64_t heard_samples_ = 0;  ///< position behind the last sound that arrived
+  Time heard_at_{};                 ///< when that was
   std::uint64_t stored_input_ = 0;  ///< up to here inputs led to a stored turn and are only said again
   std::uint64_t trace_ = 0;
   Time listen_again_at_{};  ///< after a vad could not be had

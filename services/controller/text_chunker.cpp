@@ -24,7 +24,11 @@ std::size_t comma(std::string_view s, std::size_t at) {
 
 }  // namespace
 
-void TextChunker::emit(std::vector<std::string>& out, std::string piece) {
+/// The first bytes of what is open.
+void TextChunker::emit(std::vector<TextChunk>& out, std::size_t size) {
+  auto piece = open_.substr(0, size);
+  open_.erase(0, size);
+  const auto begin = std::exchange(done_bytes_, done_bytes_ + size);
   const auto first = piece.find_first_not_of(" \n"), last = piece.find_last_not_of(" \n");
   if (first == std::string::npos) return;
   piece = piece.substr(first, last - first + 1);
@@ -35,30 +39,29 @@ void TextChunker::emit(std::vector<std::string>& out, std::string piece) {
       if (const auto close = piece.find(')'); close != std::string::npos) tag_ = piece.substr(0, close + 1);
     if (piece.starts_with("（"))
       if (const auto close = piece.find("）"); close != std::string::npos) tag_ = piece.substr(0, close + 3);
-    out.push_back(std::move(piece));
+    out.push_back({std::move(piece), tag_.size(), begin + last + 1});
     return;
   }
-  out.push_back(tag_ + piece);
+  out.push_back({tag_ + piece, tag_.size(), begin + last + 1});
 }
 
-std::vector<std::string> TextChunker::push(std::string_view text) {
+std::vector<TextChunk> TextChunker::push(std::string_view text) {
   open_ += text;
-  std::vector<std::string> out;
+  std::vector<TextChunk> out;
   for (std::size_t at = 0; at < open_.size(); ++at) {
     auto size = sentence_end(open_, at);
     if (size == 0 && at >= options_.comma_bytes) size = comma(open_, at);
     if (size == 0 && at >= options_.bytes_max && open_[at] == ' ') size = 1;
     if (size == 0) continue;
-    emit(out, open_.substr(0, at + size));
-    open_.erase(0, at + size);
+    emit(out, at + size);
     at = static_cast<std::size_t>(-1);
   }
   return out;
 }
 
-std::vector<std::string> TextChunker::finish() {
-  std::vector<std::string> out;
-  emit(out, std::exchange(open_, {}));
+std::vector<TextChunk> TextChunker::finish() {
+  std::vector<TextChunk> out;
+  emit(out, open_.size());
   return out;
 }
 

@@ -7,6 +7,12 @@
 
 namespace parlando::controller {
 
+struct TextChunk {
+  std::string text;           ///< what is spoken, behind the tag
+  std::size_t tag_bytes = 0;  ///< of that
+  std::size_t end = 0;        ///< in bytes of all text: where what is spoken ends there
+};
+
 class TextChunker {
  public:
   struct Options {
@@ -15,14 +21,15 @@ class TextChunker {
   TextChunker() = default;
   explicit TextChunker(Options options) : options_(options) {}
   /// Pieces that are complete now.
-  std::vector<std::string> push(std::string_view text);
+  std::vector<TextChunk> push(std::string_view text);
   /// What is left.
-  std::vector<std::string> finish();
+  std::vector<TextChunk> finish();
 
  private:
-  void emit(std::vector<std::string>& out, std::string piece);
+  void emit(std::vector<TextChunk>& out, std::size_t size);
   Options options_;
   std::string open_, tag_;
+  std::size_t done_bytes_ = 0;  ///< of the text, in front of `open_`
   bool begun_ = false;
 };
 

@@ -42,7 +42,10 @@ void Turn::rewind(std::int64_t samples_had) {
   samples = std::min(samples_had, samples);
   if (samples < told.whole_samples) {
     // Where it is within pieces of unknown length cannot be said: they are made from the first one on.
-    for (auto& p : pieces) p = Piece{std::move(p.text)};
+    for (auto& p : pieces) {
+      p.samples = 0;
+      p.done = false;
+    }
     told.pieces = told.piece_samples = told.whole_samples = 0;
     skip = samples;
     return;
@@ -78,20 +81,23 @@ std::string_view words_of(std::string_view text, std::size_t bytes) {
 std::string Turn::heard_text(std::int64_t samples_heard) const {
   constexpr std::int64_t kSamplesPerByte = 22050 / 15;  // of a piece whose end is not known: fifteen letters a second
   auto left = samples_heard - told.whole_samples;
-  std::string out;
+  std::size_t end = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const auto& p = pieces[i];
     const bool before = static_cast<std::int64_t>(i) < told.pieces;  // heard wholly, under another owner
     if (!before && left <= 0) break;
-    const auto size = static_cast<std::int64_t>(p.text.size());
+    const auto spoken = std::string_view(p.text).substr(p.tag_bytes);
+    const auto size = static_cast<std::int64_t>(spoken.size());
     const auto whole = p.done ? p.samples : std::max(p.samples, size * kSamplesPerByte);
-    std::string_view said = p.text;
-    if (!before && left < whole)
-      said = words_of(p.text, static_cast<std::size_t>(size * left / std::max<std::int64_t>(1, whole)));
+    if (before || left >= whole) {
+      end = p.end;
+    } else {
+      const auto words = words_of(spoken, static_cast<std::size_t>(size * left / whole));
+      if (!words.empty()) end = p.end - (spoken.size() - words.size());
+    }
     if (!before) left -= whole;
-    if (!said.empty()) out += (out.empty() || out.back() == ' ' || said.front() == ' ' ? "" : " ") + std::string(said);
   }
-  return out;
+  return reply.text.substr(0, end);
 }
 
 std::string Turn::noted_id() const { return fmt::format("utterance_{}_{}", id.value, begin_sample); }

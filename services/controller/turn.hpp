@@ -46,6 +46,8 @@ struct Piece {
   std::string text;
   std::int64_t samples = 0;
   bool done = false;
+  std::size_t tag_bytes = 0;  ///< of the text: a style that is not spoken
+  std::size_t end = 0;        ///< where it ends in the reply, in bytes
 };
 
 /// What the client had got of the turn when this controller took it over.
@@ -74,13 +76,14 @@ struct Turn {
   Stage stage = Stage::listening;
   TurnId id;
   std::uint64_t seed = 0;
-  LeadPtr lead;                      ///< how it is led
-  std::vector<WaitingItem> before;   ///< what stands in front of it
-  std::int64_t history_from = 1;     ///< the first turn that the model is told of
-  bool notes = false;                ///< the utterance is understood and not answered
-  bool responds = false;             ///< what stands in front is answered, or the conversation as it is
-  bool remember = true;              ///< else nothing of it is stored, and its number is used again
-  std::optional<std::string> given;  ///< the answer, from the client
+  LeadPtr lead;                         ///< how it is led
+  std::vector<WaitingItem> before;      ///< what stands in front of it
+  std::vector<Correction> corrections;  ///< of earlier turns, in its record
+  std::int64_t history_from = 1;        ///< the first turn that the model is told of
+  bool notes = false;                   ///< the utterance is understood and not answered
+  bool responds = false;                ///< what stands in front is answered, or the conversation as it is
+  bool remember = true;                 ///< else nothing of it is stored, and its number is used again
+  std::optional<std::string> given;     ///< the answer, from the client
 
   // What the user said.
   SoundLog sound;                  ///< in `listening` the last moments, else the utterance with its pre-roll
@@ -137,7 +140,8 @@ struct Turn {
   void mark(const char* stage_name, Time now);
   /// The client has no more than this of the sound: what lies behind it is to be made again.
   void rewind(std::int64_t samples_had);
-  /// The text of its pieces up to this sample of its sound: whole words, judged by their share of their piece.
+  /// The reply up to this sample of its sound: a beginning of it that ends behind a word, judged by the word's share of
+  /// its piece.
   std::string heard_text(std::int64_t samples_heard) const;
   /// The name of the item that the utterance becomes when it is noted.
   std::string noted_id() const;

@@ -790,7 +790,7 @@ BOOST_AUTO_TEST_CASE(a_voice_ends_a_turn_that_waits_and_its_calls_stay_open) {
   t.say(kSpeech, true);
   BOOST_REQUIRE(t.until([&] { return t.g().waiting.has_value() && t.g().audio.size() > 3000; }));
   t.g().heard_samples = 1600;
-  t.say(36, true);
+  t.say(50, true);
   BOOST_REQUIRE(t.g().interrupted.has_value());
   BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 1; }, 10));
   const auto record = full_record(t, 1);

@@ -488,9 +488,13 @@ class FakeGateway final : public Core {
   bool plays = false;              ///< it keeps time with a loudspeaker
   std::int64_t heard_samples = 0;  ///< what it says of it when asked to hold
   bool heard_all = false;          ///< nothing plays any more
+  bool keeps_time = false;         ///< it says what a loudspeaker has come to, instead of what a test has set
   std::optional<Interrupted> interrupted;
   std::optional<Waiting> waiting;
   std::vector<Noted> noted;
+  /// What the user has heard of each turn's answer, and what its record says.
+  std::map<std::int64_t, std::string> heard_of, whole_of;
+  bool holds = false;        ///< the last word on it was Hold
   std::string token_digest;  ///< with Open; empty: the session cannot be resumed
 
   // ---- what the client got
@@ -557,6 +561,9 @@ class FakeGateway final : public Core {
   }
   template <class T>
   void say(T body) {
+    if constexpr (std::is_same_v<T, Cancel>) typed_since_cancel_ = false;
+    if constexpr (std::is_same_v<T, Say>) typed_since_cancel_ = true;
+    must_begin_ = must_begin_ && !std::is_same_v<T, Say>;
     auto message = pack(std::move(body), head());
     message.head.trace = 4711;
     kept_.push_back({next_input_++, message});
@@ -564,6 +571,7 @@ class FakeGateway final : public Core {
   }
   /// The loudspeaker has come to the end of a turn's sound.
   void played(std::uint32_t turn, std::int64_t samples) {
+    sounding_ = 0;
     post(controller, pack(Played{{turn}, samples, true}, head()));
   }
   void close(bool detached = false) { send(controller, head(), Close{detached}); }
@@ -618,17 +626,19 @@ class FakeGateway final : public Core {
       case MessageType::turn_done:
         return on_done(m);
       case MessageType::cancelled:
-        return finish();
+        return on_cancelled(read<Cancelled>(m)->turn.value);
+      case MessageType::speech_started:
+        must_begin_ = false;
+        return touch(m);
       case MessageType::checkpoint:
         return on_checkpoint(m);
       case MessageType::hold:
-        if (plays) post(controller, pack(Played{read<Hold>(m)->turn, heard_samples, heard_all}, head()));
-        return;
+        return on_hold(read<Hold>(m)->turn.value);
       case MessageType::release:
+        if (!std::exchange(holds, false)) wrong.push_back("a release without a hold");
         return;
       case MessageType::interrupted:
-        interrupted = *read<Interrupted>(m);
-        return;
+        return on_interrupted(*read<Interrupted>(m));
       case MessageType::waiting:
         touch(m);
         waiting = *read<Waiting>(m);
@@ -646,6 +656,17 @@ class FakeGateway final : public Core {
     if (state == transport::PeerState::up) linked.insert(peer.instance);
     if (state == transport::PeerState::down) linked.erase(peer.instance);
   }
+  void on_tick(Time now) override {
+    const auto passed = now - std::exchange(ticked_at_, now);
+    if (!keeps_time || holds || sounds_.empty()) return;
+    auto& front = sounds_.front();
+    front.heard += std::chrono::duration_cast<std::chrono::microseconds>(passed).count() * 22050 / 1000000;
+    front.heard = std::min(front.heard, front.samples);
+    if (!front.complete || front.heard < front.samples) return;
+    if (plays) post(controller, pack(Played{{front.turn}, front.samples, true}, head()));
+    sounds_.pop_front();
+  }
+  bool is_silent() const { return sounds_.empty(); }
   std::size_t ignored = 0;
   std::set<std::string> linked;
 
@@ -660,6 +681,7 @@ class FakeGateway final : public Core {
     if (open_turn_ == m.head.turn.value) return;
     if (open_turn_ != 0) wrong.push_back(fmt::format("turn {} inside of turn {}", m.head.turn.value, open_turn_));
     open_turn_ = m.head.turn.value;
+    cut_turns_.erase(open_turn_);
     transcript.clear();
     reply.clear();
     calls.clear();
@@ -667,10 +689,47 @@ class FakeGateway final : public Core {
     pieces_ = piece_samples_ = turn_samples_ = 0;
   }
   void finish() { open_turn_ = 0; }
+  /// Nothing further of this turn is told, or plays.
+  void fall_silent(std::uint32_t turn) {
+    std::erase_if(sounds_, [&](const Sound& s) { return s.turn == turn; });
+    if (turn != 0 && turn != open_turn_) return;
+    interrupted_ = 0;
+    finish();
+  }
+  void on_cancelled(std::uint32_t turn) {
+    if (open_turn_ == 0 || turn == open_turn_) must_begin_ = !typed_since_cancel_;
+    fall_silent(turn);
+  }
+  Played played_of(std::uint32_t turn) const {
+    if (!keeps_time) return {{turn}, heard_samples, heard_all};
+    for (const auto& s : sounds_)
+      if (s.turn == turn) return {{turn}, s.heard, false};
+    return {{turn}, 0, turn != open_turn_};
+  }
+  void on_hold(std::uint32_t turn) {
+    if (std::exchange(holds, true)) wrong.push_back("a hold in a hold");
+    if (plays) post(controller, pack(played_of(turn), head()));
+  }
+  void on_interrupted(Interrupted what) {
+    holds = false;
+    const auto turn = what.turn.value;
+    interrupted_ = turn == open_turn_ ? turn : 0;
+    if (keeps_time && plays && what.samples != played_of(turn).samples)
+      wrong.push_back(fmt::format("{} samples are said to be heard, not {}", what.samples, played_of(turn).samples));
+    cut_turns_.insert(turn);
+    std::erase_if(sounds_, [&](const Sound& s) { return s.turn <= turn; });
+    sounding_ = 0;
+    heard_of[turn] = what.heard;
+    interrupted = std::move(what);
+  }
+  void expect_audible(const Message& m) {
+    if (must_begin_) wrong.push_back("something of a turn that was cancelled");
+    if (m.head.turn.value == interrupted_) wrong.push_back("something of a turn that was interrupted");
+  }
   void on_error(Message& m) {
     const auto e = read<ErrorMessage>(m);
     events.push_back({MessageType::error, e->code, m.head.turn.value, e->retry_ms, m.head.epoch.value});
-    if (m.head.turn.value != 0) finish();
+    if (m.head.turn.value != 0) fall_silent(m.head.turn.value);
     // Its first owner died with the grant: the session was never told to be open, so nobody else can have it.
     if (!opens_again || e->code != "stale_epoch" || m.head.epoch.value <= epoch) return;
     epoch = m.head.epoch.value;
@@ -682,6 +741,10 @@ class FakeGateway final : public Core {
     if (seed != 0 && seed != o->seed) wrong.push_back("another seed");
     seed = o->seed;
     opened_degraded = o->degraded;
+    holds = false;
+    interrupted_ = 0;  // a new owner makes the answer again; the gateway plays nothing of it
+    const auto sounds = keeps_time ? (sounds_.empty() ? 0 : sounds_.front().turn) : heard_all ? 0 : sounding_;
+    if (plays && sounds != 0) post(controller, pack(played_of(sounds), head()));
     if (!is_open_) say_kept();
   }
   /// The texts of the client are what it has of them: only how long they are is known here.
@@ -721,6 +784,7 @@ class FakeGateway final : public Core {
       ids_.push_back(id);
     }
     if (t->text.empty()) return;
+    expect_audible(m);
     if (t->kind == TextKind::tool_call) {
       if (t->at_bytes != static_cast<std::int64_t>(calls.size())) wrong.push_back("a tool call twice");
       calls.push_back(json::parse(t->text));
@@ -741,6 +805,12 @@ class FakeGateway final : public Core {
     if (s->piece != pieces_) wrong.push_back(fmt::format("piece {} after {}", s->piece, pieces_));
     if (s->first_sample != piece_samples_)
       wrong.push_back(fmt::format("sample {} after {}", s->first_sample, piece_samples_));
+    if (!s->payload.empty()) {
+      expect_audible(m);
+      sounding_ = m.head.turn.value;
+      if (sounds_.empty() || sounds_.back().turn != sounding_) sounds_.push_back({sounding_});
+      sounds_.back().samples += static_cast<std::int64_t>(s->payload.size() / 2);
+    }
     audio.insert(audio.end(), s->payload.begin(), s->payload.end());
     piece_samples_ += static_cast<std::int64_t>(s->payload.size() / 2);
     turn_samples_ += static_cast<std::int64_t>(s->payload.size() / 2);
@@ -753,6 +823,11 @@ class FakeGateway final : public Core {
     auto d = read<TurnDone>(m);
     degraded.push_back(d->degraded);
     turns.push_back(json::parse(text_of(d->payload)));
+    const auto turn = m.head.turn.value;
+    whole_of[turn] = turns.back()["assistant"];
+    if (!cut_turns_.contains(turn)) heard_of[turn] = whole_of[turn];
+    interrupted_ = 0;
+    for (auto& s : sounds_) s.complete = s.complete || s.turn <= turn;
     finish();
   }
   void on_checkpoint(Message& m) {
@@ -764,6 +839,18 @@ class FakeGateway final : public Core {
       if (sound && checkpoint.keep_until != 0 && number > checkpoint.keep_until) message.payload.clear();
     }
   }
+  /// What a loudspeaker has of a turn.
+  struct Sound {
+    std::uint32_t turn;
+    std::int64_t samples = 0, heard = 0;
+    bool complete = false;
+  };
+  std::deque<Sound> sounds_;
+  Time ticked_at_{};
+  std::set<std::uint32_t> cut_turns_;
+  std::uint32_t interrupted_ = 0;  ///< the open turn, if it was interrupted
+  std::uint32_t sounding_ = 0;     ///< the last turn with sound
+  bool must_begin_ = false, typed_since_cancel_ = false;
   std::uint32_t stream_ = 0, open_turn_ = 0;
   std::uint64_t next_input_ = 1;
   bool is_open_ = false;

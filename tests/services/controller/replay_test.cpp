@@ -66,7 +66,7 @@ BOOST_AUTO_TEST_CASE(every_decision_is_made_again) {
     BOOST_TEST(!result->difference.has_value(), "seed " << seed << ": " << result->difference.value_or(""));
     messages += result->messages;
   }
-  BOOST_TEST(turns > 20u);
+  BOOST_TEST(turns > 10u);
   BOOST_TEST(messages > 2000u);
 }
 

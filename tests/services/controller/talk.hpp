@@ -48,6 +48,13 @@ struct Talk {
   bool answered(std::size_t turns) {
     return until([&] { return g().turns.size() == turns; });
   }
+  /// The envelope of what was sent there last.
+  Envelope last_to(const std::string& peer) const {
+    Envelope out;
+    for (const auto& [to, head] : rig.sent)
+      if (to == peer) out = head;
+    return out;
+  }
   FakeChat& chat() { return rig.get<FakeChat>("llm-chat-1"); }
   void check_calm() {
     const auto complaints = rig.complaints();

@@ -7,10 +7,17 @@ namespace {
 
 std::vector<std::string> run(const std::string& text, std::size_t packet, TextChunker::Options options = {}) {
   TextChunker chunker(options);
-  std::vector<std::string> out;
+  std::vector<TextChunk> chunks;
   for (std::size_t at = 0; at < text.size(); at += packet)
-    for (auto& piece : chunker.push(std::string_view(text).substr(at, packet))) out.push_back(std::move(piece));
-  for (auto& piece : chunker.finish()) out.push_back(std::move(piece));
+    for (auto& chunk : chunker.push(std::string_view(text).substr(at, packet))) chunks.push_back(std::move(chunk));
+  for (auto& chunk : chunker.finish()) chunks.push_back(std::move(chunk));
+  std::vector<std::string> out;
+  for (auto& chunk : chunks) {
+    // Without its tag it is what stands in the text before its end.
+    const auto spoken = chunk.text.substr(chunk.tag_bytes);
+    BOOST_TEST(text.substr(0, chunk.end).ends_with(spoken));
+    out.push_back(std::move(chunk.text));
+  }
   return out;
 }
 
