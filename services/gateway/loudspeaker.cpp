@@ -131,6 +131,14 @@ Played Sessions::played(const Session& session, TurnId turn, Time now) const {
   return {turn, session.spoken == turn ? session.spoken_samples : 0, true};
 }
 
+/// A new owner is told what plays of the turns that are done, so that a voice can interrupt it.
+void Sessions::tell_playing(Session& session, Time now) {
+  const auto turn = session.playout ? session.playout->playing() : TurnId();
+  if (turn.value == 0 || turn > session.turn_done) return;
+  const auto playing = played(session, turn, now);
+  if (!playing.over) tell_played(session, playing);
+}
+
 void Sessions::tell_played(Session& session, const Played& played) {
   session.answer_again = Time::max();
   if (session.place != Place::open) return;

@@ -168,6 +168,7 @@ class Sessions {
   void drop_sound(Client& client, TurnId turn, Time now);
   void give_up_sound(Client& client);
   protocol::Played played(const Session& session, TurnId turn, Time now) const;
+  void tell_playing(Session& session, Time now);
   void tell_played(Session& session, const protocol::Played& played);
   void set_due(Client& client);
 

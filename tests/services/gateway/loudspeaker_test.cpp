@@ -133,6 +133,32 @@ BOOST_AUTO_TEST_CASE(played_is_no_input) {
   BOOST_TEST(play.inputs("b") == (std::vector<std::uint64_t>{1, 2}));
 }
 
+/// A new owner can let a voice interrupt what its predecessor has said.
+BOOST_AUTO_TEST_CASE(a_new_owner_is_told_what_plays) {
+  Play play;
+  play.say(1, 2 * kSecond);
+  play.done("a", 1, 1);
+  play.run(500);
+  play.up("b");
+  play.down("a");
+  play.audio();
+  BOOST_TEST(play.all<Played>("b").empty());  // it does not own the session yet
+  play.from("b", protocol::Opened{1, 0, false}, 2);
+  BOOST_REQUIRE(play.all<Played>("b").size() == 1u);
+  const auto& told = std::get<Played>(play.all<Played>("b")[0].body);
+  BOOST_TEST(told.turn.value == 1u);
+  BOOST_TEST(told.samples == 11025);
+  BOOST_TEST(!told.over);
+  // Nothing plays: nothing is said.
+  play.run(3000);
+  BOOST_TEST(play.all<Played>("b").size() == 2u);
+  play.up("a");
+  play.down("b");
+  play.sent.clear();
+  play.from("a", protocol::Opened{1, 0, false}, 3);
+  BOOST_TEST(play.all<Played>("a").empty());
+}
+
 BOOST_AUTO_TEST_CASE(held_it_stands_still_is_answered_and_goes_on) {
   Play play;
   play.say(1, 3 * kSecond);
@@ -297,7 +323,9 @@ BOOST_AUTO_TEST_CASE(a_turn_that_is_done_is_heard_to_its_end_whoever_owns_the_se
   play.run(3000);
   BOOST_TEST(play.tape[1] == " ~ turn");
   BOOST_TEST(play.sent_samples() == 2 * kSecond);
-  BOOST_TEST(play.all<Played>("b").size() == 1u);
+  BOOST_REQUIRE(play.all<Played>("b").size() == 2u);
+  BOOST_TEST(!std::get<Played>(play.all<Played>("b")[0].body).over);
+  BOOST_TEST(std::get<Played>(play.all<Played>("b")[1].body).over);
 }
 
 BOOST_AUTO_TEST_CASE(an_owner_that_is_lost_while_it_holds_does_not_hold_for_ever) {
