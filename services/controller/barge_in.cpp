@@ -32,7 +32,7 @@ void Session::raise_voice(std::int64_t sample, Time now) {
     return resume_voice(sample, now);
   }
   Voice voice;
-  voice.over = is_answering() ? turn_.id : playing_;
+  voice.over = playing_.value != 0 ? playing_ : turn_.id;
   voice.begin = sample;
   voice.input = input_;
   voice.since = now;
@@ -153,6 +153,7 @@ void Session::lose_vad(Time now) {
 
 /// The turn ends without an answer: nothing of it plays, and no voice is over it any more.
 void Session::drop_sound_of_turn(Time now) {
+  if (playing_last_ == turn_.id) playing_last_ = playing_ == turn_.id ? TurnId() : playing_;
   if (playing_ == turn_.id) playing_ = {};
   if (!voice_ || voice_->taken || voice_->over != turn_.id) return;
   release_voice();
@@ -178,28 +179,30 @@ Turn Session::stored_turn(TurnId id) const {
   return out;
 }
 
+/// What the loudspeaker is at, and the answer that is under way; that one may be behind the sound of the turn before.
 void Session::interrupt(Time now) {
   auto& voice = *voice_;
   voice.taken = true;
   around_.tally.interruptions.add();
+  playing_ = playing_last_ = {};
   const bool under_way = is_answering() && voice.over == turn_.id;
-  const bool is_last = last_ && last_->id == voice.over;
-  const auto stored = under_way || is_last ? Turn() : stored_turn(voice.over);
-  const auto& turn = under_way ? turn_ : is_last ? *last_ : stored;
-  const auto most = &turn == &stored ? std::max<std::int64_t>(0, voice.heard_samples) : turn.samples;
-  const auto samples = voice.heard_samples < 0 ? most : std::min(voice.heard_samples, most);
-  const auto heard = turn.heard_text(samples);
-  telemetry::log(telemetry::Level::info, "controller has an answer interrupted session={} turn={} samples={} of {}",
-                 id_.text(), voice.over.value, samples, most);
-  playing_ = {};
-  auto to = client_head();
-  to.turn = voice.over;
-  tell(to, Interrupted{voice.over, samples, heard});
-  if (!under_way || turn_.stage == Stage::closing || turn_.durable || turn_.committing) {
-    // It is stored, or on its way there: the next turn's record says what was heard of it.
-    if (turn.remember) correct({{"turn", voice.over.value}, {"heard", heard}});
-    if (!under_way || turn_.stage == Stage::closing) return;
+  if (!under_way) {
+    const bool is_last = last_ && last_->id == voice.over;
+    const auto stored = is_last ? Turn() : stored_turn(voice.over);
+    const auto most = is_last ? last_->samples : std::max<std::int64_t>(0, voice.heard_samples);
+    const auto samples = voice.heard_samples < 0 ? most : std::min(voice.heard_samples, most);
+    cut_turn(voice.over, samples, (is_last ? *last_ : stored).heard_text(samples));
   }
+  if (!is_answering()) return;
+  const auto said = under_way ? voice.heard_samples : 0;
+  const auto samples = said < 0 ? turn_.samples : std::min(said, turn_.samples);
+  const auto heard = turn_.heard_text(samples);
+  const bool is_stored = turn_.stage == Stage::closing || turn_.durable || turn_.committing;
+  if (is_stored)
+    cut_turn(turn_.id, samples, heard);
+  else
+    tell(Interrupted{turn_.id, samples, heard});
+  if (turn_.stage == Stage::closing) return;
   end_answer(samples, heard, now);
 }
 
@@ -220,6 +223,15 @@ void Session::end_answer(std::int64_t samples, const std::string& heard, Time no
     turn_.reply.text = heard;
   }
   complete_if_all_there(now);
+}
+
+/// It is stored, or on its way there: the next turn's record says what was heard of it.
+void Session::cut_turn(TurnId turn, std::int64_t samples, const std::string& heard) {
+  auto to = client_head();
+  to.turn = turn;
+  tell(to, Interrupted{turn, samples, heard});
+  const bool remembered = turn == turn_.id ? turn_.remember : !last_ || last_->id != turn || last_->remember;
+  if (remembered) correct({{"turn", turn.value}, {"heard", heard}});
 }
 
 /// The voice begins the turn that stands ready.
@@ -244,13 +256,26 @@ void Session::take_voice(Time now) {
   seal(now);
 }
 
-void Session::on_played(const Played& played) {
+void Session::add_playing(TurnId turn) {
+  if (playing_.value == 0) playing_ = turn;
+  playing_last_ = turn;
+}
+
+void Session::on_played(const Played& played, Time now) {
   // A turn that a former owner has told: the gateway says so behind `opened`. What is said again of a turn that is
   // taken over in its middle is no voice over it.
   const bool told = static_cast<std::int64_t>(played.turn.value) <= ledger_.turns() && open_.open_turn != turn_.id;
-  if (open_.plays && !played.over && playing_.value == 0 && !has_held_ && told) playing_ = played.turn;
-  if (played.over && playing_.value != 0 && played.turn.value >= playing_.value) playing_ = {};
-  if (voice_ && voice_->over == played.turn && !voice_->taken) voice_->heard_samples = played.samples;
+  if (open_.plays && !played.over && playing_.value == 0 && !has_held_ && told) add_playing(played.turn);
+  if (played.over && playing_.value != 0 && played.turn.value >= playing_.value)
+    playing_ = played.turn < playing_last_ ? playing_last_ : TurnId();
+  if (playing_.value == 0) playing_last_ = {};
+  if (!voice_ || voice_->over != played.turn || voice_->taken) return;
+  voice_->heard_samples = played.samples;
+  const auto next = playing_.value != 0 ? playing_ : is_answering() ? turn_.id : TurnId();
+  if (!played.over || next.value == 0 || next == played.turn) return;
+  release_voice();  // nothing was held: it is over what comes behind
+  voice_->over = next;
+  hold_voice(now);
 }
 
 }  // namespace parlando::controller

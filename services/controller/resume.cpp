@@ -41,7 +41,7 @@ void Session::detach(Time now) {
   drop_trial();
   voice_.reset();
   flushed_sample_ = -1;
-  playing_ = {};
+  playing_ = playing_last_ = {};
   telemetry::log(telemetry::Level::info, "controller keeps a session for its client session={} turn={} open={}",
                  id_.text(), turn_.id.value, turn_.is_open());
   had_turn_ = turn_.id;

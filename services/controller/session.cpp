@@ -213,7 +213,7 @@ void Session::on_input(Message message, Time now) {
   if (over_) return;
   set_trace(message.head.trace);
   if (message.head.type == MessageType::played) {
-    read_input<Played>(message, [&](const Played& p) { on_played(p); });
+    read_input<Played>(message, [&](const Played& p) { on_played(p, now); });
     return settle(now);
   }
   if (opened_) {
@@ -713,7 +713,7 @@ void Session::on_speech(Speech speech, Time now) {
   turn_.skip -= skipped;
   turn_.samples += fresh - skipped;
   turn_.rate = speech.rate;
-  if (open_.plays && fresh > skipped && !trial_) playing_ = turn_.id;
+  if (open_.plays && fresh > skipped && !trial_) add_playing(turn_.id);
   if (fresh > skipped || (speech.last && turn_.skip == 0)) tell(std::move(speech));
   complete_if_all_there(now);
 }
@@ -865,7 +865,7 @@ void Session::finish_turn(bool degraded, Time now) {
                  turn_.id.value, degraded, turn_.stages.dump());
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});
   // Of a turn that was taken over all sound may have been told before; if it was heard, the gateway answers Hold so.
-  if (open_.plays && turn_.told.anything && turn_.samples > 0 && !turn_.pieces.empty()) playing_ = turn_.id;
+  if (open_.plays && turn_.told.anything && turn_.samples > 0 && !turn_.pieces.empty()) add_playing(turn_.id);
   turn_.sound = {};
   turn_.codes.clear();
   items_due_ = items_due_ || !turn_.before.empty();

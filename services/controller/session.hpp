@@ -235,7 +235,9 @@ class Session {
   void drop_sound_of_turn(Time now);
   /// No answer is made or plays, as far as is known.
   bool is_quiet() const { return !is_answering() && playing_.value == 0; }
-  void on_played(const protocol::Played& played);
+  void cut_turn(TurnId turn, std::int64_t samples, const std::string& heard);
+  void add_playing(TurnId turn);
+  void on_played(const protocol::Played& played, Time now);
   /// An answer is under way that is no trial.
   bool is_answering() const {
     return !trial_ && (turn_.stage == Turn::Stage::thinking || turn_.stage == Turn::Stage::closing);
@@ -331,6 +333,7 @@ class Session {
   std::uint64_t stored_items_ = 0;    ///< items up to this input are stored; of inputs that are only said again
   std::int64_t flushed_sample_ = -1;  ///< what was said over the answer ends here, says the client; -1: it has not
   TurnId playing_;                    ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
+  TurnId playing_last_;               ///< and will come to that of turns up to this
   bool has_held_ = false;             ///< and until then the gateway may know of sound that a former owner had made
   bool opened_ = false, over_ = false;
   std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes

@@ -62,7 +62,7 @@ void Session::commit_trial(Time now) {
     turn_.codes = std::move(trial.turn.codes);
   decide_end(trial.sample, now);
   for (auto& effect : trial.effects) around_.outlet.post(client_.gateway, std::move(effect));
-  if (open_.plays && turn_.samples > 0) playing_ = turn_.id;
+  if (open_.plays && turn_.samples > 0) add_playing(turn_.id);
   if (turn_.stages.contains("first_audio_ms")) turn_.mark("first_audio_ms", now);  // it was made before, and left now
   for (auto& call : trial.tool_calls) on_tool_call(std::move(call), now);
   complete_if_all_there(now);

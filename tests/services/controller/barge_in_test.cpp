@@ -695,6 +695,59 @@ BOOST_AUTO_TEST_CASE(a_new_owner_lets_playing_sound_be_interrupted) {
   BOOST_TEST(json::parse(t.chat().last_past)[1]["content"] == heard);
 }
 
+/// A typed turn is answered while the sound of the one before plays, and then a voice comes.
+BOOST_AUTO_TEST_CASE(a_voice_over_the_turn_before_interrupts_both) {
+  Playing t;
+  const auto whole = t.g().turns[0]["assistant"].get<std::string>();
+  t.chat().sentences = 80;
+  t.g().say(Say{"and"});
+  const auto before = t.g().audio.size();
+  BOOST_REQUIRE(t.until([&] { return t.g().audio.size() > before; }));
+  t.say(kVoice, true);
+  BOOST_TEST(t.g().count(MessageType::interrupted) == 2u);
+  const auto heard = t.g().heard_of[1];
+  BOOST_TEST(!heard.empty());
+  BOOST_TEST(heard.size() < whole.size());
+  BOOST_TEST(t.g().heard_of[2] == "");
+  t.chat().sentences = 1;
+  BOOST_REQUIRE(t.answered(3));
+  const auto past = json::parse(t.chat().last_past);
+  BOOST_REQUIRE(past.size() == 4u);
+  BOOST_TEST(past[1]["content"] == heard);
+  BOOST_TEST(past[3]["content"] == "");
+  BOOST_TEST(json::parse(t.record(2))["cut"]["heard"] == heard);
+  t.check_calm();
+}
+
+/// A turn is stored, but its client was not told all of it: the rest is made again, and a voice ends that.
+BOOST_AUTO_TEST_CASE(sound_that_is_made_again_of_a_stored_turn_can_be_interrupted) {
+  Talk t(talking(0), true);
+  t.chat().calls_tool = false;
+  t.chat().sentences = 60;
+  t.rig.swallow = [](const std::string&, const std::string& to, const Message& m) {
+    return to == "gateway-1" && (m.head.type == MessageType::speech || m.head.type == MessageType::turn_done);
+  };
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return !t.record().empty(); }));
+  t.rig.swallow = {};
+  t.rig.add("controller-2", "controller");
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  BOOST_REQUIRE(t.until([&] { return t.g().audio.size() > 6000; }));
+  t.g().heard_samples = 1200;
+  t.say(kVoice, true);
+  BOOST_REQUIRE(t.g().interrupted.has_value());
+  BOOST_TEST(t.g().interrupted->turn.value == 1u);
+  const auto heard = t.g().interrupted->heard;
+  t.chat().sentences = 1;
+  BOOST_REQUIRE(t.answered(2));
+  BOOST_TEST(t.g().turns[0]["assistant"].get<std::string>().starts_with(heard));
+  BOOST_TEST(json::parse(t.chat().last_past)[1]["content"] == heard);
+  BOOST_TEST(json::parse(t.record(2))["cut"]["heard"] == heard);
+  t.check_calm();
+}
+
 /// The voice that the former owner had noticed, and all that was said since, is kept for the next one.
 BOOST_AUTO_TEST_CASE(a_voice_outlives_its_controller) {
   for (const bool under_way : {false, true}) {
