@@ -751,7 +751,7 @@ BOOST_AUTO_TEST_CASE(sound_that_is_made_again_of_a_stored_turn_can_be_interrupte
 /// The voice that the former owner had noticed, and all that was said since, is kept for the next one.
 BOOST_AUTO_TEST_CASE(a_voice_outlives_its_controller) {
   for (const bool under_way : {false, true}) {
-    for (const int frames : {8, kSpeech, 30}) {
+    for (const int frames : {8, kSpeech, 30, kVoice}) {
       BOOST_TEST_CONTEXT("under way " << under_way << " frames " << frames) {
         Playing t;
         if (under_way) t.ask_for_much();
