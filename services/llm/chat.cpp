@@ -4,8 +4,26 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/codes.hpp"
+#include "common/base/nesting.hpp"
 
 namespace parlando::llm {
+
+namespace {
+
+constexpr std::size_t kCallsPerRoundMax = 16;
+constexpr int kCallDepthMax = 14;  // it travels on inside of other messages
+constexpr std::int64_t kTranscriptTokensMax = 512;
+
+/// How many bytes at the end of a text may be the beginning of one of these.
+std::size_t begun_at_end(std::string_view text, const std::vector<std::string>& ends) {
+  std::size_t most = 0;
+  for (const auto& end : ends)
+    for (auto size = std::min(text.size(), end.size() - 1); size > most; --size)
+      if (text.ends_with(std::string_view(end).substr(0, size))) most = size;
+  return most;
+}
+
+}  // namespace
 
 Chat::Chat(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text, std::string name,
            Options options)
@@ -92,11 +110,21 @@ Result<void> Chat::go_on(std::vector<std::int32_t> ids) {
   return {};
 }
 
-Result<std::vector<ChatEvent>> Chat::reply() {
+Result<std::vector<ChatEvent>> Chat::reply(Wanted wanted) {
   PARLANDO_DO(expect_no_reply());
+  if (wanted == Wanted::as_it_stands) {
+    if (said_) return fail(Errc::invalid_argument, "the history is to be answered, and something was said");
+    transcribed_ = true;
+    return generate();
+  }
+  const bool transcribes = engine_->model().config().reply_format == "transcript_first";
+  only_transcript_ = wanted == Wanted::transcript;
+  if (only_transcript_ && !(spoken_ && transcribes))
+    return fail(Errc::unsupported, "there is no transcript: {}",
+                spoken_ ? "the model answers directly" : "nothing was spoken");
   if (!said_ || (spoken_ && codes_.empty())) return fail(Errc::no_speech, "nothing was said in this turn");
   if (spoken_) messages_.push_back({"user", codes_});
-  transcribed_ = !(spoken_ && engine_->model().config().reply_format == "transcript_first");
+  transcribed_ = !(spoken_ && transcribes);
   return generate();
 }
 
@@ -107,11 +135,16 @@ Result<std::vector<ChatEvent>> Chat::generate() {
   if (left < 8)
     return fail(Errc::invalid_argument, "the conversation has {} tokens, the model takes {}", wanted.size(),
                 config.length_max);
-  const auto room = std::min(options_.tokens_max, left);
+  const auto room =
+      std::min(only_transcript_ ? std::max(options_.tokens_max, kTranscriptTokensMax) : options_.tokens_max, left);
   decoder_.emplace(tokenizer_);
   pending_.clear();
-  call_.clear();
-  calling_ = waiting_for_tool_ = false;
+  calls_.clear();
+  calling_ = false;
+  if (round_ == 0) {
+    usage_.prompt_tokens = static_cast<std::int64_t>(wanted.size());
+    usage_.cached_tokens = std::mismatch(ids_.begin(), ids_.end(), wanted.begin(), wanted.end()).first - ids_.begin();
+  }
   // What another replica has said of this round is said again, from its ids.
   std::vector<ChatEvent> out;
   std::int64_t said = 0;
@@ -127,9 +160,10 @@ Result<std::vector<ChatEvent>> Chat::generate() {
     untold_.clear();
     for (auto& e : events) {
       e.ids.clear();
+      e.past = e.kind == ChatEvent::Kind::tool_call && !known_.empty();
       out.push_back(std::move(e));
     }
-    if (event.finish != Finish::none) return out;
+    if (event.finish != Finish::none || over_) return out;
   }
   PARLANDO_TRY(const auto length, sync(wanted));
   PARLANDO_DO(engine_->generate(name_, length, {options_.sampling, room - said, {config.eos}}));
@@ -137,17 +171,54 @@ Result<std::vector<ChatEvent>> Chat::generate() {
 }
 
 Result<std::vector<ChatEvent>> Chat::tool_result(const std::string& result) {
-  if (!std::exchange(waiting_for_tool_, false)) return fail(Errc::invalid_argument, "no tool call waits for a result");
-  messages_.push_back({"assistant", "<|CALL_START|>" + call_ + "<|CALL_END|>"});
+  if (open_calls_ == 0) return fail(Errc::invalid_argument, "no tool call waits for a result");
   messages_.push_back({"tool", result});
+  if (--open_calls_ > 0) return std::vector<ChatEvent>();
   ++round_;
   return generate();
 }
 
 Result<std::vector<ChatEvent>> Chat::on(const TokenEvent& event) {
   if (event.error) return tl::make_unexpected(*event.error);
+  if (over_) return std::vector<ChatEvent>();  // it was under way when the reply had ended
   if (event.id >= 0) ids_.push_back(event.id);
-  return interpret(event);
+  auto out = interpret(event);
+  if (over_ && event.finish == Finish::none) engine_->cancel(name_);
+  return out;
+}
+
+/// What may be told of the text that has come: up to one that ends the reply, and not what may be the beginning of one.
+std::string Chat::take_told(bool done) {
+  if (!transcribed_ || options_.stop.empty()) return std::exchange(pending_, {});
+  auto end = std::string::npos;
+  for (const auto& stop : options_.stop) end = std::min(end, pending_.find(stop));
+  if (end != std::string::npos) {
+    stopped_ = true;
+    return std::exchange(pending_, {}).substr(0, end);
+  }
+  const auto held = done ? 0 : begun_at_end(pending_, options_.stop);
+  auto told = pending_.substr(0, pending_.size() - held);
+  pending_.erase(0, told.size());
+  return told;
+}
+
+/// The calls of the round as JSON {name, arguments}: one in each block, or a list of them. Empty when one is no call.
+std::vector<std::string> Chat::read_calls() const {
+  std::vector<std::string> out;
+  for (const auto& block : calls_) {
+    auto parsed =
+        nested_deeper_than(block, kCallDepthMax) ? nlohmann::json() : nlohmann::json::parse(block, nullptr, false);
+    if (parsed.is_object()) parsed = nlohmann::json::array({parsed});
+    if (!parsed.is_array() || parsed.empty()) return {};
+    for (const auto& call : parsed) {
+      if (!call.is_object() || !call.contains("name") || !call["name"].is_string()) return {};
+      if (out.size() == kCallsPerRoundMax) return out;
+      out.push_back(
+          nlohmann::json{{"name", call["name"]}, {"arguments", call.value("arguments", nlohmann::json::object())}}.dump(
+              -1, ' ', false, nlohmann::json::error_handler_t::replace));
+    }
+  }
+  return out;
 }
 
 /// What a token means; the sequence is not touched.
@@ -158,15 +229,18 @@ Result<std::vector<ChatEvent>> Chat::interpret(const TokenEvent& event) {
   std::vector<ChatEvent> out;
   bool fallback = false;
   if (event.id >= 0) {
+    ++usage_.output_tokens;
     untold_.push_back(event.id);
-    if (event.id == special.call_start)
+    if (event.id == special.call_start) {
       calling_ = true;
-    else if (event.id == special.call_end)
+      calls_.emplace_back();
+    } else if (event.id == special.call_end) {
       calling_ = false;
-    else if (event.id != config.eos)
-      (calling_ ? call_ : pending_) += decoder_->push(event.id);
+    } else if (event.id != config.eos) {
+      (calling_ ? calls_.back() : pending_) += decoder_->push(event.id);
+    }
   }
-  const bool done = event.finish != Finish::none;
+  bool done = event.finish != Finish::none;
   if (done) pending_ += decoder_->finish();
   if (!transcribed_) {
     const auto cut = pending_.find('\n');
@@ -178,34 +252,45 @@ Result<std::vector<ChatEvent>> Chat::interpret(const TokenEvent& event) {
     out.push_back({Kind::transcript, transcript});
     out.back().ids = std::exchange(untold_, {});
   }
-  const bool call = done && config.tool_calls && !call_.empty() && round_ < options_.tool_rounds_max;
-  const auto tell_text = [&] {
-    if (pending_.empty()) return;
+  if (only_transcript_) {
+    pending_.clear();
+    stopped_ = true;
+  }
+  auto told = take_told(done);
+  done = done || stopped_;
+  const auto tell_text = [&](std::string text) {
+    if (text.empty()) return;
     const auto at = static_cast<std::int64_t>(reply_.size());
-    reply_ += pending_;
-    out.push_back({Kind::text, std::exchange(pending_, {}), at, std::exchange(untold_, {}), fallback});
+    reply_ += text;
+    out.push_back({Kind::text, std::move(text), at, std::exchange(untold_, {}), fallback});
   };
-  if (call) {
-    const auto request = nlohmann::json::parse(call_, nullptr, false);
-    if (request.is_object() && request.contains("name") && request["name"].is_string()) {
-      tell_text();
-      waiting_for_tool_ = true;
-      out.push_back(
-          {Kind::tool_call, nlohmann::json{{"name", request["name"]},
-                                           {"arguments", request.value("arguments", nlohmann::json::object())}}
-                                .dump()});
-      out.back().at = round_;
-      out.back().ids = std::exchange(untold_, {});
+  if (done) std::erase(calls_, std::string());
+  const bool may_call = config.tool_calls && options_.calls_tools && round_ < options_.tool_rounds_max;
+  if (done && !stopped_ && may_call && !calls_.empty()) {
+    if (auto calls = read_calls(); !calls.empty()) {
+      tell_text(std::move(told));
+      std::string written;
+      for (const auto& block : calls_) written += "<|CALL_START|>" + block + "<|CALL_END|>";
+      messages_.push_back({"assistant", std::move(written)});
+      open_calls_ = calls.size();
+      for (auto left = static_cast<int>(calls.size()); auto& call : calls) {
+        out.push_back({Kind::tool_call, std::move(call), calls_told_++, std::exchange(untold_, {})});
+        out.back().left = --left;
+      }
       return out;
     }
-    if (pending_.empty()) pending_ = config.fallback_replies.bad_call, fallback = !pending_.empty();
+    if (told.empty()) told = config.fallback_replies.bad_call, fallback = !told.empty();
   }
-  if (done && reply_.empty() && pending_.empty()) {
-    pending_ = config.fallback_replies.no_reply;
-    fallback = !pending_.empty();
+  if (done && !stopped_ && reply_.empty() && told.empty()) {
+    told = config.fallback_replies.no_reply;
+    fallback = !told.empty();
   }
-  tell_text();
-  if (done) out.push_back({Kind::done, reply_, static_cast<std::int64_t>(reply_.size()), std::exchange(untold_, {})});
+  tell_text(std::move(told));
+  if (!done) return out;
+  over_ = true;
+  known_.clear();
+  usage_.finish = stopped_ ? Finish::stop : event.finish;
+  out.push_back({Kind::done, reply_, static_cast<std::int64_t>(reply_.size()), std::exchange(untold_, {})});
   return out;
 }
 

@@ -16,7 +16,9 @@ using protocol::MessageType;
 
 namespace {
 constexpr std::int64_t kSpeechLengthMax = 8192;  // includes the prompt, as in the official call
-constexpr std::size_t kHistoryMessagesMax = 200;
+constexpr std::size_t kHistoryMessagesMax = 2000;
+constexpr std::size_t kStopsMax = 4;
+constexpr int kThousand = 1000;
 
 /// Defaults of the official calls, overridden by the checkpoint's generation_config.json.
 Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
@@ -31,6 +33,72 @@ Result<Sampling> sampling_of(const fs::path& directory, Sampling defaults) {
   if (config.contains("top_p")) defaults.top_p = config["top_p"].get<double>();
   if (config.contains("repetition_aware")) defaults.repetition_aware = config["repetition_aware"].get<bool>();
   return defaults;
+}
+
+std::string dumped(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+/// Calls and results in a history, as messages of the model. Those of former turns stand in their answers' `calls`, and
+/// only models that are told of tools know them; those of items are the exchange that is to be answered.
+json with_calls(const json& history, const Step1Config& config) {
+  const bool all = !config.tool_prompt.empty();
+  std::size_t answered = 0;  // behind the last thing that a user said
+  for (std::size_t i = 0; i < history.size(); ++i)
+    if (history[i].is_object() && history[i].value("role", json()) == "user") answered = i;
+  auto out = json::array();
+  for (std::size_t i = 0; i < history.size(); ++i) {
+    auto message = history[i];
+    const bool told = all || (config.tool_calls && i >= answered);
+    if (!message.is_object()) return history;
+    if (message.value("role", json()) == "tool" && !told) continue;
+    const auto calls = message.value("calls", json::array());
+    message.erase("calls");
+    if (!calls.is_array() || calls.empty()) {
+      out.push_back(std::move(message));
+      continue;
+    }
+    const bool of_turn = std::any_of(calls.begin(), calls.end(), [](const json& c) { return c.contains("result"); });
+    std::string written;
+    for (const auto& call : calls)
+      if (call.is_object())
+        written += "<|CALL_START|>" +
+                   dumped({{"name", call.value("name", json())}, {"arguments", call.value("arguments", json())}}) +
+                   "<|CALL_END|>";
+    if (of_turn ? all : told) {
+      out.push_back({{"role", "assistant"}, {"content", written}});
+      for (const auto& call : calls)
+        if (of_turn) out.push_back({{"role", "tool"}, {"content", dumped(call.value("result", json()))}});
+    }
+    const bool empty = !message.contains("content") || message["content"] == "";
+    if (of_turn || !empty) out.push_back(std::move(message));
+  }
+  return out;
+}
+
+/// What a client has chosen, in the place of the model's own. @error Errc::invalid_argument naming it
+Result<Chat::Options> options_of(const protocol::OpenChat& open, const Sampling& own, int tokens_max) {
+  Chat::Options out{.sampling = own, .tokens_max = tokens_max};
+  out.sampling.seed = open.seed;
+  if (open.temperature_milli >= 0) out.sampling.temperature = static_cast<double>(open.temperature_milli) / kThousand;
+  if (open.top_p_milli >= 0) out.sampling.top_p = std::max(1, open.top_p_milli) / static_cast<double>(kThousand);
+  if (open.top_k == 0) out.sampling.top_k.reset();
+  if (open.top_k > 0) out.sampling.top_k = open.top_k;
+  if (const auto problem = out.sampling.problem()) return tl::make_unexpected(*problem);
+  if (open.tokens_max == 0) return fail(Errc::invalid_argument, "tokens_max is 0, expected 1 or more");
+  if (open.tokens_max > 0) out.tokens_max = std::min<std::int64_t>(tokens_max, open.tokens_max);
+  if (open.tool_choice != "auto" && open.tool_choice != "none")
+    return fail(Errc::unsupported, "tool_choice is '{}': a model cannot be made to call a tool, expected auto or none",
+                open.tool_choice);
+  out.calls_tools = open.tool_choice != "none";
+  const auto stop = json::parse(open.stop.text, nullptr, false);
+  if (stop.is_null()) return out;
+  if (!stop.is_array() || stop.size() > kStopsMax)
+    return fail(Errc::invalid_argument, "stop is no array of at most {} texts", kStopsMax);
+  for (const auto& text : stop) {
+    if (!text.is_string() || text.get_ref<const std::string&>().empty())
+      return fail(Errc::invalid_argument, "stop holds {}, expected a text", text.dump().substr(0, 40));
+    out.stop.push_back(text.get<std::string>());
+  }
+  return out;
 }
 
 std::string name_of(const std::string& peer, SessionId session, StreamId stream) {
@@ -210,14 +278,15 @@ Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
                                                                            : json::parse(text, nullptr, false);
   if (!history.is_array() || history.size() > kHistoryMessagesMax)
     return fail(Errc::bad_json, "the history is not a JSON array of at most {} messages", kHistoryMessagesMax);
-  PARLANDO_TRY(auto past, PromptBuilder::messages_of(history));
+  const auto& config = model_.engine->model().config();
+  PARLANDO_TRY(auto past, PromptBuilder::messages_of(with_calls(history, config)));
+  PARLANDO_TRY(auto options, options_of(open, model_.chat_sampling, config_.reply_tokens_max));
   std::vector<Message> messages{{"system", open.system.empty() ? model_.chat_prompt : open.system}};
+  if (!config.tool_prompt.empty() && open.tools.text != "null" && options.calls_tools)
+    messages.push_back({config.tool_prompt, open.tools.text});
   messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));
-  auto sampling = model_.chat_sampling;
-  sampling.seed = open.seed;
   const auto name = name_of(peer, job.head);
-  PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages),
-                                    {.sampling = sampling, .tokens_max = config_.reply_tokens_max}));
+  PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages), std::move(options)));
   jobs_.emplace(name, std::move(job));
   return {};
 }
@@ -271,7 +340,11 @@ Result<void> LlmCore::follow(Job& job, protocol::Message& m) {
     }
     case MessageType::generate: {
       job.deadline = m.deadline;
-      PARLANDO_TRY(auto events, job.chat->reply());
+      PARLANDO_TRY(const auto ask, protocol::read<protocol::Generate>(m));
+      const auto wanted = ask.transcribe     ? Chat::Wanted::transcript
+                          : ask.as_it_stands ? Chat::Wanted::as_it_stands
+                                             : Chat::Wanted::answer;
+      PARLANDO_TRY(auto events, job.chat->reply(wanted));
       tell(job, std::move(events));
       return {};
     }
@@ -292,7 +365,20 @@ void LlmCore::tell(Job& job, std::vector<ChatEvent> events) {
                                                   protocol::TextKind::tool_call, protocol::TextKind::done};
   for (auto& e : events) {
     if (e.fallback) fallbacks_.add();
-    if (e.kind == ChatEvent::Kind::done) job.answered = true;
+    if (e.kind == ChatEvent::Kind::done) {
+      job.answered = true;
+      const auto& usage = job.chat->usage();
+      e.text = dumped({{"finish", usage.finish == Finish::length ? "length" : "stop"},
+                       {"prompt_tokens", usage.prompt_tokens},
+                       {"cached_tokens", usage.cached_tokens},
+                       {"output_tokens", usage.output_tokens}});
+    }
+    if (e.kind == ChatEvent::Kind::tool_call && (e.left > 0 || e.past)) {
+      auto call = json::parse(e.text);
+      if (e.left > 0) call["left"] = e.left;
+      if (e.past) call["past"] = true;
+      e.text = dumped(call);
+    }
     answer(job.peer, job.head,
            protocol::Text{kKinds[static_cast<int>(e.kind)], e.at, std::move(e.text),
                           to_bytes(std::span<const std::int32_t>(e.ids))});

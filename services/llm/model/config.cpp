@@ -31,6 +31,10 @@ Result<Step1Config> Step1Config::load(const std::filesystem::path& file) {
   c.dtype = json.value("torch_dtype", "bfloat16");
   c.reply_format = json.value("reply_format", "direct");
   c.tool_calls = json.value("tool_calls", false);
+  c.tool_prompt = json.value("tool_prompt", "");
+  if (!c.tool_prompt.empty() && c.tool_prompt != "tool_json_schemas")
+    return fail(Errc::bad_json, "'{}': tool_prompt is '{}', expected tool_json_schemas or nothing", file.string(),
+                c.tool_prompt);
   if (json.contains("fallback_replies")) {
     const auto& replies = json["fallback_replies"];
     if (!replies.is_object()) return fail(Errc::bad_json, "'{}': fallback_replies is not an object", file.string());

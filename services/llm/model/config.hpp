@@ -16,6 +16,9 @@ struct Step1Config {
   std::string dtype;                    ///< torch_dtype of the file
   std::string reply_format = "direct";  ///< direct | transcript_first (ARCHITECTURE.md, "One spoken turn offline")
   bool tool_calls = false;              ///< the model was trained on <|CALL_START|>…<|CALL_END|>
+  /// How tools are told: in a turn of this role behind the system's. Empty: the model knows its own and reads no
+  /// others.
+  std::string tool_prompt;
   /// What is answered in place of the model where it gave nothing to say; empty: an empty reply. Part of a model, never
   /// of the engine.
   struct FallbackReplies {

@@ -123,6 +123,10 @@ class PromptBuilder::Writer {
 namespace {
 std::string role_of(const Message& message) { return message.role == "user" ? "human" : message.role; }
 bool is_untrusted(const Message& message) { return message.role != "system"; }
+/// What a client puts in the middle of a conversation is no system prompt of ours, whatever it is called.
+bool is_untrusted(const Message& message, std::span<const Message> messages) {
+  return is_untrusted(message) || &message != messages.data();
+}
 }  // namespace
 
 std::string PromptBuilder::chat_offline_text(std::span<const Message> messages) const {
@@ -146,7 +150,7 @@ std::vector<std::int32_t> PromptBuilder::chat_offline(std::span<const Message> m
     writer.trusted("<|BOT|>" + role_of(message) + "\n");
     open = message.role == "assistant";
     if (const auto* text = std::get_if<std::string>(&message.content)) {
-      if (is_untrusted(message))
+      if (is_untrusted(message, messages))
         writer.untrusted(*text);
       else
         writer.trusted(*text);

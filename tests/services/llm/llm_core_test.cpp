@@ -181,10 +181,10 @@ BOOST_AUTO_TEST_CASE(a_model_without_words_gives_the_reply_of_its_configuration_
         BOOST_TEST(h.is<protocol::Text>());
         const auto said = h.read<protocol::Text>();
         if (said.kind == TextKind::text) text += said.text;
-        if (said.kind == TextKind::done) whole = said.text;
+        if (said.kind == TextKind::done) whole = json::parse(said.text)["finish"];
       }
       BOOST_TEST(text == (configured ? "please repeat." : ""));
-      BOOST_TEST(whole == text);
+      BOOST_TEST(!whole.empty());
       BOOST_TEST(
           w.counts(configured ? "parlando_llm_fallback_replies_total 1" : "parlando_llm_fallback_replies_total 0"));
     }
