@@ -1,5 +1,7 @@
 #include "services/controller/config.hpp"
 
+#include "common/http/post.hpp"
+
 namespace parlando::controller {
 
 std::vector<config::Problem> ControllerConfig::problems(const std::string& path) const {
@@ -31,7 +33,7 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
   if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
     out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
   if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});
-  if (!tools_url.empty() && !tools_url.starts_with("http://"))
+  if (!tools_url.empty() && !http::Url::parse(tools_url))
     out.push_back({path + ".tools_url", "is '" + tools_url + "', expected http://host:port/path"});
   return out;
 }

@@ -5,6 +5,7 @@
 #include "common/base/random_id.hpp"
 #include "common/base/secret.hpp"
 #include "common/telemetry/log.hpp"
+#include "services/controller/http_tool_server.hpp"
 
 namespace parlando::controller {
 using namespace protocol;
@@ -30,7 +31,14 @@ ControllerCore::~ControllerCore() = default;
 
 Result<std::unique_ptr<service::Core>> ControllerCore::make(const ControllerConfig& config) {
   PARLANDO_TRY(auto personas, load_personas(config.personas_file));
-  auto core = std::make_unique<ControllerCore>(config, std::move(personas));
+  std::unique_ptr<ToolServer> tools;
+  if (!config.tools_url.empty()) {
+    PARLANDO_TRY(auto url, http::Url::parse(config.tools_url));
+    HttpToolServer::Limits limits;
+    limits.post.time_max = std::chrono::seconds(config.tool_seconds_max);
+    tools = std::make_unique<HttpToolServer>(std::move(url), limits);
+  }
+  auto core = std::make_unique<ControllerCore>(config, std::move(personas), std::move(tools));
   PARLANDO_TRY(auto entries, core->journal_.load());
   core->restore_journal(std::move(entries), Time::max());
   return std::unique_ptr<service::Core>(std::move(core));

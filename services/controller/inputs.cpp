@@ -24,6 +24,7 @@ bool is_an_answer(MessageType type) {
 void Session::skip_stored(Message message, Time now) {
   switch (message.head.type) {
     case MessageType::item:
+    case MessageType::tool_output:
       if (input_ <= stored_items_) return;
       break;
     case MessageType::configure:

@@ -163,7 +163,8 @@ void Session::finish_stored(TurnId turn, Time now) {
   for (const auto& stored : record.value("tool_calls", json::array())) {
     ToolCall call{text_in(stored, "name"), stored.value("arguments", json()), stored.value("result", json())};
     call.id = text_in(stored, "id");
-    call.is_answered = true;
+    // The output of a client's tool is said again as well.
+    call.is_clients = call.is_answered = call.is_settled = true;
     turn_.tool_calls.push_back(std::move(call));
     const auto index = static_cast<std::int64_t>(turn_.tool_calls.size()) - 1;
     if (index >= turn_.told.tool_calls) tell(Text{TextKind::tool_call, index, text_of(stored), {}});

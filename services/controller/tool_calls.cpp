@@ -109,8 +109,8 @@ void Session::on_tool_output(const ToolOutput& output, std::uint64_t input, Time
   auto& calls = turn_.tool_calls;
   const auto call =
       std::find_if(calls.begin(), calls.end(), [&](const ToolCall& c) { return c.id == output.call && c.is_clients; });
-  if (call != calls.end() && turn_.stage == Stage::thinking) {
-    if (!call->is_answered) return answer_call(*call, result_of(output.output), now);
+  if (call != calls.end() && is_answering()) {
+    if (!call->is_answered && turn_.stage == Stage::thinking) return answer_call(*call, result_of(output.output), now);
     if (std::exchange(call->is_settled, false)) return;
   } else if (call == calls.end() && output.call.starts_with(id_prefix(turn_.id)) &&
              early_outputs_.size() < kEarlyOutputsMax && !early_outputs_.contains(output.call)) {

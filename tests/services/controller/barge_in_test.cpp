@@ -101,7 +101,7 @@ BOOST_AUTO_TEST_CASE(no_more_trials_run_at_a_time_than_are_allowed) {
 BOOST_AUTO_TEST_CASE(trials_change_nothing_that_is_heard_or_stored) {
   for (unsigned seed = 1; seed <= 150; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
-      std::string records[2];
+      std::string records[2], answers[2];
       Bytes audio[2];
       for (const int with : {0, 1}) {
         std::mt19937 random(seed);
@@ -110,10 +110,29 @@ BOOST_AUTO_TEST_CASE(trials_change_nothing_that_is_heard_or_stored) {
         const auto victim = fmt::format("{}-{}", kServiceRoles[static_cast<std::size_t>(draw(0, 3))], draw(1, 2));
         const int way = draw(0, 2), at = draw(5, 60);
         int step = 0;
+        if (draw(0, 1) == 1) t.g().say(Item{"i", ItemRole::user, "said before"});
+        // The client's tool answers at some time or other.
+        const bool looks = draw(0, 1) == 1;
+        const int takes = draw(0, 20);
+        if (looks) {
+          Configure c;
+          c.tools = {R"([{"name":"set_timer"}])"};
+          t.g().say(c);
+        }
+        int told = 0;
+        std::set<std::string> done;
+        const auto answer_tools = [&] {
+          told = t.g().calls.empty() ? 0 : told + 1;
+          if (!looks || told <= takes) return;
+          for (const auto& call : t.g().calls)
+            if (const auto id = call["id"].get<std::string>(); done.insert(id).second)
+              t.g().say(ToolOutput{id, "seen"});
+        };
         const auto say = [&](int frames, bool speech) {
           for (int i = 0; i < frames; ++i, ++step) {
             if (step == at && way == 1) t.rig.kill(victim);
             if (step == at && way == 2) t.rig.suspend(victim);
+            answer_tools();
             t.say(1, speech);
           }
         };
@@ -123,7 +142,18 @@ BOOST_AUTO_TEST_CASE(trials_change_nothing_that_is_heard_or_stored) {
           say(draw(2, 21), false);
         }
         say(kSpeech, true);
-        BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 1 && !t.record().empty(); }));
+        const auto stored = [&](std::int64_t turn) {
+          answer_tools();
+          return t.g().turns.size() == static_cast<std::size_t>(turn) && !t.record(turn).empty();
+        };
+        BOOST_REQUIRE(t.until([&] { return stored(1); }));
+        t.g().say(Item{"j", ItemRole::system, "said between"});
+        t.g().say(Respond{});
+        BOOST_REQUIRE(t.until([&] { return stored(2); }));
+        // Of a wish the input's number differs with how much silence came before.
+        auto answer = json::parse(t.record(2));
+        for (auto& call : answer["tool_calls"]) call.erase("id");
+        answers[with] = answer.dump();
         if (way == 2) t.rig.wake(victim);
         t.rig.run(30);
         records[with] = t.record();
@@ -133,6 +163,7 @@ BOOST_AUTO_TEST_CASE(trials_change_nothing_that_is_heard_or_stored) {
         BOOST_TEST(failed == 0u);
       }
       BOOST_TEST(records[0] == records[1]);
+      BOOST_TEST(answers[0] == answers[1]);
       BOOST_TEST((audio[0] == audio[1]));
     }
   }

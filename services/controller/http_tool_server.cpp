@@ -1,0 +1,94 @@
+#include "services/controller/http_tool_server.hpp"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "common/base/assert.hpp"
+#include "common/base/nesting.hpp"
+
+namespace parlando::controller {
+using nlohmann::json;
+
+namespace {
+constexpr int kResultDepthMax = 16;
+constexpr int kStatusGood = 200, kStatusElse = 300;
+}  // namespace
+
+HttpToolServer::HttpToolServer(http::Url url, Limits limits)
+    : url_(std::move(url)),
+      limits_(limits),
+      wake_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      give_up_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+  PARLANDO_ASSERT(wake_ >= 0 && give_up_ >= 0, "event descriptors are needed to tell of answers and to give up");
+  limits_.post.give_up = give_up_;
+  for (int i = 0; i < limits_.threads; ++i) threads_.emplace_back([this] { run(); });
+}
+
+HttpToolServer::~HttpToolServer() {
+  {
+    const std::lock_guard lock(mutex_);
+    ends_ = true;
+    waiting_.clear();
+  }
+  more_.notify_all();
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto ignored = ::write(give_up_, &one, sizeof one);
+  for (auto& thread : threads_) thread.join();
+  ::close(wake_);
+  ::close(give_up_);
+}
+
+bool HttpToolServer::ask(Ask ask) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (waiting_.size() >= limits_.waiting_max) return false;
+    waiting_.push_back(std::move(ask));
+  }
+  more_.notify_one();
+  return true;
+}
+
+std::vector<ToolServer::Answer> HttpToolServer::take() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto ignored = ::read(wake_, &count, sizeof count);
+  const std::lock_guard lock(mutex_);
+  return std::exchange(answers_, {});
+}
+
+void HttpToolServer::run() {
+  for (;;) {
+    Ask ask;
+    {
+      std::unique_lock lock(mutex_);
+      more_.wait(lock, [this] { return ends_ || !waiting_.empty(); });
+      if (ends_) return;
+      ask = std::move(waiting_.front());
+      waiting_.pop_front();
+    }
+    auto result = result_of(ask);
+    {
+      const std::lock_guard lock(mutex_);
+      answers_.push_back({ask.session, ask.id, std::move(result)});
+    }
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto ignored = ::write(wake_, &one, sizeof one);
+  }
+}
+
+json HttpToolServer::result_of(const Ask& ask) const {
+  const json body{{"name", ask.name},
+                  {"arguments", ask.arguments},
+                  {"session", ask.session.text()},
+                  {"turn", ask.turn.value},
+                  {"id", ask.id}};
+  const auto text = body.dump(-1, ' ', false, json::error_handler_t::replace);
+  const auto answer = http::post(url_, text, "application/json", limits_.post);
+  if (!answer) return {{"error", "the tool server: " + answer.error().message}};
+  if (answer->status < kStatusGood || answer->status >= kStatusElse)
+    return {{"error", fmt::format("the tool server answers with status {}", answer->status)}};
+  auto parsed = nested_deeper_than(answer->body, kResultDepthMax) ? json(json::value_t::discarded)
+                                                                  : json::parse(answer->body, nullptr, false);
+  return parsed.is_discarded() ? json(answer->body) : parsed;
+}
+
+}  // namespace parlando::controller

@@ -1,0 +1,134 @@
+#include "services/controller/http_tool_server.hpp"
+
+#include <poll.h>
+
+#include <boost/test/unit_test.hpp>
+#include <future>
+#include <set>
+
+#include "common/http/server.hpp"
+
+namespace parlando::controller {
+namespace {
+using namespace std::chrono_literals;
+using nlohmann::json;
+
+/// Tools on a port of their own: one that answers, one that is long, one that fails, one that is no JSON.
+struct Tools {
+  std::unique_ptr<http::Server> server;
+  http::Url url;
+  Tools() {
+    auto started =
+        http::Server::start("127.0.0.1:0",
+                            [](const http::Request& r) -> http::Response {
+                              const auto ask = json::parse(r.body);
+                              const auto name = ask["name"].get<std::string>();
+                              if (name == "long") return {200, "text/plain", std::string(70'000, 'x')};
+                              if (name == "broken") return {500, "text/plain", "no"};
+                              if (name == "text") return {200, "text/plain", "so it is"};
+                              return {200, "application/json", json{{"asked", ask}, {"method", r.method}}.dump()};
+                            },
+                            {}, {});
+    BOOST_REQUIRE(started.has_value());
+    server = *std::move(started);
+    server->run_thread();
+    url = {"127.0.0.1", "/tools", static_cast<std::uint16_t>(server->port())};
+  }
+};
+
+/// Waits for as many answers, at most five seconds each.
+std::vector<ToolServer::Answer> answers_of(ToolServer& tools, std::size_t count) {
+  std::vector<ToolServer::Answer> out;
+  while (out.size() < count) {
+    pollfd p{tools.descriptor(), POLLIN, 0};
+    if (::poll(&p, 1, 5000) <= 0) break;
+    for (auto& answer : tools.take()) out.push_back(std::move(answer));
+  }
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(http_tool_server)
+
+BOOST_AUTO_TEST_CASE(calls_are_posted_side_by_side_and_every_one_has_an_answer) {
+  Tools tools;
+  HttpToolServer server(tools.url, {});
+  std::set<std::string> names{"good", "long", "broken", "text"};
+  for (const auto& name : names) BOOST_REQUIRE(server.ask({{1, 2}, {3}, "id-" + name, name, {{"x", "äöü"}}}));
+  std::map<std::string, json> results;
+  for (const auto& answer : answers_of(server, names.size())) {
+    BOOST_TEST((answer.session == SessionId{1, 2}));
+    results[answer.id] = answer.result;
+  }
+  BOOST_REQUIRE(results.size() == 4u);
+  BOOST_TEST(results["id-good"]["method"] == "POST");
+  const auto asked = results["id-good"]["asked"];
+  BOOST_TEST(asked["arguments"]["x"] == "äöü");
+  BOOST_TEST(asked["turn"] == 3);
+  BOOST_TEST(asked["session"] == (SessionId{1, 2}.text()));
+  BOOST_TEST(results["id-text"] == "so it is");
+  BOOST_TEST(results["id-broken"]["error"] == "the tool server answers with status 500");
+  BOOST_TEST(results["id-long"]["error"] == "the tool server: its answer has more than 65536 bytes");
+}
+
+BOOST_AUTO_TEST_CASE(a_server_that_is_not_there_or_says_nothing_is_an_error_and_not_a_wait) {
+  http::Url nowhere;
+  {
+    Tools tools;
+    nowhere = tools.url;
+  }
+  HttpToolServer gone(nowhere, {});
+  BOOST_REQUIRE(gone.ask({{1, 2}, {3}, "a", "x", {}}));
+  auto answers = answers_of(gone, 1);
+  BOOST_REQUIRE(answers.size() == 1u);
+  BOOST_TEST(answers[0].result["error"].get<std::string>().find("cannot be reached") != std::string::npos);
+
+  // One whose thread stands: connections are taken by the system, and nobody answers.
+  auto started = http::Server::start("127.0.0.1:0", [](const http::Request&) { return http::Response{}; }, {}, {});
+  BOOST_REQUIRE(started.has_value());
+  const http::Url silent{"127.0.0.1", "/", static_cast<std::uint16_t>((*started)->port())};
+  HttpToolServer::Limits limits;
+  limits.post.time_max = 50ms;
+  HttpToolServer slow(silent, limits);
+  BOOST_REQUIRE(slow.ask({{1, 2}, {3}, "a", "x", {}}));
+  answers = answers_of(slow, 1);
+  BOOST_REQUIRE(answers.size() == 1u);
+  BOOST_TEST(answers[0].result["error"] == "the tool server: no answer in time");
+}
+
+BOOST_AUTO_TEST_CASE(what_waits_is_bounded_and_given_up_with_the_server) {
+  auto started = http::Server::start("127.0.0.1:0", [](const http::Request&) { return http::Response{}; }, {}, {});
+  BOOST_REQUIRE(started.has_value());
+  const http::Url silent{"127.0.0.1", "/", static_cast<std::uint16_t>((*started)->port())};
+  HttpToolServer::Limits limits;
+  limits.threads = 1;
+  limits.waiting_max = 3;
+  const auto begun = std::chrono::steady_clock::now();
+  {
+    HttpToolServer server(silent, limits);
+    std::size_t taken = 0;
+    while (server.ask({{1, 2}, {3}, "a", "x", {}})) ++taken;
+    BOOST_TEST(taken >= 3u);
+    BOOST_TEST(taken <= 4u);
+  }
+  BOOST_TEST((std::chrono::steady_clock::now() - begun < 10s));  // and not the half minute of a call
+}
+
+BOOST_AUTO_TEST_CASE(addresses_are_read_or_refused) {
+  const auto url = http::Url::parse("http://tools.example:8080/a/b?c=1");
+  BOOST_REQUIRE(url.has_value());
+  BOOST_TEST(url->host == "tools.example");
+  BOOST_TEST(url->port == 8080);
+  BOOST_TEST(url->target == "/a/b?c=1");
+  BOOST_TEST(http::Url::parse("http://[::1]:99")->host == "::1");
+  BOOST_TEST(http::Url::parse("http://h")->port == 80);
+  BOOST_TEST(http::Url::parse("http://h")->target == "/");
+  for (const char* bad : {"", "https://h/", "http://", "http:///x", "http://h:0/", "http://h:70000/", "http://h:1x/",
+                          "http://h/a b", "http://h/\r\nx"})
+    BOOST_TEST(!http::Url::parse(bad).has_value(), bad);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::controller
