@@ -11,8 +11,8 @@ using Stage = Turn::Stage;
 namespace {
 
 constexpr milliseconds kStoreAfter{5000};  // items that no turn takes up are stored on their own
-/// Sound that came all at once: the vad may not have found yet what was said in it.
-constexpr milliseconds kBurst{1000};
+/// Sound that came all at once, as behind a hand-over: the vad may not have found yet what was said in it.
+constexpr milliseconds kBurst{300};
 
 bool is_an_answer(MessageType type) {
   return type == MessageType::respond || type == MessageType::utter || type == MessageType::say;
@@ -74,8 +74,13 @@ bool Session::must_wait(MessageType type, Time now) const {
   if (type == MessageType::flush) return is_answering() && (turn_.notes || lead_->is_manual());
   if (!is_an_answer(type)) return false;
   if (ends) return turn_.lead == nullptr || !turn_.lead->settings.answers || turn_.notes;
-  if (type != MessageType::respond || turn_.stage != Stage::listening || lead_->is_manual()) return false;
-  const auto& sound = turn_.sound;
+  const auto& turn = trial_ ? trial_->turn : turn_;
+  const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
+  if (type != MessageType::respond || !hears || lead_->is_manual()) return false;
+  // The client has an answer that nobody spoke for: the former owner has given it first.
+  const bool begun = turn.told.anything || !turn.ids.empty();
+  if (begun && turn.transcript.told_bytes == 0) return false;
+  const auto& sound = turn.sound;
   return sound.end_sample() - sound.first_sample_since(now - kBurst) > input_samples(kBurst + kBurst / 2);
 }
 
@@ -251,12 +256,18 @@ void Session::set_sound_aside() {
   auto sound = std::move(turn_.sound);
   for (const auto role : {Role::tokenizer, Role::chat}) call(role).end(head());
   items_.give_back(std::move(turn_.before));
-  const auto id = turn_.id;
-  const auto seed = turn_.seed;
-  turn_ = Turn();
-  turn_.id = id;
-  turn_.seed = seed;
-  turn_.lead = lead_;
+  Turn fresh;
+  fresh.id = turn_.id;
+  fresh.seed = turn_.seed;
+  fresh.lead = lead_;
+  // What the client has of a turn that was taken over is of the answer.
+  fresh.told = turn_.told;
+  fresh.ids = turn_.ids;
+  fresh.transcript = turn_.transcript;
+  fresh.reply = turn_.reply;
+  fresh.samples = turn_.samples;
+  fresh.skip = turn_.skip;
+  turn_ = std::move(fresh);
   ear_ = std::move(sound);
   voice_ = voice;
 }

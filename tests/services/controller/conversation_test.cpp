@@ -526,6 +526,30 @@ BOOST_AUTO_TEST_CASE(an_answer_asked_for_while_the_user_speaks_comes_first) {
   t.check_calm();
 }
 
+/// Another controller hears everything at once, and the wish before its vad has found the utterance.
+BOOST_AUTO_TEST_CASE(a_wish_stays_behind_the_utterance_that_it_followed) {
+  auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(0));
+  t.chat().calls_tool = false;
+  t.rig.add("controller-2", "controller");
+  t.rig.swallow = [](const std::string& from, const std::string& to, const Message&) {
+    return from == "llm-chat-1" && to == "controller-1";
+  };
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+  t.g().say(Respond{});
+  t.say(3, false);
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_REQUIRE(t.g().noted.size() == 1u);
+  BOOST_TEST(full_record(t, 1)["noted"]["id"] == t.g().noted[0].id);
+  BOOST_TEST(full_record(t, 2)["responds"] == true);
+  BOOST_TEST(past_of(t)[0]["content"] == t.g().noted[0].text);
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(an_answer_can_be_given) {
   Talk t;
   t.g().say(item(ItemRole::user, "hi", "q"));
