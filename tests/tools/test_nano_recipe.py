@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from tools.nano.data import channel, dialogues, domain, more, prepare, turns  # noqa: E402
+from tools.nano.data import channel, dialogues, domain, more, pauses, prepare, turns  # noqa: E402
 
 failures, checks = [], 0
 
@@ -93,8 +93,32 @@ def turn_labels():
     check("coughs hold no words", all(not d["said"] for d in drawn if d["label"] == "cough"))
 
 
+def pause_labels():
+    rng = random.Random(6)
+    drawn = [domain.question(rng) for _ in range(3000)]
+    of = lambda split: {t.user for t in drawn if t.kind not in domain.CLOSED and pauses.belongs(t.user, t.kind, split)}
+    check("splits share no open sentence", not (of("train") & of("test") or of("train") & of("check") or of("check") & of("test")))
+    check("every sentence has a split", of("train") | of("check") | of("test") == {t.user for t in drawn if t.kind not in domain.CLOSED})
+    check("splits share no voice", not (set(pauses.VOICES["train"]) & set(pauses.VOICES["test"]) or set(pauses.VOICES["train"]) & set(pauses.VOICES["check"])
+                                        or set(pauses.VOICES["check"]) & set(pauses.VOICES["test"])))
+    speaker, kinds = pauses.Speaker("test"), collections.Counter()
+    again = [(u.text, u.voice) for u in pauses.Speaker("test").utterances(5, 4)]
+    for k, u in enumerate(speaker.utterances(60, 4)):
+        kinds[u.kind] += 1
+        check("the same seed says the same", k >= 5 or (u.text, u.voice) == again[k], k)
+        check("speech, then 0.7 s without", u.end == len(u.wave) - int(0.7 * pauses.RATE) and channel.level(u.wave[u.end - 4000:u.end]) > 0, u.text)
+        check("an end is complete or nothing follows", u.complete or u.kind in ("opening", "cut", "comma", "hesitating"), u.kind)
+        check("a pause before the end is none", not pauses.is_end(u, dict(sample=u.end - 4000)))
+        check("the pause at the end is what the utterance is", pauses.is_end(u, dict(sample=u.end + 1500)) == u.complete)
+    check("every kind is said", set(kinds) == set(pauses.KINDS), kinds)
+    wave, words = speaker.speak("what is the weather in rome", dict(engine="espeak", voice="en-us+f4", speed=150, pitch=50, span=50))
+    check("words begin where they are said", [letter for letter, _ in words][:5] == [0, 5, 8, 12, 20] and sorted(s for _, s in words) == [s for _, s in words], words)
+    first, rest = speaker.cut("what is the weather in rome", dict(engine="espeak", voice="en-us+f4", speed=150, pitch=50, span=50), 23)
+    check("a cut sentence is the whole one", len(first) + len(rest) == len(wave) and len(first) > len(rest))
+
+
 if __name__ == "__main__":
-    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels):
+    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels, pause_labels):
         part()
     print("\n".join(sorted(set(failures))[:20]))
     print(f"{checks - len(failures)} passed, {len(failures)} failed")

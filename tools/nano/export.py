@@ -34,6 +34,8 @@ def state(work, name):
 
 def tokenizer(work, out):
     out.mkdir(parents=True, exist_ok=True)
+    for name in ("turn_end.safetensors", "turn_end.json"):      # it knows the states of other weights
+        (out / name).unlink(missing_ok=True)
     ling = tokenise.load_task(work, "linguistic")
     tensors = {k: v for k, v in ling.net.state_dict().items()}
     tensors["cmvn.shift"], tensors["cmvn.rescale"] = ling.shift, ling.rescale
