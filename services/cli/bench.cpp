@@ -151,6 +151,17 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
       line("semantic, whole utterance", pass), line("`stable`: both, while it is spoken", live);
   fmt::print("  {:<44} {:8.1f} ms ({:.1f}…{:.1f})\n", "of which behind the end", 1e3 * end.median, 1e3 * end.low,
              1e3 * end.high);
+  json completeness;
+  if (tok->knows_completeness()) {
+    PARLANDO_TRY(const auto ids, tok->encode(wave));
+    constexpr int kTimes = 100;
+    const auto s = measure(o.runs, [&] {
+      for (int i = 0; i < kTimes; ++i) tok->completeness(ids.states, wave.size());
+    });
+    fmt::print("  {:<44} {:8.2f} ms ({:.2f}…{:.2f})\n", "how complete it sounds, an attempt", 1e3 * s.median / kTimes,
+               1e3 * s.low / kTimes, 1e3 * s.high / kTimes);
+    completeness = spread_json(s, 1.0 / kTimes);
+  }
   return json{{"bench", "tokenizer"},
               {"seconds", o.seconds},
               {"threads", o.threads},
@@ -161,7 +172,8 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
               {"linguistic_offline_s", spread_json(offline)},
               {"semantic_s", spread_json(pass)},
               {"live_s", spread_json(live)},
-              {"live_end_s", spread_json(end)}};
+              {"live_end_s", spread_json(end)},
+              {"completeness_s", completeness}};
 }
 
 Result<json> bench_lm(const BenchOptions& o) {

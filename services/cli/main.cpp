@@ -20,6 +20,7 @@
 #include "services/cli/bench_turn.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/local_engine.hpp"
+#include "services/cli/pauses.hpp"
 #include "services/cli/replay.hpp"
 #include "services/cli/up.hpp"
 #include "services/tokenizer/model/live.hpp"
@@ -353,8 +354,9 @@ int tokenize(const Common& common, const std::string& input, bool trim, bool no_
       if (!update) return report(update.error(), common.as_json);
       if (*update) frozen = (*update)->final_groups;
     }
-    const auto exact = stream.exact(wave->size()), stable = stream.stable(wave->size());
-    if (!exact || !stable) return report(exact ? stable.error() : exact.error(), common.as_json);
+    const auto whole = stream.exact(wave->size()), streamed = stream.stable(wave->size());
+    if (!whole || !streamed) return report(whole ? streamed.error() : whole.error(), common.as_json);
+    const auto *exact = &whole->codes, *stable = &streamed->codes;
     std::size_t differ = 0;
     for (std::size_t i = 0; i < exact->size(); ++i) differ += i >= stable->size() || (*exact)[i] != (*stable)[i];
     const json out{{"seconds", recording->seconds()},
@@ -431,6 +433,13 @@ int run(int argc, char** argv) {
   c_tokenize->add_flag("--live", live,
                        "tokenise as if spoken now (mode `stable`) and count the ids that differ from the exact ones");
   c_tokenize->add_flag("--no-norm", no_norm, "keep the level as it is");
+  PausesOptions pauses;
+  auto* c_pauses = app.add_subcommand("pauses", "print where a recording pauses and how complete it sounds there");
+  common.add(*c_pauses);
+  c_pauses->add_option("recordings", pauses.recordings, "WAV, FLAC, OGG or MP3 of any rate");
+  c_pauses->add_option("--list", pauses.list, "a file that names one recording a line");
+  c_pauses->add_flag("--live", pauses.live, "tokenised while it is spoken (mode `stable`) instead of at the pause");
+  c_pauses->add_option("--states", pauses.states, "file for what the network sees, to train it");
   auto* c_import = app.add_subcommand("import", "convert an official model directory to safetensors");
   c_import->add_option("source", input)->required();
   c_import->add_option("target", import_to)->required();
@@ -532,6 +541,13 @@ int run(int argc, char** argv) {
     return done ? *done : report(done.error(), replayed.as_json);
   }
   if (*c_tokenize) return tokenize(common, input, trim, no_norm, live, speech_only);
+  if (*c_pauses) {
+    pauses.model_path = common.model_path;
+    pauses.vad_weights = find_models("silero-vad") / "silero_vad.safetensors";
+    if (common.threads > 0) at::set_num_threads(common.threads);
+    const auto done = print_pauses(pauses, common.as_json);
+    return done ? kOk : report(done.error(), common.as_json);
+  }
   if (*c_import) {
     const auto done = checkpoint::import_directory(input, import_to, bar);
     if (!done) return report(done.error(), false);

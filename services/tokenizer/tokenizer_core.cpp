@@ -9,6 +9,7 @@
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
 #include "common/base/units.hpp"
+#include "common/telemetry/log.hpp"
 
 namespace parlando::tokenizer {
 using protocol::MessageType;
@@ -34,6 +35,11 @@ Result<std::unique_ptr<service::Core>> TokenizerCore::make(const TokenizerConfig
   PARLANDO_TRY(const auto warm, model->codes(second, 16000, {}));
   if (warm.empty())
     return fail(Errc::internal, "the tokenizer of '{}' gave no codes for one second of audio", config.model);
+  telemetry::log(telemetry::Level::info, "tokenizer is warm, {} model={}",
+                 model->knows_completeness()
+                     ? "and tells at an attempt how complete an utterance sounds"
+                     : "and knows no completeness of an utterance: there is no turn_end.safetensors",
+                 config.model);
   return std::unique_ptr<service::Core>(std::make_unique<TokenizerCore>(config, std::move(model)));
 }
 
@@ -76,6 +82,7 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
 
 Result<void> TokenizerCore::open(const Key& key, protocol::Message& m) {
   Stream stream{m.head, LiveTokenizer(model_, {.guard_ms = config_.guard_ms})};
+  stream.known_completeness = model_->completeness({}, 0);
   stream.deadline = m.deadline;
   if (m.head.type == MessageType::open_tokenizer) {
     PARLANDO_TRY(const auto open, protocol::read<protocol::OpenTokenizer>(m));
@@ -165,16 +172,20 @@ void TokenizerCore::tell(const Key& key, const Stream& stream, const LiveUpdate&
 void TokenizerCore::tell_all(const Key& key, const Stream& stream, std::uint32_t attempt,
                              std::span<const std::int32_t> codes) {
   codes_.add(static_cast<double>(codes.size()));
-  answer(key.peer, stream.head,
-         protocol::Tokens{0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, to_bytes(codes), attempt});
+  protocol::Tokens tokens{0, static_cast<std::int64_t>(codes.size()) / kCodesPerGroup, true, to_bytes(codes), attempt};
+  if (attempt != 0 && stream.known_completeness >= 0)
+    tokens.complete_permille = static_cast<std::int32_t>(std::lround(1000 * stream.known_completeness));
+  answer(key.peer, stream.head, std::move(tokens));
 }
 
-/// Codes of an utterance that ends there. The end that was asked for last is remembered: a turn ends where an attempt
-/// was made.
+/// Codes of an utterance that ends there, and how complete it sounds. The end that was asked for last is remembered: a
+/// turn ends where an attempt was made.
 Result<std::vector<std::int32_t>> TokenizerCore::codes_until(Stream& s, std::size_t end) {
   if (end == s.known_end) return s.known;  // at first: nothing of nothing
   passes_.add();
-  PARLANDO_TRY(s.known, s.exact ? s.live.exact(end) : s.live.stable(end));
+  PARLANDO_TRY(auto known, s.exact ? s.live.exact(end) : s.live.stable(end));
+  s.known = std::move(known.codes);
+  s.known_completeness = known.completeness;
   s.known_end = end;
   return s.known;
 }

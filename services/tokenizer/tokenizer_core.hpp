@@ -1,7 +1,8 @@
 #pragma once
 /// The tokenizer service without its process. Streams of speech: OpenTokenizer, Audio, Flush; a recording: Tokenize.
 /// Both are answered by Tokens, the last of which ends the work; the stream's entry goes with Close or the caller. An
-/// attempt (Flush with a number) is answered by what a Flush there would be, and changes nothing.
+/// attempt (Flush with a number) is answered by what a Flush there would be, and by how complete the utterance sounds;
+/// it changes nothing.
 /// Behind an error a stream is silent until Close.
 #include <cstdint>
 #include <deque>
@@ -55,10 +56,11 @@ class TokenizerCore final : public service::Core {
       std::uint32_t number = 0;
       std::size_t end = 0;  ///< length of the utterance
     };
-    std::deque<Attempt> attempts;     ///< not yet answered
-    std::optional<std::size_t> end;   ///< length of the utterance, once flushed
-    std::size_t known_end = 0;        ///< an end that was asked for
-    std::vector<std::int32_t> known;  ///< its codes
+    std::deque<Attempt> attempts;                   ///< not yet answered
+    std::optional<std::size_t> end;                 ///< length of the utterance, once flushed
+    std::size_t known_end = 0;                      ///< an end that was asked for
+    std::vector<std::int32_t> known;                ///< its codes
+    double known_completeness = TurnEnd::kUnknown;  ///< at that end
     std::vector<float> recording;
     int recording_rate = 0;
     bool queued = false;

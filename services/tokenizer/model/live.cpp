@@ -131,7 +131,9 @@ LiveTokenizer::Read LiveTokenizer::read(State& s, std::size_t end, bool last) {
     const bool tail = to > linguistic_count(whole);
     const auto rows =
         linguistic_rows(from, to, tail ? end : static_cast<std::size_t>(whole), 2 * std::log(0.999f / s.peak));
-    out.linguistic = encoder.quantise(encoder.step({&s.linguistic}, {rows})[0]);
+    const auto hidden = encoder.step({&s.linguistic}, {rows})[0];
+    s.latest = latest_rows(s.latest, hidden);
+    out.linguistic = encoder.quantise(hidden);
   }
   read_semantic(s, end, last, out);
   s.samples = end;
@@ -188,7 +190,7 @@ Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wav
   return out;
 }
 
-Result<std::vector<std::int32_t>> LiveTokenizer::stable(std::size_t end) try {
+Result<LiveEnd> LiveTokenizer::stable(std::size_t end) try {
   end = std::min(end, wave_.size());
   const auto from = std::find_if(states_.rbegin(), states_.rend(), [&](const State& s) { return s.samples <= end; });
   State s;
@@ -206,15 +208,20 @@ Result<std::vector<std::int32_t>> LiveTokenizer::stable(std::size_t end) try {
     semantic.insert(semantic.end(), part.semantic.begin(),
                     part.semantic.begin() + static_cast<std::ptrdiff_t>(part.settled));
   }
-  return interleave(linguistic, semantic);
+  PARLANDO_TRY(auto codes, interleave(linguistic, semantic));
+  return LiveEnd{std::move(codes), s.latest, tokenizer_->completeness(s.latest, end)};
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
 } catch (const std::exception& e) {
   return fail(Errc::internal, "tokenising {} samples failed: {}", wave_.size(), e.what());
 }
 
-Result<std::vector<std::int32_t>> LiveTokenizer::exact(std::size_t end) const {
-  return tokenizer_->codes(std::span(wave_).first(std::min(end, wave_.size())), 16000, {});
+Result<LiveEnd> LiveTokenizer::exact(std::size_t end) const {
+  end = std::min(end, wave_.size());
+  PARLANDO_TRY(const auto ready, tokenizer_->preprocess(std::span(wave_).first(end), 16000, {}));
+  PARLANDO_TRY(const auto ids, tokenizer_->encode(ready));
+  PARLANDO_TRY(auto codes, interleave(ids.linguistic, ids.semantic));
+  return LiveEnd{std::move(codes), ids.states, tokenizer_->completeness(ids.states, end)};
 }
 
 }  // namespace parlando::tokenizer

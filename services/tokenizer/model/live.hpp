@@ -9,6 +9,9 @@
 /// blocks are kept, so that an end within the last 1.5 s costs no more than its own block.
 ///
 /// `exact` codes: those of the offline path.
+///
+/// Beside the codes of an end stands how complete the utterance sounds there (`TurnEnd`), of the same states that the
+/// codes were made of.
 #include <algorithm>
 #include <cstdint>
 #include <deque>
@@ -21,6 +24,13 @@ struct LiveUpdate {
   std::int64_t first_group = 0;     ///< where `codes` begins
   std::vector<std::int32_t> codes;  ///< whole groups of five; those at or past `final_groups` may still change
   std::int64_t final_groups = 0;    ///< groups before this one will not change while the utterance goes on
+};
+
+/// An utterance up to an end.
+struct LiveEnd {
+  std::vector<std::int32_t> codes;
+  at::Tensor states;                        ///< of the linguistic encoder, the latest rows; undefined: there is none
+  double completeness = TurnEnd::kUnknown;  ///< in [0, 1]
 };
 
 /// Frames of a front end by index, made once and kept as long as somebody may need them.
@@ -57,9 +67,9 @@ class LiveTokenizer {
   /// `add`, and `step` as long as a block is there: what is new since the last update, if anything.
   Result<std::optional<LiveUpdate>> push(std::span<const float> wave);
 
-  /// All codes if the utterance ended at this sample, or where it is; the stream goes on untouched.
-  Result<std::vector<std::int32_t>> stable(std::size_t end);
-  Result<std::vector<std::int32_t>> exact(std::size_t end) const;
+  /// What is known if the utterance ended at this sample, or where it is; the stream goes on untouched.
+  Result<LiveEnd> stable(std::size_t end);
+  Result<LiveEnd> exact(std::size_t end) const;
 
  private:
   /// After a block.
@@ -69,6 +79,7 @@ class LiveTokenizer {
     std::int64_t piece = 0;
     LinguisticState linguistic;
     SemanticState semantic;
+    at::Tensor latest;  ///< as in `LiveEnd::states`; replaced, never written to
   };
   struct Read {
     std::vector<std::int32_t> linguistic, semantic;  ///< of the block, and behind it the semantic ones still open

@@ -1,5 +1,7 @@
 #include "services/tokenizer/model/speech_tokenizer.hpp"
 
+#include <ATen/ATen.h>
+
 #include <nlohmann/json.hpp>
 
 #include "common/audio/resampler.hpp"
@@ -24,15 +26,27 @@ Result<std::shared_ptr<const SpeechTokenizer>> SpeechTokenizer::load(const std::
   };
   PARLANDO_TRY(auto linguistic, checkpoint::read_safetensors(directory / "linguistic.safetensors"));
   PARLANDO_TRY(auto semantic, checkpoint::read_safetensors(directory / "semantic.safetensors"));
+  auto encoder = std::make_shared<const LinguisticEncoder>(std::move(linguistic.tensors), heads("linguistic"),
+                                                           (directory / "linguistic.safetensors").string());
+  std::shared_ptr<const TurnEnd> turn_end;
+  if (const auto file = directory / "turn_end.safetensors"; std::filesystem::exists(file)) {
+    PARLANDO_TRY(auto weights, checkpoint::read_safetensors(file));
+    turn_end = std::make_shared<const TurnEnd>(std::move(weights.tensors), encoder->width(), file.string());
+  }
   return std::make_shared<const SpeechTokenizer>(
-      std::make_shared<const LinguisticEncoder>(std::move(linguistic.tensors), heads("linguistic"),
-                                                (directory / "linguistic.safetensors").string()),
+      std::move(encoder),
       std::make_shared<const SemanticEncoder>(std::move(semantic.tensors), heads("semantic"),
-                                              (directory / "semantic.safetensors").string()));
+                                              (directory / "semantic.safetensors").string()),
+      std::move(turn_end));
 } catch (const Failure& failure) {
   return tl::make_unexpected(failure.error);
 } catch (const std::exception& e) {
   return fail(Errc::internal, "loading the tokenizer of '{}' failed: {}", directory.string(), e.what());
+}
+
+double SpeechTokenizer::completeness(const at::Tensor& states, std::size_t samples) const {
+  return turn_end_ == nullptr ? TurnEnd::kUnknown
+                              : turn_end_->completeness(states, static_cast<double>(samples) / 16000);
 }
 
 Result<std::vector<float>> SpeechTokenizer::preprocess(std::span<const float> wave, int rate,
@@ -47,7 +61,10 @@ Result<std::vector<float>> SpeechTokenizer::preprocess(std::span<const float> wa
 
 Result<SpeechTokenizer::Ids> SpeechTokenizer::encode(std::span<const float> wave) const try {
   Ids ids;
-  ids.linguistic = linguistic_->quantise(linguistic_->encode(linguistic_->features(wave)));
+  const auto rows = linguistic_->features(wave);
+  const auto hidden = linguistic_->encode(rows);
+  ids.states = latest_rows({}, hidden);
+  ids.linguistic = linguistic_->quantise(hidden);
   ids.semantic = semantic_->ids(wave);
   return ids;
 } catch (const Failure& failure) {

@@ -6,6 +6,7 @@
 
 #include "services/tokenizer/model/linguistic.hpp"
 #include "services/tokenizer/model/semantic.hpp"
+#include "services/tokenizer/model/turn_end.hpp"
 
 namespace parlando::tokenizer {
 
@@ -16,14 +17,20 @@ struct Preprocess {
 
 class SpeechTokenizer {
  public:
-  SpeechTokenizer(std::shared_ptr<const LinguisticEncoder> linguistic, std::shared_ptr<const SemanticEncoder> semantic)
-      : linguistic_(std::move(linguistic)), semantic_(std::move(semantic)) {}
-  /// @param directory  tokenizer.json, linguistic.safetensors, semantic.safetensors
+  /// @param turn_end  none: no completeness is known
+  SpeechTokenizer(std::shared_ptr<const LinguisticEncoder> linguistic, std::shared_ptr<const SemanticEncoder> semantic,
+                  std::shared_ptr<const TurnEnd> turn_end = nullptr)
+      : linguistic_(std::move(linguistic)), semantic_(std::move(semantic)), turn_end_(std::move(turn_end)) {}
+  /// @param directory  tokenizer.json, linguistic.safetensors, semantic.safetensors, perhaps turn_end.safetensors
   /// @error Errc::not_found or Errc::checkpoint_mismatch, naming the file and what was expected
   static Result<std::shared_ptr<const SpeechTokenizer>> load(const std::filesystem::path& directory);
 
   const std::shared_ptr<const LinguisticEncoder>& linguistic() const { return linguistic_; }
   const SemanticEncoder& semantic() const { return *semantic_; }
+
+  bool knows_completeness() const { return turn_end_ != nullptr; }
+  /// @param states, samples  of the utterance. @return as `TurnEnd` says it; TurnEnd::kUnknown without such a network
+  double completeness(const at::Tensor& states, std::size_t samples) const;
 
   /// Mono wave at `rate` Hz -> wave at 16 kHz, normalised and trimmed as asked.
   /// @error Errc::invalid_argument when the rate is below 16 kHz, as in the reference
@@ -31,6 +38,7 @@ class SpeechTokenizer {
 
   struct Ids {
     std::vector<std::int32_t> linguistic, semantic;
+    at::Tensor states;  ///< of the linguistic encoder, the latest `TurnEnd::kRows`
   };
   /// Preprocessed wave at 16 kHz -> ids of both codebooks.
   Result<Ids> encode(std::span<const float> wave16k) const;
@@ -40,6 +48,7 @@ class SpeechTokenizer {
  private:
   std::shared_ptr<const LinguisticEncoder> linguistic_;
   std::shared_ptr<const SemanticEncoder> semantic_;
+  std::shared_ptr<const TurnEnd> turn_end_;
 };
 
 }  // namespace parlando::tokenizer

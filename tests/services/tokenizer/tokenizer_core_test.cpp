@@ -52,7 +52,7 @@ std::vector<std::int32_t> live_alone(std::int64_t samples) {
   LiveTokenizer live(model(), {});
   const auto wave = from_pcm16(part(0, samples));
   BOOST_REQUIRE(live.push(wave).has_value());
-  return *live.stable(wave.size());
+  return live.stable(wave.size())->codes;
 }
 std::vector<std::int32_t> alone(TokenizerMode mode, std::int64_t samples) {
   static std::map<std::pair<TokenizerMode, std::int64_t>, std::vector<std::int32_t>> known;
@@ -312,6 +312,44 @@ BOOST_AUTO_TEST_CASE(an_end_that_was_asked_for_is_known) {
     w.driver.work();
     BOOST_TEST((w.only_last() == from_bytes<std::int32_t>(attempt.payload)));
     BOOST_TEST(w.metric("parlando_tokenizer_passes_total") == passes);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(only_an_attempt_is_told_how_complete_the_utterance_sounds) {
+  for (const auto mode : {TokenizerMode::stable, TokenizerMode::exact}) {
+    World w;
+    w.open(1, mode);
+    const auto all = samples_of(question());
+    std::map<std::uint32_t, int> told;
+    const auto look = [&] {
+      for (auto& h : w.driver.take()) {
+        const auto tokens = h.read<protocol::Tokens>();
+        if (tokens.attempt == 0)
+          BOOST_TEST(tokens.complete_permille == -1);
+        else
+          told[tokens.attempt] = tokens.complete_permille;
+      }
+    };
+    w.attempt(1, 9);  // of nothing
+    w.hear(1, 0, part(0, all));
+    w.attempt(1, 1, all);
+    w.attempt(1, 2, all / 2);
+    w.attempt(1, 3, all);
+    w.driver.work();
+    look();
+    w.flush(1);
+    w.driver.work();
+    look();
+    BOOST_TEST(told.size() == 4u);
+    BOOST_TEST(told[9] == 0);
+    BOOST_TEST(told[1] == told[3]);
+    BOOST_TEST((told[1] > 700 && told[1] <= 1000), told[1]);  // "what is the capital of france"
+    BOOST_TEST((told[2] >= 0 && told[2] < 500), told[2]);     // "what is the"
+    LiveTokenizer alone(model(), {});
+    const auto wave = from_pcm16(question());
+    BOOST_REQUIRE(alone.push(wave).has_value());
+    const auto same = mode == TokenizerMode::exact ? alone.exact(wave.size()) : alone.stable(wave.size());
+    BOOST_TEST(told[1] == std::lround(1000 * same->completeness));
   }
 }
 

@@ -220,8 +220,8 @@ BOOST_AUTO_TEST_CASE(live_tokens_end_as_the_exact_ones_where_nothing_was_frozen_
   }
   const auto exact = live.exact(wave.size()), stable = live.stable(wave.size());
   BOOST_REQUIRE((exact && stable));
-  BOOST_TEST(stable->size() == exact->size());
-  BOOST_TEST(std::equal(stable->begin(), stable->begin() + 5 * frozen, seen.begin()));
+  BOOST_TEST(stable->codes.size() == exact->codes.size());
+  BOOST_TEST(std::equal(stable->codes.begin(), stable->codes.begin() + 5 * frozen, seen.begin()));
 }
 
 BOOST_AUTO_TEST_CASE(a_tag_selects_the_entry_of_the_voice_in_that_style_where_there_is_one) {
