@@ -460,6 +460,10 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(10, 10'000'000));
   c_bench->add_option("--only", mesh.only, "mesh: round_trip, idle, frames, answering, flood, turns")
       ->check(CLI::IsMember(std::vector<std::string>(std::begin(kMeshParts), std::end(kMeshParts))));
+  std::string detector = "silence";
+  c_bench->add_option("--detector", detector, "turn: what finds the end of speech: silence, semantic or both")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"silence", "semantic", "both"}));
   bool fp32 = false;
   c_bench->add_flag("--fp32", fp32, "language model in float32 instead of bfloat16");
   c_bench->add_option("--model-path", common.model_path);
@@ -571,6 +575,7 @@ int run(int argc, char** argv) {
       turn.model_path = common.model_path;
       turn.source = find_models("silero-vad").parent_path().parent_path();
       if (c_bench->count("--turns") > 0) turn.turns = mesh.turns;
+      if (detector != "silence") turn.detector = detector == "both" ? Detector::both : Detector::semantic;
       const auto done = measure(common.as_json, [&] { return bench_turn(turn); });
       if (!done) return report(done.error(), common.as_json);
       return (*done)["missed"].empty() ? kOk : kFailed;

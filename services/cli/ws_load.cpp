@@ -31,7 +31,8 @@ constexpr double kOpenSecondsMax = 60;
 constexpr milliseconds kBeforeSpeech{700};  // behind an answer that has been heard
 constexpr milliseconds kIntoAnswer{300};    // before it is spoken over
 constexpr milliseconds kLoudspeaker{200};   // its buffer
-constexpr double kSilentSecondsMax = 20;    // behind speech: then the question is asked again
+constexpr double kSilentSecondsMax = 20;    // behind speech: then something is wrong
+constexpr double kRestSecondsMax = 5;       // behind one that was cut off: its rest may be answered or not
 constexpr milliseconds kGoodbyeMax{2000};   // for all clients together
 /// No session comes to this turn: the controller acknowledges a Cancel of it and changes nothing.
 constexpr std::uint32_t kNoTurn = 1'000'000'000;
@@ -79,7 +80,13 @@ struct WsLoad::Client {
   double heard_seconds = 0, play_lag = 0;
   int spoken_turns = 0, rate = 22050;
   TurnFigure figure;
-  bool over_answer = false;  ///< what is said now is said over an answer
+  bool open_figure = false;   ///< of the utterance said last: no turn has ended since
+  bool awaits_end = false;    ///< it was said, and `speech_ended` has not come
+  int turns_under_way = 0;    ///< whose speech has ended
+  Clock::time_point quiet{};  ///< since then nothing happens any more
+  bool over_answer = false;   ///< what is said now is said over an answer
+  bool murmurs = false;       ///< … and shall not take the turn
+  bool cut_off = false;       ///< what is said now was taken for over
   ClientPlan plan;
   int fd = -1;
   bool opened = false, lost = false, writing = false;
@@ -174,6 +181,7 @@ Result<void> WsLoad::open(Client& client) {
   client.writing = false;
   json open{{"type", "open"}, {"speak", client.plan.speak}};
   if (client.plan.lead_ms > 0) open["lead_ms"] = client.plan.lead_ms;
+  if (client.plan.semantic) open["detection"] = {{"type", "semantic"}, {"eagerness", "auto"}};
   queue(client, open.dump(), false);
   return {};
 }
@@ -422,6 +430,8 @@ void WsLoad::event(Client& client, std::string_view text) {
     if (client.asking && body.value("turn", std::uint32_t{0}) == kNoTurn + client.asks) {
       client.asking = false;
       figures_.round_trips.push_back(ms_between(client.asked_at, Clock::now()));
+    } else if (!client.plan.utterances.empty()) {
+      end_turn(client, "{}");
     }
   } else if (type == "hold") {
     client.held_at = Clock::now();
@@ -432,6 +442,12 @@ void WsLoad::event(Client& client, std::string_view text) {
   } else if (type == "interrupted") {
     client.held_at = {};
     ++figures_.interruptions;
+    if (std::exchange(client.murmurs, false)) {
+      ++figures_.murmurs_took;
+      client.speech_end = {};  // what is heard now answers a murmur
+    }
+  } else if (type == "speech_ended" && !client.plan.utterances.empty()) {
+    hear_end(client);
   } else if (type == "turn" && !client.plan.utterances.empty()) {
     end_turn(client, body.dump());
   } else if (type == "turn") {
@@ -447,15 +463,18 @@ void WsLoad::event(Client& client, std::string_view text) {
 void WsLoad::talk(Client& client, Clock::time_point now) {
   figures_.late.push_back(ms_between(client.next_frame, now));
   ++figures_.frames;
-  const auto& said = client.plan.utterances[client.utterance % client.plan.utterances.size()];
-  if (!client.speaking && now >= client.speak_at && client.speak_at != Clock::time_point{}) {
+  if (!client.speaking && may_speak(client, now)) {
+    const auto& next = client.plan.utterances[client.utterance % client.plan.utterances.size()];
     client.speaking = true;
     client.said_bytes = 0;
-    client.speech_end = client.speak_at = {};
-    if (client.over_answer) client.voice_at = now + std::chrono::microseconds(said.begin_sample * 1000 / 16);
+    client.speak_at = {};
+    client.murmurs = !next.takes_turn;
+    client.cut_off = false;
+    if (next.takes_turn) client.speech_end = {};
+    if (client.over_answer) client.voice_at = now + std::chrono::microseconds(next.begin_sample * 1000 / 16);
   }
+  const auto& said = client.plan.utterances[client.utterance % client.plan.utterances.size()];
   if (!client.speaking) {
-    // A question that was not understood as one is asked again.
     const bool lost = client.speech_end != Clock::time_point{} && !client.answered &&
                       ms_between(client.speech_end, now) > 1e3 * kSilentSecondsMax;
     if (lost) lose(client, "a question was not answered");
@@ -467,17 +486,59 @@ void WsLoad::talk(Client& client, Clock::time_point now) {
   pcm.resize(2 * kFrameSamples);
   queue(client, pcm, true);
   const auto end = static_cast<std::int64_t>(client.said_bytes / 2);
-  if (client.speech_end == Clock::time_point{} && end >= said.end_sample) {
+  if (said.takes_turn && client.speech_end == Clock::time_point{} && end >= said.end_sample) {
     // The frame leaves when its last sample has been said.
     client.speech_end = now - std::chrono::microseconds((end - said.end_sample) * 1000 / 16);
     client.answered = false;
     client.figure = {};
     client.figure.interrupted = std::exchange(client.over_answer, false);
+    client.figure.cut_off = std::exchange(client.cut_off, false);
+    client.open_figure = client.awaits_end = true;
     client.heard_seconds = client.play_lag = 0;
+    figures_.pauses += said.pauses;
   }
   if (client.said_bytes < said.pcm.size()) return;
   client.speaking = false;
+  client.quiet = std::max(client.quiet, now);
+  if (!said.takes_turn) {
+    client.over_answer = false;
+    ++figures_.murmurs;
+  }
   ++client.utterance;
+}
+
+/// Time for the next one: an answer is spoken over, or nothing is under way and the last answer has been heard.
+bool WsLoad::may_speak(Client& client, Clock::time_point now) {
+  if (client.speak_at != Clock::time_point{}) return now >= client.speak_at;
+  if (client.awaits_end && client.figure.cut_off && ms_between(client.speech_end, now) > 1e3 * kRestSecondsMax) {
+    client.awaits_end = false;
+    client.speech_end = {};
+    close_figure(client);
+  }
+  if (client.awaits_end || client.turns_under_way > 0 || client.held_at != Clock::time_point{}) return false;
+  if (now < client.quiet + kLoudspeaker + kBeforeSpeech) return false;
+  // An answer without sound is not spoken over.
+  for (std::size_t n = 0; n < client.plan.utterances.size(); ++n) {
+    if (client.plan.utterances[client.utterance % client.plan.utterances.size()].into_answer.count() < 0) return true;
+    ++client.utterance;
+  }
+  return false;
+}
+
+/// The engine takes what was said for over.
+void WsLoad::hear_end(Client& client) {
+  const auto now = Clock::now();
+  client.quiet = std::max(client.quiet, now);
+  ++client.turns_under_way;
+  const auto& said = client.plan.utterances[client.utterance % client.plan.utterances.size()];
+  if (client.speaking && said.takes_turn && client.speech_end == Clock::time_point{}) {
+    if (client.said_bytes / 2 <= static_cast<std::size_t>(said.begin_sample)) return;  // that of a murmur before
+    ++figures_.cut_off;
+    client.cut_off = true;
+    return;
+  }
+  if (!std::exchange(client.awaits_end, false)) return;
+  client.figure.end_told = ms_between(client.speech_end, now);
 }
 
 void WsLoad::hear(Client& client, std::size_t bytes) {
@@ -487,8 +548,11 @@ void WsLoad::hear(Client& client, std::size_t bytes) {
   if (!std::exchange(client.answered, true)) {
     client.first_audio = now;
     client.figure.first_audio = ms_between(client.speech_end, now);
-    if (client.plan.interrupts_every > 0 && client.spoken_turns % client.plan.interrupts_every == 0) {
-      client.speak_at = now + kIntoAnswer;
+    const auto next = client.utterance + (client.speaking ? 1 : 0);
+    const auto into_answer = client.plan.utterances[next % client.plan.utterances.size()].into_answer;
+    const bool interrupts = client.plan.interrupts_every > 0 && client.spoken_turns % client.plan.interrupts_every == 0;
+    if (interrupts || into_answer.count() >= 0) {
+      client.speak_at = now + (interrupts ? kIntoAnswer : into_answer);
       client.over_answer = true;
     }
   }
@@ -502,6 +566,12 @@ void WsLoad::hear(Client& client, std::size_t bytes) {
 }
 
 void WsLoad::end_turn(Client& client, const std::string& text) {
+  client.turns_under_way = std::max(0, client.turns_under_way - 1);
+  // The rest of the sound is in the loudspeaker.
+  const auto heard = std::chrono::duration<double>(client.heard_seconds + client.play_lag);
+  client.quiet =
+      std::max({client.quiet, Clock::now(), client.first_audio + std::chrono::duration_cast<Clock::duration>(heard)});
+  if (!client.open_figure) return;  // of the first part of one that was cut off, or of a murmur
   const auto body = json::parse(text);
   const auto stage = [&](const char* name) {
     return body.contains("stages") ? body["stages"].value(name, std::nan("")) : std::nan("");
@@ -511,16 +581,15 @@ void WsLoad::end_turn(Client& client, const std::string& text) {
   figure.engine_audio = stage("first_audio_ms");
   figure.trial = stage("trial_ms");
   figure.interrupted = figure.interrupted || body.value("interrupted", false);
-  if (!client.answered) figure.first_audio = std::nan("");
-  figures_.spoken.push_back(figure);
+  close_figure(client);
+}
+
+void WsLoad::close_figure(Client& client) {
+  if (!std::exchange(client.open_figure, false)) return;
+  figures_.spoken.push_back(client.figure);
   ++turns_;
   ++figures_.turns;
   ++client.spoken_turns;
-  if (client.speaking || client.over_answer) return;  // the next one is being said already
-  // The rest of the sound is in the loudspeaker.
-  const auto rest = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(
-      client.answered ? std::max(0.0, client.heard_seconds - ms_between(client.first_audio, Clock::now()) / 1e3) : 0));
-  client.speak_at = Clock::now() + rest + kLoudspeaker + kBeforeSpeech;
 }
 
 void WsLoad::say_next(Client& client) {

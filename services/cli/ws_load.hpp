@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,6 +18,11 @@ namespace parlando::cli {
 struct Utterance {
   std::string pcm;
   std::int64_t begin_sample = 0, end_sample = 0;
+  int pauses = 0;  ///< in its middle: none of them is an end
+  /// Said over the answer to the one before, so long behind its first sound; left out when there is none. Negative:
+  /// said when the answer before has been heard.
+  std::chrono::milliseconds into_answer{-1};
+  bool takes_turn = true;  ///< or it is a murmur, a cough: nobody shall answer it
 };
 
 /// What one client does once its session is open.
@@ -28,6 +34,7 @@ struct ClientPlan {
   std::vector<std::string> texts;  ///< typed turns, one when the last is answered; from the start again at the end
   /// Said aloud in real time, in noise that is no speech; the next one when the answer has been heard.
   std::vector<Utterance> utterances;
+  bool semantic = false;      ///< how the end of speech is found: by what is said, or by silence alone
   int lead_ms = 0;            ///< of sound in front of the loudspeaker; 0: as fast as it comes
   int interrupts_every = 0;   ///< every so many answers are spoken over; 0: none
   int turns_per_session = 0;  ///< then the socket is closed and another opened; 0: never
@@ -35,12 +42,15 @@ struct ClientPlan {
 
 /// One spoken turn as its client saw it; milliseconds. Those that did not happen are not a number.
 struct TurnFigure {
-  double first_audio = 0;    ///< from the true end of speech to the first byte of sound
-  double decision = 0;       ///< from the estimated end of speech, as the engine says it
-  double engine_audio = 0;   ///< the same, to the first sound
-  double trial = 0;          ///< since when the answer had been thought through at the decision
-  bool interrupted = false;  ///< it was, or it interrupted the one before
-  int underruns = 0;         ///< of a loudspeaker that begins 200 ms behind the first byte
+  static constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  double first_audio = kNone;   ///< from the true end of speech to the first byte of sound
+  double decision = kNone;      ///< from the estimated end of speech, as the engine says it
+  double engine_audio = kNone;  ///< the same, to the first sound
+  double trial = kNone;         ///< since when the answer had been thought through at the decision
+  double end_told = kNone;      ///< from the true end of speech to `speech_ended`
+  bool interrupted = false;     ///< it was, or it interrupted the one before
+  bool cut_off = false;         ///< it was taken for over in one of its pauses
+  int underruns = 0;            ///< of a loudspeaker that begins 200 ms behind the first byte
 };
 
 /// What happened since figures were taken last.
@@ -54,8 +64,10 @@ struct LoadFigures {
   std::vector<double> silenced;  ///< ms from `hold` to the last sound before it goes on or ends; 0: none came
   std::vector<double> held;      ///< ms from the begin of a voice over an answer to `hold`
   std::int64_t interruptions = 0;
-  std::vector<double> late;  ///< ms, that frames left after their time: how loaded this machine is
-  double cpu_seconds = 0;    ///< of this thread
+  std::int64_t pauses = 0, cut_off = 0;        ///< inside utterances; those that were taken for an end
+  std::int64_t murmurs = 0, murmurs_took = 0;  ///< over an answer; those that ended it
+  std::vector<double> late;                    ///< ms, that frames left after their time: how loaded this machine is
+  double cpu_seconds = 0;                      ///< of this thread
   double seconds = 0;
 };
 
@@ -98,7 +110,10 @@ class WsLoad {
   void say_next(Client& client);
   void talk(Client& client, Clock::time_point now);
   void hear(Client& client, std::size_t bytes);
+  void hear_end(Client& client);
   void end_turn(Client& client, const std::string& text);
+  void close_figure(Client& client);
+  bool may_speak(Client& client, Clock::time_point now);
   void watch(Client& client, bool write);
   void lose(Client& client, const std::string& why);
   void schedule(Client& client, Clock::time_point at);

@@ -1,0 +1,95 @@
+#include "services/cli/dialogues.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "common/audio/audio_file.hpp"
+#include "common/base/mapped_file.hpp"
+
+namespace parlando::cli {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+constexpr int kRate = 16000;
+constexpr int kRoomLevel = 3;  // of 32768, as the frames between two utterances
+constexpr double kSecondsMax = 30;
+constexpr std::size_t kTextBytesMax = 4u << 20;
+
+Result<std::int64_t> number(const json& from, const char* key, std::int64_t least, std::int64_t most,
+                            const std::string& where) {
+  if (!from.contains(key) || !from[key].is_number_integer())
+    return fail(Errc::bad_json, "{} has no whole number '{}'", where, key);
+  const auto value = from[key].get<std::int64_t>();
+  if (value < least || value > most)
+    return fail(Errc::bad_json, "{}: {} is {}, expected {} to {}", where, key, value, least, most);
+  return value;
+}
+
+Result<Utterance> sound_of(const fs::path& folder, const json& label, const std::string& where) {
+  if (!label.contains("file") || !label["file"].is_string()) return fail(Errc::bad_json, "{} names no 'file'", where);
+  const auto name = label["file"].get<std::string>();
+  if (fs::path(name).filename() != name) return fail(Errc::bad_json, "{}: '{}' is no file name", where, name);
+  PARLANDO_TRY(const auto recording, audio::read_audio(folder / name, kSecondsMax));
+  if (recording.rate != kRate)
+    return fail(Errc::bad_format, "'{}' has {} Hz, expected {}", name, recording.rate, kRate);
+  const auto size = static_cast<std::int64_t>(recording.wave.size());
+  Utterance out;
+  PARLANDO_TRY(out.begin_sample, number(label, "begin_sample", 0, size, where));
+  PARLANDO_TRY(out.end_sample, number(label, "end_sample", out.begin_sample + 1, size, where));
+  auto last = out.begin_sample;
+  for (const auto& pause : label.value("pauses", json::array())) {
+    PARLANDO_TRY(const auto begin, number(pause, "begin_sample", last, out.end_sample, where));
+    PARLANDO_TRY(last, number(pause, "end_sample", begin + 1, out.end_sample, where));
+    out.pauses += !pause.value("is_end", false);
+  }
+  out.pcm = in_a_room(recording.wave);
+  return out;
+}
+
+}  // namespace
+
+std::string in_a_room(std::span<const float> wave) {
+  std::string out;
+  std::mt19937 random(2);
+  std::uniform_int_distribution<int> room(-kRoomLevel, kRoomLevel);
+  for (const float x : wave) {
+    const auto sample = static_cast<int>(std::lround(x * 32767.0f)) + room(random);
+    const auto bits = static_cast<std::uint16_t>(static_cast<std::int16_t>(std::clamp(sample, -32768, 32767)));
+    out.push_back(static_cast<char>(bits & 0xff));
+    out.push_back(static_cast<char>(bits >> 8));
+  }
+  return out;
+}
+
+Result<std::vector<Utterance>> read_dialogues(const fs::path& folder) try {
+  const auto file = folder / "dialogues.json";
+  PARLANDO_TRY(const auto text, read_file(file, kTextBytesMax));
+  const auto all = json::parse(text, nullptr, false);
+  if (!all.is_object() || !all.contains("snippets") || !all["snippets"].is_array() || all["snippets"].empty())
+    return fail(Errc::bad_json, "'{}' holds no list of 'snippets'", file.string());
+  std::vector<Utterance> out;
+  for (std::size_t n = 0; n < all["snippets"].size(); ++n) {
+    const auto& snippet = all["snippets"][n];
+    const auto where = fmt::format("'{}', snippet {}", file.string(), n + 1);
+    PARLANDO_TRY(auto said, sound_of(folder, snippet, where));
+    out.push_back(std::move(said));
+    if (!snippet.contains("over")) continue;
+    const auto& label = snippet["over"];
+    PARLANDO_TRY(auto over, sound_of(folder, label, where + ", over"));
+    PARLANDO_TRY(const auto after, number(label, "after_ms", 0, 60'000, where + ", over"));
+    over.into_answer = std::chrono::milliseconds(after);
+    if (!label.contains("takes_turn") || !label["takes_turn"].is_boolean())
+      return fail(Errc::bad_json, "{}, over: does not say whether it 'takes_turn'", where);
+    over.takes_turn = label["takes_turn"].get<bool>();
+    out.push_back(std::move(over));
+  }
+  return out;
+} catch (const json::exception& e) {
+  return fail(Errc::bad_json, "'{}/dialogues.json': {}", folder.string(), e.what());
+}
+
+}  // namespace parlando::cli
