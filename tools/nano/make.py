@@ -62,7 +62,7 @@ def stages(model, start_from=None):
         Stage("flow", "train.flow", minutes=50, needs=("speaker", "replies")),
         Stage("vocoder", "train.vocoder", minutes=27, needs=("replies",)),
         Stage("export", "export", after=[model], needs=("lm_again", "tts")),
-        Stage("pauses", "data.pauses", after=["--model", model], counts={"--count": 10000}, expected=10, needs=("export",)),
+        Stage("pauses", "data.pauses", after=["--model", model], counts={"--count": 10000}, expected=6, needs=("export",)),
         Stage("turn_end", "train.turn_end", after=["--model", model], minutes=3, needs=("pauses",)),
         Stage("evaluate", "judge.evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=15, needs=("export",)),
         Stage("report", "report", after=[model], needs=("evaluate",)),
