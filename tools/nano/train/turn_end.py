@@ -4,9 +4,9 @@ Trains on what `tools.nano.data.pauses` heard, chooses the thresholds on other v
 `turn_end.safetensors` and `turn_end.json` (thresholds by eagerness, figures) beside the tokenizer's weights. Then the C++ runtime is asked: it must
 say what PyTorch says.
 
-A pause is decided at once when the probability reaches `complete`; below `unfinished` the user is waited for longer than usual; in between silence
-decides as without a detector. `complete` is the lowest threshold that cuts off at most CUT_OFF of the pauses inside an utterance: the last bias is moved
-so that the one of `auto` is 0.5. `unfinished` is the highest that at most LATE of the complete ones lie under.
+A pause is decided at once when the probability reaches `complete`. These thresholds are the controller's own (`complete_permille_…`), so the logits are
+stretched and moved until `low` and `medium` cut off the share CUT_OFF of the pauses inside an utterance. `unfinished` is the highest threshold that at most
+LATE of the complete ones lie under: whoever is below it may be waited for as long as one likes, in between 1.2 s are as long as people wait gladly.
 """
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from .. import modules
 from ..data import pauses
 from . import trainer
 
-CUT_OFF = dict(low=0.005, medium=0.02, high=0.06, auto=0.02)
+COMPLETE = dict(low=0.9, medium=0.7, high=0.5, auto=0.7)
+CUT_OFF = dict(low=0.005, medium=0.02)
 LATE = 0.03
 BATCH, DROPOUT, NOISE, SMOOTH = 192, 0.3, 0.3, 0.01
 DIFFER = 1e-3      # C++ and PyTorch, of a probability: float32 here, states kept in float16 there
@@ -89,19 +90,19 @@ def curve(logits, records, points=(0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)):
     return {str(p): round(float((logits[ends] > inside[min(len(inside) - 1, int(p * len(inside)))]).mean()), 3) for p in points}
 
 
-def choose(logits, records):
-    """-> thresholds by eagerness as probabilities, what the last bias must lose."""
-    ends = np.array([r["complete"] for r in records])
-    inside, complete = np.sort(logits[~ends])[::-1], np.sort(logits[ends])
-    bars = {k: float(inside[int(share * len(inside))]) + 1e-6 for k, share in CUT_OFF.items()}
-    late = float(complete[int(LATE * len(complete))])
-    shift = bars["auto"]
-    probability = lambda logit: round(1 / (1 + float(np.exp(shift - logit))), 3)
-    return {k: dict(complete=probability(v), unfinished=min(probability(late), probability(v))) for k, v in bars.items()}, shift
-
-
 def logit(p):
     return float(np.log(p / (1 - p)))
+
+
+def choose(logits, records):
+    """-> thresholds by eagerness as probabilities, and (a, b) of the logits a * x + b that they hold for."""
+    ends = np.array([r["complete"] for r in records])
+    inside, complete = np.sort(logits[~ends])[::-1], np.sort(logits[ends])
+    low, medium = (float(inside[int(CUT_OFF[k] * len(inside))]) + 1e-6 for k in ("low", "medium"))
+    a = (logit(COMPLETE["low"]) - logit(COMPLETE["medium"])) / max(0.1, low - medium)
+    b = logit(COMPLETE["medium"]) - a * medium
+    late = 1 / (1 + float(np.exp(-a * complete[int(LATE * len(complete))] - b)))
+    return {k: dict(complete=v, unfinished=min(round(late, 3), v)) for k, v in COMPLETE.items()}, (a, b)
 
 
 def figures(net, work, split, thresholds):
@@ -154,9 +155,10 @@ def main():
     torch.set_num_threads(1)
     net = train(args, *load(args.work, "train"))
     states, records = load(args.work, "check")
-    thresholds, shift = choose(judge(net, states, records), records)
+    thresholds, (a, b) = choose(judge(net, states, records), records)
     with torch.no_grad():
-        net.out.bias -= shift
+        net.out.weight *= a
+        net.out.bias.mul_(a).add_(b)
     out = dict(thresholds=thresholds, **{split: figures(net, args.work, split, thresholds) for split in ("check", "test")})
     folder = f"{args.model}/Step-Audio-Tokenizer"
     save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, f"{folder}/turn_end.safetensors")
