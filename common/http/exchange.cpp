@@ -1,4 +1,5 @@
 /// HTTP: one connection and its requests, until it ends or becomes a WebSocket.
+#include <algorithm>
 #include <array>
 #include <boost/beast/http/span_body.hpp>
 
@@ -96,9 +97,10 @@ class Exchange final : public Connection {
   void upgrade(const std::string& host) {
     const auto& request = parser_->get();
     const std::string target(request.target());
-    const auto& path = server_.handlers.path;
-    if (path.empty() || target.substr(0, target.find('?')) != path)
-      return answer({404, "text/plain", "no WebSocket here\n"}, false);
+    const auto& paths = server_.handlers.paths;
+    const auto path = std::find_if(paths.begin(), paths.end(),
+                                   [&](const auto& p) { return target.substr(0, target.find('?')) == p.path; });
+    if (path == paths.end()) return answer({404, "text/plain", "no WebSocket here\n"}, false);
     const auto origins = request.count(bhttp::field::origin);
     const std::string origin(request[bhttp::field::origin]);
     if (origins > 1 || (origins == 1 && !origin_allowed(origin, host, server_.limits.origins))) {
@@ -109,7 +111,7 @@ class Exchange final : public Connection {
     }
     ended_ = true;  // as an exchange; the place in the table goes on
     const auto socket =
-        std::make_shared<Socket>(server_, id_, std::move(socket_), beast::buffers_to_string(buffer_.data()));
+        std::make_shared<Socket>(server_, id_, std::move(socket_), beast::buffers_to_string(buffer_.data()), *path);
     const auto me = self();
     server_.connections[id_].connection = socket;
     socket->start(parser_->release());

@@ -92,10 +92,25 @@ struct Counters {
   Counter callback_errors;  ///< exceptions thrown by callbacks; their connection was closed with 500 or 1011
 };
 
+/// Where WebSockets may be opened.
+struct SocketPath {
+  std::string path;                   ///< of the target, without its query
+  std::size_t message_bytes_max = 0;  ///< instead of that of Limits; 0: the same
+  std::size_t unsent_bytes_max = 0;   ///< likewise
+  std::string protocol = {};          ///< a subprotocol that is agreed to when the client offers it
+};
+
+/// The request that a WebSocket was opened with.
+struct Upgrade {
+  std::string path, target;                                  ///< the target with its query
+  std::vector<std::pair<std::string, std::string>> headers;  ///< names as the client wrote them
+};
+
 /// Events of WebSockets, by connection number. Numbers are never reused.
 struct SocketHandlers {
-  std::string path;  ///< upgrade requests elsewhere are answered by 404
-  std::function<void(std::uint64_t id)> opened, closed;
+  std::vector<SocketPath> paths;  ///< upgrade requests elsewhere are answered by 404
+  std::function<void(std::uint64_t id, const Upgrade& upgrade)> opened;
+  std::function<void(std::uint64_t id)> closed;
   /// @param data  valid during the call only
   std::function<void(std::uint64_t id, std::string_view data, bool binary)> message;
   std::function<void(std::uint64_t id, bool slow)> slow = {};  ///< optional; see Limits::unsent_bytes_soft

@@ -9,6 +9,7 @@ namespace {
 // Bookkeeping of a queued frame, so that empty frames count against the limit, too.
 constexpr std::size_t kFrameBytes = 64;
 constexpr std::size_t kReasonBytesMax = 123;
+constexpr std::size_t kKeptBytes = 128 << 10;  // of a buffer that a large message has made larger
 
 /// Cut between characters: the reason must be UTF-8.
 std::string_view shortened(std::string_view text) {
@@ -19,13 +20,38 @@ std::string_view shortened(std::string_view text) {
 }
 }  // namespace
 
-Socket::Socket(Server::Impl& server, std::uint64_t id, TcpSocket socket, std::string first)
-    : server_(server), id_(id), ws_(std::in_place, Wire(std::move(socket), std::move(first))), heard_(server.now) {}
+Socket::Socket(Server::Impl& server, std::uint64_t id, TcpSocket socket, std::string first, const SocketPath& path)
+    : server_(server),
+      id_(id),
+      path_(path),
+      ws_(std::in_place, Wire(std::move(socket), std::move(first))),
+      heard_(server.now) {}
 
-void Socket::start(Upgrade request) {
+/// A browser that offers subprotocols and is answered with none fails the connection.
+void Socket::agree_to_protocol() {
+  if (path_.protocol.empty()) return;
+  const auto offered = request_.equal_range(bhttp::field::sec_websocket_protocol);
+  for (auto field = offered.first; field != offered.second; ++field)
+    for (const auto& name : bhttp::token_list(field->value()))
+      if (std::string_view(name.data(), name.size()) == path_.protocol)
+        return ws_->set_option(ws::stream_base::decorator([protocol = path_.protocol](ws::response_type& response) {
+          response.set(bhttp::field::sec_websocket_protocol, protocol);
+        }));
+}
+
+void Socket::tell_opened() {
+  Upgrade upgrade{path_.path, std::string(request_.target()), {}};
+  for (const auto& field : request_)
+    upgrade.headers.emplace_back(std::string(field.name_string()), std::string(field.value()));
+  request_ = {};
+  if (!server_.guarded([&] { server_.handlers.opened(id_, upgrade); }))
+    close(CloseCode::internal, "internal error", CloseMode::now);
+}
+
+void Socket::start(UpgradeRequest request) {
   // Beast's own timeouts would arm a timer for each socket and cut a paused one, whose pongs are not read.
   ws_->set_option(ws::stream_base::timeout{ws::stream_base::none(), ws::stream_base::none(), false});
-  ws_->read_message_max(server_.limits.message_bytes_max);
+  ws_->read_message_max(path_.message_bytes_max > 0 ? path_.message_bytes_max : server_.limits.message_bytes_max);
   ws_->auto_fragment(false);
   ws_->control_callback([this](ws::frame_type type, beast::string_view) {
     if (type == ws::frame_type::close) said_goodbye_ = true;
@@ -38,11 +64,11 @@ void Socket::start(Upgrade request) {
     ws_->next_layer().socket.set_option(Option(static_cast<int>(std::min<std::size_t>(bytes, 1 << 30))), ignored);
   }
   request_ = std::move(request);
+  agree_to_protocol();
   deadline_ = Clock::now() + server_.limits.header_time_max;
   ws_->async_accept(request_, [me = self()](error_code ec) {
     if (me->state_ == State::ended) return;
     me->server_.count_step();
-    me->request_ = {};
     if (ec) {
       me->server_.counters.protocol_errors.add();
       return me->cut();
@@ -52,8 +78,7 @@ void Socket::start(Upgrade request) {
     me->opened_ = true;
     me->server_.open[me->id_] = me.get();
     ++me->server_.open_count;
-    if (!me->server_.guarded([&] { me->server_.handlers.opened(me->id_); }))
-      me->close(CloseCode::internal, "internal error", CloseMode::now);
+    me->tell_opened();
     me->read();
   });
 }
@@ -62,7 +87,8 @@ bool Socket::send(std::string data, bool binary, std::uint32_t tag) {
   if (state_ != State::open) return false;
   unsent_ += data.size();
   queue_.push_back({std::move(data), binary, tag});
-  if (unsent_ + queue_.size() * kFrameBytes > server_.limits.unsent_bytes_max) {
+  const auto most = path_.unsent_bytes_max > 0 ? path_.unsent_bytes_max : server_.limits.unsent_bytes_max;
+  if (unsent_ + queue_.size() * kFrameBytes > most) {
     server_.counters.closed_slow.add();
     close(CloseCode::try_later, "the connection is too slow", CloseMode::now);
     return false;
@@ -189,6 +215,7 @@ void Socket::on_read(error_code ec) {
     if (!fine) close(CloseCode::internal, "internal error", CloseMode::now);
   }
   buffer_.clear();
+  if (buffer_.capacity() > kKeptBytes) buffer_.shrink_to_fit();
   read();
 }
 

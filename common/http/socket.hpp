@@ -48,9 +48,10 @@ inline void beast_close_socket(Wire& wire) {
 
 class Socket final : public Connection {
  public:
-  using Upgrade = bhttp::request<bhttp::string_body>;
-  Socket(Server::Impl& server, std::uint64_t id, TcpSocket socket, std::string first);
-  void start(Upgrade request);
+  using UpgradeRequest = bhttp::request<bhttp::string_body>;
+  /// @param path  of the server's handlers, which outlive it
+  Socket(Server::Impl& server, std::uint64_t id, TcpSocket socket, std::string first, const SocketPath& path);
+  void start(UpgradeRequest request);
   bool send(std::string data, bool binary, std::uint32_t tag);
   void close(CloseCode code, std::string_view reason, CloseMode mode);
   void pause();
@@ -76,13 +77,16 @@ class Socket final : public Connection {
   void on_write(error_code ec);
   void begin_close();
   void drop_all();
+  void agree_to_protocol();
+  void tell_opened();
   void tell_slow();
   int tcp_state();
 
   Server::Impl& server_;
   const std::uint64_t id_;
+  const SocketPath& path_;
   std::optional<ws::stream<Wire, false>> ws_;  // without compression
-  Upgrade request_;
+  UpgradeRequest request_;
   beast::flat_buffer buffer_;
   std::deque<Frame> queue_;  // the front one is being written while `writing_`
   std::size_t unsent_ = 0;

@@ -99,8 +99,8 @@ http::Limits GatewayCore::limits() const {
 
 http::SocketHandlers GatewayCore::handlers() {
   http::SocketHandlers out;
-  out.path = "/v1/dialogue";
-  out.opened = [this](std::uint64_t id) {
+  out.paths = {{"/v1/dialogue"}};
+  out.opened = [this](std::uint64_t id, const http::Upgrade&) {
     sessions_.client_opened(id, clock_.now());
     act();
   };

@@ -24,9 +24,10 @@ using Clock = std::chrono::steady_clock;
 struct World {
   explicit World(Limits limits = {}, const std::string& address = "127.0.0.1:0") {
     SocketHandlers handlers;
-    handlers.path = "/ws";
-    handlers.opened = [this](std::uint64_t id) {
+    handlers.paths = {{"/ws"}, {"/large", 1 << 20, 4 << 20, "spoken"}};
+    handlers.opened = [this](std::uint64_t id, const Upgrade& upgrade) {
       log[id] += "opened;";
+      upgrades[id] = upgrade;
       ids.push_back(id);
       if (on_opened) on_opened(id);
     };
@@ -89,6 +90,7 @@ struct World {
   }
 
   std::map<std::uint64_t, std::string> log;
+  std::map<std::uint64_t, Upgrade> upgrades;
   std::set<std::uint64_t> lost;  ///< told so by the server
   std::map<std::uint64_t, int> received;
   std::vector<std::uint64_t> ids;
@@ -259,6 +261,40 @@ BOOST_AUTO_TEST_CASE(an_upgrade_elsewhere_is_refused) {
   Client client(world.server->port());
   client.send(Client::upgrade(world.server->port(), "", "/ws?token=1"));
   BOOST_TEST(world.until([&] { return client.pump().in.starts_with("HTTP/1.1 101"); }));
+}
+
+BOOST_AUTO_TEST_CASE(a_path_has_limits_and_a_protocol_of_its_own) {
+  World world;
+  const auto port = world.server->port();
+  Client client(port);
+  client.send(Client::upgrade(port, "Sec-WebSocket-Protocol: other, spoken\r\nX-Client: 7\r\n", "/large?model=a"));
+  BOOST_REQUIRE(world.until([&] { return client.pump().in.find("\r\n\r\n") != std::string::npos; }));
+  BOOST_TEST(client.in.starts_with("HTTP/1.1 101"));
+  BOOST_TEST(has(client.in, "Sec-WebSocket-Protocol: spoken\r\n"));
+  const auto& upgrade = world.upgrades[world.ids[0]];
+  BOOST_TEST(upgrade.path == "/large");
+  BOOST_TEST(upgrade.target == "/large?model=a");
+  using Header = std::pair<std::string, std::string>;
+  BOOST_TEST((std::count(upgrade.headers.begin(), upgrade.headers.end(), Header{"X-Client", "7"}) == 1));
+  // Larger than the limit of the other paths, and smaller than its own.
+  client.in.clear();
+  world.log_messages = false;
+  std::size_t heard = 0;
+  world.on_message = [&](std::uint64_t, std::string_view data) { heard = data.size(); };
+  const auto frame = Client::encode(2, std::string(200 << 10, 'x'));
+  std::size_t sent = 0;
+  BOOST_TEST(world.until([&] {
+    sent += client.send(std::string_view(frame).substr(sent));
+    return heard == 200 << 10;
+  }));
+  const std::string above(2 << 20, 'x');
+  client.send(Client::encode(2, above).substr(0, 100));
+  BOOST_TEST(world.frame(client).code() == 1009);
+  // A client that offers none, or another, is answered with none.
+  Client plain(port);
+  plain.send(Client::upgrade(port, "Sec-WebSocket-Protocol: other\r\n", "/large"));
+  BOOST_REQUIRE(world.until([&] { return plain.pump().in.find("\r\n\r\n") != std::string::npos; }));
+  BOOST_TEST(!has(plain.in, "Sec-WebSocket-Protocol"), plain.in);
 }
 
 BOOST_AUTO_TEST_CASE(a_throwing_handler_answers_500_and_the_server_lives) {
@@ -936,8 +972,8 @@ BOOST_AUTO_TEST_CASE(a_server_with_a_thread_is_used_from_others) {
   std::condition_variable changed;
   std::vector<std::uint64_t> ids;
   int received = 0, closed = 0;
-  SocketHandlers handlers{.path = "/ws"};
-  handlers.opened = [&](std::uint64_t id) {
+  SocketHandlers handlers{.paths = {{"/ws"}}};
+  handlers.opened = [&](std::uint64_t id, const Upgrade&) {
     const std::lock_guard lock(mutex);
     ids.push_back(id);
     changed.notify_all();
