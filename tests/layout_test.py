@@ -47,6 +47,7 @@ LIBRARIES = {
     r"sqlite3": ["services/context", "services/cli"],
     r"libpq": ["services/context"],
     r"sox": ["services/tts"],
+    r"simdjson": ["services/gateway"],
     r"sndfile": ["common/audio"],
     r"hwy/": ["kernels"],
     r"openssl/": ["common/base", "common/checkpoint", "services/context", "services/controller", "services/gateway"],
