@@ -28,6 +28,14 @@ test: build ## build and run all tests
 	@tools/setup.sh --test
 	@cd $(BUILD) && ctest --output-on-failure -j 2
 
+clients: build ## run all stock clients against the engine, the large ones too (700 MB to fetch)
+	@tools/setup.sh --clients
+	@python3 tests/services/realtime_clients_test.py $(BUILD)/bin .
+
+clients: build ## run all stock clients against the engine, the large ones too (700 MB to fetch)
+	@tools/setup.sh --clients
+	@python3 tests/services/realtime_clients_test.py $(BUILD)/bin .
+
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
 	@$(MAKE) -s sanitized PRESET=asan GROUP=light
 
@@ -65,4 +73,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build run serve test clients asan tsan sanitized bench nano format check tidy

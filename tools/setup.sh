@@ -3,6 +3,7 @@
 #   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
 #   tools/setup.sh --test       what only the tests need: servers that the engine talks to
 #   tools/setup.sh --check      only what `make check` and `make format` need, in .deps/
+#   tools/setup.sh --clients    also the larger of the clients that tests run against the gateway
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -15,6 +16,18 @@ make_venv() {
   "$python" -c 'import ensurepip' 2>/dev/null || fail "python3 has no venv module (Debian: python3-venv)"
   [ -x .deps/venv/bin/pip ] || "$python" -m venv .deps/venv || fail "python3 -m venv failed"
 }
+# What clients bring must not meet what the engine is built with.
+install_clients() {
+  [ -x .deps/clients/bin/pip ] || "$python" -m venv .deps/clients || fail "python3 -m venv failed"
+  step "installing the clients of $1"
+  .deps/clients/bin/pip --disable-pip-version-check -q install -r "$1" || fail "pip could not install $1; is there a network?"
+}
+if [ "${1:-}" = --clients ]; then
+  make_venv
+  install_clients tools/clients_requirements.txt
+  install_clients tools/more_clients_requirements.txt
+  exit 0
+fi
 if [ "${1:-}" = --check ]; then
   make_venv
   step "installing the formatter"
@@ -52,7 +65,7 @@ fi
 
 packages=$(grep -v '^#' tools/packages.txt)
 [ "${1:-}" = --nano ] && packages="$packages $(grep -v '^#' tools/nano/packages.txt)"
-stamp=.deps/stamp-$(echo "$packages" "$(cat tools/requirements.txt tools/nano/requirements.txt)" | sha256sum | cut -c1-16)
+stamp=.deps/stamp-$(echo "$packages" "$(cat tools/requirements.txt tools/clients_requirements.txt tools/nano/requirements.txt)" | sha256sum | cut -c1-16)
 [ -f "$stamp" ] && { step "everything is installed"; exit 0; }
 
 install_packages $packages
@@ -61,6 +74,7 @@ make_venv
 step "installing libtorch (about 500 MB to fetch the first time)"
 # torch alone: a CPU process needs of CUDA only the runtime and CUPTI.
 $pip install --no-deps -r tools/requirements.txt || fail "pip could not install tools/requirements.txt; is there a network?"
+install_clients tools/clients_requirements.txt
 if [ "${1:-}" = --nano ]; then
   step "installing what training needs"
   $pip install --no-deps nvidia-cufile nvidia-cusparselt-cu13 nvidia-nvshmem-cu13

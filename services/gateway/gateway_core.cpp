@@ -1,5 +1,6 @@
 #include "services/gateway/gateway_core.hpp"
 
+#include <ctime>
 #include <filesystem>
 
 #include "common/base/mapped_file.hpp"
@@ -13,6 +14,11 @@ constexpr std::size_t kFileBytesMax = 8u << 20;
 // Answers are pushed as fast as they are made, and players buffer them; a client that is a whole minute behind is gone.
 constexpr std::int64_t kUnsentSecondsMax = 60;
 constexpr std::size_t kUnsentBytesMax = kUnsentSecondsMax * kSpeechRate * kSampleBytes;
+// Realtime clients get base64 of 24 kHz, and may append 15 MiB of it at once.
+constexpr std::size_t kRealtimeUnsentMax = kUnsentSecondsMax * 24000 * kSampleBytes * 3 / 2;
+constexpr std::size_t kRealtimeMessageMax = 22u << 20;
+
+constexpr const char* kRealtimePath = "/v1/realtime";
 
 std::string type_of(const fs::path& file) {
   static const std::map<std::string, std::string> kTypes{{".html", "text/html; charset=utf-8"},
@@ -47,7 +53,10 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
 }
 
 GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock)
-    : config_(std::move(config)), clock_(clock), sessions_(sessions_config(config_)) {
+    : config_(std::move(config)),
+      clock_(clock),
+      sessions_(sessions_config(config_)),
+      realtime_(sessions_, realtime_wire()) {
   sessions_.set_sockets({[this](ClientId id) { return server_ ? server_->unsent_bytes(id) : 0; },
                          [this](ClientId id, TurnId turn) -> std::size_t {
                            if (!server_) return 0;
@@ -99,23 +108,45 @@ http::Limits GatewayCore::limits() const {
 
 http::SocketHandlers GatewayCore::handlers() {
   http::SocketHandlers out;
-  out.paths = {{"/v1/dialogue"}};
-  out.opened = [this](std::uint64_t id, const http::Upgrade&) {
-    sessions_.client_opened(id, clock_.now());
+  out.paths = {{"/v1/dialogue"}, {kRealtimePath, kRealtimeMessageMax, kRealtimeUnsentMax, "realtime"}};
+  out.opened = [this](std::uint64_t id, const http::Upgrade& upgrade) {
+    const auto now = clock_.now();
+    if (upgrade.path == kRealtimePath)
+      realtime_.opened(id, upgrade.target, std::time(nullptr) + config_.session_seconds_max, now);
+    else
+      sessions_.client_opened(id, now);
     act();
   };
   out.closed = [this](std::uint64_t id) {
-    sessions_.client_closed(id, clock_.now());
+    realtime_.has(id) ? realtime_.closed(id, clock_.now()) : sessions_.client_closed(id, clock_.now());
     act();
   };
   out.lost = [this](std::uint64_t id) {
-    sessions_.client_lost(id, clock_.now());
+    // Nobody could resume it: a realtime client has no token.
+    realtime_.has(id) ? realtime_.closed(id, clock_.now()) : sessions_.client_lost(id, clock_.now());
     act();
   };
   out.message = [this](std::uint64_t id, std::string_view data, bool binary) {
     const auto now = clock_.now();
-    binary ? sessions_.client_audio(id, data, now) : sessions_.client_text(id, data, now);
+    if (realtime_.has(id))
+      realtime_.message(id, data, binary, now);
+    else
+      binary ? sessions_.client_audio(id, data, now) : sessions_.client_text(id, data, now);
     act();
+  };
+  return out;
+}
+
+RealtimeWire GatewayCore::realtime_wire() {
+  RealtimeWire out;
+  out.send = [this](std::uint64_t id, std::string event) {
+    if (server_) server_->send(id, std::move(event), false);
+  };
+  out.close = [this](std::uint64_t id, std::uint16_t code, std::string reason) {
+    if (server_) server_->close(id, http::CloseCode(code), std::move(reason));
+  };
+  out.read = [this](std::uint64_t id, bool read) {
+    if (server_) read ? server_->resume(id) : server_->pause(id);
   };
   return out;
 }
@@ -149,7 +180,10 @@ void GatewayCore::play() {
 
 /// Does what the sessions want done.
 void GatewayCore::act() {
-  for (auto& action : sessions_.take_for_clients()) act_on(action);
+  do {
+    for (auto actions = sessions_.take_for_clients(); !actions.empty(); actions = sessions_.take_for_clients())
+      for (auto& action : actions) act_on(action);
+  } while (realtime_.feed_more(clock_.now()));
   auto messages = sessions_.take_for_controllers();
   for (auto& m : messages) std::visit([&](auto& body) { send(m.peer, m.head, std::move(body)); }, m.body);
   // The host sends when `wait` returns.
@@ -157,7 +191,7 @@ void GatewayCore::act() {
 }
 
 void GatewayCore::act_on(ToClient& action) {
-  if (!server_) return;
+  if (!server_ || realtime_.act_on(action, clock_.now())) return;
   switch (action.kind) {
     case ToClient::Kind::event:
       server_->send(action.client, std::move(action.data), false);
@@ -217,6 +251,8 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
   Meters m;
   m.sessions = metrics.gauge("parlando_gateway_sessions", "Conversations, those that wait for a controller included");
   m.sockets = metrics.gauge("parlando_gateway_sockets", "WebSockets");
+  m.realtime = metrics.gauge("parlando_gateway_realtime_sockets", "WebSockets of the realtime API");
+  m.realtime_errors = counter("realtime_errors_total", "Events of realtime clients that were answered by an error");
   m.held =
       metrics.gauge("parlando_gateway_held_seconds", "Sound that waits for the loudspeakers of clients with a lead");
   m.underruns = counter("underruns_total", "Answers that ran dry before their last sample");
@@ -266,6 +302,8 @@ void GatewayCore::tell_metrics() {
   };
   m.sessions.set(static_cast<double>(sessions_.sessions()));
   m.sockets.set(static_cast<double>(sessions_.clients()));
+  m.realtime.set(static_cast<double>(realtime_.size()));
+  tell(m.realtime_errors, realtime_.errors());
   tell(m.frames, c.audio_frames);
   tell(m.refused, c.refused);
   tell(m.stale, c.stale);

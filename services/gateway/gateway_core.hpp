@@ -6,6 +6,7 @@
 #include "common/config/fields.hpp"
 #include "common/http/server.hpp"
 #include "common/service/core.hpp"
+#include "services/gateway/realtime_sockets.hpp"
 #include "services/gateway/sessions.hpp"
 
 namespace parlando::gateway {
@@ -65,6 +66,7 @@ class GatewayCore final : public service::Core {
   Result<void> load_files(const std::string& folder, const std::string& prefix);
   http::Response answer(const http::Request& request) const;
   http::SocketHandlers handlers();
+  RealtimeWire realtime_wire();
   http::Limits limits() const;
   void play();
   void act();
@@ -72,9 +74,9 @@ class GatewayCore final : public service::Core {
   void tell_metrics();
 
   struct Meters {
-    telemetry::Metrics::Gauge sessions, sockets, held;
+    telemetry::Metrics::Gauge sessions, sockets, realtime, held;
     telemetry::Metrics::Counter frames, sent, refused, stale, repeats, failed, dropped, paused, malformed;
-    telemetry::Metrics::Counter resumed, not_resumed, underruns, holds, interruptions, early;
+    telemetry::Metrics::Counter resumed, not_resumed, underruns, holds, interruptions, early, realtime_errors;
     std::array<telemetry::Metrics::Counter, kReasonNames.size()> handovers;
     std::vector<std::pair<telemetry::Metrics::Counter, const http::Counter http::Counters::*>> http;
   };
@@ -82,6 +84,7 @@ class GatewayCore final : public service::Core {
   GatewayConfig config_;
   const Clock& clock_;
   Sessions sessions_;
+  RealtimeSockets realtime_;
   std::map<std::string, http::Response> files_;  ///< by path; read once
   std::unique_ptr<http::Server> server_;
   bool waiting_ = false;  ///< inside `wait`
