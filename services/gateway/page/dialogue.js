@@ -1,0 +1,113 @@
+// A conversation on /v1/dialogue. A socket that is lost is not its end: for a minute the session waits for its token, at any gateway.
+export const LEAD_MS = 400;  // the gateway sends sound no further ahead, so that it can stop
+export const RATE = 16000;   // of what is said to it
+const RESUME_MS = 60000, AGAIN_MS = 1000, PART = 8000;
+
+const bytes = (text) => new TextEncoder().encode(text).length;
+const nothingOf = (turn) => ({ turn, samples: 0, transcript_bytes: 0, reply_bytes: 0, tool_calls: 0 });
+
+export class Dialogue {
+  /// @param options  () => fields of `open`
+  /// @param on  {opened(event), event(event), sound(Int16Array), lost(sessionIsOver), state()}
+  constructor(options, on) {
+    this.options = options;
+    this.on = on;
+    this.ready = false;
+    this.session = null;
+    this.sent = 0;        // samples of this session
+    this.sentAt = 0;      // when the last of them left, ms
+    this.lostAt = 0;
+    this.#connect();
+  }
+
+  #connect() {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const socket = this.socket = new WebSocket(`${scheme}://${location.host}/v1/dialogue`);
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => (this.session ? this.#resume() : this.#open());
+    socket.onclose = () => {
+      if (this.socket !== socket) return;
+      if (this.ready) this.lostAt = performance.now();
+      this.ready = false;
+      if (this.session && performance.now() - this.lostAt > RESUME_MS) this.session = null;
+      this.on.lost(!this.session);
+      this.timer = setTimeout(() => this.#connect(), AGAIN_MS);
+    };
+    socket.onmessage = ({ data }) => {
+      if (this.socket !== socket) return;
+      if (typeof data !== "string") return this.#sound(new Int16Array(data));
+      let event = null;
+      try { event = JSON.parse(data); } catch { /* told below */ }
+      event && typeof event === "object" ? this.#event(event) : this.on.event({ type: "error", code: "bad_json", message: "" });
+    };
+  }
+
+  #open() { this.#say({ type: "open", lead_ms: LEAD_MS, ...this.options() }); }
+  #resume() {
+    const { id, token, had } = this.session;
+    this.#say({ type: "resume", session: id, token, lead_ms: LEAD_MS, ...had });
+  }
+  #say(message) { if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message)); }
+
+  #event(e) {
+    if (e.type === "opened") return this.#opened(e);
+    const had = this.session?.had;
+    if (e.type === "error") return this.#failed(e);
+    if (had && e.type === "turn") this.session.had = nothingOf(e.turn + 1);
+    if (had && e.type === "cancelled") this.session.had = nothingOf(had.turn);
+    if (had && e.type === "text" && e.kind === "tool_call") ++had.tool_calls;
+    else if (had && e.type === "text") had[e.kind === "text" ? "reply_bytes" : "transcript_bytes"] += bytes(e.text);
+    this.on.event(e);
+  }
+
+  #opened(e) {
+    this.ready = true;
+    if (!e.resumed) this.sent = 0;
+    else this.sent = e.input_samples ?? this.sent;
+    this.session = { id: e.session, token: e.resume_token, had: e.resumed ? this.session.had : nothingOf(e.turns + 1) };
+    this.on.opened(e);
+  }
+
+  #failed(e) {
+    const over = e.session_ended || !this.ready;
+    if (over) this.session = null;
+    else if (e.turn) this.session.had = nothingOf(this.session.had.turn);
+    this.ready = !over;
+    this.on.event(e);
+    if (over) this.timer = setTimeout(() => this.#open(), e.retry_ms ?? AGAIN_MS);
+  }
+
+  #sound(pcm) {
+    if (!this.session) return;
+    this.session.had.samples += pcm.length;
+    this.on.sound(pcm);
+  }
+
+  tell(message) { if (this.ready) this.#say(message); }
+
+  /// @param pcm  s16le at RATE
+  hear(pcm) {
+    if (!this.ready || this.socket.readyState !== WebSocket.OPEN) return;
+    for (let at = 0; at < pcm.length; at += PART) this.socket.send(pcm.slice(at, at + PART));
+    this.sent += pcm.length;
+    this.sentAt = performance.now();
+  }
+
+  /// When a sample of what was said was there, on the page's clock, ms.
+  timeOf(sample) { return this.sentAt - ((this.sent - sample) / RATE) * 1000; }
+
+  close() {
+    clearTimeout(this.timer);
+    const socket = this.socket;
+    this.socket = { readyState: WebSocket.CLOSED };
+    this.ready = false;
+    this.session = null;
+    socket.close();
+  }
+
+  /// Another conversation; nothing of the former one is told any more.
+  restart() {
+    this.close();
+    this.#connect();
+  }
+}
