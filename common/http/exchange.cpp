@@ -1,7 +1,10 @@
 /// HTTP: one connection and its requests, until it ends or becomes a WebSocket.
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <array>
 #include <boost/beast/http/span_body.hpp>
+#include <sstream>
 
 #include "common/http/socket.hpp"
 
@@ -9,9 +12,12 @@ namespace parlando::http {
 namespace {
 
 constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  // of a response that is not cut
-constexpr std::size_t kLingerBytesMax = 256 << 10;
+constexpr std::size_t kLingerBytesMax = 64 << 20;  // read and dropped: a client hears its refusal behind its upload
+constexpr std::size_t kSmallBodyBytes = 64 << 10;  // not counted against bodies_bytes_max
+constexpr std::size_t kSliceBytes = 32 << 10;      // of a streamed answer, given to the system at a time
+constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
-class Exchange final : public Connection {
+class Exchange final : public Connection, public Answering {
  public:
   Exchange(Server::Impl& server, std::uint64_t id, TcpSocket socket)
       : server_(server), id_(id), socket_(std::move(socket)) {}
@@ -42,7 +48,65 @@ class Exchange final : public Connection {
     error_code ignored;
     socket_.close(ignored);
     server_.leave(id_);
+    release_body();
+    const auto request = std::exchange(request_, 0);
+    leave_answering();
+    if (request != 0 && server_.answering.erase(request) != 0 && server_.request_handlers.gone)
+      server_.guarded([&] { server_.request_handlers.gone(request); });
   }
+
+  // ---- an answer that is given later
+
+  void respond(Response response) override {
+    server_.answering.erase(std::exchange(request_, 0));
+    answer(std::move(response), keep_);
+  }
+
+  bool begin(Response head) override {
+    if (std::exchange(streaming_, true)) return false;
+    bhttp::response<bhttp::empty_body> out;
+    fill(out, head);
+    chunked_ = version_ >= 11;
+    keep_ = keep_ && chunked_;
+    out.keep_alive(keep_);
+    if (chunked_) out.chunked(true);
+    std::ostringstream text;
+    text << out.base();
+    queue(text.str());
+    return head.body.empty() || write(head.body);
+  }
+
+  bool write(std::string_view part) override {
+    if (!streaming_) return false;
+    if (part.empty()) return true;
+    for (; !part.empty(); part.remove_prefix(std::min(part.size(), kSliceBytes))) {
+      const auto slice = part.substr(0, kSliceBytes);
+      queue(chunked_ ? fmt::format("{:x}\r\n{}\r\n", slice.size(), slice) : std::string(slice));
+    }
+    if (unsent_ <= server_.limits.stream_unsent_bytes_max) return true;
+    server_.counters.cut_streams.add();
+    // Posted: no callback runs inside `write`.
+    asio::post(server_.io, [me = self()] { me->cut(); });
+    return false;
+  }
+
+  bool finish() override {
+    if (!streaming_) return false;
+    server_.answering.erase(std::exchange(request_, 0));
+    finished_ = true;
+    if (chunked_) queue("0\r\n\r\n");
+    if (!writing_) on_all_written();
+    return true;
+  }
+
+  void abort() override {
+    server_.answering.erase(std::exchange(request_, 0));
+    // What is queued already is still sent.
+    aborted_ = true;
+    if (!writing_) asio::post(server_.io, [me = self()] { me->cut(); });
+  }
+
+  std::size_t unsent_bytes() const override { return unsent_; }
 
  private:
   std::shared_ptr<Exchange> self() { return std::static_pointer_cast<Exchange>(shared_from_this()); }
@@ -62,12 +126,76 @@ class Exchange final : public Connection {
     const bool malformed = ec.category() == make_error_code(bhttp::error::bad_method).category();
     if (!malformed || ec == bhttp::error::end_of_stream || ec == bhttp::error::partial_message) return cut();
     server_.counters.protocol_errors.add();
-    if (ec == bhttp::error::body_limit)
-      return answer({413, "text/plain", "the body of the request is too large\n"}, false);
-    if (ec == bhttp::error::header_limit)
-      return answer({431, "text/plain", "the header of the request is too large\n"}, false);
-    answer({400, "text/plain", "the request is malformed: " + ec.message() + "\n"}, false);
+    if (ec == bhttp::error::body_limit) return refuse(413, "the body of the request is too large\n");
+    if (ec == bhttp::error::header_limit) return refuse(431, "the header of the request is too large\n");
+    refuse(400, "the request is malformed: " + ec.message() + "\n");
   }
+
+  /// The server's own answer; the connection ends with it.
+  void refuse(int status, std::string text, std::vector<std::pair<std::string, std::string>> headers = {}) {
+    refuse(describe(), status, std::move(text), std::move(headers));
+  }
+  void refuse(const Request& asked, int status, std::string text,
+              std::vector<std::pair<std::string, std::string>> headers = {}) {
+    Response out{status, "text/plain", std::move(text)};
+    out.headers = std::move(headers);
+    if (server_.request_handlers.shape)
+      server_.guarded([&] { out = server_.request_handlers.shape(asked, std::move(out)); });
+    answer(std::move(out), false);
+  }
+
+  /// The request as far as it is known, without its body.
+  Request describe() const {
+    Request out;
+    if (!parser_) return out;
+    const auto& request = parser_->get();
+    out.method = request.method() == bhttp::verb::head ? "GET" : std::string(request.method_string());
+    out.target = std::string(request.target());
+    for (const auto& field : request)
+      out.headers.emplace_back(std::string(field.name_string()), std::string(field.value()));
+    return out;
+  }
+
+  /// Asks whether this request may be, and how large. @return false when it was answered
+  bool admit() {
+    std::size_t most = server_.limits.body_bytes_max;
+    if (server_.request_handlers.admit) {
+      std::optional<Response> refusal;
+      const auto asked = describe();
+      if (!server_.guarded([&] { refusal = server_.request_handlers.admit(asked, most); })) {
+        refuse(500, "internal error\n");
+        return false;
+      }
+      // With nothing left to read the connection may go on.
+      const bool upgrade = ws::is_upgrade(parser_->get());
+      if (refusal) {
+        head_ = parser_->get().method() == bhttp::verb::head;
+        const bool keep = !upgrade && parser_->is_done() && parser_->get().keep_alive() && server_.accepting;
+        answer(std::move(*refusal), keep);
+        return false;
+      }
+      if (upgrade) return true;
+    }
+    most = std::min(most, server_.limits.body_bytes_max);
+    const auto length = parser_->content_length();
+    if (length && *length > most) {
+      server_.counters.protocol_errors.add();
+      refuse(413, fmt::format("the body of the request has {} bytes, at most {} are taken here\n", *length, most));
+      return false;
+    }
+    parser_->body_limit(most);
+    const std::size_t bytes = length ? static_cast<std::size_t>(*length) : parser_->is_done() ? 0 : most;
+    if (bytes <= kSmallBodyBytes) return true;
+    if (server_.bodies_bytes + bytes > server_.limits.bodies_bytes_max) {
+      server_.counters.refused_bodies.add();
+      refuse(503, "too many large requests are being received; try again later\n", {{"Retry-After", "1"}});
+      return false;
+    }
+    server_.bodies_bytes += bytes;
+    body_bytes_ = bytes;
+    return true;
+  }
+  void release_body() { server_.bodies_bytes -= std::exchange(body_bytes_, 0); }
 
   void on_header() {
     const auto& request = parser_->get();
@@ -75,17 +203,28 @@ class Exchange final : public Connection {
     const std::string host(request[bhttp::field::host]);
     if (hosts > 1 || (hosts == 0 && request.version() >= 11)) {
       server_.counters.refused_host.add();
-      return answer({400, "text/plain", "the request needs one Host header\n"}, false);
+      return refuse(400, "the request needs one Host header\n");
     }
     if (hosts == 1 && !server_.hosts.allows(host)) {
       server_.counters.refused_host.add();
-      const auto text =
-          "the host '" + host.substr(0, 100) + "' is not served here; add it to the allowed hosts of this server\n";
-      return answer({403, "text/plain", text}, false);
+      return refuse(403, "the host '" + host.substr(0, 100) +
+                             "' is not served here; add it to the allowed hosts of this server\n");
     }
+    if (!admit()) return;
     if (ws::is_upgrade(request)) return upgrade(host);
     expire_after(server_.limits.body_time_max);
     if (parser_->is_done()) return on_request();
+    if (beast::iequals(request[bhttp::field::expect], "100-continue")) {
+      asio::async_write(socket_, asio::buffer(kContinue), [me = self()](error_code ec, std::size_t) {
+        if (me->ended_) return;
+        ec ? me->cut() : me->read_body();
+      });
+      return;
+    }
+    read_body();
+  }
+
+  void read_body() {
     bhttp::async_read(socket_, buffer_, *parser_, [me = self()](error_code ec, std::size_t) {
       if (me->ended_) return;
       me->server_.count_step();
@@ -100,14 +239,13 @@ class Exchange final : public Connection {
     const auto& paths = server_.handlers.paths;
     const auto path = std::find_if(paths.begin(), paths.end(),
                                    [&](const auto& p) { return target.substr(0, target.find('?')) == p.path; });
-    if (path == paths.end()) return answer({404, "text/plain", "no WebSocket here\n"}, false);
+    if (path == paths.end()) return refuse(404, "no WebSocket here\n");
     const auto origins = request.count(bhttp::field::origin);
     const std::string origin(request[bhttp::field::origin]);
     if (origins > 1 || (origins == 1 && !origin_allowed(origin, host, server_.limits.origins))) {
       server_.counters.refused_origin.add();
-      const auto text =
-          "pages of '" + origin.substr(0, 100) + "' may not connect; add it to the allowed origins of this server\n";
-      return answer({403, "text/plain", text}, false);
+      return refuse(403, "pages of '" + origin.substr(0, 100) +
+                             "' may not connect; add it to the allowed origins of this server\n");
     }
     ended_ = true;  // as an exchange; the place in the table goes on
     const auto socket =
@@ -118,27 +256,106 @@ class Exchange final : public Connection {
   }
 
   void on_request() {
-    const auto request = parser_->release();
+    auto asked = describe();
+    auto request = parser_->release();
     head_ = request.method() == bhttp::verb::head;
+    version_ = request.version();
+    keep_ = request.keep_alive() && server_.accepting;
+    asked.id = request_ = server_.next_id++;
+    asked.body = std::move(request.body());
+    server_.answering[request_] = this;
+    const auto me = self();
     Response response;
-    const Request asked{head_ ? "GET" : std::string(request.method_string()), std::string(request.target()),
-                        request.body()};
-    if (!server_.guarded([&] { response = server_.handle(asked); }))
-      return answer({500, "text/plain", "internal error\n"}, false);
-    answer(std::move(response), request.keep_alive() && server_.accepting);
+    const bool fine = server_.guarded([&] { response = server_.handle(asked); });
+    if (fine && response.later) {
+      enter_answering();
+      return watch();
+    }
+    server_.answering.erase(std::exchange(request_, 0));
+    fine ? answer(std::move(response), keep_) : refuse(asked, 500, "internal error\n");
+  }
+
+  void enter_answering() {
+    if (ended_ || (request_ == 0 && !streaming_)) return;  // it was answered at once
+    if (!std::exchange(counted_, true)) ++server_.requests_open;
+    if (!writing_) deadline_ = Clock::time_point::max();
+  }
+  void leave_answering() {
+    if (std::exchange(counted_, false)) --server_.requests_open;
+  }
+
+  /// Notices that the client goes while its answer is being made. What it sends further is not read: then only a write
+  /// finds out.
+  void watch() {
+    if (ended_ || request_ == 0) return;
+    socket_.async_wait(TcpSocket::wait_read, [me = self(), request = request_](error_code ec) {
+      if (me->ended_ || me->request_ != request) return;
+      me->server_.count_step();
+      char first = 0;
+      const auto count = ec ? 0 : ::recv(me->socket_.native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
+      if (count > 0) return;
+      if (count < 0 && (errno == EAGAIN || errno == EINTR)) return me->watch();
+      me->cut();
+    });
+  }
+
+  // ---- a streamed answer
+
+  void queue(std::string bytes) {
+    unsent_ += bytes.size();
+    pieces_.push_back(std::move(bytes));
+    if (!writing_) write_next();
+  }
+
+  void write_next() {
+    writing_ = true;
+    expire_after(server_.limits.stall_time_max);
+    asio::async_write(socket_, asio::buffer(pieces_.front()), [me = self()](error_code ec, std::size_t) {
+      me->writing_ = false;
+      if (me->ended_) return;
+      me->server_.count_step();
+      if (ec) return me->cut();
+      me->unsent_ -= me->pieces_.front().size();
+      me->pieces_.pop_front();
+      if (!me->pieces_.empty()) return me->write_next();
+      if (me->aborted_) return me->cut();
+      if (me->finished_) return me->on_all_written();
+      me->deadline_ = Clock::time_point::max();  // the next part may take its time
+    });
+  }
+
+  void on_all_written() {
+    streaming_ = finished_ = false;
+    on_answered(keep_);
+  }
+
+  void on_answered(bool keep) {
+    leave_answering();
+    release_body();
+    if (keep) return read(false);
+    // Closing with bytes unread would reset the connection, and the client might never see the answer.
+    lingering_ = true;
+    expire_after(server_.limits.close_time_max);
+    error_code ignored;
+    socket_.shutdown(TcpSocket::shutdown_send, ignored);
+    linger();
+  }
+
+  template <class Message>
+  void fill(Message& out, const Response& given) {
+    out.version(11);
+    out.result(static_cast<unsigned>(given.status));
+    out.set(bhttp::field::content_type, given.type);
+    out.set(bhttp::field::cache_control, "no-store");
+    for (const auto& [name, value] : given.headers) out.set(name, value);
+    if (given.status == 405 && out.count(bhttp::field::allow) == 0) out.set(bhttp::field::allow, "GET, HEAD");
   }
 
   void answer(Response given, bool keep) {
     given_ = std::move(given);
     const std::string& body = given_.shared_body ? *given_.shared_body : given_.body;
     response_ = {};
-    response_.version(11);
-    response_.result(static_cast<unsigned>(given_.status));
-    response_.set(bhttp::field::content_type, given_.type);
-    response_.set(bhttp::field::cache_control, "no-store");
-    for (const auto& [name, value] : given_.headers) response_.set(name, value);
-    if (given_.status == 405 && response_.count(bhttp::field::allow) == 0)
-      response_.set(bhttp::field::allow, "GET, HEAD");
+    fill(response_, given_);
     response_.keep_alive(keep);
     response_.content_length(body.size());
     response_.body() = head_ ? beast::span<const char>() : beast::span<const char>(body.data(), body.size());
@@ -148,13 +365,7 @@ class Exchange final : public Connection {
       me->server_.count_step();
       me->given_ = {};
       if (ec) return me->cut();
-      if (keep) return me->read(false);
-      // Closing with bytes unread would reset the connection, and the client might never see the answer.
-      me->lingering_ = true;
-      me->expire_after(me->server_.limits.close_time_max);
-      error_code ignored;
-      me->socket_.shutdown(TcpSocket::shutdown_send, ignored);
-      me->linger();
+      me->on_answered(keep);
     });
   }
 
@@ -175,10 +386,19 @@ class Exchange final : public Connection {
   std::optional<bhttp::request_parser<bhttp::string_body>> parser_;
   Response given_;  // owns what the response shows
   bhttp::response<bhttp::span_body<const char>> response_;
-  std::array<char, 1024> rest_;
+  std::array<char, 16384> rest_;
   std::size_t lingered_ = 0;
   Clock::time_point deadline_;
   bool head_ = false, lingering_ = false, ended_ = false;
+
+  std::uint64_t request_ = 0;  // the one that is answered later, until its last word was said
+  unsigned version_ = 11;
+  bool keep_ = false, counted_ = false;
+  std::size_t body_bytes_ = 0;  // counted against bodies_bytes_max
+  // Of a streamed answer: the front piece is being written while `writing_`.
+  std::deque<std::string> pieces_;
+  std::size_t unsent_ = 0;
+  bool streaming_ = false, chunked_ = false, writing_ = false, finished_ = false, aborted_ = false;
 };
 
 }  // namespace

@@ -35,6 +35,18 @@ class Connection : public std::enable_shared_from_this<Connection> {
 };
 class Socket;
 
+/// A request that is answered later.
+class Answering {
+ public:
+  virtual ~Answering() = default;
+  virtual void respond(Response response) = 0;
+  virtual bool begin(Response head) = 0;
+  virtual bool write(std::string_view part) = 0;
+  virtual bool finish() = 0;
+  virtual void abort() = 0;
+  virtual std::size_t unsent_bytes() const = 0;
+};
+
 struct Server::Impl {
   explicit Impl(Limits l);
   ~Impl();
@@ -60,6 +72,7 @@ struct Server::Impl {
   void arm_sweep();
   void stop_accepting();
   Socket* find(std::uint64_t id) const;
+  Answering* find_request(std::uint64_t id) const;
   /// Calls a callback. @return false when it threw
   template <class F>
   bool guarded(F&& f);
@@ -70,6 +83,7 @@ struct Server::Impl {
   Timer accept_timer{io.get_executor()}, sweep_timer{io.get_executor()};
   Handle handle;
   SocketHandlers handlers;
+  RequestHandlers request_handlers;
   Limits limits;
   HostRule hosts;
   Counters counters;
@@ -88,6 +102,9 @@ struct Server::Impl {
   std::unordered_map<std::uint64_t, Socket*>
       open;  ///< WebSockets whose handshake is done; they are in `connections` too
   std::atomic<std::size_t> open_count{0};
+  std::unordered_map<std::uint64_t, Answering*> answering;  ///< requests, by their own numbers
+  std::size_t requests_open = 0;                            ///< those whose answer is still being sent, too
+  std::size_t bodies_bytes = 0;                             ///< of Limits::bodies_bytes_max
 
   bool in_turn = false, stop = false;
   int steps = 0;

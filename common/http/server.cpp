@@ -216,12 +216,29 @@ void Server::Impl::stop_accepting() {
   accept_timer.cancel();
 }
 
+Answering* Server::Impl::find_request(std::uint64_t id) const {
+  const auto found = answering.find(id);
+  return found == answering.end() ? nullptr : found->second;
+}
+
 Socket* Server::Impl::find(std::uint64_t id) const {
   const auto found = open.find(id);
   return found == open.end() ? nullptr : found->second;
 }
 
 // ---- interface
+
+std::string_view Request::header(std::string_view name) const {
+  const auto same = [&](std::string_view other) {
+    return std::equal(name.begin(), name.end(), other.begin(), other.end(), [](char a, char b) {
+      const auto low = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 'a' - 'A') : c; };
+      return low(a) == low(b);
+    });
+  };
+  for (const auto& [key, value] : headers)
+    if (same(key)) return value;
+  return {};
+}
 
 Result<std::unique_ptr<Server>> Server::start(const std::string& address, Handle handle, SocketHandlers sockets,
                                               Limits limits) try {
@@ -307,6 +324,40 @@ std::size_t Server::unsent_bytes(std::uint64_t id) const {
   const auto* socket = impl_->find(id);
   return socket ? socket->unsent_bytes() : 0;
 }
+
+void Server::set_requests(RequestHandlers requests) { impl_->request_handlers = std::move(requests); }
+
+bool Server::respond(std::uint64_t id, Response response) {
+  auto* request = impl_->find_request(id);
+  if (request) request->respond(std::move(response));
+  return request != nullptr;
+}
+
+bool Server::begin(std::uint64_t id, Response response) {
+  auto* request = impl_->find_request(id);
+  return request && request->begin(std::move(response));
+}
+
+bool Server::write(std::uint64_t id, std::string_view part) {
+  auto* request = impl_->find_request(id);
+  return request && request->write(part);
+}
+
+bool Server::finish(std::uint64_t id) {
+  auto* request = impl_->find_request(id);
+  return request && request->finish();
+}
+
+void Server::abort(std::uint64_t id) {
+  if (auto* request = impl_->find_request(id)) request->abort();
+}
+
+std::size_t Server::unsent_answer_bytes(std::uint64_t id) const {
+  const auto* request = impl_->find_request(id);
+  return request ? request->unsent_bytes() : 0;
+}
+
+std::size_t Server::requests() const { return impl_->requests_open; }
 
 void Server::stop_accepting() {
   impl_->on_driver([impl = impl_.get()] { impl->stop_accepting(); });

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -28,6 +29,12 @@ namespace parlando::http {
 struct Request {
   std::string method;  ///< "GET" for a HEAD request too: the server leaves the body of the answer out
   std::string target, body;
+  std::uint64_t id = 0;  ///< of this request, for an answer that is given later; never that of a WebSocket
+  std::vector<std::pair<std::string, std::string>> headers = {};  ///< as they came
+
+  std::string_view path() const { return std::string_view(target).substr(0, target.find('?')); }
+  /// @param name  in any case. @return the first value; empty when there is none
+  std::string_view header(std::string_view name) const;
 };
 
 struct Response {
@@ -38,12 +45,35 @@ struct Response {
   std::shared_ptr<const std::string> shared_body = nullptr;
   /// Further headers; a 405 without `Allow` gets "GET, HEAD".
   std::vector<std::pair<std::string, std::string>> headers = {};
+  /// There is no answer yet: `respond`, or `begin`, `write` and `finish`, follow. The rest of this is not looked at.
+  bool later = false;
+
+  static Response given_later() {
+    Response out;
+    out.later = true;
+    return out;
+  }
+};
+
+/// What is asked of requests besides their answer. All of it is optional.
+struct RequestHandlers {
+  /// With the header alone: before the body is read, and before a WebSocket is opened.
+  /// @param body_bytes_max  of this request; at first Limits::body_bytes_max, which it cannot exceed
+  /// @return an answer that refuses it
+  std::function<std::optional<Response>(const Request&, std::size_t& body_bytes_max)> admit;
+  /// The client of a request that is being answered later has gone, or has not taken its answer in time. Nothing that
+  /// is said of it counts any more. Not after `respond` and `finish`.
+  std::function<void(std::uint64_t id)> gone;
+  /// Gives the server's own refusals (400, 403, 404, 413, 431, 500, 503) another form. The header may be incomplete.
+  std::function<Response(const Request&, Response)> shape;
 };
 
 struct Limits {
   using Time = std::chrono::milliseconds;
-  std::size_t header_bytes_max = 16 << 10;   ///< of a request's header; more is answered by 431
-  std::size_t body_bytes_max = 1 << 20;      ///< of a request's body; more is answered by 413
+  std::size_t header_bytes_max = 16 << 10;  ///< of a request's header; more is answered by 431
+  std::size_t body_bytes_max = 1 << 20;     ///< of a request's body; more is answered by 413
+  /// Of all bodies above 64 KiB that are being received or worked on; a request beyond it is answered by 503.
+  std::size_t bodies_bytes_max = 256u << 20;
   std::size_t message_bytes_max = 64 << 10;  ///< of one WebSocket message; more closes with 1009
   int connections_max = 256;                 ///< in all; further ones are answered by 503 and closed
   /// From one IPv4 address or one IPv6 /64 network; further ones are answered by 429. 0: no limit (behind a proxy).
@@ -54,9 +84,11 @@ struct Limits {
   Time close_time_max{1'000};   ///< of a closing handshake; then the connection is cut
   Time flush_time_max{5'000};   ///< of what CloseMode::flush sends before the handshake
   Time gone_time_max{5'000};    ///< a paused socket whose peer has ended its side is kept so long for its last messages
+  Time stall_time_max{30'000};  ///< a streamed answer of which the client takes nothing for so long is cut
   Time accept_retry_time{100};  ///< without accepting, when the process or the system has no descriptors left
   std::size_t unsent_bytes_soft = 128 << 10;  ///< of one WebSocket; above it `slow(true)`, below its half `slow(false)`
   std::size_t unsent_bytes_max = 2 << 20;     ///< of one WebSocket; above it the socket is closed with 1013
+  std::size_t stream_unsent_bytes_max = 16 << 20;  ///< of one streamed answer; above it the connection is cut
   /// Bytes of one WebSocket that the system may hold unsent beside ours (TCP_NOTSENT_LOWAT). They cannot be taken back
   /// by `drop_queued`, so this bounds what is still heard after an interruption. 0: the system's default, megabytes.
   std::size_t system_unsent_bytes_max = 16 << 10;
@@ -87,6 +119,8 @@ struct Counters {
   Counter accept_backoffs;  ///< waits of accept_retry_time
   Counter closed_slow;      ///< sockets above unsent_bytes_max
   Counter closed_idle;      ///< connections cut for header, body, response or idle time
+  Counter refused_bodies;   ///< requests above bodies_bytes_max
+  Counter cut_streams;      ///< answers whose client was too slow
   Counter closed_forced;    ///< sockets cut because they did not finish flush or handshake in time
   Counter protocol_errors;  ///< malformed requests and frames, messages and requests that are too large
   Counter callback_errors;  ///< exceptions thrown by callbacks; their connection was closed with 500 or 1011
@@ -138,6 +172,8 @@ class Server {
   /// @error Errc::invalid_argument for a malformed address, Errc::io when it cannot be listened on
   static Result<std::unique_ptr<Server>> start(const std::string& address, Handle handle, SocketHandlers sockets,
                                                Limits limits);
+  /// Before the first `wait` or `run_thread`.
+  void set_requests(RequestHandlers requests);
   /// Cuts all connections and calls no callback; a thread of `run_thread` has ended. Not from a callback.
   ~Server();
 
@@ -167,6 +203,20 @@ class Server {
   std::size_t drop_queued(std::uint64_t id, const std::function<bool(std::uint32_t tag)>& drop);
   /// Given to `send` and not yet to the system; 0 for an unknown socket.
   std::size_t unsent_bytes(std::uint64_t id) const;
+  /// An answer to a request whose handler said `later`; from the handler itself, too.
+  /// @return false: the request is unknown, its client has gone, or it was answered
+  bool respond(std::uint64_t request, Response response);
+  /// The same in parts: the head of `response` (its body, if there is any, is the first part), parts as they come, and
+  /// the end. HTTP/1.1 clients get chunks. Above Limits::stream_unsent_bytes_max the connection is cut.
+  bool begin(std::uint64_t request, Response response);
+  bool write(std::uint64_t request, std::string_view part);
+  bool finish(std::uint64_t request);
+  /// The answer cannot be finished: the connection ends, so that the client knows. Without `gone`.
+  void abort(std::uint64_t request);
+  /// Of `begin`, `write` and `finish`, what the system has not taken; 0 for an unknown request.
+  std::size_t unsent_answer_bytes(std::uint64_t request) const;
+  /// Requests that wait for their answer, or whose answer is on its way.
+  std::size_t requests() const;
   /// For draining: closes the listener, and answers from now on end their connection. From any thread after
   /// `run_thread`.
   void stop_accepting();

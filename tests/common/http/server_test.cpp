@@ -122,6 +122,239 @@ struct Event {
   }
 };
 
+/// A server whose requests are answered later, and what became of them.
+struct LateWorld : World {
+  explicit LateWorld(Limits limits = {}) : World(std::move(limits)) {
+    on_request = [this](const Request& r) {
+      asked.push_back(r);
+      return Response::given_later();
+    };
+    RequestHandlers handlers;
+    handlers.gone = [this](std::uint64_t id) { gone.push_back(id); };
+    handlers.admit = [this](const Request& r, std::size_t& most) -> std::optional<Response> {
+      return on_admit ? on_admit(r, most) : std::nullopt;
+    };
+    handlers.shape = [](const Request& r, Response given) {
+      given.body = "shaped " + std::string(r.path()) + ": " + given.body;
+      return given;
+    };
+    server->set_requests(std::move(handlers));
+  }
+  std::string line(const std::string& what, const std::string& more = {}) const {
+    return what + " HTTP/1.1\r\nHost: localhost:" + std::to_string(server->port()) + "\r\n" + more + "\r\n";
+  }
+  /// A client whose request has come to the handler.
+  Client request(const std::string& text) {
+    const auto before = asked.size();
+    Client client(server->port());
+    client.send(text);
+    BOOST_REQUIRE(until([&] { return asked.size() > before; }));
+    return client;
+  }
+  std::vector<Request> asked;
+  std::vector<std::uint64_t> gone;
+  std::function<std::optional<Response>(const Request&, std::size_t&)> on_admit;
+};
+
+BOOST_AUTO_TEST_SUITE(later_answers)
+
+BOOST_AUTO_TEST_CASE(an_answer_given_later_keeps_the_connection) {
+  LateWorld world;
+  auto client = world.request(world.line("POST /a?b=1", "X-Name: one\r\nContent-Length: 4\r\n") + "body");
+  BOOST_TEST(world.asked[0].path() == "/a");
+  BOOST_TEST(world.asked[0].header("x-NAME") == "one");
+  BOOST_TEST(world.asked[0].header("other") == "");
+  BOOST_TEST(world.asked[0].body == "body");
+  BOOST_TEST(world.server->requests() == 1u);
+  world.run(20ms);
+  BOOST_TEST(client.pump().in == "");
+  BOOST_TEST(world.server->respond(world.asked[0].id, {201, "text/plain", "late"}));
+  BOOST_TEST(!world.server->respond(world.asked[0].id, {200, "text/plain", "twice"}));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "late"); }));
+  BOOST_TEST(world.until([&] { return world.server->requests() == 0; }));
+  client.send(world.line("GET /again"));
+  BOOST_REQUIRE(world.until([&] { return world.asked.size() == 2; }));
+  BOOST_TEST((world.asked[0].id != world.asked[1].id));
+  BOOST_TEST(world.gone.empty());
+}
+
+BOOST_AUTO_TEST_CASE(an_answer_leaves_in_chunks_as_it_is_made) {
+  LateWorld world;
+  auto client = world.request(world.line("GET /"));
+  const auto id = world.asked[0].id;
+  BOOST_TEST(!world.server->write(id, "before the head"));
+  BOOST_TEST(world.server->begin(id, {200, "text/event-stream", ""}));
+  BOOST_TEST(!world.server->begin(id, {200, "text/event-stream", ""}));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "\r\n\r\n"); }));
+  BOOST_TEST(has(client.in, "Transfer-Encoding: chunked\r\n"));
+  BOOST_TEST(!has(client.in, "Content-Length"));
+  client.in.clear();
+  world.server->write(id, "one");
+  world.server->write(id, "");  // would be the end
+  BOOST_REQUIRE(world.until([&] { return client.pump().in == "3\r\none\r\n"; }));
+  world.server->write(id, std::string(40000, 'x'));
+  BOOST_TEST(world.server->finish(id));
+  BOOST_TEST(!world.server->write(id, "too late"));
+  BOOST_REQUIRE(world.until([&] { return client.pump().in.ends_with("\r\n0\r\n\r\n"); }));
+  BOOST_TEST(has(client.in, "8000\r\nx"));
+  BOOST_TEST(world.until([&] { return world.server->requests() == 0; }));
+  client.send(world.line("GET /next"));
+  BOOST_REQUIRE(world.until([&] { return world.asked.size() == 2; }));
+}
+
+BOOST_AUTO_TEST_CASE(an_old_client_gets_no_chunks) {
+  LateWorld world;
+  auto client = world.request("GET / HTTP/1.0\r\n\r\n");
+  world.server->begin(world.asked[0].id, {200, "text/plain", "first;"});
+  world.server->write(world.asked[0].id, "second");
+  world.server->finish(world.asked[0].id);
+  BOOST_REQUIRE(world.until([&] { return client.pump().ended; }));
+  BOOST_TEST(client.in.ends_with("\r\n\r\nfirst;second"));
+}
+
+BOOST_AUTO_TEST_CASE(answers_from_within_the_handler_are_sent) {
+  LateWorld world;
+  int turn = 0;
+  world.on_request = [&](const Request& r) {
+    if (turn++ == 0) {
+      world.server->respond(r.id, {200, "text/plain", "whole"});
+    } else {
+      world.server->begin(r.id, {200, "text/plain", "part"});
+      world.server->finish(r.id);
+    }
+    return Response::given_later();
+  };
+  Client client(world.server->port());
+  client.send(world.line("GET /1"));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "whole"); }));
+  client.send(world.line("GET /2"));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "part\r\n0\r\n\r\n"); }));
+  BOOST_TEST(world.until([&] { return world.server->requests() == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(who_goes_before_the_end_of_the_answer_is_reported_once) {
+  for (const bool begun : {false, true})
+    for (const bool hard : {false, true}) {
+      LateWorld world;
+      auto client = world.request(world.line("GET /"));
+      const auto id = world.asked[0].id;
+      if (begun) world.server->begin(id, {200, "text/plain", "part"});
+      world.run(5ms);
+      hard ? client.reset() : client.close();
+      BOOST_REQUIRE(world.until([&] { return !world.gone.empty(); }));
+      BOOST_TEST((world.gone == std::vector<std::uint64_t>{id}));
+      BOOST_TEST(!world.server->write(id, "more"));
+      BOOST_TEST(!world.server->respond(id, {}));
+      BOOST_TEST(world.until([&] { return world.server->requests() == 0; }));
+      world.run(10ms);
+      BOOST_TEST(world.gone.size() == 1u);
+    }
+}
+
+BOOST_AUTO_TEST_CASE(a_reader_that_takes_nothing_is_cut) {
+  Limits limits;
+  limits.stall_time_max = 50ms;
+  LateWorld world(limits);
+  Client client;
+  client.receive_buffer(4096);
+  client.connect(world.server->port());
+  client.send(world.line("GET /"));
+  BOOST_REQUIRE(world.until([&] { return world.asked.size() == 1; }));
+  const auto id = world.asked[0].id;
+  world.server->begin(id, {200, "text/plain", ""});
+  for (int i = 0; i < 8; ++i) world.server->write(id, std::string(1 << 20, 'x'));
+  BOOST_TEST(world.server->unsent_answer_bytes(id) > 1u << 20);
+  BOOST_REQUIRE(world.until([&] { return !world.gone.empty(); }));
+  BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(more_than_may_wait_cuts_the_answer) {
+  Limits limits;
+  limits.stream_unsent_bytes_max = 1 << 20;
+  LateWorld world(limits);
+  auto client = world.request(world.line("GET /"));
+  const auto id = world.asked[0].id;
+  world.server->begin(id, {200, "text/plain", ""});
+  bool taken = true;
+  for (int i = 0; i < 64 && taken; ++i) taken = world.server->write(id, std::string(1 << 20, 'x'));
+  BOOST_TEST(!taken);
+  BOOST_TEST(world.gone.empty());  // not from within `write`
+  BOOST_REQUIRE(world.until([&] { return world.gone.size() == 1; }));
+  BOOST_TEST(world.server->counters().cut_streams.value() >= 1u);
+}
+
+BOOST_AUTO_TEST_CASE(an_aborted_answer_has_no_end) {
+  LateWorld world;
+  auto client = world.request(world.line("GET /"));
+  world.server->begin(world.asked[0].id, {200, "text/plain", "part"});
+  world.server->abort(world.asked[0].id);
+  BOOST_REQUIRE(world.until([&] { return client.pump().ended; }));
+  BOOST_TEST(has(client.in, "4\r\npart\r\n"));
+  BOOST_TEST(!has(client.in, "\r\n0\r\n"));
+  BOOST_TEST(world.gone.empty());
+  BOOST_TEST(world.until([&] { return world.server->requests() == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_request_is_refused_by_its_header_alone) {
+  Limits limits;
+  limits.body_bytes_max = 1000;
+  LateWorld world(limits);
+  world.on_admit = [](const Request& r, std::size_t& most) -> std::optional<Response> {
+    if (r.path() == "/no") return Response{401, "text/plain", "who are you"};
+    if (r.path() == "/small") most = 10;
+    return {};
+  };
+  const auto refused = world.ask(world.line("POST /no", "Content-Length: 500\r\n"));
+  BOOST_TEST(has(refused, "401 "));
+  BOOST_TEST(has(refused, "who are you"));
+  const auto large = world.ask(world.line("POST /small", "Content-Length: 11\r\n"));
+  BOOST_TEST(has(large, "413 "));
+  BOOST_TEST(has(large, "shaped /small: the body of the request has 11 bytes, at most 10"));
+  BOOST_TEST(has(world.ask(world.line("POST /x", "Content-Length: 1001\r\n")), "413 "));
+  const auto chunked =
+      world.line("POST /small", "Transfer-Encoding: chunked\r\n") + "14\r\n01234567890123456789\r\n0\r\n\r\n";
+  BOOST_TEST(has(world.ask(chunked), "413 "));
+  // A WebSocket, too, before it is one.
+  auto upgrade = Client::upgrade(world.server->port(), {}, "/no");
+  BOOST_TEST(has(world.ask(upgrade), "401 "));
+  BOOST_TEST(world.asked.empty());
+  // Without a body the connection goes on.
+  Client client(world.server->port());
+  client.send(world.line("GET /no"));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "who are you"); }));
+  client.send(world.line("GET /yes"));
+  BOOST_REQUIRE(world.until([&] { return world.asked.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(all_bodies_together_have_a_limit) {
+  Limits limits;
+  limits.bodies_bytes_max = 150'000;
+  LateWorld world(limits);
+  auto first = world.request(world.line("POST /", "Content-Length: 100000\r\n") + std::string(100'000, 'x'));
+  const auto refused = world.ask(world.line("POST /", "Content-Length: 100000\r\n"));
+  BOOST_TEST(has(refused, "503 "));
+  BOOST_TEST(has(refused, "Retry-After: 1\r\n"));
+  world.server->respond(world.asked[0].id, {200, "text/plain", "done"});
+  BOOST_REQUIRE(world.until([&] { return has(first.pump().in, "done"); }));
+  first.close();
+  auto second = world.request(world.line("POST /", "Content-Length: 100000\r\n") + std::string(100'000, 'x'));
+  second.close();
+  BOOST_REQUIRE(world.until([&] { return world.gone.size() == 1; }));
+  auto third = world.request(world.line("POST /", "Content-Length: 100000\r\n") + std::string(100'000, 'x'));
+}
+
+BOOST_AUTO_TEST_CASE(who_asks_before_sending_a_body_is_told_to) {
+  LateWorld world;
+  Client client(world.server->port());
+  client.send(world.line("POST /", "Content-Length: 4\r\nExpect: 100-continue\r\n"));
+  BOOST_REQUIRE(world.until([&] { return client.pump().in == "HTTP/1.1 100 Continue\r\n\r\n"; }));
+  client.send("body");
+  BOOST_REQUIRE(world.until([&] { return world.asked.size() == 1; }));
+  BOOST_TEST(world.asked[0].body == "body");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
 BOOST_AUTO_TEST_SUITE(http_requests)
 
 BOOST_AUTO_TEST_CASE(an_address_that_cannot_be_listened_on_is_named) {
