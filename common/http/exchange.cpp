@@ -161,7 +161,8 @@ class Exchange final : public Connection, public Answering {
     std::size_t most = server_.limits.body_bytes_max;
     if (server_.request_handlers.admit) {
       std::optional<Response> refusal;
-      const auto asked = describe();
+      auto asked = describe();
+      if (ws::is_upgrade(parser_->get())) asked.id = id_;
       if (!server_.guarded([&] { refusal = server_.request_handlers.admit(asked, most); })) {
         refuse(500, "internal error\n");
         return false;
@@ -205,7 +206,7 @@ class Exchange final : public Connection, public Answering {
       server_.counters.refused_host.add();
       return refuse(400, "the request needs one Host header\n");
     }
-    if (hosts == 1 && !server_.hosts.allows(host)) {
+    if (hosts == 1 && !server_.allows_host(host)) {
       server_.counters.refused_host.add();
       return refuse(403, "the host '" + host.substr(0, 100) +
                              "' is not served here; add it to the allowed hosts of this server\n");

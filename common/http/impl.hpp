@@ -7,6 +7,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <deque>
 #include <thread>
 #include <unordered_map>
 
@@ -65,7 +66,15 @@ struct Server::Impl {
   void on_driver(F&& f);
 
   // Connections.
-  void accept();
+  struct Listener {
+    explicit Listener(asio::io_context& io) : acceptor(io.get_executor()), timer(io.get_executor()) {}
+    Acceptor acceptor;
+    Timer timer;  ///< until it is asked again after a failure
+    int port = 0;
+  };
+  Result<void> listen(const std::string& address);
+  bool allows_host(std::string_view host) const;
+  void accept(Listener& at);
   void admit(TcpSocket socket);
   void start_exchange(std::uint64_t id, TcpSocket socket);
   void leave(std::uint64_t id);  ///< the connection has ended
@@ -79,15 +88,14 @@ struct Server::Impl {
 
   asio::io_context io{1};
   asio::executor_work_guard<Executor> work{io.get_executor()};
-  Acceptor acceptor{io.get_executor()};
-  Timer accept_timer{io.get_executor()}, sweep_timer{io.get_executor()};
+  std::deque<Listener> listeners;  ///< the first is the one that `port` tells
+  Timer sweep_timer{io.get_executor()};
   Handle handle;
   SocketHandlers handlers;
   RequestHandlers request_handlers;
   Limits limits;
-  HostRule hosts;
+  std::vector<HostRule> hosts;  ///< of each listener
   Counters counters;
-  int port = 0;
   bool accepting = true, stopping = false, sweeping = false;
   Clock::time_point now = Clock::now();  ///< of the last sweep: exact enough for idleness, and free
   Clock::duration sweep_period;

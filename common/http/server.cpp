@@ -139,19 +139,19 @@ int Server::Impl::wait(std::span<pollfd> fds, std::chrono::milliseconds timeout)
 
 // ---- connections
 
-void Server::Impl::accept() {
-  acceptor.async_accept([this](error_code ec, TcpSocket socket) {
+void Server::Impl::accept(Listener& at) {
+  at.acceptor.async_accept([this, &at](error_code ec, TcpSocket socket) {
     if (!accepting) return;
     count_step();
     if (!ec) {
       admit(std::move(socket));
-      return accept();
+      return accept(at);
     }
     // EMFILE, ENFILE, ENOBUFS, ENOMEM: the connection stays in the queue, and asking again at once would only spin.
     counters.accept_backoffs.add();
-    accept_timer.expires_after(limits.accept_retry_time);
-    accept_timer.async_wait([this](error_code) {
-      if (accepting) accept();
+    at.timer.expires_after(limits.accept_retry_time);
+    at.timer.async_wait([this, &at](error_code) {
+      if (accepting) accept(at);
     });
   });
 }
@@ -212,8 +212,14 @@ void Server::Impl::arm_sweep() {
 void Server::Impl::stop_accepting() {
   accepting = false;
   error_code ignored;
-  acceptor.close(ignored);
-  accept_timer.cancel();
+  for (auto& listener : listeners) {
+    listener.acceptor.close(ignored);
+    listener.timer.cancel();
+  }
+}
+
+bool Server::Impl::allows_host(std::string_view host) const {
+  return std::any_of(hosts.begin(), hosts.end(), [&](const HostRule& rule) { return rule.allows(host); });
 }
 
 Answering* Server::Impl::find_request(std::uint64_t id) const {
@@ -240,25 +246,37 @@ std::string_view Request::header(std::string_view name) const {
   return {};
 }
 
+Result<void> Server::Impl::listen(const std::string& address) {
+  PARLANDO_TRY(const auto where, parse_listen_address(address));
+  auto& added = listeners.emplace_back(io);
+  auto& acceptor = added.acceptor;
+  const tcp::endpoint endpoint(asio::ip::make_address(where.host), where.port);
+  try {
+    acceptor.open(endpoint.protocol());
+    acceptor.set_option(tcp::acceptor::reuse_address(true));
+    acceptor.bind(endpoint);
+    acceptor.listen();
+    added.port = acceptor.local_endpoint().port();
+  } catch (const std::exception& e) {
+    listeners.pop_back();
+    return fail(Errc::io, "'{}' cannot be listened on: {}", address, e.what());
+  }
+  hosts.emplace_back(limits.hosts, where, static_cast<std::uint16_t>(added.port));
+  accept(added);
+  return {};
+}
+
 Result<std::unique_ptr<Server>> Server::start(const std::string& address, Handle handle, SocketHandlers sockets,
                                               Limits limits) try {
-  PARLANDO_TRY(const auto where, parse_listen_address(address));
   std::unique_ptr<Server> out(new Server);
   out->impl_ = std::make_unique<Impl>(std::move(limits));
   auto& s = *out->impl_;
   s.handle = std::move(handle);
   s.handlers = std::move(sockets);
-  const tcp::endpoint endpoint(asio::ip::make_address(where.host), where.port);
-  s.acceptor.open(endpoint.protocol());
-  s.acceptor.set_option(tcp::acceptor::reuse_address(true));
-  s.acceptor.bind(endpoint);
-  s.acceptor.listen();
-  s.port = s.acceptor.local_endpoint().port();
-  s.hosts = HostRule(s.limits.hosts, where, static_cast<std::uint16_t>(s.port));
+  PARLANDO_DO(s.listen(address));
   s.watch_fd = epoll_create1(EPOLL_CLOEXEC);
   if (s.watch_fd < 0) return fail(Errc::io, "'{}' cannot be listened on: no descriptor is left", address);
   s.watcher.assign(s.watch_fd);
-  s.accept();
   return out;
 } catch (const std::exception& e) {
   return fail(Errc::io, "'{}' cannot be listened on: {}", address, e.what());
@@ -325,6 +343,11 @@ std::size_t Server::unsent_bytes(std::uint64_t id) const {
   return socket ? socket->unsent_bytes() : 0;
 }
 
+Result<int> Server::also_listen(const std::string& address) {
+  PARLANDO_DO(impl_->listen(address));
+  return impl_->listeners.back().port;
+}
+
 void Server::set_requests(RequestHandlers requests) { impl_->request_handlers = std::move(requests); }
 
 bool Server::respond(std::uint64_t id, Response response) {
@@ -363,7 +386,7 @@ void Server::stop_accepting() {
   impl_->on_driver([impl = impl_.get()] { impl->stop_accepting(); });
 }
 
-int Server::port() const { return impl_->port; }
+int Server::port() const { return impl_->listeners.front().port; }
 std::size_t Server::sockets() const { return impl_->open_count; }
 const Counters& Server::counters() const { return impl_->counters; }
 

@@ -29,7 +29,8 @@ namespace parlando::http {
 struct Request {
   std::string method;  ///< "GET" for a HEAD request too: the server leaves the body of the answer out
   std::string target, body;
-  std::uint64_t id = 0;  ///< of this request, for an answer that is given later; never that of a WebSocket
+  /// Of this request, for an answer that is given later; never that of a WebSocket, but for the upgrade that opens one.
+  std::uint64_t id = 0;
   std::vector<std::pair<std::string, std::string>> headers = {};  ///< as they came
 
   std::string_view path() const { return std::string_view(target).substr(0, target.find('?')); }
@@ -172,7 +173,9 @@ class Server {
   /// @error Errc::invalid_argument for a malformed address, Errc::io when it cannot be listened on
   static Result<std::unique_ptr<Server>> start(const std::string& address, Handle handle, SocketHandlers sockets,
                                                Limits limits);
-  /// Before the first `wait` or `run_thread`.
+  /// The same at another address. Before the first `wait` or `run_thread`, as is `set_requests`.
+  /// @return the port. @error as `start`
+  Result<int> also_listen(const std::string& address);
   void set_requests(RequestHandlers requests);
   /// Cuts all connections and calls no callback; a thread of `run_thread` has ended. Not from a callback.
   ~Server();

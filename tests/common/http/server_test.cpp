@@ -372,6 +372,24 @@ BOOST_AUTO_TEST_CASE(an_address_that_cannot_be_listened_on_is_named) {
   BOOST_TEST(has(got.error().message, taken));
 }
 
+BOOST_AUTO_TEST_CASE(two_addresses_serve_the_same) {
+  World world;
+  const auto port = world.server->also_listen("127.0.0.1:0");
+  BOOST_REQUIRE(port);
+  BOOST_TEST(*port != world.server->port());
+  for (const int at : {*port, world.server->port()}) {
+    Client client(at);
+    client.send("GET /x HTTP/1.1\r\nHost: 127.0.0.1:" + std::to_string(at) + "\r\nConnection: close\r\n\r\n");
+    BOOST_REQUIRE(world.until([&] { return client.pump().ended; }));
+    BOOST_TEST(has(client.in, "GET /x"));
+  }
+  BOOST_TEST(!world.server->also_listen("127.0.0.1:" + std::to_string(*port)));
+  world.server->stop_accepting();
+  Client late(*port);
+  world.run(5ms);
+  BOOST_TEST(late.pump().ended);
+}
+
 BOOST_AUTO_TEST_CASE(an_ipv6_address_serves) {
   auto got = Server::start("[::1]:0", [](const Request&) { return Response{200, "text/plain", "six"}; }, {}, {});
   if (!got) {
