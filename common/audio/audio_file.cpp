@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <memory>
 
 #include "common/base/mapped_file.hpp"
@@ -39,36 +40,110 @@ SF_VIRTUAL_IO memory_io() {
   return io;
 }
 
-}  // namespace
+using File = std::unique_ptr<SNDFILE, int (*)(SNDFILE*)>;
 
-Result<Recording> read_audio(std::span<const std::byte> bytes, const std::string& name, double seconds_max) {
-  if (bytes.empty()) return fail(Errc::bad_format, "'{}' is empty", name);
-  Memory memory{bytes};
+/// @param memory  is where the file reads from, and outlives it
+Result<File> open_file(Memory& memory, SF_INFO& info, const std::string& name) {
+  if (memory.bytes.empty()) return fail(Errc::bad_format, "'{}' is empty", name);
   auto io = memory_io();
-  SF_INFO info{};
-  const std::unique_ptr<SNDFILE, int (*)(SNDFILE*)> file(sf_open_virtual(&io, SFM_READ, &info, &memory), sf_close);
+  File file(sf_open_virtual(&io, SFM_READ, &info, &memory), sf_close);
   if (!file)
     return fail(Errc::bad_format, "'{}' is not an audio file that can be read ({})", name, sf_strerror(nullptr));
   if (info.channels < 1 || info.channels > 32 || info.samplerate < 4000 || info.samplerate > 384000)
     return fail(Errc::bad_format, "'{}' has {} channels at {} Hz; 1-32 channels at 4-384 kHz are read", name,
                 info.channels, info.samplerate);
+  return file;
+}
+
+/// Frames that a file can have: writers that do not know the length announce the most that there is.
+sf_count_t frames_of(const SF_INFO& info, std::size_t bytes) {
+  static const std::map<int, std::size_t> kSampleBytes{
+      {SF_FORMAT_PCM_S8, 1}, {SF_FORMAT_PCM_U8, 1}, {SF_FORMAT_ULAW, 1},  {SF_FORMAT_ALAW, 1},  {SF_FORMAT_PCM_16, 2},
+      {SF_FORMAT_PCM_24, 3}, {SF_FORMAT_PCM_32, 4}, {SF_FORMAT_FLOAT, 4}, {SF_FORMAT_DOUBLE, 8}};
+  const auto found = kSampleBytes.find(info.format & SF_FORMAT_SUBMASK);
+  const bool compressed = (info.format & SF_FORMAT_TYPEMASK) == SF_FORMAT_FLAC;
+  if (found == kSampleBytes.end() || compressed) return info.frames;
+  const auto most = bytes / (found->second * static_cast<std::size_t>(info.channels));
+  return std::min(info.frames, static_cast<sf_count_t>(most));
+}
+
+/// Appends at most `count` frames, the mean over their channels. @return how many
+std::size_t read_frames(SNDFILE* file, int channels, std::size_t count, std::vector<float>& block,
+                        std::vector<float>& out) {
+  block.resize(count * static_cast<std::size_t>(channels));
+  const auto got = std::max<sf_count_t>(0, sf_readf_float(file, block.data(), static_cast<sf_count_t>(count)));
+  for (sf_count_t f = 0; f < got; ++f) {
+    float sum = 0;
+    for (int c = 0; c < channels; ++c)
+      sum += block[static_cast<std::size_t>(f) * static_cast<std::size_t>(channels) + static_cast<std::size_t>(c)];
+    const float mean = sum / static_cast<float>(channels);
+    out.push_back(std::isfinite(mean) ? mean : 0.0f);
+  }
+  return static_cast<std::size_t>(got);
+}
+
+}  // namespace
+
+Result<Recording> read_audio(std::span<const std::byte> bytes, const std::string& name, double seconds_max) {
+  Memory memory{bytes};
+  SF_INFO info{};
+  PARLANDO_TRY(const auto file, open_file(memory, info, name));
   Recording out;
   out.rate = info.samplerate;
   const auto frames_max = static_cast<std::size_t>(seconds_max * info.samplerate);
-  std::vector<float> block(static_cast<std::size_t>(4096) * info.channels);
-  while (true) {
-    const auto got = sf_readf_float(file.get(), block.data(), 4096);
-    if (got <= 0) break;
-    if (out.wave.size() + static_cast<std::size_t>(got) > frames_max)
-      return fail(Errc::bad_format, "'{}' is longer than {} s", name, seconds_max);
-    for (sf_count_t f = 0; f < got; ++f) {
-      float sum = 0;
-      for (int c = 0; c < info.channels; ++c) sum += block[static_cast<std::size_t>(f) * info.channels + c];
-      const float mean = sum / static_cast<float>(info.channels);
-      out.wave.push_back(std::isfinite(mean) ? mean : 0.0f);
-    }
-  }
+  std::vector<float> block;
+  while (read_frames(file.get(), info.channels, 4096, block, out.wave) > 0)
+    if (out.wave.size() > frames_max) return fail(Errc::bad_format, "'{}' is longer than {} s", name, seconds_max);
   if (out.wave.empty()) return fail(Errc::bad_format, "'{}' holds no samples", name);
+  return out;
+}
+
+struct Reader::State {
+  std::string bytes;
+  Memory memory;
+  SF_INFO info{};
+  File file{nullptr, sf_close};
+  std::vector<float> block;
+  std::size_t count = 0, most = 0;  ///< frames read so far, and that may be read
+  bool too_long = false;
+  bool knows_length() const { return info.frames != SF_COUNT_MAX; }
+};
+
+Reader::Reader(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Reader::Reader(Reader&&) noexcept = default;
+Reader& Reader::operator=(Reader&&) noexcept = default;
+Reader::~Reader() = default;
+
+Result<Reader> Reader::open(std::string bytes, const std::string& name, double seconds_max) {
+  auto state = std::make_unique<State>();
+  state->bytes = std::move(bytes);
+  state->memory.bytes = std::as_bytes(std::span(state->bytes));
+  PARLANDO_TRY(state->file, open_file(state->memory, state->info, name));
+  state->info.frames = frames_of(state->info, state->bytes.size());
+  const auto seconds = static_cast<double>(state->info.frames) / state->info.samplerate;
+  if (state->info.frames == 0) return fail(Errc::bad_format, "'{}' holds no samples", name);
+  if (state->knows_length() && seconds > seconds_max)
+    return fail(Errc::bad_format, "'{}' lasts {:.1f} s, expected at most {} s", name, seconds, seconds_max);
+  state->most = static_cast<std::size_t>(seconds_max * state->info.samplerate);
+  return Reader(std::move(state));
+}
+
+int Reader::rate() const { return state_->info.samplerate; }
+double Reader::seconds() const {
+  const auto frames =
+      state_->knows_length() ? static_cast<double>(state_->info.frames) : static_cast<double>(state_->count);
+  return frames / state_->info.samplerate;
+}
+
+bool Reader::is_too_long() const { return state_->too_long; }
+
+std::vector<float> Reader::read(std::size_t count) {
+  std::vector<float> out;
+  auto& s = *state_;
+  if (s.too_long) return out;
+  s.count += read_frames(s.file.get(), s.info.channels, count, s.block, out);
+  s.too_long = s.count > s.most;
+  if (s.too_long) out.clear();
   return out;
 }
 
