@@ -500,6 +500,8 @@ int run(int argc, char** argv) {
     c.add_option("--step-limit-ms", engine.step_limit_ms,
                  "work of a model that takes longer counts as hung; default 2000, 30000 for other models");
     c.add_option("--listen", engine.listen, "address of the gateway")->capture_default_str();
+    c.add_option("--keys-file", engine.keys_file, "who may use /v1: lines of SHA-256 and name; empty: everybody")
+        ->check(CLI::ExistingFile);
     c.add_option("--store", engine.store,
                  "where committed turns are kept: a file, :memory: for nowhere, or postgresql://…")
         ->capture_default_str();

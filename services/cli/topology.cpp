@@ -90,11 +90,11 @@ json topology(const UpOptions& o, const Places& places) {
       config && config->contains("history_turns"))
     core["history_turns"] = (*config)["history_turns"];
   out.add("controller", "controller", core, {"vad", "tokenizer", "llm-chat", "tts", "context"});
-  out.add("gateway", "gateway",
-          {{"listen", o.listen},
-           {"page", o.page ? (source / "services/gateway/page").string() : ""},
-           {"questions", o.page ? (source / "models/nano/questions").string() : ""}},
-          {"controller"});
+  json front{{"listen", o.listen},
+             {"page", o.page ? (source / "services/gateway/page").string() : ""},
+             {"questions", o.page ? (source / "models/nano/questions").string() : ""}};
+  if (!o.keys_file.empty()) front["keys_file"] = o.keys_file;
+  out.add("gateway", "gateway", front, {"controller"});
   return out.take();
 }
 

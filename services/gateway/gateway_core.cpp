@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "common/base/mapped_file.hpp"
+#include "common/http/guards.hpp"
 
 namespace parlando::gateway {
 namespace fs = std::filesystem;
@@ -13,6 +14,7 @@ namespace {
 constexpr std::size_t kFileBytesMax = 8u << 20;
 // Answers are pushed as fast as they are made, and players buffer them; a client that is a whole minute behind is gone.
 constexpr std::int64_t kUnsentSecondsMax = 60;
+constexpr std::size_t kBodyBytesMax = 26u << 20;  // the largest of any route; `HttpApi::admit` knows each one's own
 constexpr std::size_t kUnsentBytesMax = kUnsentSecondsMax * kSpeechRate * kSampleBytes;
 // Realtime clients get base64 of 24 kHz, and may append 15 MiB of it at once.
 constexpr std::size_t kRealtimeUnsentMax = kUnsentSecondsMax * 24000 * kSampleBytes * 3 / 2;
@@ -43,8 +45,15 @@ const SteadyClock GatewayCore::kSteadyClock;
 
 std::vector<config::Problem> GatewayConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
-  if (listen.rfind(':') == std::string::npos)
-    out.push_back({path + ".listen", "is '" + listen + "', expected host:port"});
+  const auto check_address = [&](const std::string& name, const std::string& value) {
+    const auto address = http::parse_listen_address(value);
+    if (!address)
+      out.push_back({path + "." + name, "is '" + value + "': " + address.error().message});
+    else if (!address->loopback && keys_file.empty())
+      out.push_back({path + "." + name, "is '" + value + "', which others reach: that needs a keys_file"});
+  };
+  check_address("listen", listen);
+  if (!api_listen.empty()) check_address("api_listen", api_listen);
   config::expect_range(out, path + ".connections_max", connections_max, 1, 1 << 16);
   config::expect_range(out, path + ".connections_per_address_max", connections_per_address_max, 0, 1 << 16);
   config::expect_range(out, path + ".session_seconds_max", session_seconds_max, 1, 86400);
@@ -52,11 +61,12 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
   return out;
 }
 
-GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock)
+GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock, ApiKeys keys)
     : config_(std::move(config)),
       clock_(clock),
       sessions_(sessions_config(config_)),
-      realtime_(sessions_, realtime_wire()) {
+      realtime_(sessions_, realtime_wire()),
+      api_(sessions_, replies(), std::move(keys), config_.origins, [this] { return why_not_ready(); }) {
   sessions_.set_sockets({[this](ClientId id) { return server_ ? server_->unsent_bytes(id) : 0; },
                          [this](ClientId id, TurnId turn) -> std::size_t {
                            if (!server_) return 0;
@@ -81,14 +91,23 @@ Result<void> GatewayCore::load_files(const std::string& folder, const std::strin
 }
 
 Result<std::unique_ptr<service::Core>> GatewayCore::make(const GatewayConfig& config) {
-  auto out = std::make_unique<GatewayCore>(config);
+  ApiKeys keys;
+  if (!config.keys_file.empty()) {
+    PARLANDO_TRY(keys, ApiKeys::read(config.keys_file));
+  }
+  auto out = std::make_unique<GatewayCore>(config, kSteadyClock, std::move(keys));
   PARLANDO_DO(out->load_files(config.page, "/"));
   PARLANDO_DO(out->load_files(config.questions, "/questions/"));
   if (out->files_.contains("/index.html")) out->files_["/"] = out->files_["/index.html"];
   return std::unique_ptr<service::Core>(std::move(out));
 }
 
-http::Response GatewayCore::answer(const http::Request& request) const {
+http::Response GatewayCore::answer(const http::Request& request) {
+  if (HttpApi::serves(request.path())) {
+    auto out = api_.handle(request, clock_.now());
+    act();
+    return out;
+  }
   if (request.method != "GET") return {405, "text/plain", "only GET\n"};
   const auto found = files_.find(request.target.substr(0, request.target.find('?')));
   return found == files_.end() ? http::Response{404, "text/plain", "not found\n"} : found->second;
@@ -103,6 +122,34 @@ http::Limits GatewayCore::limits() const {
   out.origins = config_.origins;
   out.hosts = config_.hosts;
   out.unsent_bytes_max = kUnsentBytesMax;
+  out.body_bytes_max = kBodyBytesMax;
+  return out;
+}
+
+http::RequestHandlers GatewayCore::request_handlers() {
+  http::RequestHandlers out;
+  out.admit = [this](const http::Request& request, std::size_t& most) {
+    return api_.admit(request, most, clock_.now());
+  };
+  out.shape = [this](const http::Request& request, http::Response given) {
+    return api_.shape(request, std::move(given));
+  };
+  out.gone = [this](std::uint64_t id) {
+    api_.gone(id, clock_.now());
+    act();
+  };
+  return out;
+}
+
+HttpReplies GatewayCore::replies() {
+  HttpReplies out;
+  out.respond = [this](std::uint64_t id, http::Response r) { return server_ && server_->respond(id, std::move(r)); };
+  out.begin = [this](std::uint64_t id, http::Response r) { return server_ && server_->begin(id, std::move(r)); };
+  out.write = [this](std::uint64_t id, std::string_view part) { return server_ && server_->write(id, part); };
+  out.finish = [this](std::uint64_t id) { return server_ && server_->finish(id); };
+  out.abort = [this](std::uint64_t id) {
+    if (server_) server_->abort(id);
+  };
   return out;
 }
 
@@ -110,6 +157,8 @@ http::SocketHandlers GatewayCore::handlers() {
   http::SocketHandlers out;
   out.paths = {{"/v1/dialogue"}, {kRealtimePath, kRealtimeMessageMax, kRealtimeUnsentMax, "realtime"}};
   out.opened = [this](std::uint64_t id, const http::Upgrade& upgrade) {
+    if (!api_.socket_opened(id))
+      return server_->close(id, http::CloseCode::try_later, "this key has as many sessions as it may");
     const auto now = clock_.now();
     if (upgrade.path == kRealtimePath)
       realtime_.opened(id, upgrade.target, std::time(nullptr) + config_.session_seconds_max, now);
@@ -118,6 +167,7 @@ http::SocketHandlers GatewayCore::handlers() {
     act();
   };
   out.closed = [this](std::uint64_t id) {
+    api_.socket_closed(id);
     realtime_.has(id) ? realtime_.closed(id, clock_.now()) : sessions_.client_closed(id, clock_.now());
     act();
   };
@@ -154,6 +204,10 @@ RealtimeWire GatewayCore::realtime_wire() {
 Result<void> GatewayCore::listen() {
   auto answers = [this](const http::Request& request) { return answer(request); };
   PARLANDO_TRY(server_, http::Server::start(config_.listen, std::move(answers), handlers(), limits()));
+  if (!config_.api_listen.empty()) {
+    PARLANDO_DO(server_->also_listen(config_.api_listen));
+  }
+  server_->set_requests(request_handlers());
   return {};
 }
 
@@ -164,10 +218,15 @@ int GatewayCore::wait(std::span<pollfd> descriptors, milliseconds timeout) {
     const auto until = std::max(milliseconds(0), std::chrono::ceil<milliseconds>(due - clock_.now()));
     timeout = timeout.count() < 0 ? until : std::min(timeout, until);
   }
+  if (api_.wants_to_say()) timeout = milliseconds(0);
   waiting_ = true;
   const int ready = server_->wait(descriptors, timeout);
   waiting_ = false;
   play();
+  if (api_.wants_to_say()) {
+    api_.pump(clock_.now());
+    act();
+  }
   return ready;
 }
 
@@ -180,6 +239,7 @@ void GatewayCore::play() {
 
 /// Does what the sessions want done.
 void GatewayCore::act() {
+  // What a request makes of its events may end its session, and that has consequences.
   do {
     for (auto actions = sessions_.take_for_clients(); !actions.empty(); actions = sessions_.take_for_clients())
       for (auto& action : actions) act_on(action);
@@ -192,6 +252,7 @@ void GatewayCore::act() {
 
 void GatewayCore::act_on(ToClient& action) {
   if (!server_ || realtime_.act_on(action, clock_.now())) return;
+  if (api_.has(action.client)) return api_.on_action(action, clock_.now());
   switch (action.kind) {
     case ToClient::Kind::event:
       server_->send(action.client, std::move(action.data), false);
@@ -227,6 +288,7 @@ void GatewayCore::on_refused(const std::string& peer, const protocol::Envelope& 
 
 void GatewayCore::on_tick(Time now) {
   sessions_.on_tick(now);
+  api_.on_tick(now);
   act();
   tell_metrics();
 }
@@ -237,9 +299,10 @@ std::string GatewayCore::why_not_ready() const {
 
 bool GatewayCore::drain() {
   if (server_) server_->stop_accepting();
-  const bool done = sessions_.drain(clock_.now());
+  api_.drain();
+  sessions_.drain(clock_.now());
   act();
-  return done && (!server_ || server_->sockets() == 0);
+  return sessions_.clients() == 0 && (!server_ || (server_->sockets() == 0 && server_->requests() == 0));
 }
 
 // ------------------------------------------------------------------------------------------------ metrics
@@ -275,6 +338,16 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
   for (std::size_t i = 0; i < kReasonNames.size(); ++i)
     m.handovers[i] = metrics.counter("parlando_gateway_handovers_total", "Sessions that left their controller",
                                      "reason", std::string(kReasonNames[i]));
+  m.api_running = metrics.gauge("parlando_gateway_api_running", "HTTP requests that wait for their answer or its end");
+  for (std::size_t i = 0; i < kEndpointNames.size(); ++i)
+    m.api_requests[i] = metrics.counter("parlando_gateway_api_requests_total", "Requests to the HTTP API", "endpoint",
+                                        std::string(kEndpointNames[i]));
+  using A = HttpApiCounters;
+  m.api = {{counter("api_refused_total", "Requests answered by 400 to 499"), &A::refused},
+           {counter("api_failed_total", "Requests answered by 500 and above, or broken off"), &A::failed},
+           {counter("api_left_total", "Requests whose client went before the end"), &A::left},
+           {counter("api_unauthorised_total", "Requests without a key that is known"), &A::unauthorised},
+           {counter("api_limited_total", "Requests above a limit of their key"), &A::limited}};
   using C = http::Counters;
   const std::tuple<const char*, const char*, const http::Counter C::*> table[] = {
       {"http_accepted_total", "Connections that passed the limits", &C::accepted},
@@ -285,6 +358,8 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
       {"http_accept_backoffs_total", "Waits because no descriptors were left", &C::accept_backoffs},
       {"http_closed_slow_total", "WebSockets that were a minute of sound behind", &C::closed_slow},
       {"http_closed_idle_total", "Connections cut for their silence", &C::closed_idle},
+      {"http_refused_bodies_total", "Requests above the limit of all bodies together", &C::refused_bodies},
+      {"http_cut_streams_total", "Streamed answers whose client was too slow", &C::cut_streams},
       {"http_closed_forced_total", "WebSockets cut because they did not end in time", &C::closed_forced},
       {"http_protocol_errors_total", "Malformed requests and frames", &C::protocol_errors},
       {"http_callback_errors_total", "Exceptions while a request or message was worked on", &C::callback_errors},
@@ -301,7 +376,10 @@ void GatewayCore::tell_metrics() {
     to.set_at_least(static_cast<double>(n));
   };
   m.sessions.set(static_cast<double>(sessions_.sessions()));
-  m.sockets.set(static_cast<double>(sessions_.clients()));
+  m.sockets.set(static_cast<double>(sessions_.clients() - api_.running()));
+  m.api_running.set(static_cast<double>(api_.running()));
+  for (std::size_t i = 0; i < m.api_requests.size(); ++i) tell(m.api_requests[i], api_.counters().requests[i]);
+  for (const auto& [to, member] : m.api) tell(to, api_.counters().*member);
   m.realtime.set(static_cast<double>(realtime_.size()));
   tell(m.realtime_errors, realtime_.errors());
   tell(m.frames, c.audio_frames);

@@ -6,6 +6,7 @@
 #include "common/config/fields.hpp"
 #include "common/http/server.hpp"
 #include "common/service/core.hpp"
+#include "services/gateway/http_api.hpp"
 #include "services/gateway/realtime_sockets.hpp"
 #include "services/gateway/sessions.hpp"
 
@@ -13,6 +14,7 @@ namespace parlando::gateway {
 
 struct GatewayConfig {
   std::string listen = "127.0.0.1:7860";            ///< host:port; port 0 takes a free one
+  std::string api_listen;                           ///< a second address, with all the same; empty: none
   std::string page = "services/gateway/page";       ///< folder of the page; empty: none
   std::string questions = "models/nano/questions";  ///< example recordings the page offers; empty: none
   int connections_max = 512;                        ///< in all; further ones are answered by 503
@@ -22,9 +24,11 @@ struct GatewayConfig {
   std::vector<std::string> hosts;    ///< names we are reached by; empty: localhost and numeric addresses; "*": all
   int session_seconds_max = 1800;    ///< of a WebSocket; it is closed with 1000
   int drain_seconds_max = 15;        ///< for turns under way at SIGTERM; then they are closed with 1001
+  std::string keys_file;             ///< who may use /v1 (`http_keys.hpp`); empty: everybody who reaches it
   template <class V>
   void fields(V&& v) {
     v("listen", listen);
+    v("api_listen", api_listen);
     v("page", page);
     v("questions", questions);
     v("connections_max", connections_max);
@@ -33,6 +37,7 @@ struct GatewayConfig {
     v("hosts", hosts);
     v("session_seconds_max", session_seconds_max);
     v("drain_seconds_max", drain_seconds_max);
+    v("keys_file", keys_file);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -41,7 +46,7 @@ class GatewayCore final : public service::Core {
  public:
   /// @error Errc::not_found naming a folder that is missing, and those of reading files
   static Result<std::unique_ptr<service::Core>> make(const GatewayConfig& config);
-  explicit GatewayCore(GatewayConfig config, const Clock& clock = kSteadyClock);
+  explicit GatewayCore(GatewayConfig config, const Clock& clock = kSteadyClock, ApiKeys keys = {});
 
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
@@ -64,7 +69,9 @@ class GatewayCore final : public service::Core {
  private:
   static const SteadyClock kSteadyClock;
   Result<void> load_files(const std::string& folder, const std::string& prefix);
-  http::Response answer(const http::Request& request) const;
+  http::Response answer(const http::Request& request);
+  http::RequestHandlers request_handlers();
+  HttpReplies replies();
   http::SocketHandlers handlers();
   RealtimeWire realtime_wire();
   http::Limits limits() const;
@@ -74,7 +81,9 @@ class GatewayCore final : public service::Core {
   void tell_metrics();
 
   struct Meters {
-    telemetry::Metrics::Gauge sessions, sockets, realtime, held;
+    telemetry::Metrics::Gauge sessions, sockets, realtime, held, api_running;
+    std::array<telemetry::Metrics::Counter, kEndpointNames.size()> api_requests;
+    std::vector<std::pair<telemetry::Metrics::Counter, std::uint64_t HttpApiCounters::*>> api;
     telemetry::Metrics::Counter frames, sent, refused, stale, repeats, failed, dropped, paused, malformed;
     telemetry::Metrics::Counter resumed, not_resumed, underruns, holds, interruptions, early, realtime_errors;
     std::array<telemetry::Metrics::Counter, kReasonNames.size()> handovers;
@@ -85,6 +94,7 @@ class GatewayCore final : public service::Core {
   const Clock& clock_;
   Sessions sessions_;
   RealtimeSockets realtime_;
+  HttpApi api_;
   std::map<std::string, http::Response> files_;  ///< by path; read once
   std::unique_ptr<http::Server> server_;
   bool waiting_ = false;  ///< inside `wait`

@@ -28,7 +28,8 @@ GatewayConfig config_of_tests() {
 
 /// The gateway on a free port, driven by the test; its controllers are what the test says, its clock is turned by hand.
 struct Door {
-  explicit Door(GatewayConfig config = config_of_tests()) : core(std::move(config), clock) {
+  explicit Door(GatewayConfig config = config_of_tests(), ApiKeys keys = {})
+      : core(std::move(config), clock, std::move(keys)) {
     const auto listening = core.listen();
     BOOST_REQUIRE_MESSAGE(listening, (listening ? "" : listening.error().message));
     tick(0);
@@ -577,6 +578,164 @@ BOOST_AUTO_TEST_CASE(metrics_tell_what_happened) {
         "parlando_gateway_audio_frames_total 1", "parlando_gateway_refused_total 1",
         "parlando_gateway_handovers_total{reason=\"down\"} 1", "parlando_gateway_http_accepted_total 1"})
     BOOST_TEST(text.find(line) != std::string::npos, line);
+}
+
+namespace {
+
+std::string post(const Door& door, const std::string& path, const std::string& body, const std::string& more = {},
+                 const std::string& type = "application/json") {
+  return "POST " + path + " HTTP/1.1\r\nHost: localhost:" + std::to_string(door.core.listening_port()) +
+         "\r\nContent-Type: " + type + "\r\nContent-Length: " + std::to_string(body.size()) + "\r\n" + more + "\r\n" +
+         body;
+}
+const std::string kChat = R"({"model":"m","messages":[{"role":"user","content":"hi"}])";
+
+protocol::Bytes record(const json& j) {
+  const auto text = j.dump();
+  const auto bytes = std::as_bytes(std::span(text));
+  return {bytes.begin(), bytes.end()};
+}
+
+/// A request whose session is open. @param head  of its Open
+Browser asked(Door& door, const std::string& request, protocol::Envelope& head) {
+  Browser client(door.core.listening_port());
+  const auto before = door.count(MessageType::open);
+  client.send(request);
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::open) > before; }));
+  for (const auto& m : door.sent)
+    if (m.head.type == MessageType::open) head = m.head;
+  door.answer(head, protocol::Opened{});
+  return client;
+}
+
+json error_of(const std::string& answer) { return json::parse(answer.substr(answer.find("\r\n\r\n") + 4))["error"]; }
+ApiKeys keys_of_tests(const std::string& limits) {
+  return *ApiKeys::parse("2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b anna " + limits, "test");
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_request_is_a_session_until_it_is_answered) {
+  Door door;
+  protocol::Envelope head;
+  auto client = asked(door, post(door, "/v1/chat/completions", kChat + "}"), head);
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::say) == 1; }));
+  BOOST_TEST(door.core.load() == 1);
+  door.answer(head, protocol::Text{protocol::TextKind::text, 0, "hello"}, 1);
+  door.answer(head, protocol::TurnDone{1, false, record({{"turn", 1}, {"finish", "stop"}})}, 1);
+  BOOST_REQUIRE(door.until([&] { return client.pump().in.find("\"hello\"") != std::string::npos; }));
+  BOOST_TEST(client.in.starts_with("HTTP/1.1 200"));
+  BOOST_TEST(client.in.find("X-Request-Id: req_") != std::string::npos);
+  BOOST_TEST(door.count(MessageType::close) == 1u);
+  BOOST_TEST(door.core.load() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_request_whose_client_goes_ends_its_session) {
+  Door door;
+  protocol::Envelope head;
+  auto client = asked(door, post(door, "/v1/chat/completions", kChat + R"(,"stream":true})"), head);
+  door.answer(head, protocol::Text{protocol::TextKind::text, 0, "hello"}, 1);
+  BOOST_REQUIRE(door.until([&] { return client.pump().in.find("hello") != std::string::npos; }));
+  client.close();
+  BOOST_REQUIRE(door.until([&] { return door.core.load() == 0; }));
+  BOOST_TEST(door.count(MessageType::close) == 1u);
+  door.answer(head, protocol::Text{protocol::TextKind::text, 5, "nobody hears this"}, 1);
+}
+
+BOOST_AUTO_TEST_CASE(without_controllers_a_request_is_told_to_come_again) {
+  Door door;
+  door.core.on_peer(Door::controller(), transport::PeerState::down, door.clock.now());
+  Browser client(door.core.listening_port());
+  client.send(post(door, "/v1/chat/completions", kChat + "}"));
+  BOOST_REQUIRE(door.until([&] {
+    door.tick(100);
+    return client.pump().in.find("\"error\"") != std::string::npos;
+  }));
+  BOOST_TEST(client.in.starts_with("HTTP/1.1 503"));
+  BOOST_TEST(client.in.find("Retry-After: ") != std::string::npos);
+  BOOST_TEST(door.core.load() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_running_answer_is_finished_before_the_gateway_ends) {
+  Door door;
+  protocol::Envelope head;
+  auto client = asked(door, post(door, "/v1/chat/completions", kChat + R"(,"stream":true})"), head);
+  door.answer(head, protocol::Text{protocol::TextKind::text, 0, "hello"}, 1);
+  BOOST_TEST(!door.core.drain());
+  BOOST_REQUIRE(door.until([&] { return client.pump().in.find("hello") != std::string::npos; }));
+  door.answer(head, protocol::TurnDone{1, false, record({{"turn", 1}})}, 1);
+  BOOST_REQUIRE(door.until([&] { return client.pump().in.find("[DONE]") != std::string::npos; }));
+  BOOST_TEST(door.until([&] { return door.core.drain(); }));
+}
+
+BOOST_AUTO_TEST_CASE(what_the_api_refuses_has_one_form) {
+  Door door;
+  const auto close = std::string("Connection: close\r\n");
+  const std::vector<std::pair<std::string, std::string>> cases{
+      {post(door, "/v1/chat/completions", "{", close), "400"},
+      {post(door, "/v1/chat/completions", kChat + "}", close, "text/plain"), "415"},
+      {post(door, "/v1/nothing", "{}", close), "404"},
+      {post(door, "/v1/models", "{}", close), "405"},
+      {post(door, "/v1/chat/completions", kChat + "}", close + "Origin: https://elsewhere.example\r\n"), "403"},
+      {post(door, "/v1/audio/speech", std::string(2 << 20, 'x'), close), "413"}};
+  for (const auto& [request, status] : cases) {
+    Browser client(door.core.listening_port());
+    std::size_t sent = 0;
+    BOOST_REQUIRE(door.until([&] {
+      if (sent < request.size()) sent += client.send(std::string_view(request).substr(sent));
+      return client.pump().ended;
+    }));
+    BOOST_TEST(client.in.starts_with("HTTP/1.1 " + status), client.in.substr(0, 40) << " expected " << status);
+    const auto error = error_of(client.in);
+    BOOST_TEST(error.size() == 4u);
+    BOOST_TEST(error["message"].is_string());
+    BOOST_TEST(client.in.find("X-Request-Id: req_") != std::string::npos);
+  }
+  BOOST_TEST(door.get("/v1/models").find("parlando-chat") != std::string::npos);
+  BOOST_TEST(door.get("/healthz").ends_with("alive\n"));
+  BOOST_TEST(door.get("/readyz").ends_with("ready\n"));
+  BOOST_TEST(door.get("/openapi.json").find("\"3.1.0\"") != std::string::npos);
+  BOOST_TEST(door.core.load() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(keys_are_asked_for_before_anything_is_read) {
+  Door door(config_of_tests(), keys_of_tests("sessions=1 requests_per_minute=5"));
+  const auto models = [&](const std::string& more) { return door.get("/v1/models", "GET", more); };
+  BOOST_TEST(models("").starts_with("HTTP/1.1 401"));
+  BOOST_TEST(models("Authorization: Bearer wrong\r\n").starts_with("HTTP/1.1 401"));
+  const std::string key = "Authorization: Bearer secret\r\n";
+  BOOST_TEST(models(key).starts_with("HTTP/1.1 200"));
+  BOOST_TEST(door.get("/healthz").starts_with("HTTP/1.1 200"));
+  BOOST_TEST(door.ask(Browser::upgrade(door.core.listening_port(), {}, "/v1/dialogue")).starts_with("HTTP/1.1 401"));
+  // A socket is the one session of this key.
+  Browser socket(door.core.listening_port());
+  socket.send(Browser::upgrade(door.core.listening_port(), key, "/v1/dialogue"));
+  BOOST_REQUIRE(door.until([&] { return door.core.load() == 1; }));
+  Browser client(door.core.listening_port());
+  client.send(post(door, "/v1/chat/completions", kChat + "}", key));
+  BOOST_REQUIRE_MESSAGE(door.until([&] { return client.pump().in.find("\"error\"") != std::string::npos; }), client.in);
+  BOOST_TEST(client.in.starts_with("HTTP/1.1 429"));
+  socket.close();
+  BOOST_REQUIRE(door.until([&] { return door.core.load() == 0; }));
+  protocol::Envelope head;
+  auto again = asked(door, post(door, "/v1/chat/completions", kChat + "}", key), head);
+  again.close();
+  BOOST_REQUIRE(door.until([&] { return door.core.load() == 0; }));
+  BOOST_TEST(models(key).starts_with("HTTP/1.1 200"));
+  const auto limited = models(key);
+  BOOST_TEST(limited.starts_with("HTTP/1.1 429"));
+  BOOST_TEST(limited.find("Retry-After: 13\r\n") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(others_reach_an_address_with_keys_only) {
+  GatewayConfig config;
+  config.listen = "0.0.0.0:7860";
+  BOOST_REQUIRE(config.problems("core").size() == 1u);
+  BOOST_TEST(config.problems("core")[0].text.find("keys_file") != std::string::npos);
+  config.keys_file = "keys";
+  BOOST_TEST(config.problems("core").empty());
+  config.keys_file = "/nowhere/keys";
+  BOOST_TEST(!GatewayCore::make(config));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

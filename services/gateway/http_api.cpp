@@ -1,0 +1,358 @@
+#include "services/gateway/http_api.hpp"
+
+#include <ctime>
+
+#include "common/base/random_id.hpp"
+#include "common/http/guards.hpp"
+#include "services/gateway/http_fields.hpp"
+#include "services/gateway/http_speech.hpp"
+#include "services/gateway/http_transcription.hpp"
+
+namespace parlando::gateway {
+using nlohmann::json;
+
+namespace {
+
+constexpr std::size_t kJsonBytesMax = 1 << 20, kChatBytesMax = 12 << 20;
+constexpr std::size_t kUploadBytesMax = (25 << 20) + (64 << 10);  // as published, and what a form needs around it
+constexpr std::chrono::seconds kUpgradeTime{10};                  // a handshake that has not ended by then never will
+constexpr std::array<std::string_view, 3> kModels{"parlando-chat", "parlando-tts", "parlando-transcribe"};
+constexpr std::string_view kModelsPath = "/v1/models";
+constexpr std::string_view kProtocolKey = "openai-insecure-api-key.";  // of browsers, which cannot send other headers
+
+struct Route {
+  std::string_view path, methods;
+  Endpoint endpoint;
+  std::size_t body_bytes_max = 0;
+  std::string_view content_type = {};
+};
+constexpr std::array<Route, 7> kRoutes{{
+    {"/v1/chat/completions", "POST", Endpoint::chat, kChatBytesMax, "application/json"},
+    {"/v1/audio/speech", "POST", Endpoint::speech, kJsonBytesMax, "application/json"},
+    {"/v1/audio/transcriptions", "POST", Endpoint::transcriptions, kUploadBytesMax, "multipart/form-data"},
+    {kModelsPath, "GET", Endpoint::models},
+    {"/healthz", "GET", Endpoint::other},
+    {"/readyz", "GET", Endpoint::other},
+    {"/openapi.json", "GET", Endpoint::other},
+}};
+
+const Route* find_route(std::string_view path) {
+  for (const auto& route : kRoutes)
+    if (path == route.path || (route.endpoint == Endpoint::models && path.starts_with("/v1/models/"))) return &route;
+  return nullptr;
+}
+
+bool is_api(std::string_view path) { return path == "/v1" || path.starts_with("/v1/"); }
+
+bool is_upgrade(const http::Request& request) { return !request.header("upgrade").empty(); }
+
+bool is_type(std::string_view header, std::string_view type) {
+  if (header.size() < type.size()) return false;
+  for (std::size_t i = 0; i < type.size(); ++i)
+    if ((header[i] | 0x20) != (type[i] | 0x20)) return false;
+  return header.size() == type.size() || header[type.size()] == ';' || header[type.size()] == ' ';
+}
+
+std::string new_id() { return fmt::format("{:016x}{:016x}", random_u64(), random_u64()); }
+
+}  // namespace
+
+HttpApi::HttpApi(Sessions& sessions, HttpReplies replies, ApiKeys keys, std::vector<std::string> origins,
+                 std::function<std::string()> why_not_ready)
+    : sessions_(sessions),
+      replies_(std::move(replies)),
+      keys_(std::move(keys)),
+      origins_(std::move(origins)),
+      why_not_ready_(std::move(why_not_ready)),
+      started_(std::time(nullptr)) {}
+
+bool HttpApi::serves(std::string_view path) { return is_api(path) || find_route(path) != nullptr; }
+
+// ------------------------------------------------------------------------------------------------ who may
+
+std::optional<KeyId> HttpApi::key_of(const http::Request& request) const {
+  if (const auto header = request.header("authorization"); !header.empty()) return keys_.find(header);
+  auto offered = request.header("sec-websocket-protocol");
+  while (!offered.empty()) {
+    const auto end = offered.find(',');
+    auto name = offered.substr(0, end);
+    offered.remove_prefix(end == std::string_view::npos ? offered.size() : end + 1);
+    name.remove_prefix(std::min(name.find_first_not_of(' '), name.size()));
+    if (name.starts_with(kProtocolKey)) return keys_.find_key(name.substr(kProtocolKey.size()));
+  }
+  return {};
+}
+
+std::optional<http::Response> HttpApi::admit_key(const http::Request& request, Time now) {
+  if (keys_.empty()) return {};
+  const auto key = key_of(request);
+  if (!key) {
+    ++counters_.unauthorised;
+    const bool none = request.header("authorization").empty();
+    auto out =
+        refuse(request, {401,
+                         none ? "an API key is needed: send 'Authorization: Bearer KEY'" : "this API key is not known",
+                         {},
+                         "invalid_api_key"});
+    out.headers.emplace_back("WWW-Authenticate", "Bearer");
+    return out;
+  }
+  if (const auto wait = keys_.take_request(*key, now)) {
+    ++counters_.limited;
+    return refuse(
+        request,
+        {429, "this key has sent too many requests within a minute", {}, "rate_limit_exceeded", wait->count()});
+  }
+  if (is_upgrade(request)) upgrading_[request.id] = {*key, now};
+  return {};
+}
+
+std::optional<http::Response> HttpApi::admit(const http::Request& request, std::size_t& body_bytes_max, Time now) {
+  const auto path = request.path();
+  const auto* route = find_route(path);
+  body_bytes_max = route != nullptr ? route->body_bytes_max : 0;
+  if (!is_api(path) || request.method == "OPTIONS") return {};
+  // A page of somebody else would use its visitor's right to this address. WebSockets the server asks itself.
+  const auto origin = request.header("origin");
+  if (!is_upgrade(request) && !origin.empty() && !http::origin_allowed(origin, request.header("host"), origins_))
+    return refuse(request,
+                  {403, fmt::format("pages of '{}' may not use this server", origin.substr(0, 100)), {}, "origin"});
+  if (auto refused = admit_key(request, now)) return refused;
+  if (is_upgrade(request)) return {};
+  if (route == nullptr)
+    return refuse(request, {404, fmt::format("there is no '{}' here", path.substr(0, 100)), {}, "unknown_url"});
+  if (request.method != route->methods) {
+    auto out = refuse(request, {405, fmt::format("'{}' takes {}", path, route->methods), {}, "method_not_allowed"});
+    out.headers.emplace_back("Allow", fmt::format("{}, OPTIONS", route->methods));
+    return out;
+  }
+  if (!route->content_type.empty() && !is_type(request.header("content-type"), route->content_type))
+    return refuse(request, {415,
+                            fmt::format("the content type is '{}', expected {}",
+                                        request.header("content-type").substr(0, 100), route->content_type),
+                            {},
+                            "unsupported_media_type"});
+  if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
+  return {};
+}
+
+bool HttpApi::socket_opened(std::uint64_t id) {
+  const auto found = upgrading_.find(id);
+  if (found == upgrading_.end()) return true;
+  const auto key = found->second.key;
+  upgrading_.erase(found);
+  if (!keys_.begin_session(key)) {
+    ++counters_.limited;
+    return false;
+  }
+  sockets_[id] = key;
+  return true;
+}
+
+void HttpApi::socket_closed(std::uint64_t id) {
+  upgrading_.erase(id);
+  const auto found = sockets_.find(id);
+  if (found == sockets_.end()) return;
+  keys_.end_session(found->second);
+  sockets_.erase(found);
+}
+
+// ------------------------------------------------------------------------------------------------ answers
+
+std::vector<std::pair<std::string, std::string>> HttpApi::common_headers(const http::Request& request) const {
+  std::vector<std::pair<std::string, std::string>> out{{"X-Request-Id", "req_" + new_id()}};
+  const auto origin = request.header("origin");
+  if (origin.empty() || !http::origin_allowed(origin, request.header("host"), origins_)) return out;
+  out.emplace_back("Access-Control-Allow-Origin", origin);
+  out.emplace_back("Access-Control-Expose-Headers", "X-Request-Id");
+  out.emplace_back("Vary", "Origin");
+  return out;
+}
+
+http::Response HttpApi::with_headers(const http::Request& request, http::Response response) const {
+  for (auto& header : common_headers(request)) response.headers.push_back(std::move(header));
+  return response;
+}
+
+void HttpApi::count(int status) {
+  if (status >= 500) ++counters_.failed;
+  if (status >= 400 && status < 500) ++counters_.refused;
+}
+
+http::Response HttpApi::refuse(const http::Request& request, const ApiError& error) {
+  count(error.status);
+  return with_headers(request, error_response(error));
+}
+
+http::Response HttpApi::shape(const http::Request& request, http::Response given) const {
+  if (!is_api(request.path())) return given;
+  auto text = given.body;
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  auto out = error_response({given.status, std::move(text), {}, given.status == 413 ? "too_large" : ""});
+  for (auto& header : given.headers) out.headers.push_back(std::move(header));
+  return with_headers(request, std::move(out));
+}
+
+http::Response HttpApi::models(std::string_view path) const {
+  const auto describe = [&](std::string_view id) {
+    return json{{"id", id}, {"object", "model"}, {"created", started_}, {"owned_by", "parlando"}};
+  };
+  if (path == kModelsPath) {
+    auto list = json::array();
+    for (const auto id : kModels) list.push_back(describe(id));
+    return {200, "application/json", dump({{"object", "list"}, {"data", std::move(list)}})};
+  }
+  const auto id = path.substr(kModelsPath.size() + 1);
+  if (std::find(kModels.begin(), kModels.end(), id) != kModels.end())
+    return {200, "application/json", dump(describe(id))};
+  return error_response(
+      {404, fmt::format("there is no model '{}' here", id.substr(0, 100)), "model", "model_not_found"});
+}
+
+http::Response HttpApi::handle(const http::Request& request, Time now) {
+  const auto path = request.path();
+  const auto* route = find_route(path);
+  if (route == nullptr)
+    return refuse(request, {404, fmt::format("there is no '{}' here", path.substr(0, 100)), {}, "unknown_url"});
+  if (request.method == "OPTIONS") {
+    http::Response out{204, "text/plain", {}};
+    out.headers = {{"Allow", fmt::format("{}, OPTIONS", route->methods)},
+                   {"Access-Control-Allow-Methods", std::string(route->methods)},
+                   {"Access-Control-Allow-Headers", "Authorization, Content-Type"},
+                   {"Access-Control-Max-Age", "600"}};
+    return with_headers(request, std::move(out));
+  }
+  ++counters_.requests[static_cast<std::size_t>(route->endpoint)];
+  switch (route->endpoint) {
+    case Endpoint::models: {
+      auto out = models(path);
+      count(out.status);
+      return with_headers(request, std::move(out));
+    }
+    case Endpoint::other: {
+      if (request.method != "GET") return refuse(request, {405, "only GET", {}, "method_not_allowed"});
+      if (path == "/openapi.json") return {200, "application/json", std::string(openapi_document())};
+      if (path == "/healthz") return {200, "text/plain", "alive\n"};
+      const auto why = draining_ ? "draining" : why_not_ready_();
+      return why.empty() ? http::Response{200, "text/plain", "ready\n"} : http::Response{503, "text/plain", why + "\n"};
+    }
+    default:
+      return start(request, route->endpoint, now);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ requests
+
+ApiResult<std::unique_ptr<HttpRequest>> HttpApi::make(const http::Request& request, Endpoint endpoint,
+                                                      RequestHead head) {
+  if (endpoint == Endpoint::chat) return ChatCompletion::make(request.body, std::move(head), spoken_);
+  if (endpoint == Endpoint::speech) return SpeechRequest::make(request.body, std::move(head));
+  return TranscriptionRequest::make(request.header("content-type"), request.body, std::move(head));
+}
+
+http::Response HttpApi::start(const http::Request& request, Endpoint endpoint, Time now) {
+  if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
+  auto made = make(request, endpoint, {new_id(), std::time(nullptr)});
+  if (!made) return refuse(request, made.error());
+  Running running{std::move(*made), {}, common_headers(request)};
+  if (!keys_.empty()) {
+    running.key = key_of(request);
+    if (running.key && !keys_.begin_session(*running.key)) {
+      ++counters_.limited;
+      return refuse(request, {429, "this key has as many sessions as it may", {}, "rate_limit_exceeded", 1000});
+    }
+  }
+  auto& started = *running_.emplace(request.id, std::move(running)).first->second.request;
+  sessions_.client_opened(request.id, now);
+  started.start();
+  talking_.insert(request.id);
+  pump(now);
+  return http::Response::given_later();
+}
+
+void HttpApi::pump(Time now) {
+  const auto ids = std::vector<ClientId>(talking_.begin(), talking_.end());
+  for (const auto id : ids) {
+    talking_.erase(id);
+    const auto found = running_.find(id);
+    if (found == running_.end()) continue;
+    const auto said = found->second.request->take_said();
+    for (const auto& message : said)
+      message.sound ? sessions_.client_audio(id, message.data, now) : sessions_.client_text(id, message.data, now);
+    if (!said.empty() && said.back().sound) talking_.insert(id);
+    deliver(id, now);  // a recording may turn out to be none
+  }
+}
+
+void HttpApi::on_action(ToClient& action, Time now) {
+  const auto found = running_.find(action.client);
+  if (found == running_.end()) return;
+  auto& request = *found->second.request;
+  switch (action.kind) {
+    case ToClient::Kind::event:
+      request.event(action.data);
+      break;
+    case ToClient::Kind::sound:
+      request.sound(action.data);
+      break;
+    case ToClient::Kind::close:
+      request.closed(action.code, action.data);
+      break;
+    case ToClient::Kind::pause:
+      request.pause();
+      break;
+    case ToClient::Kind::resume:
+      request.resume();
+      break;
+  }
+  talking_.insert(action.client);
+  deliver(action.client, now);
+}
+
+/// Hands over what the request answers, and ends its session with the answer.
+void HttpApi::deliver(ClientId id, Time now) {
+  auto& running = running_.at(id);
+  for (auto& answered : running.request->take_answered()) {
+    auto& response = answered.response;
+    switch (answered.kind) {
+      case HttpRequest::Answered::Kind::whole:
+      case HttpRequest::Answered::Kind::begin:
+        count(response.status);
+        for (const auto& header : running.headers) response.headers.push_back(header);
+        (answered.kind == HttpRequest::Answered::Kind::whole ? replies_.respond : replies_.begin)(id,
+                                                                                                  std::move(response));
+        break;
+      case HttpRequest::Answered::Kind::part:
+        replies_.write(id, answered.part);
+        break;
+      case HttpRequest::Answered::Kind::finish:
+        replies_.finish(id);
+        break;
+      case HttpRequest::Answered::Kind::abort:
+        ++counters_.failed;
+        replies_.abort(id);
+        break;
+    }
+  }
+  if (running.request->is_over()) end(id, now);
+}
+
+void HttpApi::end(ClientId id, Time now) {
+  const auto found = running_.find(id);
+  if (found->second.key) keys_.end_session(*found->second.key);
+  running_.erase(found);
+  talking_.erase(id);
+  sessions_.client_closed(id, now);
+}
+
+void HttpApi::gone(std::uint64_t id, Time now) {
+  if (!running_.contains(id)) return;
+  ++counters_.left;
+  end(id, now);
+}
+
+void HttpApi::on_tick(Time now) {
+  std::erase_if(upgrading_, [&](const auto& entry) { return now - entry.second.since > kUpgradeTime; });
+}
+
+}  // namespace parlando::gateway
