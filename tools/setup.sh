@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs and nothing else: system packages (added, never removed) and libtorch in .deps/. Safe to run again.
 #   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
-#   tools/setup.sh --test       what only the tests need: servers that the engine talks to
+#   tools/setup.sh --test       what only the tests need: servers that the engine talks to, clients (in .deps/tests)
 #   tools/setup.sh --check      only what `make check` and `make format` need, in .deps/
 #   tools/setup.sh --clients    also the larger of the clients that tests run against the gateway
 set -euo pipefail
@@ -60,6 +60,14 @@ free_kb=$(df -Pk . | awk 'NR==2{print $4}')
 
 if [ "${1:-}" = --test ]; then
   install_packages $(grep -v '^#' tests/packages.txt)
+  stamp=.deps/tests/stamp-$(sha256sum tests/requirements.txt | cut -c1-16)
+  [ -f "$stamp" ] && exit 0
+  make_venv
+  [ -x .deps/tests/bin/pip ] || python3 -m venv .deps/tests || fail "python3 -m venv failed"
+  step "installing the clients that tests run against the engine"
+  .deps/tests/bin/pip --disable-pip-version-check -q install -r tests/requirements.txt || fail "pip could not install tests/requirements.txt; is there a network?"
+  rm -f .deps/tests/stamp-*
+  touch "$stamp"
   exit 0
 fi
 
