@@ -84,6 +84,7 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::interrupted, "interrupted", 0, false},
     {MessageType::waiting, "waiting", 0, true},
     {MessageType::noted, "noted", 0, false},
+    {MessageType::event, "event", 4 * kMiB, true},  // as turn_done, which it may carry
 };
 
 /// Type number -> place in kTypes, or -1.

@@ -85,6 +85,7 @@ enum class MessageType : std::uint16_t {
   interrupted = 118,
   waiting = 119,
   noted = 120,
+  event = 121,
 };
 
 /// Bound on the type numbers, for tables.

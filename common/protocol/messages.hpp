@@ -665,6 +665,17 @@ struct Checkpoint {
   }
 };
 
+/// Between a client and its gateway, both ways: a message in the text form of `/v1/dialogue` (payload). What a client
+/// says has at most kClientEventBytesMax.
+struct Event {
+  static constexpr MessageType kType = MessageType::event;
+  static constexpr PayloadKind kPayload = PayloadKind::json;
+  static constexpr std::size_t kClientEventBytesMax = 128 * 1024;
+  Bytes payload;
+  template <class V>
+  void fields(V&&) {}
+};
+
 // ------------------------------------------------------------------------------------------------ vad, tokenizer
 
 /// Finds where a user starts and stops speaking in the Audio that follows, turn after turn. Answered by SpeechStarted,

@@ -176,7 +176,7 @@ using All = List<Hello, Heartbeat, HeartbeatReply, Window, Cancel, ErrorMessage,
                  SpeechEnded, Cancelled, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech, Commit,
                  History, Committed, Records, Opened, TurnDone, Checkpoint, Attach, Attached, ForkChat, SpeechPaused,
                  SpeechResumed, Played, Hold, Release, Interrupted, Configure, Item, Respond, ToolOutput, Utter,
-                 Truncate, Forget, Waiting, Noted, Erase, Erased>;
+                 Truncate, Forget, Waiting, Noted, Erase, Erased, Event>;
 
 }  // namespace
 
