@@ -67,7 +67,18 @@ class Core {
 
   std::vector<Out> take() { return std::exchange(out_, {}); }
 
+  // ---- messages that are put by
+  /// The message that `on_message` was given last is not worked on yet: it keeps its place in its stream's window, so
+  /// that its sender slows down.
+  bool take_put_by() { return std::exchange(put_by_, false); }
+  using Places = std::vector<std::pair<std::string, protocol::Envelope>>;
+  /// Peer and envelope of those that were put by and are worked on now.
+  Places take_handled() { return std::exchange(handled_, {}); }
+
  protected:
+  /// To be called in `on_message`.
+  void put_by() { put_by_ = true; }
+  void worked_on(const std::string& peer, const protocol::Envelope& head) { handled_.emplace_back(peer, head); }
   /// A message of a stream; `head` names session, stream, turn, epoch, trace. `deadline`: when nobody waits for it any
   /// more.
   template <protocol::WireMessage T>
@@ -90,6 +101,8 @@ class Core {
 
  private:
   std::vector<Out> out_;
+  bool put_by_ = false;
+  Places handled_;
 };
 
 }  // namespace parlando::service

@@ -136,6 +136,8 @@ class CoreSide {
   /// @return whether there is more to do at once
   virtual bool work(Time now) = 0;
   virtual std::vector<Out> take() = 0;
+  /// Messages that the core had put by, and that it has worked on.
+  virtual Core::Places take_handled() { return {}; }
   virtual void call(Call& call, Time now) = 0;
   virtual int wait(std::span<pollfd> descriptors, milliseconds timeout) = 0;
 };
@@ -152,8 +154,7 @@ class LocalCore final : public CoreSide {
       if (e.peer) runner_.peer(e.peer->peer, e.peer->state, now);
       if (!e.delivery) continue;
       const auto head = e.delivery->message.head;
-      runner_.deliver(e.delivery->peer, std::move(e.delivery->message), now);
-      mesh.handled(e.delivery->peer, head);
+      if (runner_.deliver(e.delivery->peer, std::move(e.delivery->message), now)) mesh.handled(e.delivery->peer, head);
     }
     shared_->host_metrics->handle_seconds.observe(std::chrono::duration<double>(shared_->clock.now() - start).count());
   }
@@ -170,6 +171,7 @@ class LocalCore final : public CoreSide {
     return more;
   }
   std::vector<Out> take() override { return runner_.take(); }
+  Core::Places take_handled() override { return runner_.take_handled(); }
   void call(Call& call, Time now) override {
     --shared_->waiting;
     call.function(*core_, now);
@@ -268,6 +270,7 @@ caf::behavior worker(caf::stateful_actor<WorkerState>* self, std::shared_ptr<Wor
   const auto finish = [self](Done done) {
     auto& s = self->state;
     done.out = s.runner->take();
+    for (auto& place : s.runner->take_handled()) done.handled.push_back(std::move(place));
     s.shared->load = s.core->load();
     s.shared->slots = s.core->slots();
     if (!s.shared->draining) s.shared->tick_interval_ms = s.core->tick_interval().count();
@@ -296,8 +299,9 @@ caf::behavior worker(caf::stateful_actor<WorkerState>* self, std::shared_ptr<Wor
             const auto now = s.shared->clock.now();
             if (e.peer) s.runner->peer(e.peer->peer, e.peer->state, now);
             if (!e.delivery) return;
-            done.handled.emplace_back(e.delivery->peer, e.delivery->message.head);
-            s.runner->deliver(e.delivery->peer, std::move(e.delivery->message), now);
+            const auto head = e.delivery->message.head;
+            if (s.runner->deliver(e.delivery->peer, std::move(e.delivery->message), now))
+              done.handled.emplace_back(e.delivery->peer, head);
           });
         s.shared->host_metrics->handle_seconds.observe(
             std::chrono::duration<double>(s.shared->clock.now() - start).count());
@@ -417,6 +421,7 @@ class LinkActor final : public caf::blocking_actor {
       auto events = s.mesh->take();
       if (!events.empty()) s.core->take_events(std::move(events), *s.mesh, now);
       more = s.core->work(now);
+      for (const auto& [peer, head] : s.core->take_handled()) s.mesh->handled(peer, head);
       if (!send(s.core->take(), now)) return more;
     }
     return true;

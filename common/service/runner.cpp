@@ -29,20 +29,23 @@ void Runner::answer_error(const std::string& peer, const protocol::Envelope& to,
   out_.push_back({peer, protocol::pack(protocol::ErrorMessage{std::string(to_string(error.code)), error.message}, to)});
 }
 
-void Runner::deliver(const std::string& peer, protocol::Message message, Time now) {
+bool Runner::deliver(const std::string& peer, protocol::Message message, Time now) {
   ++counters_.messages;
   const auto head = message.head;
   // Nobody waits for this any more; the end of a stream is never late.
   if (message.deadline <= now && head.type != MessageType::close && head.type != MessageType::error) {
     ++counters_.expired;
-    return answer_error(peer, head,
-                        {Errc::deadline_exceeded,
-                         fmt::format("the budget of a {} was spent before it was handled", to_string(head.type))});
+    answer_error(peer, head,
+                 {Errc::deadline_exceeded,
+                  fmt::format("the budget of a {} was spent before it was handled", to_string(head.type))});
+    return true;
   }
   Error error;
-  if (!guarded(
-          "handle a message", [&] { core_.on_message(peer, std::move(message), now); }, error))
-    answer_error(peer, head, error);
+  const bool good = guarded(
+      "handle a message", [&] { core_.on_message(peer, std::move(message), now); }, error);
+  const bool put_by = core_.take_put_by();
+  if (!good) answer_error(peer, head, error);
+  return !(good && put_by);
 }
 
 void Runner::peer(const transport::Peer& peer, transport::PeerState state, Time now) {

@@ -13,8 +13,9 @@ struct RunnerCounters {
 class Runner {
  public:
   explicit Runner(Core& core) : core_(core) {}
-  /// A message for the core; `handled` must be told to the link afterwards whatever happens.
-  void deliver(const std::string& peer, protocol::Message message, Time now);
+  /// A message for the core. @return whether `handled` must be told to the link now; else the core has put it by, and
+  /// `take_handled` names it later
+  [[nodiscard]] bool deliver(const std::string& peer, protocol::Message message, Time now);
   void peer(const transport::Peer& peer, transport::PeerState state, Time now);
   void refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now);
   void tick(Time now);
@@ -22,6 +23,7 @@ class Runner {
   bool work(Time now);
   /// What the core and the runner want to send.
   std::vector<Out> take();
+  Core::Places take_handled() { return core_.take_handled(); }
   const RunnerCounters& counters() const { return counters_; }
 
  private:

@@ -106,8 +106,9 @@ Time World::turn(Node& n, Time now) {
       if (event.peer) n.runner->peer(event.peer->peer, event.peer->state, now);
       if (event.delivery) {
         const auto head = event.delivery->message.head;
-        n.runner->deliver(event.delivery->peer, std::move(event.delivery->message), now);
-        n.mesh->handled(event.delivery->peer, head);
+        if (n.runner->deliver(event.delivery->peer, std::move(event.delivery->message), now))
+          n.mesh->handled(event.delivery->peer, head);
+        for (const auto& [peer, place] : n.runner->take_handled()) n.mesh->handled(peer, place);
         cost += n.options.per_message;
       }
       ++n.progress;

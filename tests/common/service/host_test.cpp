@@ -28,6 +28,14 @@ class Echo : public Core {
     }
     if (head.type != MessageType::say) return;
     const auto what = read<Say>(m)->text;
+    if (what == "later") {  // worked on with the next message
+      later_.emplace_back(peer, head);
+      return put_by();
+    }
+    for (const auto& [from, place] : std::exchange(later_, {})) {
+      answer(from, place, Text{TextKind::text, 0, "later", {}});
+      worked_on(from, place);
+    }
     if (what == "throw") throw std::runtime_error("asked to");
     if (what == "fail") raise(Errc::not_found, "nothing there");
     if (what == "hang")
@@ -40,6 +48,7 @@ class Echo : public Core {
 
  private:
   bool heavy_;
+  Places later_;
 };
 
 /// A caller that says what a test tells it to, and lets the test wait for answers.
@@ -91,8 +100,9 @@ std::unique_ptr<Host> start(Runtime& runtime, const std::string& role, WireConfi
 
 /// A service and a caller of it in this process.
 struct Pair {
-  explicit Pair(bool heavy, const std::string& bind = "inproc://echo") {
+  explicit Pair(bool heavy, const std::string& bind = "inproc://echo", int window = 256) {
     WireConfig wire;
+    wire.window_messages = window;
     wire.bind = bind;
     wire.metrics = "127.0.0.1:0";
     echo = start(runtime, "echo", wire, std::make_unique<Echo>(heavy));
@@ -157,9 +167,38 @@ BOOST_AUTO_TEST_CASE(a_budget_that_is_spent_is_answered_where_it_is_found) {
 
 BOOST_AUTO_TEST_CASE(what_cannot_be_taken_comes_back_to_who_said_it) {
   Pair p(false);
-  p.say(2, Say{std::string(70'000, 'a')});
+  p.say(2, Say{std::string(140'000, 'a')});
   BOOST_REQUIRE((p.caller->wait_for([&] { return !p.caller->refusals.empty(); })));
   BOOST_TEST((p.caller->refusals.front() == Errc::bad_frame));
+}
+
+BOOST_AUTO_TEST_CASE(what_a_core_puts_by_keeps_its_place_in_the_window) {
+  for (const bool heavy : {false, true}) {
+    BOOST_TEST_CONTEXT((heavy ? "heavy" : "light")) {
+      Pair p(heavy, "inproc://echo", 4);
+      const auto count = [&](const std::string& what) {
+        const std::lock_guard lock(p.caller->mutex);
+        return std::count_if(p.caller->got.begin(), p.caller->got.end(), [&](const Message& m) {
+          auto copy = m;
+          return read<Text>(copy)->text == what;
+        });
+      };
+      const auto go = [&] {
+        const auto before = count("go");
+        p.say(3, Say{"go"});
+        for (int n = 0; n < 10 && count("go") == before; ++n) {
+          std::unique_lock lock(p.caller->mutex);
+          const auto size = p.caller->got.size();
+          p.caller->changed.wait_for(lock, std::chrono::seconds(1), [&] { return p.caller->got.size() > size; });
+        }
+      };
+      for (int n = 0; n < 8; ++n) p.say(2, Say{"later"});
+      go();
+      BOOST_TEST(count("later") == 4);  // the others wait at their sender
+      for (int n = 0; n < 1000 && count("later") < 8; ++n) go();
+      BOOST_TEST(count("later") == 8);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(draining_is_told_to_callers_and_ends_when_nothing_is_under_way) {
