@@ -52,12 +52,14 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
     else if (!address->loopback && keys_file.empty())
       out.push_back({path + "." + name, "is '" + value + "', which others reach: that needs a keys_file"});
   };
-  check_address("listen", listen);
+  if (!listen.empty()) check_address("listen", listen);
   if (!api_listen.empty()) check_address("api_listen", api_listen);
   config::expect_range(out, path + ".connections_max", connections_max, 1, 1 << 16);
   config::expect_range(out, path + ".connections_per_address_max", connections_per_address_max, 0, 1 << 16);
   config::expect_range(out, path + ".session_seconds_max", session_seconds_max, 1, 86400);
   config::expect_range(out, path + ".drain_seconds_max", drain_seconds_max, 0, 3600);
+  config::expect_range(out, path + ".streams_max", streams_max, 0, 1 << 16);
+  config::expect_range(out, path + ".streams_per_client_max", streams_per_client_max, 1, 4096);
   return out;
 }
 
@@ -66,6 +68,7 @@ GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock, ApiKeys keys)
       clock_(clock),
       sessions_(sessions_config(config_)),
       realtime_(sessions_, realtime_wire()),
+      zmq_(sessions_, zmq_limits(), zmq_wire()),
       api_(sessions_, replies(), std::move(keys), config_.origins, [this] { return why_not_ready(); }) {
   sessions_.set_sockets({[this](ClientId id) { return server_ ? server_->unsent_bytes(id) : 0; },
                          [this](ClientId id, TurnId turn) -> std::size_t {
@@ -153,6 +156,22 @@ HttpReplies GatewayCore::replies() {
   return out;
 }
 
+ZmqClientLimits GatewayCore::zmq_limits() const {
+  ZmqClientLimits out;
+  out.streams_max = static_cast<std::size_t>(config_.streams_max);
+  out.per_peer_max = static_cast<std::size_t>(config_.streams_per_client_max);
+  return out;
+}
+
+ZmqClientWire GatewayCore::zmq_wire() {
+  return {[this](const std::string& peer, protocol::Message message) {
+            post(peer, std::move(message));
+            if (waiting_) server_->stop_waiting();  // the host sends when `wait` returns
+          },
+          [this] { put_by(); },
+          [this](const std::string& peer, const protocol::Envelope& head) { worked_on(peer, head); }};
+}
+
 http::SocketHandlers GatewayCore::handlers() {
   http::SocketHandlers out;
   out.paths = {{"/v1/dialogue"}, {kRealtimePath, kRealtimeMessageMax, kRealtimeUnsentMax, "realtime"}};
@@ -202,6 +221,7 @@ RealtimeWire GatewayCore::realtime_wire() {
 }
 
 Result<void> GatewayCore::listen() {
+  if (config_.listen.empty()) return {};
   auto answers = [this](const http::Request& request) { return answer(request); };
   PARLANDO_TRY(server_, http::Server::start(config_.listen, std::move(answers), handlers(), limits()));
   if (!config_.api_listen.empty()) {
@@ -213,14 +233,13 @@ Result<void> GatewayCore::listen() {
 
 /// Wakes for sound that is due, too.
 int GatewayCore::wait(std::span<pollfd> descriptors, milliseconds timeout) {
-  if (!server_) return Core::wait(descriptors, timeout);
   if (const auto due = sessions_.sound_due(); due != Time::max()) {
     const auto until = std::max(milliseconds(0), std::chrono::ceil<milliseconds>(due - clock_.now()));
     timeout = timeout.count() < 0 ? until : std::min(timeout, until);
   }
   if (api_.wants_to_say()) timeout = milliseconds(0);
-  waiting_ = true;
-  const int ready = server_->wait(descriptors, timeout);
+  waiting_ = server_ != nullptr;
+  const int ready = server_ ? server_->wait(descriptors, timeout) : Core::wait(descriptors, timeout);
   waiting_ = false;
   play();
   if (api_.wants_to_say()) {
@@ -240,10 +259,13 @@ void GatewayCore::play() {
 /// Does what the sessions want done.
 void GatewayCore::act() {
   // What a request makes of its events may end its session, and that has consequences.
-  do {
+  bool more = true;
+  while (more) {
     for (auto actions = sessions_.take_for_clients(); !actions.empty(); actions = sessions_.take_for_clients())
       for (auto& action : actions) act_on(action);
-  } while (realtime_.feed_more(clock_.now()));
+    more = realtime_.feed_more(clock_.now());
+    more = zmq_.go_on(clock_.now()) || more;
+  }
   auto messages = sessions_.take_for_controllers();
   for (auto& m : messages) std::visit([&](auto& body) { send(m.peer, m.head, std::move(body)); }, m.body);
   // The host sends when `wait` returns.
@@ -251,7 +273,8 @@ void GatewayCore::act() {
 }
 
 void GatewayCore::act_on(ToClient& action) {
-  if (!server_ || realtime_.act_on(action, clock_.now())) return;
+  if (zmq_.act_on(action, clock_.now()) || !server_) return;
+  if (realtime_.act_on(action, clock_.now())) return;
   if (api_.has(action.client)) return api_.on_action(action, clock_.now());
   switch (action.kind) {
     case ToClient::Kind::event:
@@ -272,23 +295,24 @@ void GatewayCore::act_on(ToClient& action) {
 // ------------------------------------------------------------------------------------------------ the service
 
 void GatewayCore::on_message(const std::string& peer, protocol::Message message, Time now) {
-  sessions_.on_message(peer, std::move(message), now);
+  if (!zmq_.on_message(peer, message, now)) sessions_.on_message(peer, std::move(message), now);
   act();
 }
 
 void GatewayCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time now) {
-  sessions_.on_peer(peer, state, now);
+  if (!zmq_.on_peer(peer, state, now)) sessions_.on_peer(peer, state, now);
   act();
 }
 
 void GatewayCore::on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) {
-  sessions_.on_refused(peer, head, error, now);
+  if (!zmq_.on_refused(peer, head, error, now)) sessions_.on_refused(peer, head, error, now);
   act();
 }
 
 void GatewayCore::on_tick(Time now) {
   sessions_.on_tick(now);
   api_.on_tick(now);
+  zmq_.on_tick();
   act();
   tell_metrics();
 }
@@ -316,6 +340,16 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
   m.sockets = metrics.gauge("parlando_gateway_sockets", "WebSockets");
   m.realtime = metrics.gauge("parlando_gateway_realtime_sockets", "WebSockets of the realtime API");
   m.realtime_errors = counter("realtime_errors_total", "Events of realtime clients that were answered by an error");
+  m.streams = metrics.gauge("parlando_gateway_client_streams", "Conversations of clients of the mesh");
+  using Z = ZmqClientCounters;
+  m.zmq = {{counter("client_streams_opened_total", "Conversations that clients of the mesh have begun"), &Z::opened},
+           {counter("client_streams_refused_total", "Those that were refused: a limit, or a caller that is no client"),
+            &Z::refused},
+           {counter("client_streams_malformed_total", "Those that ended with a message that clients do not send"),
+            &Z::malformed},
+           {counter("client_streams_slow_total", "Those whose client took its events too slowly"), &Z::slow},
+           {counter("client_streams_lost_total", "Those whose client died: they may be resumed"), &Z::lost},
+           {counter("client_put_by_total", "Messages of clients that were to wait"), &Z::put_by}};
   m.held =
       metrics.gauge("parlando_gateway_held_seconds", "Sound that waits for the loudspeakers of clients with a lead");
   m.underruns = counter("underruns_total", "Answers that ran dry before their last sample");
@@ -376,12 +410,14 @@ void GatewayCore::tell_metrics() {
     to.set_at_least(static_cast<double>(n));
   };
   m.sessions.set(static_cast<double>(sessions_.sessions()));
-  m.sockets.set(static_cast<double>(sessions_.clients() - api_.running()));
+  m.sockets.set(static_cast<double>(sessions_.clients() - api_.running() - zmq_.open()));
   m.api_running.set(static_cast<double>(api_.running()));
   for (std::size_t i = 0; i < m.api_requests.size(); ++i) tell(m.api_requests[i], api_.counters().requests[i]);
   for (const auto& [to, member] : m.api) tell(to, api_.counters().*member);
   m.realtime.set(static_cast<double>(realtime_.size()));
   tell(m.realtime_errors, realtime_.errors());
+  m.streams.set(static_cast<double>(zmq_.open()));
+  for (const auto& [to, member] : m.zmq) tell(to, zmq_.counters().*member);
   tell(m.frames, c.audio_frames);
   tell(m.refused, c.refused);
   tell(m.stale, c.stale);

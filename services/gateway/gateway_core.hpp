@@ -9,11 +9,12 @@
 #include "services/gateway/http_api.hpp"
 #include "services/gateway/realtime_sockets.hpp"
 #include "services/gateway/sessions.hpp"
+#include "services/gateway/zmq_clients.hpp"
 
 namespace parlando::gateway {
 
 struct GatewayConfig {
-  std::string listen = "127.0.0.1:7860";            ///< host:port; port 0 takes a free one
+  std::string listen = "127.0.0.1:7860";            ///< host:port; port 0 takes a free one; empty: no HTTP
   std::string api_listen;                           ///< a second address, with all the same; empty: none
   std::string page = "services/gateway/page";       ///< folder of the page; empty: none
   std::string questions = "models/nano/questions";  ///< example recordings the page offers; empty: none
@@ -25,6 +26,8 @@ struct GatewayConfig {
   int session_seconds_max = 1800;    ///< of a WebSocket; it is closed with 1000
   int drain_seconds_max = 15;        ///< for turns under way at SIGTERM; then they are closed with 1001
   std::string keys_file;             ///< who may use /v1 (`http_keys.hpp`); empty: everybody who reaches it
+  int streams_max = 512;             ///< conversations of clients of the mesh (role `client`); 0: none are taken
+  int streams_per_client_max = 64;   ///< of one of them
   template <class V>
   void fields(V&& v) {
     v("listen", listen);
@@ -38,6 +41,8 @@ struct GatewayConfig {
     v("session_seconds_max", session_seconds_max);
     v("drain_seconds_max", drain_seconds_max);
     v("keys_file", keys_file);
+    v("streams_max", streams_max);
+    v("streams_per_client_max", streams_per_client_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -59,7 +64,8 @@ class GatewayCore final : public service::Core {
 
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.clients()); }
-  std::int64_t slots() const override { return std::max<std::int64_t>(0, config_.connections_max - load()); }
+  /// Those who are told of them are clients of the mesh.
+  std::int64_t slots() const override { return static_cast<std::int64_t>(zmq_.room()); }
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
 
@@ -75,25 +81,29 @@ class GatewayCore final : public service::Core {
   http::SocketHandlers handlers();
   RealtimeWire realtime_wire();
   http::Limits limits() const;
+  ZmqClientLimits zmq_limits() const;
+  ZmqClientWire zmq_wire();
   void play();
   void act();
   void act_on(ToClient& action);
   void tell_metrics();
 
   struct Meters {
-    telemetry::Metrics::Gauge sessions, sockets, realtime, held, api_running;
+    telemetry::Metrics::Gauge sessions, sockets, realtime, streams, held, api_running;
     std::array<telemetry::Metrics::Counter, kEndpointNames.size()> api_requests;
     std::vector<std::pair<telemetry::Metrics::Counter, std::uint64_t HttpApiCounters::*>> api;
     telemetry::Metrics::Counter frames, sent, refused, stale, repeats, failed, dropped, paused, malformed;
     telemetry::Metrics::Counter resumed, not_resumed, underruns, holds, interruptions, early, realtime_errors;
     std::array<telemetry::Metrics::Counter, kReasonNames.size()> handovers;
     std::vector<std::pair<telemetry::Metrics::Counter, const http::Counter http::Counters::*>> http;
+    std::vector<std::pair<telemetry::Metrics::Counter, std::uint64_t ZmqClientCounters::*>> zmq;
   };
 
   GatewayConfig config_;
   const Clock& clock_;
   Sessions sessions_;
   RealtimeSockets realtime_;
+  ZmqClients zmq_;
   HttpApi api_;
   std::map<std::string, http::Response> files_;  ///< by path; read once
   std::unique_ptr<http::Server> server_;
