@@ -1,0 +1,455 @@
+"""One conversation, without sockets, threads or waiting: what the user of the package says goes in, events come out. It finds itself a
+gateway, and another one when that is lost. `sync` and `aio` give it a face."""
+from __future__ import annotations
+
+import json
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Callable, Deque, Dict, List, Optional, Protocol
+
+import numpy as np
+
+from . import wire
+from .errors import ParlandoError
+from .events import AnyEvent, Event, Metrics, Sound
+from .link import Link
+from .wire import Key, Message
+
+INPUT_RATE = 16000
+MESSAGE_SAMPLES = 1600  # of sound in one message at most: 100 ms
+KEPT_SAMPLES = 60 * INPUT_RATE  # of sound that is said again after a resume
+UNSENT_SAMPLES = 20 * INPUT_RATE  # of sound that waits for the gateway; then `overloaded`
+KEPT_EVENTS = 512
+KEPT_EVENT_BYTES = 1 << 20
+ASKS = ("text", "flush", "respond", "utter")
+OPEN_WAIT = 10.0  # an `open` or `resume` that is not answered is given up
+
+
+class Place(Protocol):
+    """A gateway, as conversations see it."""
+    link: Link
+
+
+class Finder(Protocol):
+    """The client, as conversations see it."""
+    def find(self, but: Optional[Place]) -> Optional[Place]: ...
+    def wake(self) -> None: ...
+
+
+@dataclass
+class _Input:
+    position: int  # samples before it
+    fields: Optional[Dict[str, Any]] = None
+    pcm: bytes = b""
+    sent: bool = False
+    bytes: int = 0  # of `fields`
+
+    @property
+    def samples(self) -> int:
+        return len(self.pcm) // 2
+
+
+@dataclass
+class _Told:
+    event: AnyEvent
+    link: Optional[Link]
+    key: Optional[Key]
+
+
+class Talk:
+    """@param reconnect  seconds that a session may be without a gateway before it is given up"""
+
+    def __init__(self, finder: Finder, opening: Dict[str, Any], reconnect: float, now: float) -> None:
+        self._finder = finder
+        self._opening = opening  # open, or the user's own resume
+        self._reconnect = reconnect
+        self._state = "placing"  # placing, asking, open, ended
+        self._resumes = opening["type"] == "resume"
+        self._place: Optional[Place] = None
+        self._avoid: Optional[Place] = None
+        self._key: Key = (0, 0, 0)
+        self._not_before = now
+        self._ask_by = 0.0
+        self._lost_at = now
+        self._failure: Optional[ParlandoError] = None
+        self.opened: Optional[Dict[str, Any]] = None
+        self.session, self._token = "", ""
+        self.rate = 0
+        self.metrics = Metrics()
+        self._had: Dict[str, int] = {}
+        self._log: Deque[_Input] = deque()
+        self._log_samples = self._log_bytes = self._log_events = 0
+        self._position = 0  # samples of the user's, as the gateway counts them
+        self._swallow_no_speech = False
+        self._told: Deque[_Told] = deque()
+        self._asked_at: Optional[float] = None
+        self._first: Dict[str, bool] = {}
+        self._silenced = 0  # sound of this turn is not to be heard any more
+        self.on_told: Optional[Callable[[], None]] = None
+        if self._resumes:
+            self.session, self._token = opening["session"], opening["token"]
+            self._had = {k: opening[k] for k in ("turn", "samples", "transcript_bytes", "reply_bytes", "tool_calls") if k in opening}
+
+    # ---- what is known
+
+    @property
+    def is_open(self) -> bool:
+        return self._state == "open"
+
+    @property
+    def is_ended(self) -> bool:
+        return self._state == "ended"
+
+    @property
+    def failure(self) -> Optional[ParlandoError]:
+        """Why it has ended, when nobody here wanted it."""
+        return self._failure
+
+    def resume_token(self) -> Dict[str, Any]:
+        """What another program needs to go on with this session (`Client.resume`). A token counts once."""
+        return {"session": self.session, "token": self._token, **self._had}
+
+    # ---- what the user says
+
+    def say(self, fields: Dict[str, Any], now: float) -> None:
+        """@raise ParlandoError overloaded: later; cancelled: it has ended; invalid_argument: too large"""
+        self._must_go_on()
+        size = len(json.dumps(fields, ensure_ascii=False).encode())
+        if size > wire.EVENT_BYTES_MAX:
+            raise ParlandoError("invalid_argument", f"a message of {size} bytes, at most {wire.EVENT_BYTES_MAX} are sent")
+        self._offer(_Input(self._position, fields=fields, bytes=size))
+        if fields["type"] in ASKS:
+            self._ask(now)
+
+    def hear(self, pcm: bytes) -> None:
+        """s16le at 16 kHz. @raise ParlandoError as `say`; then nothing of it was taken"""
+        self._must_go_on()
+        step = MESSAGE_SAMPLES * 2
+        for at in range(0, len(pcm), step):
+            self._offer(_Input(self._position, pcm=pcm[at:at + step]))
+        self.metrics.sound_sent_seconds += len(pcm) / 2 / INPUT_RATE
+
+    def unsent_samples(self) -> int:
+        waiting = self._place.link.waiting_bytes(self._key) // 2 if self._place is not None else 0
+        return waiting + (0 if self._state == "open" else sum(i.samples for i in self._log if not i.sent))
+
+    def has_room(self) -> bool:
+        """For another piece of sound."""
+        return self.unsent_samples() < UNSENT_SAMPLES
+
+    def close(self, detached: bool) -> None:
+        if self._state == "ended":
+            return
+        self._leave(detached)
+        self._state = "ended"
+        self._notify()
+
+    def _must_go_on(self) -> None:
+        if self._state == "ended":
+            raise self._failure or ParlandoError("cancelled", "the conversation is closed")
+
+    def _ask(self, now: float) -> None:
+        self._asked_at = now
+        self._first = {}
+
+    def _offer(self, given: _Input) -> None:
+        if not self.has_room():
+            raise ParlandoError("overloaded", f"{self.unsent_samples()} samples wait for the gateway, at most {UNSENT_SAMPLES} are kept", 100)
+        if self._state == "open" and self._place is not None:
+            self._send(given)
+        elif self._log_events >= KEPT_EVENTS or self._log_bytes + given.bytes > KEPT_EVENT_BYTES:
+            raise ParlandoError("overloaded", f"{self._log_events} messages wait for a gateway", 100)
+        self._log.append(given)
+        self._position += given.samples
+        self._log_samples += given.samples
+        self._log_bytes += given.bytes
+        self._log_events += given.fields is not None
+        while self._log_samples > KEPT_SAMPLES or self._log_events > KEPT_EVENTS or self._log_bytes > KEPT_EVENT_BYTES:
+            self._drop_first()
+        self._finder.wake()
+
+    def _drop_first(self) -> None:
+        first = self._log.popleft()
+        self._log_samples -= first.samples
+        self._log_bytes -= first.bytes
+        self._log_events -= first.fields is not None
+
+    def _send(self, given: _Input) -> None:
+        assert self._place is not None
+        m = wire.event(given.fields) if given.fields is not None else wire.audio(given.position, given.pcm)
+        m.session, m.stream = (self._key[0], self._key[1]), self._key[2]
+        self._place.link.send(m)
+        given.sent = True
+
+    # ---- finding a gateway
+
+    def on_tick(self, now: float) -> None:
+        if self._state == "asking" and now >= self._ask_by:
+            self._lost(now, self._place)
+        if self._state == "open" and self._place is not None and self._place.link.is_suspect:
+            # It may wake, and then it reads that we have gone; meanwhile another one goes on.
+            if self._finder.find(self._place) is not None:
+                self._lost(now, self._place)
+        if self._state != "placing" or now < self._not_before:
+            return
+        place = self._finder.find(self._avoid) or (self._finder.find(None) if self._avoid is not None else None)
+        if place is None:
+            if now - self._lost_at > self._reconnect:
+                self._fail(ParlandoError("unavailable", f"no gateway has taken the conversation for {self._reconnect:g} s", 1000))
+            return
+        self._place = place
+        self._key = (random.getrandbits(64), random.getrandbits(64), 1)
+        self._state = "asking"
+        self._say_again(now)
+
+    def _say_again(self, now: float) -> None:
+        assert self._place is not None
+        self._ask_by = now + OPEN_WAIT
+        fields = dict(self._opening)
+        if self._resumes:
+            fields = {"type": "resume", "session": self.session, "token": self._token, **self._had}
+            if "lead_ms" in self._opening:
+                fields["lead_ms"] = self._opening["lead_ms"]
+        m = wire.event(fields)
+        m.session, m.stream = (self._key[0], self._key[1]), self._key[2]
+        try:
+            self._place.link.send(m)
+        except ParlandoError:
+            self._lost(now, None)
+        self._finder.wake()
+
+    def _leave(self, detached: bool) -> None:
+        if self._place is not None:
+            m = wire.close(detached)
+            m.session, m.stream = (self._key[0], self._key[1]), self._key[2]
+            try:
+                self._place.link.send(m)
+            except ParlandoError:
+                pass  # the link is gone, and the stream with it
+            self._finder.wake()
+        self._place = None
+
+    def _lost(self, now: float, avoid: Optional[Place], wait: float = 0.0) -> None:
+        """This gateway does not go on with it; another one, or the same one anew, may."""
+        was_open = self._state == "open"
+        self._leave(detached=True)
+        if was_open:
+            self._lost_at = now
+            self._resumes = True
+        self._avoid = avoid
+        self._state = "placing"
+        self._not_before = now + wait
+
+    def _fail(self, error: ParlandoError) -> None:
+        self._leave(detached=False)
+        self._failure = error
+        self._state = "ended"
+        self.metrics.errors += 1
+        self._tell(Event("error", {"type": "error", "code": error.code, "message": error.message, "session_ended": True}), None)
+
+    def on_link_down(self, place: Place, now: float) -> None:
+        if self._place is place and self._state in ("asking", "open"):
+            self._lost(now, None)
+
+    # ---- what the gateway says
+
+    def owns(self, key: Key) -> bool:
+        return self._place is not None and key == self._key
+
+    def on_message(self, m: Message, now: float) -> None:
+        assert self._place is not None
+        link = self._place.link
+        if m.type == wire.SPEECH:
+            return self._on_sound(m, now)
+        try:
+            fields = m.fields() if m.type == wire.ERROR else json.loads(m.payload)
+        except ValueError:
+            fields = {"code": "bad_json", "message": "the gateway said something that is no JSON"}
+        if m.type == wire.ERROR:
+            link.handled(m.key)
+            return self._on_stream_ended(fields, now)
+        if self._state == "asking" and fields.get("type") in ("opened", "error"):
+            link.handled(m.key)
+            return self._on_answer(fields, now)
+        self._on_event(fields, now)
+
+    def _on_stream_ended(self, fields: Dict[str, Any], now: float) -> None:
+        error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
+        may_go_on = error.code in ("unavailable", "credit_exceeded") or (self._state == "asking" and error.code == "overloaded")
+        if may_go_on and now - self._lost_at <= self._reconnect or (self._state == "open" and error.code == "unavailable"):
+            return self._lost(now, self._place, error.retry_ms / 1e3)
+        self._fail(error)
+
+    def _on_answer(self, fields: Dict[str, Any], now: float) -> None:
+        if fields["type"] == "opened":
+            return self._on_opened(fields, now)
+        error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
+        # Until its death is noticed, the former gateway still has the session.
+        later = error.code in ("unavailable", "overloaded", "not_ready") or (error.code == "not_found" and self.opened is not None)
+        if later and now - self._lost_at <= self._reconnect:
+            return self._lost(now, None, max(error.retry_ms, 200) / 1e3)
+        self._fail(error)
+
+    def _on_opened(self, fields: Dict[str, Any], now: float) -> None:
+        first = self.opened is None
+        self.opened = fields
+        self.session, self._token, self.rate = fields["session"], fields["resume_token"], int(fields["rate"])
+        self._state = "open"
+        self._avoid = None
+        resumed = bool(fields.get("resumed"))
+        if not resumed:
+            self._nothing_of(int(fields["turns"]) + 1)
+        elif not self._had:
+            self._nothing_of(int(fields.get("turn", int(fields["turns"]) + 1)))
+        if resumed and not first:
+            self.metrics.resumed += 1
+        if first and not self._log:
+            self._position = int(fields.get("input_samples", 0))
+        self._repeat(fields, now)
+        self._tell(Event("opened" if first else "resumed", fields), None)
+
+    def _repeat(self, fields: Dict[str, Any], now: float) -> None:
+        """Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said behind that sound.
+        Of messages at that very place it is known only whether a turn has come of them."""
+        arrived = int(fields.get("input_samples", 0))
+        under_way = "turn" in fields or int(fields.get("turns", 0)) >= self._had["turn"]
+        inputs, self._log = list(self._log), deque()
+        asks = [n for n, i in enumerate(inputs) if i.sent and i.fields is not None and i.position == arrived and i.fields["type"] in ASKS]
+        last_ask = asks[-1] if asks and under_way else -1
+        self._log_samples = self._log_bytes = self._log_events = 0
+        again: List[_Input] = []
+        for n, given in enumerate(inputs):
+            end = given.position + given.samples
+            if given.fields is None:
+                if given.sent and end <= arrived:
+                    continue
+                if given.sent and given.position < arrived:
+                    given.pcm = given.pcm[2 * (arrived - given.position):]
+            elif given.sent and given.position < arrived:
+                continue
+            elif given.sent and given.position == arrived and n <= last_ask:
+                if given.fields["type"] != "flush":
+                    continue
+                self._swallow_no_speech = True  # the first one may have arrived
+            self.metrics.said_again += given.sent
+            again.append(given)
+        self._position = arrived
+        for given in again:
+            given.position, given.sent = self._position, False
+            try:
+                self._offer(given)
+            except ParlandoError:
+                return self._lost(now, None, 0.1)
+
+    def _nothing_of(self, turn: int) -> None:
+        self._had = {"turn": turn, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
+
+    def _forget_ask(self) -> None:
+        """A turn is over: what asked for it, and what was said before that, is not said again."""
+        n = next((n for n, i in enumerate(self._log) if i.fields is not None and i.fields["type"] in ASKS), -1)
+        for _ in range(n + 1):
+            self._drop_first()
+
+    def _note(self, kind: str, latency: Any, now: float) -> None:
+        if self._asked_at is not None and not self._first.get(kind):
+            self._first[kind] = True
+            latency.add(now - self._asked_at)
+
+    def _on_event(self, fields: Dict[str, Any], now: float) -> None:
+        assert self._place is not None
+        link, had, kind = self._place.link, self._had, str(fields.get("type", ""))
+        if kind == "text":
+            if fields["kind"] == "tool_call":
+                had["tool_calls"] += 1
+            else:
+                name = "reply_bytes" if fields["kind"] == "text" else "transcript_bytes"
+                had[name] += len(fields["text"].encode())
+            if fields["kind"] == "text":
+                self._note("text", self.metrics.first_text, now)
+        elif kind == "turn":
+            self._note("turn", self.metrics.whole_turn, now)
+            self.metrics.turns += 1
+            self._forget_ask()
+            self._nothing_of(int(fields["turn"]) + 1)
+            self._swallow_no_speech = False
+        elif kind == "cancelled":
+            self._forget_ask()
+            self._silenced = int(fields.get("turn", 0))
+            self._nothing_of(had["turn"])
+        elif kind == "interrupted":
+            self._silenced = int(fields["turn"])
+        elif kind == "speech_ended" and self._asked_at is None:
+            self._ask(now)
+        elif kind == "speech_started":
+            self._asked_at = None
+        elif kind == "error":
+            if fields.get("code") == "no_speech" and self._swallow_no_speech:
+                self._swallow_no_speech = False
+                link.handled(self._key)
+                return
+            self.metrics.errors += 1
+            if fields.get("session_ended"):
+                self._failure = ParlandoError(str(fields.get("code")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
+                link.handled(self._key)
+                self._leave(detached=False)
+                self._state = "ended"
+                self._tell(Event(kind, fields), None)
+                return
+            self._forget_ask()
+            if fields.get("turn"):
+                self._nothing_of(had["turn"])
+        self._tell(Event(kind, fields), link)
+
+    def _on_sound(self, m: Message, now: float) -> None:
+        assert self._place is not None
+        speech = wire.Speech.read(m)
+        samples = np.frombuffer(speech.pcm, "<i2").astype(np.int16, copy=False)
+        first = self._had.get("samples", 0) if m.turn == self._had.get("turn") else speech.first_sample
+        if m.turn == self._had.get("turn"):
+            self._had["samples"] += len(samples)
+        if m.turn == self._silenced:
+            self._place.link.handled(m.key)
+            return
+        self._note("sound", self.metrics.first_sound, now)
+        self.metrics.sound_received_seconds += len(samples) / speech.rate
+        self._tell(Sound(m.turn, first, speech.rate, samples), self._place.link)
+
+    # ---- what the user is told
+
+    def _tell(self, event: AnyEvent, link: Optional[Link]) -> None:
+        self._told.append(_Told(event, link, self._key if link is not None else None))
+        self._notify()
+
+    def _notify(self) -> None:
+        if self.on_told is not None:
+            self.on_told()
+
+    def take(self) -> Optional[AnyEvent]:
+        """The next event. Until it is taken, its place in the window is not free: who takes nothing is sent nothing."""
+        if not self._told:
+            return None
+        told = self._told.popleft()
+        if told.link is not None and told.key is not None:
+            told.link.handled(told.key)
+            self._finder.wake()
+        return told.event
+
+
+def pcm_of(samples: Any) -> bytes:
+    """bytes (s16le), int16 or float arrays in [-1, 1], mono at 16 kHz. @raise ParlandoError invalid_argument"""
+    if isinstance(samples, (bytes, bytearray, memoryview)):
+        data = bytes(samples)
+        if len(data) % 2:
+            raise ParlandoError("invalid_argument", f"{len(data)} bytes of sound, expected an even number")
+        return data
+    array = np.asarray(samples)
+    if array.ndim != 1:
+        raise ParlandoError("invalid_argument", f"sound of {array.ndim} dimensions, expected [samples]")
+    if array.dtype.kind == "f":
+        if not np.all(np.isfinite(array)):
+            raise ParlandoError("invalid_argument", "sound with values that are no finite numbers")
+        return bytes(np.clip(np.rint(array * 32767.0), -32768, 32767).astype("<i2").tobytes())
+    if array.dtype != np.int16:
+        raise ParlandoError("invalid_argument", f"sound of {array.dtype}, expected int16, float or bytes")
+    return bytes(array.astype("<i2").tobytes())
