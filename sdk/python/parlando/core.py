@@ -1,6 +1,7 @@
 """Sockets and the thread that drives them: one per client, for all its conversations. `sync` and `aio` wait in their own ways."""
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket
@@ -148,6 +149,10 @@ class Core:
         good = [g for g in self.gateways if g is not but and g.link.is_up and g.link.ready and not g.link.draining and g.link.slots > 0]
         return random.choice(good) if good else None
 
+    def endpoint_of(self, talk: Talk) -> str:
+        with self.lock:
+            return next((g.endpoint for g in self.gateways if g is talk._place), "")
+
     def refusal(self) -> Optional[ParlandoError]:
         """Why gateways do not take us at all."""
         return next((g.link.refusal for g in self.gateways if g.link.refusal is not None), None)
@@ -231,7 +236,7 @@ class Core:
         for s, flags in sockets:
             poller.register(s, flags)
         poller.register(self._awake, zmq.POLLIN)
-        poller.poll(max(0.0, due - time.monotonic()) * 1e3)
+        poller.poll(math.ceil(max(0.0, due - time.monotonic()) * 1e3))
         try:
             while self._awake.recv(4096):
                 pass

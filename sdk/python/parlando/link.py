@@ -92,7 +92,8 @@ class Link:
         self._reconnect_at = now + RECONNECT
         self._next_beat = now
         self._last_tick = now
-        self._hello_at = self._said_hello = self._beaten = self._asked = self._next_window = 0.0
+        self._hello_at = self._said_hello = self._next_window = 0.0
+        self._asked = now - HELLO_AGAIN
         self._linked = self._awaiting = self._missing = False
         self._forget()
         self._hello(now)

@@ -127,6 +127,11 @@ class Conversation:
         return self._talk.rate
 
     @property
+    def endpoint(self) -> str:
+        """Of the gateway that has it now; empty while it looks for one."""
+        return self._core.endpoint_of(self._talk)
+
+    @property
     def metrics(self) -> Metrics:
         return self._talk.metrics
 

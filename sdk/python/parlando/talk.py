@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Callable, Deque, Dict, List, Optional, Protocol
@@ -85,7 +86,6 @@ class Talk:
         self._told: Deque[_Told] = deque()
         self._asked_at: Optional[float] = None
         self._first: Dict[str, bool] = {}
-        self._silenced = 0  # sound of this turn is not to be heard any more
         self.on_told: Optional[Callable[[], None]] = None
         if self._resumes:
             self.session, self._token = opening["session"], opening["token"]
@@ -258,14 +258,18 @@ class Talk:
         return self._place is not None and key == self._key
 
     def on_message(self, m: Message, now: float) -> None:
+        """What makes no sense ends this conversation and no other."""
+        try:
+            self._on_message(m, now)
+        except (AttributeError, KeyError, TypeError, ValueError, struct.error) as e:
+            self._fail(ParlandoError("bad_format", f"the gateway said something that makes no sense: {type(e).__name__}: {e}"))
+
+    def _on_message(self, m: Message, now: float) -> None:
         assert self._place is not None
         link = self._place.link
         if m.type == wire.SPEECH:
             return self._on_sound(m, now)
-        try:
-            fields = m.fields() if m.type == wire.ERROR else json.loads(m.payload)
-        except ValueError:
-            fields = {"code": "bad_json", "message": "the gateway said something that is no JSON"}
+        fields = m.fields() if m.type == wire.ERROR else json.loads(m.payload)
         if m.type == wire.ERROR:
             link.handled(m.key)
             return self._on_stream_ended(fields, now)
@@ -375,10 +379,7 @@ class Talk:
             self._swallow_no_speech = False
         elif kind == "cancelled":
             self._forget_ask()
-            self._silenced = int(fields.get("turn", 0))
             self._nothing_of(had["turn"])
-        elif kind == "interrupted":
-            self._silenced = int(fields["turn"])
         elif kind == "speech_ended" and self._asked_at is None:
             self._ask(now)
         elif kind == "speech_started":
@@ -408,9 +409,6 @@ class Talk:
         first = self._had.get("samples", 0) if m.turn == self._had.get("turn") else speech.first_sample
         if m.turn == self._had.get("turn"):
             self._had["samples"] += len(samples)
-        if m.turn == self._silenced:
-            self._place.link.handled(m.key)
-            return
         self._note("sound", self.metrics.first_sound, now)
         self.metrics.sound_received_seconds += len(samples) / speech.rate
         self._tell(Sound(m.turn, first, speech.rate, samples), self._place.link)

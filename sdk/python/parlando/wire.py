@@ -62,8 +62,11 @@ class Message:
         return ENVELOPE_BYTES + len(self.body) + len(self.payload)
 
     def fields(self) -> Dict[str, Any]:
-        """The body of a JSON type."""
-        return json.loads(self.body) if self.body else {}
+        """The body of a JSON type. @raise ValueError"""
+        out = json.loads(self.body) if self.body else {}
+        if not isinstance(out, dict):
+            raise ValueError("the body is no JSON object")
+        return out
 
 
 # ------------------------------------------------------------------------------------------------ checksum
@@ -151,7 +154,8 @@ def decode(frames: Sequence[bytes]) -> List[Message]:
         raise WireError("bad_frame", "the checksum is wrong")
     if type_ != BATCH:
         return [Message(type_, (high, low), stream, turn, epoch, sequence, trace, remaining, version, bytes(body), bytes(payload))]
-    out, at = [], 0
+    out: List[Message] = []
+    at = 0
     while at < len(payload):
         if at + _RECORD.size > len(payload):
             raise WireError("bad_frame", "a batch ends within a record")
