@@ -30,6 +30,7 @@ MAY_INCLUDE = {
                        "common/transport"],
     "common/service/process": ["common/base"],
     "kernels": ["common/base"],
+    "sdk/cpp": ["common/base", "common/protocol", "common/transport"],
 }
 # A service includes common (all but the seeded network), kernels, and itself; `cli` alone includes the others.
 SERVICE_MAY = ["common", "kernels"]
@@ -89,7 +90,7 @@ def check_includes(name, text):
                     problems.append(f"{name} includes <{library}>: only {folders} do")
 
 
-sources = [p for d in ("common", "kernels", "services") for p in sorted((ROOT / d).rglob("*.[ch]pp"))]
+sources = [p for d in ("common", "kernels", "sdk", "services") for p in sorted((ROOT / d).rglob("*.[ch]pp"))]
 for path in sources:
     name = path.relative_to(ROOT).as_posix()
     text = path.read_text()

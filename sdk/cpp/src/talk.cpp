@@ -1,0 +1,432 @@
+#include "sdk/cpp/src/talk.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace parlando::sdk {
+using namespace protocol;
+using nlohmann::json;
+
+namespace {
+
+constexpr std::int64_t kRate = 16000;
+constexpr std::int64_t kKeptSamples = 60 * kRate;    // of sound that is said again after a resume
+constexpr std::int64_t kUnsentSamples = 20 * kRate;  // of sound that waits for a gateway
+constexpr std::size_t kKeptEvents = 512, kKeptEventBytes = 1u << 20;
+constexpr std::size_t kToldMax = 1024;  // the window is smaller
+constexpr milliseconds kOpenWait{10000}, kAgain{200};
+
+std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
+Bytes bytes_of(std::string_view text) {
+  const auto bytes = std::as_bytes(std::span(text));
+  return {bytes.begin(), bytes.end()};
+}
+std::string text_of(const json& fields, const char* name) {
+  const auto found = fields.find(name);
+  return found != fields.end() && found->is_string() ? found->get<std::string>() : std::string();
+}
+std::int64_t number_of(const json& fields, const char* name, std::int64_t otherwise = 0) {
+  const auto found = fields.find(name);
+  return found != fields.end() && found->is_number() ? found->get<std::int64_t>() : otherwise;
+}
+Error error_of(const json& fields) {
+  return Error(text_of(fields, "code"), text_of(fields, "message"), number_of(fields, "retry_ms"));
+}
+/// SplitMix64
+std::uint64_t next_random(std::uint64_t& state) {
+  auto z = state += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+void Latency::add(milliseconds time) { last_[count_++ % last_.size()] = static_cast<double>(time.count()); }
+
+double Latency::median_ms() const {
+  if (count_ == 0) return 0;
+  std::vector<double> sorted(last_.begin(), last_.begin() + static_cast<long>(std::min(count_, last_.size())));
+  const auto middle = sorted.begin() + static_cast<long>(sorted.size() / 2);
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  return *middle;
+}
+
+Talk::Talk(Finder& finder, json opening, milliseconds reconnect, std::uint64_t seed, Time now)
+    : finder_(finder),
+      opening_(std::move(opening)),
+      reconnect_(reconnect),
+      random_(seed),
+      not_before_(now),
+      lost_at_(now) {
+  resumes_ = text_of(opening_, "type") == "resume";
+  if (!resumes_) return;
+  session_ = text_of(opening_, "session");
+  token_ = text_of(opening_, "token");
+  for (const auto* name : {"turn", "samples", "transcript_bytes", "reply_bytes", "tool_calls"})
+    if (opening_.contains(name)) had_[name] = number_of(opening_, name);
+}
+
+Metrics Talk::metrics() const {
+  auto out = metrics_;
+  out.first_text_ms = first_text_.median_ms();
+  out.first_sound_ms = first_sound_.median_ms();
+  out.whole_turn_ms = whole_turn_.median_ms();
+  return out;
+}
+
+json Talk::resume_token() const {
+  json out{{"session", session_}, {"token", token_}};
+  for (const auto& [name, n] : had_) out[name] = n;
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------ what the user says
+
+bool Talk::asks(const Input& input) {
+  return input.type == "text" || input.type == "flush" || input.type == "respond" || input.type == "utter";
+}
+
+Result<void> Talk::must_go_on() const {
+  if (state_ != State::ended) return {};
+  if (failure_) return parlando::fail(errc_of(failure_->code), "{}", failure_->message);
+  return parlando::fail(Errc::cancelled, "the conversation is closed");
+}
+
+Result<void> Talk::say(json fields, Time now) {
+  PARLANDO_DO(must_go_on());
+  Input input;
+  input.position = position_;
+  input.type = text_of(fields, "type");
+  input.bytes = dump(fields).size();
+  if (input.bytes > protocol::Event::kClientEventBytesMax)
+    return parlando::fail(Errc::invalid_argument, "a message of {} bytes, at most {} are sent", input.bytes,
+                          protocol::Event::kClientEventBytesMax);
+  input.fields = std::move(fields);
+  const bool is_ask = asks(input);
+  PARLANDO_DO(offer(std::move(input)));
+  if (is_ask) ask(now);
+  return {};
+}
+
+Result<void> Talk::hear(std::span<const std::int16_t> samples) {
+  PARLANDO_DO(must_go_on());
+  Input input;
+  input.position = position_;
+  input.pcm.resize(samples.size_bytes());
+  std::memcpy(input.pcm.data(), samples.data(), samples.size_bytes());
+  PARLANDO_DO(offer(std::move(input)));
+  metrics_.sound_sent_seconds += static_cast<double>(samples.size()) / kRate;
+  return {};
+}
+
+std::int64_t Talk::unsent_samples() const {
+  std::int64_t out = 0;
+  for (const auto& input : log_) out += input.sent ? 0 : input.samples();
+  return out;
+}
+
+Result<void> Talk::offer(Input input) {
+  if (state_ == State::open) {
+    PARLANDO_DO(send(input));
+  } else if (unsent_samples() + input.samples() > kUnsentSamples || log_events_ >= kKeptEvents ||
+             log_bytes_ + input.bytes > kKeptEventBytes) {
+    return parlando::fail(Errc::overloaded, "{} samples and {} messages wait for a gateway", unsent_samples(),
+                          log_events_);
+  }
+  position_ += input.samples();
+  log_samples_ += input.samples();
+  log_bytes_ += input.bytes;
+  log_events_ += !input.is_sound();
+  log_.push_back(std::move(input));
+  while (log_samples_ > kKeptSamples || log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes) drop_first();
+  finder_.wake();
+  return {};
+}
+
+Result<void> Talk::send(Input& input) {
+  auto message = input.is_sound() ? pack(Audio{input.position, input.pcm}, head_)
+                                  : pack(protocol::Event{bytes_of(dump(input.fields))}, head_);
+  PARLANDO_DO(place_->send(std::move(message)));
+  input.sent = true;
+  return {};
+}
+
+void Talk::drop_first() {
+  log_samples_ -= log_.front().samples();
+  log_bytes_ -= log_.front().bytes;
+  log_events_ -= !log_.front().is_sound();
+  log_.pop_front();
+}
+
+void Talk::ask(Time now) {
+  asked_at_ = now;
+  noted_.clear();
+}
+
+void Talk::close(bool detached) {
+  if (state_ == State::ended) return;
+  leave(detached);
+  state_ = State::ended;
+}
+
+// ------------------------------------------------------------------------------------------------ finding a gateway
+
+void Talk::on_tick(Time now) {
+  if (state_ == State::asking && now >= ask_by_) lost(now, place_);
+  // It may wake, and then it reads that we have gone; meanwhile another one goes on.
+  if (state_ == State::open && place_->is_suspect() && finder_.find(place_) != nullptr) lost(now, place_);
+  if (state_ == State::placing && now >= not_before_) look_for_place(now);
+}
+
+void Talk::look_for_place(Time now) {
+  auto* place = finder_.find(avoid_);
+  if (place == nullptr && avoid_ != nullptr) place = finder_.find(nullptr);
+  if (place == nullptr) {
+    if (now - lost_at_ > reconnect_)
+      fail(Error("unavailable", fmt::format("no gateway has taken the conversation for {} ms", reconnect_.count()),
+                 1000));
+    return;
+  }
+  place_ = place;
+  head_ = {};
+  head_.session = {next_random(random_), next_random(random_)};
+  head_.stream = {1};
+  state_ = State::asking;
+  ask_by_ = now + kOpenWait;
+  auto fields = opening_;
+  if (resumes_) {
+    fields = resume_token();
+    fields["type"] = "resume";
+    if (opening_.contains("lead_ms")) fields["lead_ms"] = opening_["lead_ms"];
+  }
+  if (!place_->send(pack(protocol::Event{bytes_of(dump(fields))}, head_))) lost(now, nullptr, kAgain);
+  finder_.wake();
+}
+
+void Talk::leave(bool detached) {
+  if (place_ == nullptr) return;
+  // When the link is gone, the stream is, too.
+  [[maybe_unused]] const auto ignored = place_->send(pack(Close{detached}, head_));
+  finder_.wake();
+  place_ = nullptr;
+}
+
+/// This gateway does not go on with it; another one, or the same one anew, may.
+void Talk::lost(Time now, const Place* avoid, milliseconds wait) {
+  const bool was_open = state_ == State::open;
+  leave(true);
+  if (was_open) {
+    lost_at_ = now;
+    resumes_ = true;
+  }
+  avoid_ = avoid;
+  state_ = State::placing;
+  not_before_ = now + wait;
+}
+
+void Talk::fail(Error error) {
+  if (state_ == State::ended) return;
+  leave(false);
+  state_ = State::ended;
+  ++metrics_.errors;
+  const json fields{{"type", "error"}, {"code", error.code}, {"message", error.message}, {"session_ended", true}};
+  failure_ = std::move(error);
+  tell(Event{"error", dump(fields)});
+}
+
+void Talk::on_down(const Place& place, Time now) {
+  if (place_ == &place && (state_ == State::asking || state_ == State::open)) lost(now, nullptr);
+}
+
+// ------------------------------------------------------------------------------------------------ what the gateway
+// says
+
+void Talk::on_message(const Place&, Message& message, Time now) {
+  const auto head = message.head;
+  if (head.type == MessageType::speech) return on_sound(message, now);
+  if (head.type == MessageType::error) {
+    place_->handled(head);
+    return on_stream_ended(json::parse(message.body, nullptr, false), now);
+  }
+  const auto* text = reinterpret_cast<const char*>(message.payload.data());
+  const auto fields = json::parse(text, text + message.payload.size(), nullptr, false);
+  if (head.type != MessageType::event || !fields.is_object()) return place_->handled(head);
+  const auto type = text_of(fields, "type");
+  if (state_ == State::asking && (type == "opened" || type == "error")) {
+    place_->handled(head);
+    return on_answer(fields, now);
+  }
+  on_event(fields, head, now);
+}
+
+void Talk::on_stream_ended(const json& fields, Time now) {
+  auto error = error_of(fields);
+  const bool elsewhere = error.code == "unavailable" || error.code == "credit_exceeded" ||
+                         (state_ == State::asking && error.code == "overloaded");
+  if (elsewhere && (state_ == State::open || now - lost_at_ <= reconnect_))
+    return lost(now, place_, milliseconds(error.retry_ms));
+  fail(std::move(error));
+}
+
+void Talk::on_answer(const json& fields, Time now) {
+  if (text_of(fields, "type") == "opened") return on_opened(fields, now);
+  auto error = error_of(fields);
+  // Until its death is noticed, the former gateway still has the session.
+  const bool later = error.code == "unavailable" || error.code == "overloaded" || error.code == "not_ready" ||
+                     (error.code == "not_found" && was_opened_);
+  if (later && now - lost_at_ <= reconnect_) return lost(now, nullptr, std::max(milliseconds(error.retry_ms), kAgain));
+  fail(std::move(error));
+}
+
+void Talk::on_opened(const json& fields, Time now) {
+  const bool first = !std::exchange(was_opened_, true);
+  session_ = text_of(fields, "session");
+  token_ = text_of(fields, "resume_token");
+  rate_ = static_cast<std::int32_t>(number_of(fields, "rate"));
+  state_ = State::open;
+  avoid_ = nullptr;
+  const bool resumed = fields.contains("resumed");
+  if (!resumed)
+    nothing_of(number_of(fields, "turns") + 1);
+  else if (had_.empty())
+    nothing_of(number_of(fields, "turn", number_of(fields, "turns") + 1));
+  metrics_.resumed += resumed && !first;
+  repeat(fields, now);
+  tell(Event{first ? "opened" : "resumed", dump(fields)});
+}
+
+/// Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said
+/// behind that sound. Of messages at that very place it is known only whether a turn has come of them.
+void Talk::repeat(const json& fields, Time now) {
+  const auto arrived = number_of(fields, "input_samples");
+  const bool came = fields.contains("turn") || number_of(fields, "turns") >= had_["turn"];
+  auto inputs = std::exchange(log_, {});
+  log_samples_ = 0;
+  log_bytes_ = log_events_ = 0;
+  std::size_t behind_asks = 0;  // inputs before it that a turn has come of
+  for (std::size_t n = 0; n < inputs.size(); ++n)
+    if (came && inputs[n].sent && inputs[n].position == arrived && asks(inputs[n])) behind_asks = n + 1;
+  position_ = arrived;
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    auto& input = inputs[n];
+    if (input.is_sound() && input.sent) {
+      if (input.position + input.samples() <= arrived) continue;
+      if (input.position < arrived)
+        input.pcm.erase(input.pcm.begin(), input.pcm.begin() + 2 * (arrived - input.position));
+    } else if (input.sent) {
+      if (input.position < arrived) continue;
+      if (input.position == arrived && n < behind_asks) {
+        if (input.type != "flush") continue;
+        swallow_no_speech_ = true;  // the first one may have arrived
+      }
+    }
+    metrics_.said_again += input.sent;
+    input.position = position_;
+    input.sent = false;
+    // What the link has no room for now is said when it is resumed once more.
+    if (!offer(std::move(input))) return lost(now, nullptr, kAgain);
+  }
+}
+
+void Talk::nothing_of(std::int64_t turn) {
+  had_ = {{"turn", turn}, {"samples", 0}, {"transcript_bytes", 0}, {"reply_bytes", 0}, {"tool_calls", 0}};
+}
+
+/// A turn is over: what asked for it, and what was said before that, is not said again.
+void Talk::forget_ask() {
+  const auto found = std::find_if(log_.begin(), log_.end(), asks);
+  if (found == log_.end()) return;
+  for (auto n = found - log_.begin() + 1; n > 0; --n) drop_first();
+}
+
+void Talk::note(const char* kind, Latency& latency, Time now) {
+  if (!asked_at_ || std::exchange(noted_[kind], true)) return;
+  latency.add(std::chrono::duration_cast<milliseconds>(now - *asked_at_));
+}
+
+void Talk::on_event(const json& fields, const Envelope& head, Time now) {
+  const auto type = text_of(fields, "type");
+  if (type == "text") {
+    const auto kind = text_of(fields, "kind");
+    if (kind == "tool_call")
+      ++had_["tool_calls"];
+    else
+      had_[kind == "text" ? "reply_bytes" : "transcript_bytes"] +=
+          static_cast<std::int64_t>(text_of(fields, "text").size());
+    if (kind == "text") note("text", first_text_, now);
+  } else if (type == "turn") {
+    note("turn", whole_turn_, now);
+    ++metrics_.turns;
+    forget_ask();
+    nothing_of(number_of(fields, "turn") + 1);
+    swallow_no_speech_ = false;
+  } else if (type == "cancelled") {
+    forget_ask();
+    nothing_of(had_["turn"]);
+  } else if (type == "speech_ended" && !asked_at_) {
+    ask(now);
+  } else if (type == "speech_started") {
+    asked_at_.reset();
+  } else if (type == "error" && on_error(fields, head)) {
+    return;
+  }
+  tell(Event{type, dump(fields)}, place_, head);
+}
+
+/// @return whether it was told, or is not for the user
+bool Talk::on_error(const json& fields, const Envelope& head) {
+  if (text_of(fields, "code") == "no_speech" && std::exchange(swallow_no_speech_, false)) {
+    place_->handled(head);
+    return true;
+  }
+  if (fields.contains("session_ended")) {
+    place_->handled(head);
+    fail(error_of(fields));
+    return true;
+  }
+  ++metrics_.errors;
+  forget_ask();
+  if (number_of(fields, "turn") != 0) nothing_of(had_["turn"]);
+  return false;
+}
+
+void Talk::on_sound(Message& message, Time now) {
+  const auto head = message.head;
+  auto speech = protocol::read<Speech>(message);
+  if (!speech) return place_->handled(head);
+  Sound sound;
+  sound.turn = head.turn.value;
+  sound.first_sample = speech->first_sample;
+  sound.rate = static_cast<std::int32_t>(speech->rate);
+  sound.samples.resize(speech->payload.size() / 2);
+  std::memcpy(sound.samples.data(), speech->payload.data(), sound.samples.size() * 2);
+  if (had_["turn"] == sound.turn) {
+    sound.first_sample = had_["samples"];
+    had_["samples"] += static_cast<std::int64_t>(sound.samples.size());
+  }
+  note("sound", first_sound_, now);
+  metrics_.sound_received_seconds += static_cast<double>(sound.samples.size()) / std::max(1, sound.rate);
+  tell(std::move(sound), place_, head);
+}
+
+// ------------------------------------------------------------------------------------------------ what the user is
+// told
+
+void Talk::tell(Told told, Place* place, const Envelope& head) {
+  told_.push_back({std::move(told), place, head});
+  if (told_.size() > kToldMax) fail(Error("overloaded", "nobody takes what is told"));
+}
+
+std::optional<Told> Talk::take() {
+  if (told_.empty()) return {};
+  auto out = std::move(told_.front());
+  told_.pop_front();
+  if (out.place != nullptr) {
+    out.place->handled(out.head);
+    finder_.wake();
+  }
+  return std::move(out.told);
+}
+
+}  // namespace parlando::sdk
