@@ -32,10 +32,6 @@ clients: build ## run all stock clients against the engine, the large ones too (
 	@tools/setup.sh --clients
 	@python3 tests/services/realtime_clients_test.py $(BUILD)/bin .
 
-clients: build ## run all stock clients against the engine, the large ones too (700 MB to fetch)
-	@tools/setup.sh --clients
-	@python3 tests/services/realtime_clients_test.py $(BUILD)/bin .
-
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
 	@$(MAKE) -s sanitized PRESET=asan GROUP=light
 

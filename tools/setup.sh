@@ -60,20 +60,20 @@ free_kb=$(df -Pk . | awk 'NR==2{print $4}')
 
 if [ "${1:-}" = --test ]; then
   install_packages $(grep -v '^#' tests/packages.txt)
-  stamp=.deps/tests/stamp-$(sha256sum tests/requirements.txt | cut -c1-16)
+  stamp=.deps/stamp-test-$(cat tests/requirements.txt tools/clients_requirements.txt | sha256sum | cut -c1-16)
   [ -f "$stamp" ] && exit 0
   make_venv
-  [ -x .deps/tests/bin/pip ] || python3 -m venv .deps/tests || fail "python3 -m venv failed"
-  step "installing the clients that tests run against the engine"
-  .deps/tests/bin/pip --disable-pip-version-check -q install -r tests/requirements.txt || fail "pip could not install tests/requirements.txt; is there a network?"
-  rm -f .deps/tests/stamp-*
+  step "installing what the tests of the client packages need"
+  $pip install -r tests/requirements.txt || fail "pip could not install tests/requirements.txt; is there a network?"
+  install_clients tools/clients_requirements.txt
+  rm -f .deps/stamp-test-*
   touch "$stamp"
   exit 0
 fi
 
 packages=$(grep -v '^#' tools/packages.txt)
 [ "${1:-}" = --nano ] && packages="$packages $(grep -v '^#' tools/nano/packages.txt)"
-stamp=.deps/stamp-$(echo "$packages" "$(cat tools/requirements.txt tools/clients_requirements.txt tools/nano/requirements.txt)" | sha256sum | cut -c1-16)
+stamp=.deps/stamp-$(echo "$packages" "$(cat tools/requirements.txt tools/nano/requirements.txt)" | sha256sum | cut -c1-16)
 [ -f "$stamp" ] && { step "everything is installed"; exit 0; }
 
 install_packages $packages
@@ -82,12 +82,11 @@ make_venv
 step "installing libtorch (about 500 MB to fetch the first time)"
 # torch alone: a CPU process needs of CUDA only the runtime and CUPTI.
 $pip install --no-deps -r tools/requirements.txt || fail "pip could not install tools/requirements.txt; is there a network?"
-install_clients tools/clients_requirements.txt
 if [ "${1:-}" = --nano ]; then
   step "installing what training needs"
   $pip install --no-deps nvidia-cufile nvidia-cusparselt-cu13 nvidia-nvshmem-cu13
   $pip install -r tools/nano/requirements.txt 2>/dev/null || fail "pip could not install tools/nano/requirements.txt"
 fi
-rm -f .deps/stamp-*
+find .deps -maxdepth 1 -name 'stamp-*' ! -name 'stamp-test-*' -delete
 touch "$stamp"
 step "done"

@@ -22,7 +22,7 @@ try:
     import jsonschema
     import openai
 except ImportError:
-    python = ROOT / ".deps/tests/bin/python"
+    python = ROOT / ".deps/clients/bin/python"
     if python.exists() and pathlib.Path(sys.executable) != python:
         os.execv(python, [str(python), *sys.argv])
     print("skipped: no openai package; tools/setup.sh --test installs it")
