@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs and nothing else: system packages (added, never removed) and libtorch in .deps/. Safe to run again.
 #   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
-#   tools/setup.sh --test       what only the tests need: servers that the engine talks to, clients (in .deps/tests)
+#   tools/setup.sh --test       what only the tests need: servers that the engine talks to, clients of other people (in .deps/clients)
 #   tools/setup.sh --check      only what `make check` and `make format` need, in .deps/
 #   tools/setup.sh --clients    also the larger of the clients that tests run against the gateway
 set -euo pipefail
