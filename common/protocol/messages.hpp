@@ -573,10 +573,12 @@ struct TurnDone {
   std::int64_t turn = 0;
   bool degraded = false;
   Bytes payload;
+  bool remembered = true;  ///< else it was told and forgotten (`Respond`), and the next turn has its number
   template <class V>
   void fields(V&& v) {
     v("turn", turn, at_least(1));
     v("degraded", degraded);
+    v("remembered", remembered);
   }
 };
 

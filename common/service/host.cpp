@@ -557,6 +557,8 @@ caf::behavior watch(caf::stateful_actor<WatchState>* self, std::shared_ptr<Share
 http::Response answer_health(const Shared& shared, const http::Request& request) {
   if (request.target == "/metrics") return {200, "text/plain; version=0.0.4", shared.metrics.text()};
   if (request.target == "/healthz") return {200, "text/plain", "alive\n"};  // a process that is not ends itself
+  if (const auto lines = request.target.empty() ? std::nullopt : shared.metrics.lines_of(request.target.substr(1)))
+    return {200, "application/x-ndjson", *lines};
   if (request.target != "/readyz") return {404, "text/plain", "there are /metrics, /healthz and /readyz\n"};
   if (shared.draining) return {503, "text/plain", "draining\n"};
   const std::lock_guard lock(shared.mutex);

@@ -400,6 +400,8 @@ Result<std::unique_ptr<Core>> record(std::unique_ptr<Core> core, json header, Re
   auto* replayable = dynamic_cast<Replayable*>(core.get());
   if (replayable == nullptr)
     return fail(Errc::unsupported, "a {} cannot be recorded", header.value("service", std::string("service")));
+  if (const auto why = replayable->why_not_replayable(); !why.empty())
+    return fail(Errc::unsupported, "this {} cannot be recorded: {}", header.value("service", std::string()), why);
   auto out = std::make_unique<Recorded>(std::move(core), *replayable, std::move(options));
   PARLANDO_DO(out->open(std::move(header)));
   return std::unique_ptr<Core>(std::move(out));

@@ -26,6 +26,8 @@ class Replayable {
   virtual void set_identity(std::string identity) = 0;
   /// How far the wall clock is ahead of the steady one; told before the first message and when it has changed.
   virtual void set_wall_clock(std::chrono::seconds ahead) = 0;
+  /// Empty, or what else it depends on, so that it cannot be made again.
+  virtual std::string why_not_replayable() const { return {}; }
 };
 
 struct RecordingOptions {

@@ -2,6 +2,7 @@
 /// Counters, gauges and histograms of one process in Prometheus text format. Names:
 /// parlando_<service>_<thing>_<unit>[_total].
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace parlando::telemetry {
@@ -32,10 +33,20 @@ class Metrics {
                   const std::string& label_value = {});
   Gauge gauge(const std::string& name, const std::string& help, const std::string& label_key = {},
               const std::string& label_value = {});
-  /// Buckets from 0.1 ms to 10 s.
+  /// Buckets from 0.1 ms to 10 s, with those of the budgets: 40, 60, 300, 530 and 700 ms.
   Histogram histogram(const std::string& name, const std::string& help, const std::string& label_key = {},
                       const std::string& label_value = {});
   std::string text() const;
+
+  /// The last lines of something, one JSON object each, for whoever asks; the oldest go first. From any thread.
+  class Lines {
+   public:
+    void add(std::string line) const;
+    void* impl = nullptr;
+  };
+  Lines lines(const std::string& name, std::size_t kept);
+  /// Nothing for a name that nobody writes to.
+  std::optional<std::string> lines_of(const std::string& name) const;
 
  private:
   struct Impl;

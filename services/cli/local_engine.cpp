@@ -129,7 +129,8 @@ Result<TurnResult> LocalEngine::talk(const Question& question, const std::string
           out.transcript = event.text;
         } else if (event.kind == Kind::tool_call) {
           auto call = json::parse(event.text);
-          call["result"] = controller::run_demo_tool(call["name"].get<std::string>(), call["arguments"], std::time(nullptr));
+          const auto name = call["name"].get<std::string>();
+          call["result"] = controller::run_demo_tool(name, call["arguments"], std::time(nullptr));
           PARLANDO_DO(chat->tool_result(call["result"].dump()));
           out.tool_calls.push_back(std::move(call));
         } else if (event.kind == Kind::done) {

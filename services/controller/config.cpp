@@ -26,6 +26,8 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
       {"complete_permille_low", complete_permille_low, 1, 1000},
       {"complete_permille_medium", complete_permille_medium, 1, 1000},
       {"complete_permille_high", complete_permille_high, 1, 1000},
+      {"unfinished_permille", unfinished_permille, 0, 1000},
+      {"unsure_silence_ms", unsure_silence_ms, 200, 10000},
       {"history_bytes_max", history_bytes_max, 0, 1 << 24},
   };
   std::vector<config::Problem> out;

@@ -28,6 +28,8 @@ struct ControllerConfig {
   int complete_permille_low = 900;        ///< a semantic detector ends an utterance that is so likely complete,
   int complete_permille_medium = 700;     ///< by eagerness; automatic is medium
   int complete_permille_high = 500;
+  int unfinished_permille = 50;   ///< and waits longest for the rest of one that is less likely than this; of others
+  int unsure_silence_ms = 1200;   ///< so much silence is enough
   int history_bytes_max = 32768;  ///< of texts that the model is told of the past; the oldest turns go first
   std::string personas_file;      ///< {name: {system, speaker}}; empty: none
   std::string commit_queue_file;  ///< turns that wait for the store are also kept here; empty: in memory only
@@ -52,6 +54,8 @@ struct ControllerConfig {
     v("complete_permille_low", complete_permille_low);
     v("complete_permille_medium", complete_permille_medium);
     v("complete_permille_high", complete_permille_high);
+    v("unfinished_permille", unfinished_permille);
+    v("unsure_silence_ms", unsure_silence_ms);
     v("history_bytes_max", history_bytes_max);
     v("personas_file", personas_file);
     v("commit_queue_file", commit_queue_file);

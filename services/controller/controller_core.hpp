@@ -36,6 +36,7 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   std::string identity() const override { return owner_; }
   void set_identity(std::string owner) override { owner_ = std::move(owner); }
   void set_wall_clock(std::chrono::seconds ahead) override { wall_ahead_ = ahead; }
+  std::string why_not_replayable() const override { return tools_ == nullptr ? "" : "tools_url answers from outside"; }
 
   /// For tests: the session's turn under way. @return nullptr when there is no such session
   const Turn* turn_of(SessionId session) const;

@@ -74,11 +74,15 @@ Result<Personas> load_personas(const std::string& file) {
   return out;
 }
 
-OpenVad Lead::vad(bool judged) const {
+OpenVad Lead::vad(bool judged, bool unfinished) const {
   OpenVad out{settings.threshold_permille, settings.silence_ms};
   if (is_manual()) out.silence_ms = kSilenceMsMax;
-  if (is_semantic())
-    out.silence_ms = judged ? wait_ms(settings.eagerness) : settings.silence_ms < 0 ? kSilenceMs : settings.silence_ms;
+  if (!is_semantic()) return out;
+  const auto most = wait_ms(settings.eagerness);
+  if (judged)
+    out.silence_ms = unfinished ? most : std::min(most, unsure_ms);
+  else
+    out.silence_ms = settings.silence_ms < 0 ? kSilenceMs : settings.silence_ms;
   return out;
 }
 
@@ -102,6 +106,7 @@ Result<LeadPtr> lead_by(Settings settings, const ControllerConfig& config, const
     return fail(Errc::invalid_argument, "tool_choice is '{}', expected auto, none, required or the name of a tool",
                 choice);
   out->enough_permille = enough(settings.eagerness, config);
+  out->unsure_ms = config.unsure_silence_ms;
   out->settings = std::move(settings);
   return out;
 }

@@ -24,12 +24,14 @@ struct Lead {
   std::string system, speaker;       ///< a persona in its place
   std::set<std::string> tools;       ///< names of those that the client executes
   std::int32_t enough_permille = 0;  ///< with a semantic detector: so likely is an utterance complete that ends
+  std::int32_t unsure_ms = 0;        ///< so much silence ends one that may be
 
   bool is_semantic() const { return settings.detection == protocol::Detection::semantic; }
   /// Only the client ends an utterance.
   bool is_manual() const { return settings.detection == protocol::Detection::none; }
   /// What a vad is asked for. @param judged  somebody says whether utterances are complete
-  protocol::OpenVad vad(bool judged) const;
+  /// @param unfinished  this one is not: the longest silence is waited for
+  protocol::OpenVad vad(bool judged, bool unfinished = false) const;
   int preroll_ms(const ControllerConfig& config) const {
     return settings.prefix_ms < 0 ? config.preroll_ms : settings.prefix_ms;
   }

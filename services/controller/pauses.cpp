@@ -65,6 +65,7 @@ void Session::settle_pauses(Time now) {
   for (; !turn.pauses.empty(); turn.pauses.pop_front()) {
     const auto pause = turn.pauses.front();
     if (!pause.is_judged()) return;
+    turn.last_permille = pause.permille;
     if (pause.permille < turn.lead->enough_permille) continue;
     finish_hearing(pause.sample, Detector::semantic, now);
     // What follows is heard anew from the end on: how far the vad had come depends on when it was asked.
@@ -72,7 +73,14 @@ void Session::settle_pauses(Time now) {
     if (!ear_.is_empty() && around_.config.barge_in_ms > 0 && !detached_) listen(now);
     return;
   }
-  if (turn.ended) finish_hearing(turn.end_sample, turn.sealed ? Detector::client : Detector::silence, now);
+  if (!turn.ended) return;
+  const bool is_short = turn.lead->is_semantic() && judged_ && !turn.sealed && !turn.unfinished;
+  if (is_short && turn.last_permille >= 0 && turn.last_permille < around_.config.unfinished_permille) {
+    turn.ended = false;
+    turn.unfinished = true;
+    return hear_again(now);
+  }
+  finish_hearing(turn.end_sample, turn.sealed ? Detector::client : Detector::silence, now);
 }
 
 /// The utterance ends at this sample.

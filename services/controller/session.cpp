@@ -7,6 +7,7 @@
 #include "common/base/pcm.hpp"
 #include "common/base/random_id.hpp"
 #include "common/telemetry/log.hpp"
+#include "services/controller/trace.hpp"
 
 namespace parlando::controller {
 using namespace protocol;
@@ -735,7 +736,7 @@ void Session::say(Role role) {
 void Session::say_to_vad() {
   const auto& turn = heard_turn();
   const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
-  told_vad_ = (hears ? turn.lead : lead_)->vad(judged_);
+  told_vad_ = hears ? turn.lead->vad(judged_, turn.unfinished) : lead_->vad(judged_);
   send(Role::vad, told_vad_);
   (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });
   if (hears && turn.sealed) send(Role::vad, Flush{turn.flush_sample});
@@ -846,11 +847,12 @@ void Session::report(const Turn& turn, bool degraded) {
   done.erase("last_input");
   done["turn"] = turn.id.value;
   done["stages"] = turn.stages;
+  done["trace"] = trace_of(trace_, turn.stages);
   done["audio_seconds"] = static_cast<double>(turn.samples) / turn.rate;
   if (!turn.finish.empty()) done["finish"] = turn.finish;
   if (!turn.usage.is_null()) done["usage"] = turn.usage;
   if (!turn.remember) done["remembered"] = false;
-  tell(to, TurnDone{turn.id.value, degraded, bytes_of(text_of(done))});
+  tell(to, TurnDone{turn.id.value, degraded, bytes_of(text_of(done)), turn.remember});
 }
 
 void Session::finish_turn(bool degraded, Time now) {
@@ -862,6 +864,16 @@ void Session::finish_turn(bool degraded, Time now) {
   if (degraded) around_.tally.degraded.add();
   if (turn_.stages.contains("first_audio_ms"))
     around_.tally.first_audio.observe(turn_.stages["first_audio_ms"].get<double>() / 1000);
+  const auto trace = trace_of(trace_, turn_.stages);
+  for (const auto& part : trace["parts"])
+    around_.tally.observe_part(part["name"].get_ref<const std::string&>(), part["ms"].get<double>() / 1000);
+  around_.tally.latest_turns.add(json{
+      {"time", around_.outlet.wall_time(now)},
+      {"session", id_.text()},
+      {"turn", turn_.id.value},
+      {"degraded", degraded},
+      {"stages", turn_.stages},
+      {"trace", trace}}.dump());
   telemetry::log(telemetry::Level::info, "controller ends a turn session={} turn={} degraded={} stages={}", id_.text(),
                  turn_.id.value, degraded, turn_.stages.dump());
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});

@@ -6,12 +6,16 @@
 #include "common/telemetry/metrics.hpp"
 #include "services/controller/errors.hpp"
 #include "services/controller/fleet.hpp"
+#include "services/controller/trace.hpp"
 
 namespace parlando::controller {
 
 /// What has ended an utterance.
 enum class Detector : std::size_t { silence, semantic, client, limit };
 inline constexpr std::array<std::string_view, 4> kDetectorNames{"silence", "semantic", "client", "limit"};
+
+/// Turns that `/turns` of the metrics port tells of.
+inline constexpr std::size_t kLatestTurns = 256;
 
 struct Tally {
   using Counter = telemetry::Metrics::Counter;
@@ -23,7 +27,14 @@ struct Tally {
   std::array<Counter, kErrcCount> turn_errors;
   std::array<Counter, kRoles> replays;
   telemetry::Metrics::Histogram first_audio, trial_lead;
+  std::array<telemetry::Metrics::Histogram, kTraceParts.size()> parts;
+  telemetry::Metrics::Lines latest_turns;
   telemetry::Metrics::Gauge sessions, detached, commits_waiting;
+
+  void observe_part(std::string_view name, double seconds) const {
+    for (std::size_t part = 0; part < kTraceParts.size(); ++part)
+      if (kTraceParts[part] == name) parts[part].observe(seconds);
+  }
 
   void add(telemetry::Metrics& metrics) {
     const std::string name = "parlando_controller_";
@@ -45,6 +56,10 @@ struct Tally {
                           std::string(kRoleNames[role]));
     first_audio = metrics.histogram(name + "first_audio_seconds",
                                     "From the estimated end of speech to the first sound of the answer");
+    for (std::size_t part = 0; part < kTraceParts.size(); ++part)
+      parts[part] = metrics.histogram(name + "turn_part_seconds", "Parts of the time to the first sound (trace.hpp)",
+                                      "part", std::string(kTraceParts[part]));
+    latest_turns = metrics.lines("turns", kLatestTurns);
     trials = metrics.counter(name + "trials_total", "Answers begun in a pause of speech, before its end was decided");
     trials_committed = metrics.counter(name + "trials_committed_total", "Of these, those that became the answer");
     trials_refused = metrics.counter(name + "trials_refused_total", "Pauses in which none was begun: trials_max");

@@ -103,6 +103,8 @@ struct Turn {
   std::deque<Pause> pauses;         ///< with a semantic detector: those that are not judged, and those behind them
   std::int64_t paused_until = -1;   ///< the last one that was added
   bool ended = false;               ///< at `end_sample`, if none of `pauses` was the end
+  std::int32_t last_permille = -1;  ///< of the latest pause that was judged
+  bool unfinished = false;          ///< it was unlikely: the longest silence is waited for from then on
   bool is_full = false;             ///< no more sound is taken in, and the client was told
 
   // What the model answers.

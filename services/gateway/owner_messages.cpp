@@ -195,6 +195,7 @@ void Sessions::on_noted(Client& client, Message& message, Time) {
   const auto body = read<Noted>(message);
   if (!body || is_repeat(body->end_sample <= session.noted)) return;
   session.noted = body->end_sample;
+  session.turn_done = std::max(session.turn_done, message.head.turn);
   if (session.turn.is_open() && session.turn.id() == message.head.turn) turn_over(session);
   session.requests = 0;
   say(client, noted_event(*body));
@@ -220,7 +221,7 @@ void Sessions::on_turn_done(Client& client, Message& message, Time now) {
   if (!body) return;
   const TurnId turn = message.head.turn.value != 0 ? message.head.turn : TurnId{static_cast<std::uint32_t>(body->turn)};
   if (!enter_turn(session, turn)) return;
-  session.turn_done = turn;
+  if (body->remembered) session.turn_done = turn;
   session.losses = 0;
   turn_over(session);
   if (!session.playout) return say(client, turn_event(*body));

@@ -95,7 +95,7 @@ def one_process(folder):
     check("the controller was recorded", len(recordings) == 1, recordings)
     again = subprocess.run([BIN / "parlando", "replay", recordings[0], "--json"], capture_output=True, text=True)
     told = json.loads(again.stdout)
-    check("every decision is made again", again.returncode == 0 and told["identical"] and told["messages"] > 1000, again.stdout)
+    check("every decision is made again", again.returncode == 0 and told["identical"] and told["messages"] > 300, again.stdout)
 
 
 def child(engine, role):

@@ -218,7 +218,7 @@ std::string told(Talk& t, std::int64_t complete_from, int parts = 3, int gap = 1
   for (const auto* name : {"tokenizer-1", "tokenizer-2"})
     if (t.rig.is_alive(name))
       t.rig.get<FakeTokenizer>(name).complete = [=](std::int64_t samples) {
-        return samples >= complete_from ? 800 : 100;
+        return samples >= complete_from ? 800 : 20;
       };
   t.chat().calls_tool = false;
   t.say(5, false);
@@ -251,6 +251,30 @@ BOOST_AUTO_TEST_CASE(a_complete_utterance_ends_at_once_and_an_incomplete_one_by_
       BOOST_REQUIRE(slow.answered(1));
       slow.check_calm();
     }
+  }
+}
+
+/// What may be complete waits shorter than what is in the middle of a sentence, whoever hears it.
+BOOST_AUTO_TEST_CASE(silence_is_enough_for_an_utterance_that_may_be_complete) {
+  for (const int replicas_die : {0, 1}) {
+    auto t = talk_with(semantic(), led(), 2);
+    t.g().opens_again = true;
+    t.rig.add("controller-2", "controller");
+    for (const auto* name : {"tokenizer-1", "tokenizer-2"})
+      t.rig.get<FakeTokenizer>(name).complete = [](std::int64_t) { return 300; };
+    t.chat().calls_tool = false;
+    t.say(5, false);
+    t.say(kSpeech, true);
+    const auto from = t.rig.steps;
+    t.say(20, false);
+    if (replicas_die == 1) {
+      t.rig.kill("controller-1");
+      t.g().open("controller-2");
+    }
+    BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+    BOOST_TEST(t.rig.steps - from > 55);  // 1.2 s
+    BOOST_TEST(t.rig.steps - from < 80);
+    BOOST_REQUIRE(t.answered(1));
   }
 }
 
@@ -298,7 +322,7 @@ BOOST_AUTO_TEST_CASE(another_controller_finds_the_same_end) {
       t.rig.add("controller-2", "controller");
       t.rig.get<FakeTokenizer>("tokenizer-1").delay_steps = 3;
       t.rig.get<FakeTokenizer>("tokenizer-1").complete = [](std::int64_t samples) {
-        return samples >= 11000 ? 800 : 100;
+        return samples >= 11000 ? 800 : 20;
       };
       t.chat().calls_tool = false;
       int step = 0;
