@@ -215,7 +215,7 @@ void Talk::leave(bool detached) {
 /// This gateway does not go on with it; another one, or the same one anew, may.
 void Talk::lost(Time now, const Place* avoid, milliseconds wait) {
   const bool was_open = state_ == State::open;
-  leave(true);
+  leave(was_open || resumes_);  // a session that nobody has a token of is not to wait
   if (was_open) {
     lost_at_ = now;
     resumes_ = true;

@@ -233,7 +233,7 @@ class Talk:
     def _lost(self, now: float, avoid: Optional[Place], wait: float = 0.0) -> None:
         """This gateway does not go on with it; another one, or the same one anew, may."""
         was_open = self._state == "open"
-        self._leave(detached=True)
+        self._leave(detached=was_open or self._resumes)  # a session that nobody has a token of is not to wait
         if was_open:
             self._lost_at = now
             self._resumes = True

@@ -17,15 +17,6 @@ using nlohmann::json;
 
 namespace {
 
-class TestClock final : public Clock {
- public:
-  Time now() const override { return now_; }
-  void advance(milliseconds by) { now_ += by; }
-
- private:
-  Time now_{std::chrono::hours(1)};
-};
-
 Bytes bytes_of(std::string_view text) {
   const auto bytes = std::as_bytes(std::span(text));
   return {bytes.begin(), bytes.end()};
@@ -139,7 +130,7 @@ struct Rig {
     collect();
   }
 
-  TestClock clock;
+  ManualClock clock;
   GatewayCore core;
   service::Runner runner;
   Envelope opened;
