@@ -75,8 +75,14 @@ struct Driver {
   json begin(json c, bool resumes) {
     const auto name = c.value("as", "a");
     const milliseconds timeout(static_cast<int>(1000 * c.value("timeout", 30.0)));
-    for (const auto* own : {"as", "talk", "timeout", "do"}) c.erase(own);
-    auto talk = resumes ? client->resume(c["token"].dump(), {}, timeout) : client->open(c.dump(), {}, timeout);
+    std::vector<sdk::Tool> tools;
+    const auto client_tools = c.value("client_tools", json::object());
+    for (const auto& [tool, output] : client_tools.items()) {
+      tools.push_back({.name = tool, .description = tool + "."});
+      tools.back().function = [text = output.get<std::string>()](const std::string&) { return text; };
+    }
+    for (const auto* own : {"as", "talk", "timeout", "do", "client_tools"}) c.erase(own);
+    auto talk = resumes ? client->resume(c["token"].dump(), tools, timeout) : client->open(c.dump(), tools, timeout);
     json out{{"session", talk.session()}, {"rate", talk.rate()}};
     talks[name] = std::make_unique<sdk::Conversation>(std::move(talk));
     return out;

@@ -36,7 +36,8 @@ class Driver:
             self.client = self.client_class(c.pop("endpoints"), keys=parlando.Keys.read(*keys) if keys else None, **c)
             return {}
         if what in ("open", "resume"):
-            talk = self.talks[name] = await got(self.client.resume(c["token"]) if what == "resume" else self.client.open(**c))
+            c["tools"] = [parlando.Tool(tool, lambda output=output, **_: output, f"{tool}.") for tool, output in c.pop("client_tools", {}).items()]
+            talk = self.talks[name] = await got(self.client.resume(c["token"], c["tools"]) if what == "resume" else self.client.open(**c))
             return {"session": talk.session, "rate": talk.rate}
         if what == "audio":
             samples = sound_of(c["file"])
