@@ -1,5 +1,7 @@
 #include "services/cli/topology.hpp"
 
+#include <unistd.h>
+
 #include <filesystem>
 
 #include "common/config/fields.hpp"
@@ -14,6 +16,16 @@ namespace {
 constexpr int kHeartbeatAlone = 500;
 constexpr int kHeartbeat = 100;
 constexpr int kRoles = 8;
+
+}  // namespace
+
+std::string clients_endpoint(const UpOptions& options, const Places& places, int n) {
+  if (options.processes) return fmt::format("{}gateway-{}", places.prefix, n);
+  return fmt::format("ipc://{}/parlando-{}-gateway-{}", fs::temp_directory_path().string(),
+                     static_cast<long>(::getpid()), n);
+}
+
+namespace {
 
 class Topology {
  public:
@@ -49,7 +61,7 @@ class Topology {
                const std::vector<std::string>& calls) {
     const auto metrics =
         options_.metrics_port == 0 ? std::string() : fmt::format("127.0.0.1:{}", metrics_port(role, n));
-    json wire{{"bind", endpoint(role, n)},
+    json wire{{"bind", role == "gateway" ? clients_endpoint(options_, places_, n) : endpoint(role, n)},
               {"connect", sources(calls)},
               {"metrics", metrics},
               {"heartbeat_ms", options_.processes ? kHeartbeat : kHeartbeatAlone},

@@ -14,6 +14,10 @@ struct Places {
       replicas_folder;  ///< of files with the endpoints of each role, followed at run time; empty: endpoints are fixed
 };
 
+/// Where clients of the mesh (sdk/) find the n-th gateway, from 1. In one process nobody else calls it, so that it may
+/// be reached from outside: by the same user.
+std::string clients_endpoint(const UpOptions& options, const Places& places, int n);
+
 /// Every instance, as a configuration file would list them.
 nlohmann::json topology(const UpOptions& options, const Places& places);
 

@@ -40,6 +40,22 @@ std::string ready_line(const UpOptions& o, int port) {
                      o.page ? "" : "v1/dialogue");
 }
 
+/// What can be done with it, for somebody who has just started it: `serve` prints it behind the ready line.
+std::string examples(const UpOptions& o, int port, const std::string& clients) {
+  const auto host = o.listen.substr(0, o.listen.rfind(':'));
+  const auto api = fmt::format("http://{}:{}/v1", host, port);
+  return fmt::format(
+      "  OpenAI clients: base_url {}, any key; realtime: ws://{}:{}/v1/realtime\n"
+      "    curl {}/audio/speech -H 'Content-Type: application/json' -o hello.mp3 "
+      "-d '{{\"model\": \"parlando-tts\", \"voice\": \"Clara\", \"input\": \"Hello.\"}}'\n"
+      "    python: openai.OpenAI(base_url=\"{}\", api_key=\"none\").chat.completions.create("
+      "model=\"parlando-chat\", messages=[{{\"role\": \"user\", \"content\": \"hello\"}}])\n"
+      "  ZeroMQ clients (sdk/python, sdk/cpp): {}\n"
+      "    python: parlando.Client(\"{}\").open().say(\"hello\")    C++: parlando::sdk::Client client({{.endpoints = "
+      "{{\"{}\"}}}});",
+      api, host, port, api, api, clients, clients, clients);
+}
+
 /// Where another gateway listens.
 std::string also_line(const UpOptions& o, int port) {
   return fmt::format("also: ws://{}:{}/v1/dialogue", o.listen.substr(0, o.listen.rfind(':')), port);
@@ -222,6 +238,9 @@ Result<int> supervise(const UpOptions& options, const Plan& plan, const fs::path
   supervised.all_ready = [&](int highest) {
     std::cout << ready_line(options, front_port != 0 ? front_port : highest) << std::endl;
     for (const auto& [name, port] : other_ports) std::cout << also_line(options, port) << std::endl;
+    if (options.page && options.config.empty())
+      std::cout << examples(options, front_port != 0 ? front_port : highest, clients_endpoint(options, places, 1))
+                << std::endl;
   };
   supervised.reload = [&]() -> Result<std::vector<process::ChildSpec>> {
     PARLANDO_TRY(const auto wanted, scaled(options, folder));
@@ -371,7 +390,9 @@ Result<int> run_here(const UpOptions& options, const Plan& plan) {
     const bool all = std::all_of(hosts.begin(), hosts.end(), [&](const auto& h) { return h->ready(&why); });
     if (all && !ready) {
       ready = true;
-      std::cout << ready_line(options, front != nullptr ? front->listening_port() : 0) << std::endl;
+      const int port = front != nullptr ? front->listening_port() : 0;
+      std::cout << ready_line(options, port) << std::endl;
+      if (options.page && port != 0) std::cout << examples(options, port, front->endpoint()) << std::endl;
     } else if (!all && why != told) {
       told = why;
       std::cout << "waiting: " << why << std::endl;

@@ -18,7 +18,7 @@ struct UpOptions {
   int step_limit_ms = 2000;             ///< of one unit of a model's work; official sizes on a processor take longer
   std::string tools = "none";           ///< or demo, what the bundled model was trained to call
   std::map<std::string, int> replicas;  ///< of any role; default 1
-  std::string record;      ///< folder for recordings of controllers; empty: none
+  std::string record;                   ///< folder for recordings of controllers; empty: none
   std::string run_folder;  ///< with processes: where endpoints and the children's files lie; empty: a fresh one
   std::string bin;         ///< folder with the parlando-<service> executables
 };

@@ -83,7 +83,7 @@ def one_process(folder):
     early.send(bytes(640))
     check("audio before open is refused", json.loads(early.receive())["code"] == "not_ready")
     page = urllib.request.urlopen(f"http://127.0.0.1:{engine.port}/").read().decode()
-    check("the page is served", "parlando" in page and "http://" not in page and "https://" not in page)
+    check("the page is served", "parlando" in page and "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page)
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{engine.port}/../CMakeLists.txt")
         check("nothing else is served", False)

@@ -144,7 +144,7 @@ def chat(client, raw):
     check("the stream says the same", "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text, chunks)
     check("the last chunk has usage", chunks[-1].choices == [] and chunks[-1].usage.total_tokens == whole.usage.total_tokens and all(c.usage is None for c in chunks[:-1]), chunks[-1])
     # What was said before is known, and another request knows nothing of it.
-    past = [{"role": "system", "content": "be short"}, {"role": "user", "content": "my name is anna"}, {"role": "assistant", "content": "hello anna"}]
+    past = [{"role": "system", "content": "be short"}, {"role": "user", "content": "my name is anna"}, {"role": "assistant", "content": "nice to meet you, anna."}]
     known = client.chat.completions.create(model="x", messages=past + [{"role": "user", "content": "what is my name"}])
     check("messages are its history", "anna" in known.choices[0].message.content.lower(), known)
     unknown = client.chat.completions.create(model="x", messages=[{"role": "user", "content": "what is my name"}])

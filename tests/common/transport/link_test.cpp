@@ -307,12 +307,12 @@ BOOST_AUTO_TEST_CASE(nothing_leaves_that_cannot_arrive) {
   auto bad = text(1, "");
   bad.body = "{\"text\":\"\xff\"}";
   refused(p.caller, bad, Errc::bad_json);
-  refused(p.caller, text(1, std::string(70000, 'x')), Errc::bad_frame);
+  refused(p.caller, text(1, std::string(140000, 'x')), Errc::bad_frame);
   refused(p.caller, sound(1, 0, 32 * 1024 + 2), Errc::bad_frame);
   bad = text(1, "");
   bad.payload.resize(1);
   refused(p.caller, bad, Errc::bad_frame);
-  bad.head.type = static_cast<MessageType>(120);
+  bad.head.type = static_cast<MessageType>(127);
   refused(p.caller, bad, Errc::unknown_type);
   for (const auto type :
        {MessageType::hello, MessageType::heartbeat, MessageType::window, MessageType::batch, MessageType::resync}) {

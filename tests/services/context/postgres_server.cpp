@@ -148,6 +148,12 @@ Session::Session(const std::string& conninfo) : connection_(PQconnectdb(conninfo
       c, [](void*, const char*) {}, nullptr);
 }
 
+std::unique_ptr<Session> Session::try_open(const std::string& conninfo) {
+  std::unique_ptr<Session> out(new Session);
+  out->connection_.reset(PQconnectdb(conninfo.c_str()));
+  return PQstatus(static_cast<PGconn*>(out->connection_.get())) == CONNECTION_OK ? std::move(out) : nullptr;
+}
+
 void Session::Finish::operator()(void* connection) const { PQfinish(static_cast<PGconn*>(connection)); }
 
 std::string Session::execute(const std::string& sql) { return run(static_cast<PGconn*>(connection_.get()), sql); }

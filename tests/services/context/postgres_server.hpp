@@ -49,6 +49,8 @@ class PostgresServer {
 class Session {
  public:
   explicit Session(const std::string& conninfo);
+  /// @return nothing when the server refuses
+  static std::unique_ptr<Session> try_open(const std::string& conninfo);
   /// The test fails when a statement does. @return the first value, or ""
   std::string execute(const std::string& sql);
 
@@ -56,6 +58,7 @@ class Session {
   struct Finish {
     void operator()(void* connection) const;
   };
+  Session() = default;
   std::unique_ptr<void, Finish> connection_;
 };
 
