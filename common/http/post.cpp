@@ -146,6 +146,8 @@ Result<Url> Url::parse(std::string_view text) {
   if (rest.starts_with('[') && rest.ends_with(']')) rest = rest.substr(1, rest.size() - 2);
   out.host = rest;
   const auto is_bad = [](unsigned char c) { return c <= ' ' || c == 0x7f; };
+  if (rest.find('@') != std::string_view::npos)
+    return fail(Errc::invalid_argument, "an address with a password is not taken");
   if (out.host.empty() || std::any_of(text.begin(), text.end(), is_bad)) return bad();
   return out;
 }

@@ -107,6 +107,9 @@ class File {
   explicit File(RecordingOptions options) : options_(std::move(options)) {}
   Result<void> open(const json& header) {
     out_.open(options_.file, std::ios::binary | std::ios::trunc);
+    // It holds what people say, and tokens of sessions.
+    std::error_code code;
+    fs::permissions(options_.file, fs::perms::owner_read | fs::perms::owner_write, code);
     out_ << kFirstLine << "\n" << header.dump(-1, ' ', false, json::error_handler_t::replace) << "\n" << std::flush;
     if (!out_) return fail(Errc::io, "cannot write the recording '{}'", options_.file.string());
     return {};

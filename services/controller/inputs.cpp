@@ -71,12 +71,15 @@ void Session::take(std::uint64_t input, Message message, Time now) {
 /// It belongs behind a turn that is only understood, or whose end is being looked for.
 bool Session::must_wait(MessageType type, Time now) const {
   const bool ends = turn_.sealed || (turn_.notes && is_answering());
-  if (type == MessageType::flush) return is_answering() && (turn_.notes || lead_->is_manual());
+  // A second flush of what is said behind an utterance whose end is being looked for is the next one's.
+  if (type == MessageType::flush)
+    return (is_answering() && (turn_.notes || lead_->is_manual())) ||
+           (turn_.sealed && lead_->is_manual() && !ear_.is_empty());
   if (!is_an_answer(type)) return false;
   if (ends) return turn_.lead == nullptr || !turn_.lead->settings.answers || turn_.notes;
   const auto& turn = trial_ ? trial_->turn : turn_;
   const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
-  if (type != MessageType::respond || !hears || lead_->is_manual()) return false;
+  if (!hears || lead_->is_manual()) return false;
   // The client has an answer that nobody spoke for: the former owner has given it first.
   const bool begun = turn.told.anything || !turn.ids.empty();
   if (begun && turn.transcript.told_bytes == 0) return false;
@@ -174,7 +177,10 @@ void Session::on_truncate(const Truncate& truncate, Time now) {
     if (turn.remember) correct({{"turn", truncate.turn.value}, {"heard", heard}});
     return;
   }
-  voice_.reset();
+  if (voice_) {  // nothing is left that it is over: it is the next turn
+    voice_->taken = true;
+    voice_->holds = false;
+  }
   tell(Interrupted{truncate.turn, samples, heard});
   end_answer(samples, heard, now);
 }

@@ -2,15 +2,20 @@
 
 #include <algorithm>
 
+#include "common/base/nesting.hpp"
 namespace parlando::controller {
 using namespace protocol;
 using nlohmann::json;
 
 namespace {
+constexpr int kCallsDepthMax = 20;
 std::size_t bytes_of(const json& item) { return item.dump(-1, ' ', false, json::error_handler_t::replace).size(); }
 }  // namespace
 
 Result<void> Items::add(const Item& item, std::uint64_t input) {
+  // Inside a record that has 30 levels, inside of messages that have 32.
+  if (nested_deeper_than(item.calls.text, kCallsDepthMax))
+    return fail(Errc::invalid_argument, "the calls of an item nest deeper than {}", kCallsDepthMax);
   const auto calls = json::parse(item.calls.text, nullptr, false);
   if (item.text.empty() && calls.is_null() && item.role != ItemRole::tool)
     return fail(Errc::invalid_argument, "the item holds nothing");

@@ -495,6 +495,9 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
   // It has no part in the answer: that goes on. Nobody spoke where the client flushed over it: so be it.
   if (role == Role::vad && (is_answering() || voice_))
     return why.code == Errc::no_speech ? void(flushed_sample_ = -1) : lose_vad(now);
+  // It has told the end already, and there is no speech behind that.
+  if (role == Role::vad && why.code == Errc::no_speech && turn_.stage == Stage::hearing && turn_.ended)
+    return call(Role::vad).end(head());
   // Sound was missing and nobody spoke before it: there is nothing to report.
   if (role == Role::vad && why.code == Errc::no_speech && !turn_.flushed && turn_.stage == Stage::listening) {
     if (turn_.told.anything)  // of that turn the gateway has let go what the former owner had heard
@@ -507,6 +510,8 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
 
 void Session::on_vad(const SpeechStarted& started, Time now) {
   if (trial_ || turn_.stage == Stage::hearing) return;  // of a vad that hears it again
+  settle_voice(now);                                    // one that waited for its turn has it now
+  if (turn_.stage == Stage::hearing) return;
   const bool unheard =
       (turn_.sealed && around_.config.barge_in_ms == 0) || !turn_.lead->settings.interrupts || turn_.lead->is_manual();
   if (is_answering() || (playing_.value != 0 && !unheard)) return raise_voice(started.sample, now);

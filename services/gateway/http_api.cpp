@@ -44,7 +44,8 @@ const Route* find_route(std::string_view path) {
 
 bool is_api(std::string_view path) { return path == "/v1" || path.starts_with("/v1/"); }
 
-bool is_upgrade(const http::Request& request) { return !request.header("upgrade").empty(); }
+/// As the server has judged it: only sockets have a number before they are answered.
+bool is_upgrade(const http::Request& request) { return request.id != 0; }
 
 bool is_type(std::string_view header, std::string_view type) {
   if (header.size() < type.size()) return false;
@@ -110,7 +111,7 @@ std::optional<http::Response> HttpApi::admit_key(const http::Request& request, T
 std::optional<http::Response> HttpApi::admit(const http::Request& request, std::size_t& body_bytes_max, Time now) {
   const auto path = request.path();
   const auto* route = find_route(path);
-  body_bytes_max = route != nullptr ? route->body_bytes_max : 0;
+  body_bytes_max = route != nullptr && request.method != "OPTIONS" ? route->body_bytes_max : 0;
   if (!is_api(path) || request.method == "OPTIONS") return {};
   // A page of somebody else would use its visitor's right to this address. WebSockets the server asks itself.
   const auto origin = request.header("origin");
@@ -209,6 +210,15 @@ http::Response HttpApi::models(std::string_view path) const {
       {404, fmt::format("there is no model '{}' here", id.substr(0, 100)), "model", "model_not_found"});
 }
 
+namespace {
+/// Clients of pages bring headers of their own; none of them means anything here.
+std::string allowed_headers(const http::Request& request) {
+  constexpr std::size_t kMost = 1000;
+  const auto wanted = request.header("access-control-request-headers");
+  return wanted.empty() || wanted.size() > kMost ? "Authorization, Content-Type" : std::string(wanted);
+}
+}  // namespace
+
 http::Response HttpApi::handle(const http::Request& request, Time now) {
   const auto path = request.path();
   const auto* route = find_route(path);
@@ -218,7 +228,7 @@ http::Response HttpApi::handle(const http::Request& request, Time now) {
     http::Response out{204, "text/plain", {}};
     out.headers = {{"Allow", fmt::format("{}, OPTIONS", route->methods)},
                    {"Access-Control-Allow-Methods", std::string(route->methods)},
-                   {"Access-Control-Allow-Headers", "Authorization, Content-Type"},
+                   {"Access-Control-Allow-Headers", allowed_headers(request)},
                    {"Access-Control-Max-Age", "600"}};
     return with_headers(request, std::move(out));
   }

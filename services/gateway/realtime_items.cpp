@@ -9,7 +9,7 @@ using nlohmann::json;
 namespace {
 
 constexpr std::size_t kTextMax = 60000;  // of a text in a conversation
-constexpr std::size_t kIdMax = 64;
+constexpr std::size_t kIdMax = 64, kNameMax = 64;
 constexpr std::size_t kPartsMax = 256;
 constexpr int kDepthMax = 24;  // of the arguments of a call
 
@@ -83,7 +83,7 @@ std::string RealtimeItem::text() const {
 }
 
 std::size_t RealtimeItem::bytes() const {
-  auto out = 200 + id.size() + arguments.size() + output.size();
+  auto out = 200 + id.size() + call_id.size() + name.size() + arguments.size() + output.size() + 50 * content.size();
   for (const auto& part : content) out += part.text.size();
   return out;
 }
@@ -134,6 +134,8 @@ RealtimeResult<RealtimeItem> read_realtime_item(const json& value, const std::st
     item.arguments = text_of(value, "arguments");
     if (item.name.empty())
       return refuse("missing_required_parameter", param + ".name", "Missing required parameter: '{}.name'.", param);
+    if (item.name.size() > kNameMax)
+      return refuse("invalid_value", param + ".name", "{}.name: expected a text of 1 to {} bytes", param, kNameMax);
     const auto fits = check_length(item.arguments, param + ".arguments");
     if (!fits) return tl::unexpected(fits.error());
   } else if (type == "function_call_output") {
@@ -186,7 +188,8 @@ RealtimeItem& RealtimeItems::add(RealtimeItem item, const std::string& after) {
     place = items_.begin();
   else if (const auto found = by_id_.find(after); found != by_id_.end())
     place = std::next(found->second);
-  bytes_ += item.bytes();
+  item.counted = item.bytes();
+  bytes_ += item.counted;
   const auto at = items_.insert(place, std::move(item));
   by_id_[at->id] = at;
   while (items_.size() > 1 && (items_.size() > kItemsMax || bytes_ > kBytesMax))
@@ -202,7 +205,7 @@ RealtimeItem* RealtimeItems::find(const std::string& id) {
 bool RealtimeItems::erase(const std::string& id) {
   const auto found = by_id_.find(id);
   if (found == by_id_.end()) return false;
-  bytes_ -= std::min(bytes_, found->second->bytes());
+  bytes_ -= found->second->counted;
   items_.erase(found->second);
   by_id_.erase(found);
   return true;

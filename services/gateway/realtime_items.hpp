@@ -33,6 +33,7 @@ struct RealtimeItem {
   std::string text() const;  ///< of all its content
   nlohmann::json json() const;
   std::size_t bytes() const;
+  std::size_t counted = 0;  ///< bytes, when it was kept
 };
 
 /// An item as a client writes it; without an id when it names none.

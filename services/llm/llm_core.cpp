@@ -281,7 +281,8 @@ Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
   const auto& config = model_.engine->model().config();
   PARLANDO_TRY(auto past, PromptBuilder::messages_of(with_calls(history, config)));
   PARLANDO_TRY(auto options, options_of(open, model_.chat_sampling, config_.reply_tokens_max));
-  std::vector<Message> messages{{"system", open.system.empty() ? model_.chat_prompt : open.system}};
+  const bool own = open.system.empty();
+  std::vector<Message> messages{{"system", own ? model_.chat_prompt : open.system, own}};
   if (!config.tool_prompt.empty() && open.tools.text != "null" && options.calls_tools)
     messages.push_back({config.tool_prompt, open.tools.text});
   messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));

@@ -7,6 +7,7 @@ nobody takes them, which needs no firewall.
 """
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import pathlib
@@ -40,6 +41,7 @@ from fleet import Child, Services  # noqa: E402
 from talkers import Crowd, question  # noqa: E402
 
 PORT, METRICS, DOOR = 7000, 9000, 7860
+KEY = "a key of these tests"
 NOWHERE = "02:00:00:00:00:99"
 READY_SECONDS = 180
 RECOVERED_SECONDS = 3
@@ -115,6 +117,9 @@ class Network(Services):
             core = dict(cores[role])
             if role == "gateway":
                 core["listen"] = f"10.77.0.{numbers[name]}:{DOOR}"
+                core["keys_file"] = str(pathlib.Path(folder) / "keys")
+                pathlib.Path(core["keys_file"]).write_text(hashlib.sha256(KEY.encode()).hexdigest() + " tests\n")
+                os.environ["PARLANDO_TEST_KEY"] = KEY
             config = {"service": SERVICES.get(role, role), "role": role, "core": core, "wire": {"connect": {r: addresses[r] for r in CALLS.get(role, [])}}}
             self.nodes.append(Node(parlando, folder, name, numbers[name], config))
 

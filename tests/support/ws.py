@@ -8,8 +8,11 @@ import struct
 
 
 def request_of(host, port, path):
+    """With the key of PARLANDO_TEST_KEY, if there is one: addresses that others reach ask for one."""
+    secret = os.environ.get("PARLANDO_TEST_KEY")
+    bearer = f"Authorization: Bearer {secret}\r\n" if secret else ""
     key = base64.b64encode(os.urandom(16)).decode()
-    return f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{bearer}\r\n".encode()
 
 
 def frame_of(data):

@@ -125,7 +125,7 @@ std::string role_of(const Message& message) { return message.role == "user" ? "h
 bool is_untrusted(const Message& message) { return message.role != "system"; }
 /// What a client puts in the middle of a conversation is no system prompt of ours, whatever it is called.
 bool is_untrusted(const Message& message, std::span<const Message> messages) {
-  return is_untrusted(message) || &message != messages.data();
+  return is_untrusted(message) || !message.own || &message != messages.data();
 }
 }  // namespace
 

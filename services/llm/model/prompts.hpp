@@ -13,6 +13,7 @@ enum class PromptStyle { offline, server };
 struct Message {
   std::string role;  ///< "user", "assistant", "system", "tool", …
   std::variant<std::monostate, std::string, std::vector<std::int32_t>> content;
+  bool own = true;  ///< of a system prompt: the model's, which may hold control tokens; else a client has written it
 };
 
 /// System prompts of the TTS model; official texts unless the model directory has a prompts.json.

@@ -647,6 +647,38 @@ BOOST_AUTO_TEST_CASE(a_truncation_of_the_answer_under_way_ends_it) {
   t.check_calm();
 }
 
+/// The client stops its loudspeaker while the user speaks over it: what is said is the next turn.
+BOOST_AUTO_TEST_CASE(a_truncation_while_a_voice_is_over_the_answer_loses_nothing_of_it) {
+  auto t = talk_with([](FakeGateway& g) { g.plays = true; });
+  t.chat().calls_tool = false;
+  t.chat().sentences = 80;
+  t.g().say(Say{"one"});
+  BOOST_REQUIRE(t.until([&] { return t.g().audio.size() > 8000; }));
+  t.say(8, true);
+  BOOST_TEST(t.g().count(MessageType::hold) == 1u);
+  t.g().say(Truncate{{1}, 2000});
+  t.say(12, true);
+  t.chat().sentences = 1;
+  t.g().heard_all = true;
+  BOOST_REQUIRE(t.answered(2));
+  BOOST_TEST(t.g().turns[0]["interrupted"] == true);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(an_item_that_no_record_can_hold_is_refused_by_itself) {
+  auto t = talk_with([](FakeGateway&) {});
+  t.chat().calls_tool = false;
+  std::string deep = "1";
+  for (int n = 0; n < 25; ++n) deep = "{\"a\":" + deep + "}";
+  auto calls = item(ItemRole::assistant, "");
+  calls.calls.text = "[{\"id\":\"c\",\"name\":\"n\",\"arguments\":" + deep + "}]";
+  t.g().say(calls);
+  t.g().say(Say{"hello"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(error_of(t) == "invalid_argument");
+  BOOST_TEST(!full_record(t, 1).contains("before"));
+}
+
 BOOST_AUTO_TEST_CASE(items_that_no_turn_takes_up_are_stored_and_let_go) {
   Talk t;
   telemetry::Metrics metrics;
@@ -967,7 +999,10 @@ BOOST_AUTO_TEST_SUITE_END()
 
 /// Whatever is said in whatever order, and whoever dies: every answer is reported once, nothing is complained of.
 BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_survive_deaths) {
-  for (unsigned seed = 1; seed <= 150; ++seed) {
+  // More of them: PARLANDO_SEEDS=1000.
+  const auto* wanted = std::getenv("PARLANDO_SEEDS");
+  const unsigned seeds = wanted != nullptr ? static_cast<unsigned>(std::atoi(wanted)) : 300;
+  for (unsigned seed = 1; seed <= seeds; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       std::mt19937 random(seed);
       const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };

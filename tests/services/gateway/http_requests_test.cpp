@@ -465,6 +465,20 @@ BOOST_AUTO_TEST_SUITE_END()
 
 BOOST_AUTO_TEST_SUITE(transcriptions)
 
+/// The kernel between rates without a common measure would fill the memory.
+BOOST_AUTO_TEST_CASE(a_rate_that_nobody_records_at_is_refused_at_once) {
+  for (const int rate : {8009, 44101, 383999}) {
+    const auto source = SoundSource::open(wav(0.1, rate), "odd.wav", 30, milliseconds(0));
+    BOOST_REQUIRE(!source.has_value());
+    BOOST_TEST(source.error().message ==
+               fmt::format("'odd.wav' has {} samples a second, expected a usual rate as 8000, "
+                           "44100 or 48000",
+                           rate));
+  }
+  for (const int rate : {8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000})
+    BOOST_TEST(SoundSource::open(wav(0.1, rate), "usual.wav", 30, milliseconds(0)).has_value());
+}
+
 namespace {
 constexpr auto kFormType = "multipart/form-data; boundary=xyz";
 std::string form(const std::vector<std::pair<std::string, std::string>>& fields, const std::string& file = wav(3)) {
