@@ -41,7 +41,7 @@ from fleet import Child, Services  # noqa: E402
 from talkers import Crowd, question  # noqa: E402
 
 PORT, METRICS, DOOR = 7000, 9000, 7860
-KEY = "a key of these tests"
+KEY = "key-of-these-tests"
 NOWHERE = "02:00:00:00:00:99"
 READY_SECONDS = 180
 RECOVERED_SECONDS = 3
@@ -165,6 +165,8 @@ async def trial(network, crowd, caller, callee, forth):
     answered = [t for t in turns if t.event.get("type") == "turn"]
     quietest = max(turns, key=lambda t: t.max_gap, default=None)
     name = f"{loser.name} -> {unheard.name}"
+    if not answered:
+        problems.append("nobody was answered")
     print(f"  {name:<28} {'FAIL' if problems else 'pass'}  {len(answered)} of {len(turns)} answered, {quietest.silence() if quietest else 'nobody talked'}", flush=True)
     return [f"{name}: {p}" for p in problems]
 
