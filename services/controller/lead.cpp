@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/mapped_file.hpp"
+#include "common/protocol/settings.hpp"
 
 namespace parlando::controller {
 using namespace protocol;
@@ -117,16 +118,11 @@ Result<Settings> changed(Settings settings, const JsonText& fields) {
   if (!change.is_object()) return fail(Errc::invalid_argument, "settings is no object");
   JsonWriter writer;
   settings.fields(writer);
-  auto object = json::parse(writer.text());
-  for (const auto& [key, value] : change.items()) {
-    if (!object.contains(key)) return fail(Errc::invalid_argument, "settings has no field '{}'", key.substr(0, 40));
-    object[key] = value;
-  }
-  Settings out;
-  JsonReader reader(object.dump(-1, ' ', false, json::error_handler_t::replace));
-  out.fields(reader);
-  PARLANDO_DO(reader.done(MessageType::configure));
-  return out;
+  const auto known = json::parse(writer.text());
+  for (const auto& [key, value] : change.items())
+    if (!known.contains(key)) return fail(Errc::invalid_argument, "settings has no field '{}'", key.substr(0, 40));
+  PARLANDO_DO(protocol::apply(fields, settings));
+  return settings;
 }
 
 }  // namespace parlando::controller

@@ -6,6 +6,7 @@
 #include "common/base/pcm.hpp"
 #include "common/telemetry/log.hpp"
 #include "services/controller/errors.hpp"
+#include "services/controller/json_text.hpp"
 
 namespace parlando::controller {
 using namespace protocol;
@@ -23,8 +24,6 @@ bool is_transient(Errc code) {
                                     Errc::internal,   Errc::cancelled, Errc::deadline_exceeded};
   return std::find(std::begin(kCodes), std::end(kCodes), code) != std::end(kCodes);
 }
-
-std::string text_of(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 Result<std::vector<Past>> read_records(const Bytes& payload) {
   const std::string_view text(reinterpret_cast<const char*>(payload.data()), payload.size());

@@ -1,4 +1,5 @@
 #include "services/controller/past.hpp"
+#include "services/controller/json_text.hpp"
 
 #include <algorithm>
 #include <string>
@@ -7,11 +8,6 @@ namespace parlando::controller {
 using nlohmann::json;
 
 namespace {
-
-std::string text_in(const json& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
 
 const json& list_in(const json& object, const char* key) {
   static const auto kNone = json::array();

@@ -6,6 +6,7 @@
 #include "common/base/pcm.hpp"
 #include "common/base/secret.hpp"
 #include "common/telemetry/log.hpp"
+#include "services/controller/json_text.hpp"
 #include "services/controller/session.hpp"
 
 namespace parlando::controller {
@@ -14,8 +15,6 @@ using nlohmann::json;
 using Stage = Turn::Stage;
 
 namespace {
-
-std::string text_of(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 /// Results of the first calls of a turn, as the gateway would hand them to another controller.
 JsonText results_of(const Turn& turn, std::int64_t count) {

@@ -7,6 +7,7 @@
 #include "common/base/pcm.hpp"
 #include "common/base/random_id.hpp"
 #include "common/telemetry/log.hpp"
+#include "services/controller/json_text.hpp"
 #include "services/controller/trace.hpp"
 
 namespace parlando::controller {
@@ -26,13 +27,7 @@ constexpr std::size_t kEarlyBytesMax = 2u << 20;  // 35 s of sound and its heade
 constexpr int kResultsDepthMax = 32;
 constexpr std::size_t kEffectBytesMax = 1u << 20;  // 20 s of sound: more is not made in a pause
 
-std::string text_of(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 Bytes bytes_of(const std::string& text) { return to_bytes(std::span<const char>(text)); }
-
-std::string text_in(const json& object, const char* key) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
 
 std::vector<json> results_of(const JsonText& list) {
   if (nested_deeper_than(list.text, kResultsDepthMax)) return {};

@@ -3,6 +3,7 @@
 /// that it begins with (the number of a turn that came to nothing is used again) and the call's place, so that an
 /// output that is said again behind a hand-over finds its call, and one of a former turn does not.
 #include "common/base/nesting.hpp"
+#include "services/controller/json_text.hpp"
 #include "services/controller/session.hpp"
 #include "services/controller/tools.hpp"
 
@@ -18,7 +19,6 @@ constexpr std::size_t kCallsMax = 64;  // of one turn
 constexpr int kOutputDepthMax = 16;
 constexpr milliseconds kReplayMax{1000};  // outputs that are said again come at once
 
-std::string text_of(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 std::string id_prefix(TurnId turn) { return fmt::format("call_{}_", turn.value); }
 
 /// What a tool says is JSON, or text.
