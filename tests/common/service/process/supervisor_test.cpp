@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <deque>
 #include <fstream>
+#include <functional>
 #include <sstream>
 #include <thread>
 
@@ -119,6 +120,8 @@ class World {
   std::string file(const std::string& name) const { return (folder.path() / name).string(); }
 
   static constexpr Kind kAllReady = static_cast<Kind>(100);
+  /// Called on the supervisor's thread, which does nothing else meanwhile. Set before `run`.
+  std::function<void(const Event&)> watch;
   TemporaryDirectory folder;
   std::mutex mutex;
   std::vector<ChildSpec> wanted;
@@ -126,6 +129,7 @@ class World {
 
  private:
   void put(const Event& e) {
+    if (watch) watch(e);
     const std::lock_guard lock(mutex);
     events.push_back(e);
     changed.notify_all();
@@ -265,13 +269,16 @@ BOOST_AUTO_TEST_CASE(a_group_waits_for_the_grace_of_the_one_before_it) {
   BOOST_REQUIRE(w.supervisor->add(deaf));
   w.add("tts-1", {"ready:0", "serve"}, 2);
   w.add("llm-1", {"exit:1"}, 1);  // between two lives most of the time
+  std::string ended_before = "nobody was killed";
+  w.watch = [&](const Event& e) {
+    if (e.kind == Kind::killed && e.name == "gateway-1") ended_before = w.log();
+  };
   w.run();
   w.wait(Kind::ready);
   w.wait(Kind::ready);
   w.supervisor->end();
-  w.wait(Kind::killed, "gateway-1");
-  BOOST_TEST(w.log().empty());
   BOOST_TEST(w.join() == 0);
+  BOOST_TEST(ended_before == "");
   BOOST_TEST(w.log() == "tts-1 ");
 }
 
