@@ -20,6 +20,7 @@ MAY_INCLUDE = {
     "common/config": ["common/base"],
     "common/http": ["common/base"],
     "common/nn": ["kernels"],
+    "common/parallel": ["common/base"],
     "common/telemetry": ["common/base"],
     "common/tensor": ["common/checkpoint"],
     "common/protocol": ["common/base"],
