@@ -50,7 +50,11 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
   if (fs::is_directory(root / "CosyVoice-300M-25Hz-Music")) {
     PARLANDO_TRY(out->music_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz-Music", at::kFloat));
   }
-  const auto speakers = fs::is_directory(root / "speakers") ? root / "speakers" : root.parent_path() / "speakers";
+  auto speakers = fs::is_directory(root / "speakers") ? root / "speakers" : root.parent_path() / "speakers";
+  if (!config.speakers.empty()) {
+    speakers = config.speakers;
+    if (!fs::is_directory(speakers)) return fail(Errc::not_found, "'{}' is no folder of voices", config.speakers);
+  }
   PARLANDO_TRY(out->voices_,
                Voices::load(speakers, out->common_->speaker(),
                             [core = out.get()](std::span<const float>, int) -> Result<std::vector<std::int32_t>> {
@@ -366,10 +370,11 @@ TtsCore::Piece* TtsCore::to_begin(Utterance& u) {
 /// Errc::not_ready: later
 Result<void> TtsCore::begin(const Key& key, Utterance& u, Piece& piece, Time now) {
   if (piece.speaker.empty()) piece.speaker = voices_->default_name();
-  const auto mode = tts_mode(piece.text, piece.speaker, false);
+  const bool cloned = voices_->is_cloned(piece.speaker);
+  const auto mode = tts_mode(piece.text, piece.speaker, cloned);
   if (mode.vocoder == Vocoder::music && !music_)
     return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");
-  voice_now_ = voices_->entry(mode);
+  voice_now_ = cloned ? piece.speaker : voices_->entry(mode);
   // Without its codes the voice is not read from the disk: this is tried again with every unit of work.
   if (const auto state = voice_states_.find(voice_now_); state != voice_states_.end() && state->second.codes.empty()) {
     if (const auto& broken = state->second.broken)
@@ -405,6 +410,22 @@ Result<void> TtsCore::begin(const Key& key, Utterance& u, Piece& piece, Time now
   return {};
 }
 
+/// What is to be heard next of a piece. @param last  set to whether it is the end of it
+Result<std::vector<float>> TtsCore::decode(Piece& piece, bool& last) const {
+  if (config_.whole) {
+    last = piece.codes_done;
+    if (!last) return std::vector<float>();
+    return piece.decoder->synthesise(piece.codes, piece.voice->prompt, piece.seed);
+  }
+  PARLANDO_TRY(auto wave, piece.stream->push(std::exchange(piece.codes, {})));
+  last = piece.codes_done && !piece.stream->pending();
+  if (last) {
+    PARLANDO_TRY(const auto rest, piece.stream->finish());
+    wave.insert(wave.end(), rest.begin(), rest.end());
+  }
+  return wave;
+}
+
 /// Decodes what has come of the first piece and sends it. @error when the decoder fails
 Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   auto& piece = u.pieces.front();
@@ -417,12 +438,8 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
     }
     if (piece.codes.empty() && !piece.codes_done) return {};
   }
-  PARLANDO_TRY(auto wave, piece.stream->push(std::exchange(piece.codes, {})));
-  const bool last = piece.codes_done && !piece.stream->pending();
-  if (last) {
-    PARLANDO_TRY(const auto rest, piece.stream->finish());
-    wave.insert(wave.end(), rest.begin(), rest.end());
-  }
+  bool last = false;
+  PARLANDO_TRY(auto wave, decode(piece, last));
   if (piece.effects) {
     PARLANDO_TRY(wave, piece.effects->push(wave, last));
   }
@@ -449,9 +466,10 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   return {};
 }
 
-bool TtsCore::can_advance(const Utterance& u) {
+bool TtsCore::can_advance(const Utterance& u) const {
   if (u.pieces.empty() || u.pieces.front().codes_stream.value == 0) return false;
   const auto& piece = u.pieces.front();
+  if (config_.whole) return !piece.stream || piece.codes_done;
   return !piece.stream || !piece.codes.empty() || piece.codes_done || piece.stream->pending();
 }
 
@@ -487,7 +505,7 @@ bool TtsCore::work(Time now) {
     }
     break;
   }
-  return std::any_of(utterances_.begin(), utterances_.end(), [](const auto& u) { return can_advance(u.second); });
+  return std::any_of(utterances_.begin(), utterances_.end(), [this](const auto& u) { return can_advance(u.second); });
 }
 
 }  // namespace parlando::tts

@@ -24,9 +24,12 @@ struct TtsConfig {
   std::string model = "models/nano/Step-Audio-TTS-3B";
   int utterances_max = 64;
   int text_bytes_max = 4000;
+  std::string speakers;  ///< folder of the voices; empty: the model's own
+  bool whole = false;    ///< a piece is decoded when all its codes are there, as the official script does offline
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max);
+    v("speakers", speakers), v("whole", whole);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -93,10 +96,11 @@ class TtsCore final : public service::Core {
   void from_tokenizer(const std::string& peer, protocol::Message& message, Time now);
   void codes_failed(const Key& key, Utterance& u, Piece& piece, const Error& error);
   // The work.
-  static bool can_advance(const Utterance& u);
+  bool can_advance(const Utterance& u) const;
   Piece* to_begin(Utterance& u);
   Result<void> begin(const Key& key, Utterance& u, Piece& piece, Time now);
   Result<void> advance(const Key& key, Utterance& u, Time now);
+  Result<std::vector<float>> decode(Piece& piece, bool& last) const;
   void end_codes(const Utterance& u, Piece& piece);
   void forget_codes(const Utterance& u, Piece& piece);
   void restart(const Utterance& u, Piece& piece);

@@ -19,9 +19,12 @@ Result<std::shared_ptr<Voices>> Voices::load(const std::filesystem::path& direct
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_object()) return fail(Errc::bad_json, "'{}' is not a JSON object of name: transcript", file.string());
   for (const auto& [name, transcript] : json.items()) {
-    if (!transcript.is_string() || name.find('/') != std::string::npos)
+    const auto& text_of = transcript.is_object() && transcript.contains("text") ? transcript["text"] : transcript;
+    if (!text_of.is_string() || name.find('/') != std::string::npos)
       return fail(Errc::bad_json, "'{}': voice '{}' has no transcript", file.string(), name);
-    out->texts_[name] = transcript.get<std::string>();
+    out->texts_[name] = text_of.get<std::string>();
+    if (transcript.is_object() && transcript.contains("cloned") && transcript["cloned"] == true)
+      out->cloned_.insert(name);
   }
   return out;
 }

@@ -1,9 +1,10 @@
 #pragma once
-/// Built-in voices (`speakers/speakers_info.json` + `<name>_prompt.wav`) and cloned ones; a voice's prompt is computed
-/// once and cached.
+/// Voices of a folder (`speakers_info.json`: name → transcript, or → {text, cloned}, + `<name>_prompt.wav`); a voice's
+/// prompt is computed once and cached.
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 
 #include "common/base/speech_tags.hpp"
 #include "services/tts/model/speech_decoder.hpp"
@@ -32,6 +33,8 @@ class Voices {
   Result<std::shared_ptr<const Voice>> clone(const std::string& name, const std::string& text,
                                              std::span<const float> wave, int rate) const;
   std::vector<std::string> names() const;
+  /// The model was not trained on this voice: it is told of the recording, not of the name.
+  bool is_cloned(const std::string& name) const { return cloned_.contains(name); }
   /// The official demo's voice where it exists, else the first; empty when there is none.
   std::string default_name() const;
   struct Recording {
@@ -49,6 +52,7 @@ class Voices {
   std::shared_ptr<const CamPlus> speaker_;
   Tokenise tokenise_;
   std::map<std::string, std::string> texts_;
+  std::set<std::string> cloned_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const Voice>> cache_;
 };
