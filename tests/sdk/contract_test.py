@@ -94,6 +94,8 @@ def expand(value, kept):
         return kept[value[1:]]["token"]
     if isinstance(value, dict) and "repeat" in value:
         return value["repeat"] * value["count"]
+    if isinstance(value, dict):
+        return {name: expand(one, kept) for name, one in value.items()}
     return value
 
 

@@ -108,6 +108,32 @@ def recorded_frames():
     check("recorded frames are read", wire.HELLO in kinds and wire.EVENT in kinds and wire.AUDIO in kinds and kinds[-1] in (wire.CLOSE, wire.HEARTBEAT, wire.WINDOW), kinds)
 
 
+def words_that_make_no_sense():
+    """A damaged body within a good checksum: a gateway with a fault, or of another version."""
+    c = linked()
+    c.link.send(wire.Message(wire.EVENT, **KEY, payload=b"{}"))
+    c.take()
+    malformed = c.link.counters.malformed
+    c.say(wire.Message(wire.HEARTBEAT_REPLY, body=b"\x01\x00"))  # an older writer
+    check("a short reply is read as far as it goes", c.link.counters.malformed == malformed)
+    c.link.reconnected(c.now)
+    c.say(wire.Message(wire.HELLO, body=b"{"))
+    c.answer_hello()
+    c.events()
+    window = wire.window(0, [])
+    window.body = b"xyz"
+    c.say(window)
+    wire_read = wire.read_window
+    try:
+        wire.read_window = lambda m: (_ for _ in ()).throw(ValueError("no window"))
+        c.say(wire.window(0, []))
+    finally:
+        wire.read_window = wire_read
+    check("what makes no sense is counted and ends nothing", c.link.counters.malformed > malformed, c.link.counters)
+    c.say(c.number(wire.EVENT, payload=b"after"))
+    check("and the link goes on", [e.payload for e in c.events()] == [b"after"])
+
+
 def order():
     c = linked()
     c.link.send(wire.Message(wire.EVENT, **KEY, payload=b"{}"))
@@ -247,6 +273,6 @@ def garbage():
     check("only versions that we speak", c.link.peer is None and c.link.refusal.code == "bad_version")
 
 
-for part in (bodies, recorded_frames, order, resumption, credit, liveness, garbage):
+for part in (bodies, recorded_frames, words_that_make_no_sense, order, resumption, credit, liveness, garbage):
     part()
 finish()

@@ -10,6 +10,7 @@ using nlohmann::json;
 namespace {
 
 constexpr milliseconds kLook{200};
+constexpr std::size_t kOutputBytesMax = 60000;  // of a tool, as gateways take it
 
 void check(const Result<void>& result) {
   if (!result) throw Error(std::string(to_string(result.error().code)), result.error().message);
@@ -221,6 +222,10 @@ void Conversation::call_tool(const Event& event) {
   } catch (const std::exception& e) {
     output = fmt::format("error: {}", e.what());
   }
+  // The turn waits for it: what is too large to be told is said to be so.
+  if (output.size() > kOutputBytesMax)
+    output = fmt::format("error: the tool has answered {} bytes, at most {} can be told", output.size(),
+                         kOutputBytesMax);
   tool_output(call["id"].get<std::string>(), output);
 }
 

@@ -10,9 +10,9 @@ from typing import Any, AsyncIterator, Dict, Optional, Sequence, Type, Union
 
 from .core import Core, Keys
 from .errors import ParlandoError
-from .events import AnyEvent, Metrics, Tool, Turn
+from .events import AnyEvent, Tool, Turn
 from .link import LinkCounters
-from .sync import WAIT, Collector, arguments_of, call_of, opening_of, output_of
+from .sync import WAIT, Collector, Known, arguments_of, call_of, opening_of, output_of
 from .talk import Talk, pcm_of
 
 LOOK_AGAIN = 0.2  # a change that is not told is seen after this
@@ -43,7 +43,7 @@ class Client:
         await self.close()
 
 
-class Conversation:
+class Conversation(Known):
     """All of it on one loop."""
 
     def __init__(self, core: Core, talk: Talk, tools: Sequence[Tool]) -> None:
@@ -87,27 +87,6 @@ class Conversation:
         except asyncio.TimeoutError:
             pass
         self._told.clear()
-
-    @property
-    def session(self) -> str:
-        return self._talk.session
-
-    @property
-    def rate(self) -> int:
-        return self._talk.rate
-
-    @property
-    def endpoint(self) -> str:
-        """Of the gateway that has it now; empty while it looks for one."""
-        return self._core.endpoint_of(self._talk)
-
-    @property
-    def metrics(self) -> Metrics:
-        return self._talk.metrics
-
-    def resume_token(self) -> Dict[str, Any]:
-        with self._core.lock:
-            return self._talk.resume_token()
 
     async def _say(self, **fields: Any) -> None:
         with self._core.changed:

@@ -6,6 +6,7 @@ Every stream has credit: a sender is at most a window ahead of what the other en
 from __future__ import annotations
 
 import random
+import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import Deque, Dict, List, Optional, Union
@@ -313,11 +314,15 @@ class Link:
         self.events.append(m)
 
     def _word(self, m: Message, now: float) -> None:
+        """What makes no sense is counted, and changes nothing."""
+        try:
+            self._take_word(m, now)
+        except (ValueError, KeyError, TypeError, struct.error):
+            self.counters.malformed += 1
+
+    def _take_word(self, m: Message, now: float) -> None:
         if m.type == wire.HELLO:
-            try:
-                return self._hello_answered(m.fields(), now)
-            except (ValueError, KeyError, TypeError):
-                self.counters.malformed += 1
+            self._hello_answered(m.fields(), now)
         elif m.type == wire.HEARTBEAT_REPLY:
             if not self._linked:
                 return

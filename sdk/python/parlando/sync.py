@@ -16,6 +16,7 @@ from .link import LinkCounters
 from .talk import Talk, pcm_of
 
 WAIT = 30.0
+OUTPUT_BYTES_MAX = 60000  # of a tool, as gateways take it
 
 
 def opening_of(settings: Dict[str, Any], tools: Sequence[Tool]) -> Dict[str, Any]:
@@ -39,7 +40,39 @@ def arguments_of(call: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def output_of(result: Any) -> str:
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    """What the model is told of a tool's result. One that is too large to be told is said to be so, so that the turn goes on."""
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    size = len(text.encode())
+    return text if size <= OUTPUT_BYTES_MAX else f"error: the tool has answered {size} bytes, at most {OUTPUT_BYTES_MAX} can be told"
+
+
+class Known:
+    """What is known of a conversation, whoever waits for it how."""
+    _core: Core
+    _talk: Talk
+
+    @property
+    def session(self) -> str:
+        return self._talk.session
+
+    @property
+    def rate(self) -> int:
+        """Of the answers' sound, in Hz."""
+        return self._talk.rate
+
+    @property
+    def endpoint(self) -> str:
+        """Of the gateway that has it now; empty while it looks for one."""
+        return self._core.endpoint_of(self._talk)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._talk.metrics
+
+    def resume_token(self) -> Dict[str, Any]:
+        """What another program needs to go on with this session (`Client.resume`). A token counts once."""
+        with self._core.lock:
+            return self._talk.resume_token()
 
 
 class Collector:
@@ -95,7 +128,7 @@ class Client:
         self.close()
 
 
-class Conversation:
+class Conversation(Known):
     """Any thread may speak; one thread at a time takes events. Events that nobody takes stop the gateway (at 256), so take them all."""
 
     def __init__(self, core: Core, talk: Talk, tools: Sequence[Tool], timeout: float) -> None:
@@ -114,30 +147,6 @@ class Conversation:
             with core.lock:
                 talk.close(False)
             raise
-
-    # ---- what is known
-
-    @property
-    def session(self) -> str:
-        return self._talk.session
-
-    @property
-    def rate(self) -> int:
-        """Of the answers' sound, in Hz."""
-        return self._talk.rate
-
-    @property
-    def endpoint(self) -> str:
-        """Of the gateway that has it now; empty while it looks for one."""
-        return self._core.endpoint_of(self._talk)
-
-    @property
-    def metrics(self) -> Metrics:
-        return self._talk.metrics
-
-    def resume_token(self) -> Dict[str, Any]:
-        with self._core.lock:
-            return self._talk.resume_token()
 
     # ---- speaking
 
