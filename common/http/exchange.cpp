@@ -1,4 +1,5 @@
 /// HTTP: one connection and its requests, until it ends or becomes a WebSocket.
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -19,8 +20,20 @@ constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
 class Exchange final : public Connection, public Answering {
  public:
-  Exchange(Server::Impl& server, std::uint64_t id, TcpSocket socket)
-      : server_(server), id_(id), socket_(std::move(socket)) {}
+  Exchange(Server::Impl& server, std::uint64_t id, Stream stream)
+      : server_(server), id_(id), stream_(std::move(stream)) {}
+
+  void start() {
+    if (!stream_.is_secure()) return read(true);
+    expire_after(server_.limits.header_time_max);
+    stream_.async_handshake([me = self()](error_code ec) {
+      if (me->ended_) return;
+      me->server_.count_step();
+      if (!ec) return me->read(true);
+      me->server_.counters.protocol_errors.add();
+      me->cut();
+    });
+  }
 
   void read(bool first) {
     parser_.emplace();
@@ -29,7 +42,7 @@ class Exchange final : public Connection, public Answering {
     if (first || buffer_.size() > 0) return read_header();
     // A later request: idle until its first byte, then as quick as the first one.
     expire_after(server_.limits.idle_time_max);
-    socket_.async_wait(TcpSocket::wait_read, [me = self()](error_code ec) {
+    stream_.tcp().async_wait(TcpSocket::wait_read, [me = self()](error_code ec) {
       if (me->ended_) return;
       if (ec) return me->cut();
       me->read_header();
@@ -37,7 +50,9 @@ class Exchange final : public Connection, public Answering {
   }
 
   void sweep(Clock::time_point now) override {
-    if (ended_ || now < deadline_) return;
+    if (ended_) return;
+    if (is_unwatched_ && request_ != 0 && has_left()) return cut();
+    if (now < deadline_) return;
     if (!lingering_) server_.counters.closed_idle.add();
     cut();
   }
@@ -46,7 +61,7 @@ class Exchange final : public Connection, public Answering {
     if (std::exchange(ended_, true)) return;
     const auto me = self();
     error_code ignored;
-    socket_.close(ignored);
+    stream_.tcp().close(ignored);
     server_.leave(id_);
     release_body();
     const auto request = std::exchange(request_, 0);
@@ -114,7 +129,7 @@ class Exchange final : public Connection, public Answering {
 
   void read_header() {
     expire_after(server_.limits.header_time_max);
-    bhttp::async_read_header(socket_, buffer_, *parser_, [me = self()](error_code ec, std::size_t) {
+    bhttp::async_read_header(stream_, buffer_, *parser_, [me = self()](error_code ec, std::size_t) {
       if (me->ended_) return;
       me->server_.count_step();
       if (ec) return me->on_bad_request(ec);
@@ -187,12 +202,11 @@ class Exchange final : public Connection, public Answering {
     parser_->body_limit(most);
     const std::size_t bytes = length ? static_cast<std::size_t>(*length) : parser_->is_done() ? 0 : most;
     if (bytes <= kSmallBodyBytes) return true;
-    if (server_.bodies_bytes + bytes > server_.limits.bodies_bytes_max) {
+    if (!server_.reserve(bytes)) {
       server_.counters.refused_bodies.add();
       refuse(503, "too many large requests are being received; try again later\n", {{"Retry-After", "1"}});
       return false;
     }
-    server_.bodies_bytes += bytes;
     body_bytes_ = bytes;
     return true;
   }
@@ -216,7 +230,7 @@ class Exchange final : public Connection, public Answering {
     expire_after(server_.limits.body_time_max);
     if (parser_->is_done()) return on_request();
     if (beast::iequals(request[bhttp::field::expect], "100-continue")) {
-      asio::async_write(socket_, asio::buffer(kContinue), [me = self()](error_code ec, std::size_t) {
+      asio::async_write(stream_, asio::buffer(kContinue), [me = self()](error_code ec, std::size_t) {
         if (me->ended_) return;
         ec ? me->cut() : me->read_body();
       });
@@ -226,7 +240,7 @@ class Exchange final : public Connection, public Answering {
   }
 
   void read_body() {
-    bhttp::async_read(socket_, buffer_, *parser_, [me = self()](error_code ec, std::size_t) {
+    bhttp::async_read(stream_, buffer_, *parser_, [me = self()](error_code ec, std::size_t) {
       if (me->ended_) return;
       me->server_.count_step();
       if (ec) return me->on_bad_request(ec);
@@ -249,8 +263,8 @@ class Exchange final : public Connection, public Answering {
                              "' may not connect; add it to the allowed origins of this server\n");
     }
     ended_ = true;  // as an exchange; the place in the table goes on
-    const auto socket =
-        std::make_shared<Socket>(server_, id_, std::move(socket_), beast::buffers_to_string(buffer_.data()), *path);
+    stream_.give_back(beast::buffers_to_string(buffer_.data()));
+    const auto socket = std::make_shared<Socket>(server_, id_, std::move(stream_), *path);
     const auto me = self();
     server_.connections[id_].connection = socket;
     socket->start(parser_->release());
@@ -285,19 +299,30 @@ class Exchange final : public Connection, public Answering {
     if (std::exchange(counted_, false)) --server_.requests_open;
   }
 
-  /// Notices that the client goes while its answer is being made. What it sends further is not read: then only a write
-  /// finds out.
+  /// Notices that the client goes while its answer is being made. What it sends further is not read: then every sweep
+  /// asks the system.
   void watch() {
+    is_unwatched_ = false;
     if (ended_ || request_ == 0) return;
-    socket_.async_wait(TcpSocket::wait_read, [me = self(), request = request_](error_code ec) {
+    stream_.tcp().async_wait(TcpSocket::wait_read, [me = self(), request = request_](error_code ec) {
       if (me->ended_ || me->request_ != request) return;
       me->server_.count_step();
       char first = 0;
-      const auto count = ec ? 0 : ::recv(me->socket_.native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
-      if (count > 0) return;
+      const auto count = ec ? 0 : ::recv(me->stream_.tcp().native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
+      if (count > 0) {  // another request, or the goodbye of TLS
+        me->is_unwatched_ = true;
+        return;
+      }
       if (count < 0 && (errno == EAGAIN || errno == EINTR)) return me->watch();
       me->cut();
     });
+  }
+
+  bool has_left() {
+    tcp_info info{};
+    socklen_t bytes = sizeof(info);
+    const int fd = stream_.tcp().native_handle();
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0 || info.tcpi_state != TCP_ESTABLISHED;
   }
 
   // ---- a streamed answer
@@ -311,7 +336,7 @@ class Exchange final : public Connection, public Answering {
   void write_next() {
     writing_ = true;
     expire_after(server_.limits.stall_time_max);
-    asio::async_write(socket_, asio::buffer(pieces_.front()), [me = self()](error_code ec, std::size_t) {
+    asio::async_write(stream_, asio::buffer(pieces_.front()), [me = self()](error_code ec, std::size_t) {
       me->writing_ = false;
       if (me->ended_) return;
       me->server_.count_step();
@@ -337,8 +362,18 @@ class Exchange final : public Connection, public Answering {
     // Closing with bytes unread would reset the connection, and the client might never see the answer.
     lingering_ = true;
     expire_after(server_.limits.close_time_max);
+    if (stream_.is_secure())
+      return stream_.async_shutdown([me = self()](error_code) {
+        if (me->ended_) return;
+        me->server_.count_step();
+        me->end_sending();
+      });
+    end_sending();
+  }
+
+  void end_sending() {
     error_code ignored;
-    socket_.shutdown(TcpSocket::shutdown_send, ignored);
+    stream_.tcp().shutdown(TcpSocket::shutdown_send, ignored);
     linger();
   }
 
@@ -361,7 +396,7 @@ class Exchange final : public Connection, public Answering {
     response_.content_length(body.size());
     response_.body() = head_ ? beast::span<const char>() : beast::span<const char>(body.data(), body.size());
     expire_after(server_.limits.idle_time_max + std::chrono::seconds(body.size() / kSlowestBytesPerSecond));
-    bhttp::async_write(socket_, response_, [me = self(), keep](error_code ec, std::size_t) {
+    bhttp::async_write(stream_, response_, [me = self(), keep](error_code ec, std::size_t) {
       if (me->ended_) return;
       me->server_.count_step();
       me->given_ = {};
@@ -371,7 +406,7 @@ class Exchange final : public Connection, public Answering {
   }
 
   void linger() {
-    socket_.async_read_some(asio::buffer(rest_), [me = self()](error_code ec, std::size_t count) {
+    stream_.tcp().async_read_some(asio::buffer(rest_), [me = self()](error_code ec, std::size_t count) {
       if (me->ended_) return;
       me->server_.count_step();
       me->lingered_ += count;
@@ -382,7 +417,7 @@ class Exchange final : public Connection, public Answering {
 
   Server::Impl& server_;
   const std::uint64_t id_;
-  TcpSocket socket_;
+  Stream stream_;
   beast::flat_buffer buffer_;
   std::optional<bhttp::request_parser<bhttp::string_body>> parser_;
   Response given_;  // owns what the response shows
@@ -395,6 +430,7 @@ class Exchange final : public Connection, public Answering {
   std::uint64_t request_ = 0;  // the one that is answered later, until its last word was said
   unsigned version_ = 11;
   bool keep_ = false, counted_ = false;
+  bool is_unwatched_ = false;   // the client has sent more than its request
   std::size_t body_bytes_ = 0;  // counted against bodies_bytes_max
   // Of a streamed answer: the front piece is being written while `writing_`.
   std::deque<std::string> pieces_;
@@ -405,9 +441,10 @@ class Exchange final : public Connection, public Answering {
 }  // namespace
 
 void Server::Impl::start_exchange(std::uint64_t id, TcpSocket socket) {
-  const auto exchange = std::make_shared<Exchange>(*this, id, std::move(socket));
+  const auto exchange =
+      std::make_shared<Exchange>(*this, id, tls ? Stream(std::move(socket), tls) : Stream(std::move(socket)));
   connections[id].connection = exchange;
-  exchange->read(true);
+  exchange->start();
 }
 
 }  // namespace parlando::http

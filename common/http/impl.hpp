@@ -26,6 +26,8 @@ using Acceptor = asio::basic_socket_acceptor<tcp, Executor>;
 using Timer = asio::basic_waitable_timer<Clock, asio::wait_traits<Clock>, Executor>;
 using Descriptor = asio::posix::basic_stream_descriptor<Executor>;
 
+class Tls;
+
 /// A connection in the server's table: an HTTP exchange or a WebSocket. Pending operations keep it alive after it left
 /// the table.
 class Connection : public std::enable_shared_from_this<Connection> {
@@ -77,6 +79,7 @@ struct Server::Impl {
   void accept(Listener& at);
   void admit(TcpSocket socket);
   void start_exchange(std::uint64_t id, TcpSocket socket);
+  bool reserve(std::size_t bytes);
   void leave(std::uint64_t id);  ///< the connection has ended
   void arm_sweep();
   void stop_accepting();
@@ -113,6 +116,7 @@ struct Server::Impl {
   std::unordered_map<std::uint64_t, Answering*> answering;  ///< requests, by their own numbers
   std::size_t requests_open = 0;                            ///< those whose answer is still being sent, too
   std::size_t bodies_bytes = 0;                             ///< of Limits::bodies_bytes_max
+  std::shared_ptr<Tls> tls;                                 ///< null: connections are plain
 
   bool in_turn = false, stop = false;
   int steps = 0;

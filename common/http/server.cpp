@@ -3,6 +3,8 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include <cstring>
+
 #include <algorithm>
 #include <boost/asio/write.hpp>
 
@@ -26,12 +28,16 @@ std::string address_key(const asio::ip::address& address) {
   return text(v6.to_bytes(), 8);
 }
 
-/// Best effort: says why in one write that cannot block, then the socket closes.
-void refuse(TcpSocket& socket, std::string_view status, std::string_view why) {
+/// Best effort: says why in one write that cannot block, then the socket closes. In the form of the APIs, because which
+/// of them is asked for is not known yet.
+void refuse(TcpSocket& socket, std::string_view status, std::string_view type, std::string_view why) {
   error_code ignored;
+  const auto body = fmt::format(
+      R"({{"error":{{"message":"{}","type":"{}","param":null,"code":"too_many_connections"}}}})", why, type);
   const auto text = fmt::format(
-      "HTTP/1.1 {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{}",
-      status, why.size(), why);
+      "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nRetry-After: 1\r\nConnection: "
+      "close\r\n\r\n{}",
+      status, body.size(), body);
   socket.non_blocking(true, ignored);
   socket.write_some(asio::buffer(text), ignored);
   socket.shutdown(tcp::socket::shutdown_send, ignored);
@@ -43,7 +49,7 @@ Server::Impl::Impl(Limits l) : limits(std::move(l)) {
   // Often enough for the shortest limit to be kept within a quarter.
   auto shortest = std::chrono::milliseconds(1000);
   for (const auto t : {limits.header_time_max, limits.body_time_max, limits.idle_time_max / 2, limits.close_time_max,
-                       limits.flush_time_max, limits.gone_time_max})
+                       limits.flush_time_max, limits.gone_time_max, limits.socket_stall_time_max})
     shortest = std::min(shortest, t);
   sweep_period = std::max(shortest / 4, std::chrono::milliseconds(5));
 }
@@ -162,13 +168,15 @@ void Server::Impl::admit(TcpSocket socket) {
   if (ec) return;  // it has gone already
   if (static_cast<int>(connections.size()) >= limits.connections_max) {
     counters.refused_full.add();
-    return refuse(socket, "503 Service Unavailable", "too many connections; try again later\n");
+    if (tls) return;  // nothing can be said before the handshake, which costs more than it is worth
+    return refuse(socket, "503 Service Unavailable", "server_error", "too many connections; try again later");
   }
   const auto key = address_key(remote.address());
   auto& count = per_address[key];
   if (limits.connections_per_address_max > 0 && count >= limits.connections_per_address_max) {
     counters.refused_address.add();
-    return refuse(socket, "429 Too Many Requests", "too many connections from this address\n");
+    if (tls) return;
+    return refuse(socket, "429 Too Many Requests", "rate_limit_error", "too many connections from this address");
   }
   ++count;
   counters.accepted.add();
@@ -218,6 +226,12 @@ void Server::Impl::stop_accepting() {
   }
 }
 
+bool Server::Impl::reserve(std::size_t bytes) {
+  if (bodies_bytes + bytes > limits.bodies_bytes_max) return false;
+  bodies_bytes += bytes;
+  return true;
+}
+
 bool Server::Impl::allows_host(std::string_view host) const {
   return std::any_of(hosts.begin(), hosts.end(), [&](const HostRule& rule) { return rule.allows(host); });
 }
@@ -230,6 +244,25 @@ Answering* Server::Impl::find_request(std::uint64_t id) const {
 Socket* Server::Impl::find(std::uint64_t id) const {
   const auto found = open.find(id);
   return found == open.end() ? nullptr : found->second;
+}
+
+Result<std::shared_ptr<Tls>> Tls::load(const std::string& certificate, const std::string& key) {
+  auto out = std::make_shared<Tls>();
+  error_code ec;
+  auto* context = out->context.native_handle();
+  SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION);
+  SSL_CTX_set_options(context, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION | SSL_OP_CIPHER_SERVER_PREFERENCE);
+  // Memory of an idle connection matters more here than the copies that it costs.
+  SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
+  for (const auto& file : {certificate, key})
+    if (::access(file.c_str(), R_OK) != 0) return fail(Errc::io, "'{}' cannot be read: {}", file, strerror(errno));
+  out->context.use_certificate_chain_file(certificate, ec);
+  if (ec) return fail(Errc::bad_format, "'{}' holds no certificate in PEM: {}", certificate, ec.message());
+  out->context.use_private_key_file(key, ssl::context::pem, ec);
+  if (ec)
+    return fail(Errc::bad_format, "'{}' holds no key in PEM for the certificate '{}': {}", key, certificate,
+                ec.message());
+  return out;
 }
 
 // ---- interface
@@ -302,17 +335,33 @@ void Server::run_thread() {
   });
 }
 
-bool Server::send(std::uint64_t id, std::string data, bool binary, std::uint32_t tag) {
+bool Server::send(std::uint64_t id, std::string data, bool binary, std::uint32_t tag, std::optional<Due> due) {
   bool taken = true;
   if (impl_->threaded) {
-    impl_->on_driver([impl = impl_.get(), id, data = std::move(data), binary, tag]() mutable {
-      if (auto* socket = impl->find(id)) socket->send(std::move(data), binary, tag);
+    impl_->on_driver([impl = impl_.get(), id, data = std::move(data), binary, tag, due]() mutable {
+      if (auto* socket = impl->find(id)) socket->send(std::move(data), binary, tag, due);
     });
   } else {
     auto* socket = impl_->find(id);
-    taken = socket && socket->send(std::move(data), binary, tag);
+    taken = socket && socket->send(std::move(data), binary, tag, due);
   }
   return taken;
+}
+
+void Server::post(std::function<void()> f) {
+  asio::post(impl_->io, [impl = impl_.get(), f = std::move(f)] {
+    impl->count_step();
+    impl->guarded(f);
+  });
+}
+
+bool Server::reserve(std::size_t bytes) { return impl_->reserve(bytes); }
+void Server::release(std::size_t bytes) { impl_->bodies_bytes -= bytes; }
+std::size_t Server::reserved_bytes() const { return impl_->bodies_bytes; }
+
+Result<void> Server::use_tls(const std::string& certificate, const std::string& key) {
+  PARLANDO_TRY(impl_->tls, Tls::load(certificate, key));
+  return {};
 }
 
 void Server::close(std::uint64_t id, CloseCode code, std::string reason, CloseMode mode) {

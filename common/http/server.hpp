@@ -73,7 +73,8 @@ struct Limits {
   using Time = std::chrono::milliseconds;
   std::size_t header_bytes_max = 16 << 10;  ///< of a request's header; more is answered by 431
   std::size_t body_bytes_max = 1 << 20;     ///< of a request's body; more is answered by 413
-  /// Of all bodies above 64 KiB that are being received or worked on; a request beyond it is answered by 503.
+  /// Of all bodies and WebSocket messages above 64 KiB that are being received or worked on, and of what `reserve` has
+  /// taken. A request beyond it is answered by 503, a socket closed with 1013.
   std::size_t bodies_bytes_max = 256u << 20;
   std::size_t message_bytes_max = 64 << 10;  ///< of one WebSocket message; more closes with 1009
   int connections_max = 256;                 ///< in all; further ones are answered by 503 and closed
@@ -86,9 +87,12 @@ struct Limits {
   Time flush_time_max{5'000};   ///< of what CloseMode::flush sends before the handshake
   Time gone_time_max{5'000};    ///< a paused socket whose peer has ended its side is kept so long for its last messages
   Time stall_time_max{30'000};  ///< a streamed answer of which the client takes nothing for so long is cut
-  Time accept_retry_time{100};  ///< without accepting, when the process or the system has no descriptors left
+  Time socket_stall_time_max{5'000};  ///< likewise a WebSocket, as one whose peer is lost
+  Time accept_retry_time{100};        ///< without accepting, when the process or the system has no descriptors left
   std::size_t unsent_bytes_soft = 128 << 10;  ///< of one WebSocket; above it `slow(true)`, below its half `slow(false)`
-  std::size_t unsent_bytes_max = 2 << 20;     ///< of one WebSocket; above it the socket is closed with 1013
+  /// Of one WebSocket; above it the oldest sound that may be dropped goes, and without any the socket is closed with
+  /// 1013.
+  std::size_t unsent_bytes_max = 2 << 20;
   std::size_t stream_unsent_bytes_max = 16 << 20;  ///< of one streamed answer; above it the connection is cut
   /// Bytes of one WebSocket that the system may hold unsent beside ours (TCP_NOTSENT_LOWAT). They cannot be taken back
   /// by `drop_queued`, so this bounds what is still heard after an interruption. 0: the system's default, megabytes.
@@ -104,7 +108,7 @@ struct Limits {
 /// Counts up. Written by the driving thread, read from any.
 class Counter {
  public:
-  void add() { value_.store(value() + 1, std::memory_order_relaxed); }
+  void add(std::uint64_t count = 1) { value_.store(value() + count, std::memory_order_relaxed); }
   std::uint64_t value() const { return value_.load(std::memory_order_relaxed); }
 
  private:
@@ -118,12 +122,13 @@ struct Counters {
   Counter refused_origin;   ///< upgrades answered by 403
   Counter refused_host;     ///< requests answered by 403 or 400 for their Host
   Counter accept_backoffs;  ///< waits of accept_retry_time
-  Counter closed_slow;      ///< sockets above unsent_bytes_max
+  Counter closed_slow;      ///< sockets above unsent_bytes_max, with sound that is late, or that take nothing
+  Counter dropped_late;     ///< messages of sound that a slow client did not get
   Counter closed_idle;      ///< connections cut for header, body, response or idle time
-  Counter refused_bodies;   ///< requests above bodies_bytes_max
+  Counter refused_bodies;   ///< requests and messages above bodies_bytes_max
   Counter cut_streams;      ///< answers whose client was too slow
   Counter closed_forced;    ///< sockets cut because they did not finish flush or handshake in time
-  Counter protocol_errors;  ///< malformed requests and frames, messages and requests that are too large
+  Counter protocol_errors;  ///< malformed requests, frames and TLS records; messages and requests that are too large
   Counter callback_errors;  ///< exceptions thrown by callbacks; their connection was closed with 500 or 1011
 };
 
@@ -161,6 +166,11 @@ enum class CloseCode : std::uint16_t {
   internal = 1011,
   try_later = 1013,
 };
+/// When a message of sound has to be on its way.
+struct Due {
+  std::chrono::steady_clock::time_point by;
+  bool may_drop = false;  ///< a later one is dropped; else the socket is closed with 1013
+};
 enum class CloseMode {
   flush,  ///< what is queued is sent first
   now,    ///< what is queued is dropped, but for the frame that is being written
@@ -168,7 +178,7 @@ enum class CloseMode {
 
 class Server {
  public:
-  using Handle = std::function<Response(const Request&)>;
+  using Handle = std::function<Response(Request&)>;  ///< may take the body
   /// @param address  numeric host or localhost, and port: "127.0.0.1:7860", "[::1]:80"; port 0 takes a free one
   /// @error Errc::invalid_argument for a malformed address, Errc::io when it cannot be listened on
   static Result<std::unique_ptr<Server>> start(const std::string& address, Handle handle, SocketHandlers sockets,
@@ -177,6 +187,10 @@ class Server {
   /// @return the port. @error as `start`
   Result<int> also_listen(const std::string& address);
   void set_requests(RequestHandlers requests);
+  /// Every connection speaks TLS, 1.2 or newer. Likewise before the first `wait`, and again when the files have
+  /// changed: later connections get what they hold then. @param certificate  PEM, with its chain. @param key  PEM
+  /// @error Errc::io, Errc::bad_format, naming the file; what was used before stays
+  Result<void> use_tls(const std::string& certificate, const std::string& key);
   /// Cuts all connections and calls no callback; a thread of `run_thread` has ended. Not from a callback.
   ~Server();
 
@@ -192,7 +206,7 @@ class Server {
   /// The following four are called on the driving thread, and after `run_thread` from any thread.
   /// @param tag  for drop_queued
   /// @return false when the socket is unknown or closing: the data was not taken. Always true after `run_thread`
-  bool send(std::uint64_t id, std::string data, bool binary, std::uint32_t tag = 0);
+  bool send(std::uint64_t id, std::string data, bool binary, std::uint32_t tag = 0, std::optional<Due> due = {});
   /// WebSocket handshake with a time limit. No further message is delivered; `closed` follows. A later call with
   /// CloseMode::now shortens a flush. @param reason  up to 123 bytes are sent
   void close(std::uint64_t id, CloseCode code = CloseCode::normal, std::string reason = {},
@@ -201,7 +215,14 @@ class Server {
   void pause(std::uint64_t id);
   void resume(std::uint64_t id);
 
+  /// Runs `f` on the driving thread, soon. From any thread; what is still waiting when the server goes is dropped.
+  void post(std::function<void()> f);
+
   /// The rest, but for `counters`, `sockets` and `port`, is for the driving thread alone.
+  /// Counts memory of the caller's against Limits::bodies_bytes_max until it is released. @return false: it is too much
+  bool reserve(std::size_t bytes);
+  void release(std::size_t bytes);
+  std::size_t reserved_bytes() const;  ///< all that counts against Limits::bodies_bytes_max now
   /// Drops queued binary frames whose tag `drop` wants to go, but for one that is being written. @return how many
   std::size_t drop_queued(std::uint64_t id, const std::function<bool(std::uint32_t tag)>& drop);
   /// Given to `send` and not yet to the system; 0 for an unknown socket.

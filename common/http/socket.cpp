@@ -9,7 +9,10 @@ namespace {
 // Bookkeeping of a queued frame, so that empty frames count against the limit, too.
 constexpr std::size_t kFrameBytes = 64;
 constexpr std::size_t kReasonBytesMax = 123;
-constexpr std::size_t kKeptBytes = 128 << 10;  // of a buffer that a large message has made larger
+constexpr std::size_t kKeptBytes = 128 << 10;             // of a buffer that a large message has made larger
+constexpr std::size_t kSmallBytes = 64 << 10;             // of a message, not counted against bodies_bytes_max
+constexpr std::size_t kPartBytes = 64 << 10;              // read of a message at a time
+constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  // of a message that is not cut
 
 /// Cut between characters: the reason must be UTF-8.
 std::string_view shortened(std::string_view text) {
@@ -20,12 +23,10 @@ std::string_view shortened(std::string_view text) {
 }
 }  // namespace
 
-Socket::Socket(Server::Impl& server, std::uint64_t id, TcpSocket socket, std::string first, const SocketPath& path)
-    : server_(server),
-      id_(id),
-      path_(path),
-      ws_(std::in_place, Wire(std::move(socket), std::move(first))),
-      heard_(server.now) {}
+Socket::Socket(Server::Impl& server, std::uint64_t id, Stream stream, const SocketPath& path)
+    : server_(server), id_(id), path_(path), ws_(std::in_place, std::move(stream)), heard_(server.now) {}
+
+Socket::~Socket() { server_.bodies_bytes -= counted_; }
 
 /// A browser that offers subprotocols and is answered with none fails the connection.
 void Socket::agree_to_protocol() {
@@ -61,7 +62,7 @@ void Socket::start(UpgradeRequest request) {
   if (const auto bytes = server_.limits.system_unsent_bytes_max; bytes > 0) {
     error_code ignored;
     using Option = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_NOTSENT_LOWAT>;
-    ws_->next_layer().socket.set_option(Option(static_cast<int>(std::min<std::size_t>(bytes, 1 << 30))), ignored);
+    ws_->next_layer().tcp().set_option(Option(static_cast<int>(std::min<std::size_t>(bytes, 1 << 30))), ignored);
   }
   request_ = std::move(request);
   agree_to_protocol();
@@ -83,14 +84,13 @@ void Socket::start(UpgradeRequest request) {
   });
 }
 
-bool Socket::send(std::string data, bool binary, std::uint32_t tag) {
+bool Socket::send(std::string data, bool binary, std::uint32_t tag, std::optional<Due> due) {
   if (state_ != State::open) return false;
   unsent_ += data.size();
-  queue_.push_back({std::move(data), binary, tag});
+  queue_.push_back({std::move(data), binary, tag, due});
   const auto most = path_.unsent_bytes_max > 0 ? path_.unsent_bytes_max : server_.limits.unsent_bytes_max;
-  if (unsent_ + queue_.size() * kFrameBytes > most) {
-    server_.counters.closed_slow.add();
-    close(CloseCode::try_later, "the connection is too slow", CloseMode::now);
+  if (!makes_room(most)) {
+    close_slow();
     return false;
   }
   if (!slow_ && unsent_ > server_.limits.unsent_bytes_soft) {
@@ -99,6 +99,35 @@ bool Socket::send(std::string data, bool binary, std::uint32_t tag) {
   }
   if (!writing_) write();
   return true;
+}
+
+void Socket::close_slow() {
+  server_.counters.closed_slow.add();
+  close(CloseCode::try_later, "the connection is too slow", CloseMode::now);
+}
+
+/// The oldest sound goes first. @return false: without any it is still too much
+bool Socket::makes_room(std::size_t bytes_max) {
+  const auto all = [this] { return unsent_ + queue_.size() * kFrameBytes; };
+  if (all() <= bytes_max) return true;
+  auto rest = all();
+  const auto dropped = drop_frames([&](const Frame& frame) {
+    const bool goes = rest > bytes_max && frame.due && frame.due->may_drop;
+    if (goes) rest -= frame.data.size() + kFrameBytes;
+    return goes;
+  });
+  server_.counters.dropped_late.add(dropped);
+  return all() <= bytes_max;
+}
+
+/// Sound that nobody waits for any more.
+void Socket::review_late(Clock::time_point now) {
+  if (state_ != State::open || queue_.empty()) return;
+  const auto late = [now](const Frame& frame) { return frame.due && frame.due->by < now; };
+  const auto first = queue_.begin() + (writing_ ? 1 : 0);
+  if (std::any_of(first, queue_.end(), [&](const Frame& f) { return late(f) && !f.due->may_drop; }))
+    return close_slow();
+  server_.counters.dropped_late.add(drop_frames(late));
 }
 
 /// Posted: no callback runs inside `send`.
@@ -134,17 +163,24 @@ void Socket::on_write(error_code ec) {
     tell_slow();
   }
   if (state_ == State::flushing && queue_.empty()) return begin_close();
-  if (state_ != State::closing && !queue_.empty()) write();
+  review_late(Clock::now());
+  if (state_ != State::closing && !queue_.empty() && !writing_) write();
 }
 
 void Socket::drop_all() { drop_queued(nullptr); }
 
 std::size_t Socket::drop_queued(const std::function<bool(std::uint32_t)>& drop) {
+  return drop_frames([&](const Frame& frame) { return !drop || (frame.binary && drop(frame.tag)); });
+}
+
+/// Of those that are not being written. @return how many
+template <class F>
+std::size_t Socket::drop_frames(F goes) {
   const auto first = queue_.begin() + (writing_ ? 1 : 0);
   const auto kept = std::remove_if(first, queue_.end(), [&](const Frame& frame) {
-    const bool goes = !drop || (frame.binary && drop(frame.tag));
-    if (goes) unsent_ -= frame.data.size();
-    return goes;
+    const bool it_goes = goes(frame);
+    if (it_goes) unsent_ -= frame.data.size();
+    return it_goes;
   });
   const auto count = static_cast<std::size_t>(queue_.end() - kept);
   queue_.erase(kept, queue_.end());
@@ -184,13 +220,26 @@ void Socket::resume() {
   if (!std::exchange(paused_, false)) return;
   gone_since_.reset();
   heard_ = server_.now;
+  if (message_since_) message_since_ = server_.now;
   if (!reading_ && !delivering_) read();
 }
 
 void Socket::read() {
   if (reading_ || paused_ || (state_ != State::open && state_ != State::flushing)) return;
   reading_ = true;
-  ws_->async_read(buffer_, [me = self()](error_code ec, std::size_t) { me->on_read(ec); });
+  ws_->async_read_some(buffer_, kPartBytes, [me = self()](error_code ec, std::size_t) { me->on_read(ec); });
+}
+
+/// Large messages of all sockets, and large bodies, have one budget. @return false: it is spent
+bool Socket::count_memory() {
+  const auto bytes = buffer_.capacity() > kSmallBytes + kPartBytes ? buffer_.capacity() : 0;
+  if (bytes <= counted_) {
+    server_.bodies_bytes -= counted_ - bytes;
+  } else if (!server_.reserve(bytes - counted_)) {
+    return false;
+  }
+  counted_ = bytes;
+  return true;
 }
 
 void Socket::on_read(error_code ec) {
@@ -204,25 +253,41 @@ void Socket::on_read(error_code ec) {
   }
   heard_ = server_.now;
   pinged_ = false;
-  if (state_ == State::open) {
-    const auto data = buffer_.cdata();
-    delivering_ = true;
-    const bool fine = server_.guarded([&] {
-      server_.handlers.message(id_, std::string_view(static_cast<const char*>(data.data()), data.size()),
-                               ws_->got_binary());
-    });
-    delivering_ = false;
-    if (!fine) close(CloseCode::internal, "internal error", CloseMode::now);
+  if (ws_->is_message_done()) {
+    message_since_.reset();
+    deliver();
+    buffer_.clear();
+    if (buffer_.capacity() > kKeptBytes) buffer_.shrink_to_fit();
+    count_memory();
+  } else {
+    if (!message_since_) message_since_ = server_.now;
+    if (!count_memory()) {
+      server_.counters.refused_bodies.add();
+      close(CloseCode::try_later, "too many large messages are being received", CloseMode::now);
+      buffer_.clear();
+      buffer_.shrink_to_fit();
+      count_memory();
+    }
   }
-  buffer_.clear();
-  if (buffer_.capacity() > kKeptBytes) buffer_.shrink_to_fit();
   read();
+}
+
+void Socket::deliver() {
+  if (state_ != State::open) return;
+  const auto data = buffer_.cdata();
+  delivering_ = true;
+  const bool fine = server_.guarded([&] {
+    server_.handlers.message(id_, std::string_view(static_cast<const char*>(data.data()), data.size()),
+                             ws_->got_binary());
+  });
+  delivering_ = false;
+  if (!fine) close(CloseCode::internal, "internal error", CloseMode::now);
 }
 
 int Socket::tcp_state() {
   tcp_info info{};
   socklen_t bytes = sizeof(info);
-  const int fd = ws_->next_layer().socket.native_handle();
+  const int fd = ws_->next_layer().tcp().native_handle();
   return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 ? int{info.tcpi_state} : int{TCP_CLOSE};
 }
 
@@ -234,6 +299,14 @@ void Socket::sweep(Clock::time_point now) {
     (state_ == State::handshake ? counters.closed_idle : counters.closed_forced).add();
     return cut();
   }
+  // A peer that takes nothing is lost, whatever its connection says; it is cut, because it would not take a close
+  // frame either.
+  if (writing_ && now - ws_->next_layer().written() >= server_.limits.socket_stall_time_max) {
+    server_.counters.closed_slow.add();
+    return cut(true);
+  }
+  review_late(now);
+  if (state_ == State::closing) return;
   if (!ws_->is_open()) {  // Beast is answering a close frame or a violation: not for ever
     deadline_ = now + server_.limits.close_time_max;
     return;
@@ -249,8 +322,12 @@ void Socket::sweep(Clock::time_point now) {
     return;
   }
   const auto silent = now - heard_;
+  const auto slowest = std::chrono::seconds(buffer_.size() / kSlowestBytesPerSecond);
   if (paused_) {
     heard_ = now;
+  } else if (message_since_ && now - *message_since_ >= server_.limits.idle_time_max + slowest) {
+    server_.counters.closed_idle.add();  // in drops
+    cut();
   } else if (silent >= server_.limits.idle_time_max) {
     server_.counters.closed_idle.add();
     cut();
@@ -264,7 +341,7 @@ void Socket::sweep(Clock::time_point now) {
 void Socket::cut(bool lost) {
   if (std::exchange(state_, State::ended) == State::ended) return;
   const auto me = self();
-  auto& socket = ws_->next_layer().socket;
+  auto& socket = ws_->next_layer().tcp();
   error_code ignored;
   // What the peer does not take is not left to the system, which would go on offering it for minutes.
   if (writing_) socket.set_option(asio::socket_base::linger(true, 0), ignored);

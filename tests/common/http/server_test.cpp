@@ -13,7 +13,9 @@
 #include <set>
 #include <thread>
 
-#include "tests/common/http/client.hpp"
+#include "tests/common/http/tls_client.hpp"
+#include "tests/support/certificate.hpp"
+#include "tests/support/temporary_directory.hpp"
 
 namespace parlando::http {
 namespace {
@@ -564,7 +566,11 @@ BOOST_AUTO_TEST_CASE(connections_above_the_limit_are_told_and_closed) {
   World world({.connections_max = 2});
   Client first(world.server->port()), second(world.server->port());
   BOOST_REQUIRE(world.until([&] { return world.server->counters().accepted.value() == 2; }));
-  BOOST_TEST(has(world.ask(""), "503 "));
+  const auto refused = world.ask("");
+  BOOST_TEST(has(refused, "503 "));
+  BOOST_TEST(has(refused, "Content-Type: application/json"));
+  BOOST_TEST(has(refused, "Retry-After: 1"));
+  BOOST_TEST(has(refused, R"({"error":{"message":"too many connections; try again later","type":"server_error",)"));
   BOOST_TEST(world.server->counters().refused_full.value() == 1u);
   first.close();
   BOOST_TEST(world.until([&] { return has(world.get(), "200 OK"); }));  // the place is free again
@@ -647,6 +653,63 @@ BOOST_AUTO_TEST_CASE(a_silent_socket_is_pinged_and_then_cut) {
   BOOST_TEST(world.log[alive] == "opened;");
   BOOST_TEST(world.frame(mute).opcode == 9);
   BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(a_message_may_come_slowly_but_not_in_drops) {
+  World world({.idle_time_max = 400ms});
+  std::uint64_t slow = 0, drops = 0;
+  auto steady = world.join(&slow);
+  auto trickle = world.join(&drops);
+  const std::string half(20'000, 'x');  // 1.2 s at the slowest rate that is taken
+  const auto frame = Client::encode(1, half + half);
+  trickle.send(frame.substr(0, 20));
+  for (std::size_t at = 0; at < frame.size(); at += frame.size() / 40) {
+    steady.send(std::string_view(frame).substr(at, frame.size() / 40));
+    trickle.send("y");
+    world.run(20ms);  // 0.8 s in all: twice the time that a socket may be idle
+  }
+  BOOST_TEST(world.until([&] { return world.received[slow] == 1; }));
+  BOOST_TEST(!has(world.log[slow], "closed"));
+  BOOST_TEST(world.until([&] { return has(world.log[drops], "closed"); }));
+  BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(large_messages_of_all_sockets_have_one_budget) {
+  World world({.bodies_bytes_max = 1 << 20, .message_bytes_max = 1 << 20});
+  std::uint64_t a = 0, b = 0;
+  auto first = world.join(&a), second = world.join(&b);
+  world.log_messages = false;
+  const auto frame = Client::encode(2, std::string(700'000, 'x'));
+  const auto send = [&](Client& client, std::size_t from, std::size_t to) {
+    world.until([&] {
+      from += client.send(std::string_view(frame).substr(from, to - from));
+      return from == to || client.pump().ended;
+    });
+  };
+  send(first, 0, frame.size() - 1);
+  BOOST_REQUIRE(world.until([&] { return world.server->reserved_bytes() >= 600'000; }));
+  send(second, 0, frame.size());
+  Client::Frame closing{};
+  BOOST_REQUIRE(world.until([&] {
+    if (const auto next = second.frame()) closing = *next;
+    return closing.opcode == 8;
+  }));
+  BOOST_TEST(closing.code() == 1013);
+  BOOST_TEST(world.server->counters().refused_bodies.value() == 1u);
+  BOOST_TEST(world.server->reserved_bytes() <= std::size_t{1} << 20);
+  send(first, frame.size() - 1, frame.size());
+  BOOST_TEST(world.until([&] { return world.received[a] == 1; }));
+  BOOST_TEST(world.received[b] == 0);
+  second.close();
+  BOOST_TEST(world.until([&] { return world.server->reserved_bytes() == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(what_the_caller_keeps_counts_with_the_bodies) {
+  World world({.bodies_bytes_max = 100'000});
+  BOOST_TEST(world.server->reserve(60'000));
+  BOOST_TEST(!world.server->reserve(60'000));
+  world.server->release(60'000);
+  BOOST_TEST(world.server->reserve(60'000));
 }
 
 BOOST_AUTO_TEST_CASE(draining_refuses_new_connections_and_keeps_the_old) {
@@ -895,6 +958,75 @@ BOOST_AUTO_TEST_CASE(a_reader_that_never_reads_is_cut) {
   BOOST_TEST(world.until([&] { return world.server->sockets() == 0; }));
   BOOST_TEST(world.server->counters().closed_forced.value() == 1u);
   BOOST_TEST(has(world.log[id], "closed;"));
+}
+
+BOOST_AUTO_TEST_CASE(a_reader_that_stops_is_cut_as_one_that_is_lost) {
+  World world({.close_time_max = 20s, .socket_stall_time_max = 100ms});
+  std::uint64_t id = 0;
+  auto client = world.join(&id);
+  while (world.server->unsent_bytes(id) < 200'000) world.server->send(id, std::string(10'000, 'x'), true);
+  BOOST_TEST(world.until([&] { return world.server->sockets() == 0; }));
+  BOOST_TEST(world.lost.contains(id));
+  BOOST_TEST(world.server->counters().closed_slow.value() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(late_sound_is_dropped_and_control_is_not) {
+  World world;
+  std::uint64_t id = 0;
+  Client small;
+  small.receive_buffer(4096);
+  auto client = world.join(&id, std::move(small));
+  const auto due = Due{Clock::now() + 50ms, true};
+  const auto lasting = Due{Clock::now() + 1h, true};
+  for (int i = 0; i < 30; ++i) {
+    world.server->send(id, "sound " + std::string(10'000, 'x'), false, 0, due);
+    world.server->send(id, "control " + std::to_string(i), false);
+    world.server->wait({}, 0ms);
+  }
+  world.server->send(id, "later " + std::string(10'000, 'x'), false, 0, lasting);
+  BOOST_REQUIRE(world.until([&] { return world.server->counters().dropped_late.value() >= 20; }));
+  int sounds = 0, controls = 0;
+  bool later = false;
+  BOOST_TEST(world.until([&] {
+    while (const auto next = client.frame()) {
+      sounds += next->data.starts_with("sound");
+      if (next->data.starts_with("control")) BOOST_TEST(next->data == "control " + std::to_string(controls++));
+      later = later || next->data.starts_with("later");
+    }
+    return later;
+  }));
+  BOOST_TEST(controls == 30);
+  BOOST_TEST(sounds + static_cast<int>(world.server->counters().dropped_late.value()) == 30);
+  BOOST_TEST(world.log[id] == "opened;slow;quick;");
+}
+
+BOOST_AUTO_TEST_CASE(the_oldest_sound_makes_room) {
+  World world({.unsent_bytes_max = 200'000});
+  std::uint64_t id = 0;
+  Client small;
+  small.receive_buffer(4096);
+  auto client = world.join(&id, std::move(small));
+  for (int i = 0; i < 100; ++i)
+    BOOST_TEST(
+        world.server->send(id, std::to_string(i) + std::string(10'000, 'x'), true, 0, Due{Clock::now() + 1h, true}));
+  BOOST_TEST(world.server->unsent_bytes(id) <= 200'000u);
+  std::string last;
+  BOOST_TEST(world.until([&] {
+    if (auto next = client.frame()) last = next->data;
+    return last.starts_with("99x");
+  }));
+  BOOST_TEST(world.server->counters().closed_slow.value() == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(late_sound_that_both_ends_count_closes_the_socket) {
+  World world({.close_time_max = 100ms});
+  std::uint64_t id = 0;
+  auto client = world.join(&id);
+  while (world.server->unsent_bytes(id) < 200'000)
+    world.server->send(id, std::string(10'000, 'x'), true, 1, Due{Clock::now() + 50ms, false});
+  BOOST_TEST(world.until([&] { return has(world.log[id], "closed"); }));
+  BOOST_TEST(world.server->counters().closed_slow.value() == 1u);
+  BOOST_TEST(world.server->counters().dropped_late.value() == 0u);
 }
 
 BOOST_AUTO_TEST_CASE(queued_frames_can_be_dropped_by_tag) {
@@ -1277,6 +1409,86 @@ BOOST_AUTO_TEST_CASE(a_server_with_a_thread_is_used_from_others) {
   BOOST_TEST(until([&] { return closed == 1; }));
   Client last(server->port());
   server.reset();
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+BOOST_AUTO_TEST_SUITE(tls)
+
+struct SecureWorld : World {
+  explicit SecureWorld(Limits limits = {}) : World(std::move(limits)) {
+    make_certificate(certificate, key);
+    const auto used = server->use_tls(certificate, key);
+    BOOST_REQUIRE_MESSAGE(used, (used ? "" : used.error().message));
+  }
+  TemporaryDirectory folder;
+  std::string certificate = folder.path() / "certificate.pem", key = folder.path() / "key.pem";
+};
+
+BOOST_AUTO_TEST_CASE(requests_and_sockets_are_served_in_tls) {
+  SecureWorld world;
+  TlsClient client(world.server->port());
+  client.send("GET /x HTTP/1.1\r\nHost: localhost:" + std::to_string(world.server->port()) + "\r\n\r\n");
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "GET /x"); }));
+  client.in.clear();
+  client.send(Client::upgrade(world.server->port()) + Client::encode(1, "early"));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "\r\n\r\n") && !world.ids.empty(); }));
+  BOOST_TEST(client.in.starts_with("HTTP/1.1 101"));
+  client.send(Client::encode(2, std::string(60'000, 'y')));
+  BOOST_TEST(world.until([&] { return client.pump(), world.received[world.ids[0]] == 2; }));
+  client.in.clear();
+  world.server->send(world.ids[0], std::string(50'000, 'z'), true);
+  BOOST_TEST(world.until([&] { return client.pump().in.size() >= 50'004; }));
+  client.close();
+  BOOST_TEST(world.until([&] { return has(world.log[world.ids[0]], "closed;"); }));
+}
+
+BOOST_AUTO_TEST_CASE(the_end_of_a_connection_is_told_in_tls) {
+  SecureWorld world;
+  TlsClient client(world.server->port());
+  client.send("GET /x HTTP/1.1\r\nHost: localhost:" + std::to_string(world.server->port()) +
+              "\r\nConnection: close\r\n\r\n");
+  BOOST_TEST(world.until([&] { return client.pump().said_goodbye; }));
+  BOOST_TEST(has(client.in, "GET /x"));
+}
+
+BOOST_AUTO_TEST_CASE(who_leaves_in_tls_while_an_answer_is_made_is_noticed) {
+  SecureWorld world;
+  std::vector<std::uint64_t> gone;
+  RequestHandlers requests;
+  requests.gone = [&](std::uint64_t id) { gone.push_back(id); };
+  world.server->set_requests(std::move(requests));
+  int asked = 0;
+  world.on_request = [&](const Request&) {
+    ++asked;
+    return Response::given_later();
+  };
+  TlsClient client(world.server->port());
+  client.send("GET /x HTTP/1.1\r\nHost: localhost:" + std::to_string(world.server->port()) + "\r\n\r\n");
+  BOOST_REQUIRE(world.until([&] { return client.pump(), asked == 1; }));
+  client.close();
+  BOOST_TEST(world.until([&] { return gone.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(who_does_not_speak_tls_is_cut) {
+  SecureWorld world({.header_time_max = 200ms});
+  const auto answer = world.get();
+  BOOST_TEST(!has(answer, "HTTP"));
+  BOOST_TEST(world.server->counters().protocol_errors.value() == 1u);
+  Client silent(world.server->port());
+  BOOST_TEST(world.until([&] { return silent.pump().ended; }));
+  BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(files_that_are_no_certificate_are_named_and_the_old_ones_stay) {
+  SecureWorld world;
+  const auto missing = world.server->use_tls(world.folder.path() / "none.pem", world.key);
+  BOOST_REQUIRE(!missing);
+  BOOST_TEST(has(missing.error().message, "none.pem"));
+  const auto swapped = world.server->use_tls(world.key, world.certificate);
+  BOOST_REQUIRE(!swapped);
+  BOOST_TEST(has(swapped.error().message, "key.pem"));
+  TlsClient client(world.server->port());
+  BOOST_TEST(world.until([&] { return client.pump().is_secure(); }));
 }
 
 BOOST_AUTO_TEST_SUITE_END()
