@@ -1,0 +1,68 @@
+#pragma once
+/// Products with packed weights, y = W x for one row or many: what a decode step spends its time in. Weights lie in
+/// panels of 16 output rows, one behind the other, so that a thread reads one stream; a panel comes from memory once
+/// for all rows of x.
+///   f32   weights and x in fp32
+///   bf16  weights in bf16, x rounded to bf16, products exact, sums in fp32
+///   int8  weights in 8 bits with a scale for each output row; x in 16 bits with a scale for each 256 columns; sums of
+///         256 products exact
+///   int4  weights in 4 bits with a bf16 scale for each 32 or 64 columns of a row; x as for int8; sums of a group exact
+/// The packed bytes are the same for all instruction sets.
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/team/team.hpp"
+
+namespace parlando::kernels {
+
+enum class WeightFormat : std::int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+const char* name(WeightFormat format);
+
+inline constexpr std::int64_t kPanelRows = 16;
+
+struct PackedShape {
+  WeightFormat format = WeightFormat::f32;
+  std::int64_t rows = 0, columns = 0;
+  std::int64_t group = 32;  ///< columns that share a scale in int4: 32 or 64
+  std::int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+  std::int64_t panel_bytes() const;
+  std::int64_t bytes() const { return panels() * panel_bytes(); }
+  bool operator==(const PackedShape&) const = default;
+};
+
+/// Packs rows [first, first + count) of a matrix into the place of these rows. `first` is a multiple of 16, `count`, too,
+/// unless the rows are the last. Weights are rounded to the format, to nearest.
+/// @param w  [count, columns] row-major   @param packed  shape.bytes(), 64-byte aligned for speed
+void pack_rows(const PackedShape& shape, const float* w, std::int64_t first, std::int64_t count, std::byte* packed);
+/// What the packed weights stand for. @param w  [rows, columns]
+void unpack(const PackedShape& shape, const std::byte* packed, float* w);
+
+/// Rows of x as a format's products want them. Keeps its memory from use to use.
+class LinearInput {
+ public:
+  /// @param x  [count, columns], rows `stride` apart
+  void set(const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride);
+  std::int64_t count() const { return count_; }
+  /// What the rows stand for, after rounding. @param x  [count, columns]
+  void values(float* x) const;
+
+  std::int64_t count_ = 0, columns_ = 0, tile_ = 0;  ///< rows that lie together
+  std::int64_t words_ = 0;                           ///< of a row
+  WeightFormat format_ = WeightFormat::f32;
+  bool floats_ = false;                   ///< bf16 numbers, widened: this instruction set multiplies no pairs
+  std::vector<std::uint32_t> words;       ///< tiles of [words_][rows of the tile]
+  std::vector<float> scales;              ///< [count][blocks of 256]
+  std::vector<std::int32_t> sums;         ///< int4: [count][groups] of the integers
+};
+
+/// y[n] = W x[n] for all rows n.
+/// @param y  [count, rows], rows `stride` apart
+void linear(Team& team, const PackedShape& shape, const std::byte* packed, const LinearInput& x, float* y,
+            std::int64_t stride);
+/// The same of x and W as they stand (not rounded), in double precision, one thread.
+void linear_reference(const float* w, std::int64_t rows, std::int64_t columns, const float* x, std::int64_t count,
+                      double* y);
+
+}  // namespace parlando::kernels

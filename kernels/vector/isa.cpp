@@ -1,0 +1,55 @@
+#include "kernels/vector/isa.hpp"
+
+#include <atomic>
+#include <cstring>
+
+namespace parlando::kernels {
+
+namespace {
+constexpr const char* kNames[kIsas] = {"plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+
+Isa best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::plain;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
+    return Isa::avx2;
+  if (!__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
+  return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512_vnni;
+#else
+  return Isa::plain;
+#endif
+}
+
+const Isa kBest = best();
+constexpr int kNone = -1;
+std::atomic<int> forced{kNone};
+}  // namespace
+
+Isa isa() {
+  const int wanted = forced.load(std::memory_order_relaxed);
+  return wanted == kNone ? kBest : static_cast<Isa>(wanted);
+}
+
+std::vector<Isa> isas() {
+  std::vector<Isa> out;
+  for (int i = 0; i <= static_cast<int>(kBest); ++i) out.push_back(static_cast<Isa>(i));
+  return out;
+}
+
+bool force_isa(std::optional<Isa> wanted) {
+  if (wanted && *wanted > kBest) return false;
+  forced = wanted ? static_cast<int>(*wanted) : kNone;
+  return true;
+}
+
+const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+std::optional<Isa> isa_named(const char* name) {
+  for (int i = 0; i < kIsas; ++i)
+    if (std::strcmp(name, kNames[i]) == 0) return static_cast<Isa>(i);
+  return std::nullopt;
+}
+
+}  // namespace parlando::kernels
