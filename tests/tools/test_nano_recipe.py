@@ -3,14 +3,20 @@
 `python tests/tools/test_nano_recipe.py`; exits 1 when a check fails.
 """
 import collections
+import contextlib
+import io
 import pathlib
 import random
 import sys
+import tempfile
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from tools.nano.data import channel, dialogues, domain, more, pauses, prepare, turns  # noqa: E402
+from tools.nano import modules  # noqa: E402
+from tools.nano.data import channel, dialogues, domain, more, pauses, prepare, synth, turns  # noqa: E402
+from tools.nano.train import flow, trainer  # noqa: E402
 
 failures, checks = [], 0
 
@@ -117,8 +123,60 @@ def pause_labels():
     check("a cut sentence is the whole one", len(first) + len(rest) == len(wave) and len(first) > len(rest))
 
 
+def held_out_stay():
+    of = lambda jobs, held: [j for j in jobs if (j["split"] in synth.HELD_OUT) == held]
+    whole, part = synth.plan(900, 500), synth.plan(900, 500, 0.1)
+    check("a share keeps every held-out utterance", of(part, True) == of(whole, True) and len(of(part, True)) == 720)
+    check("a share of the others", 0.05 < len(of(part, False)) / len(of(whole, False)) < 0.16, len(of(part, False)))
+    check("what the voices are chosen from stays", {"sing", "happy", "neutral"} <= {j["style"] for j in of(part, False) if j["voice"] == synth.TARGET})
+
+
+def solver_in_training():
+    torch.manual_seed(1)
+    net = modules.Flow(**{**flow.SHAPE, "input_size": 16, "width": 32, "hidden": 32, "blocks": 1, "estimator": dict(channels=(16, 16), blocks=1, mid_blocks=1, heads=2, head_dim=8)}).eval()
+    token = torch.randint(256, (1, 30))
+    frames = net.frames(30)
+    z, said = torch.randn(1, 80, frames), torch.zeros(1, 0, 80)
+    with torch.no_grad():
+        mu, vector = net.mu(token, 0, 0, frames), torch.randn(1, 192)
+        made = flow.own_way(net, z, torch.ones(1, 1, frames), mu, net.speaker(vector), torch.zeros_like(mu), flow.STEPS)
+        check("training stands where the solver stands", (made - net(token, token[:, :0], said, vector, z, steps=flow.STEPS)).abs().max() < 1e-4)
+        check("no step is no way", (flow.own_way(net, z, torch.ones(1, 1, frames), mu, None, mu, 0) == z).all())
+        check("every step moves it", (made - z).abs().max() > 0.1)
+
+
+class Errors:
+    """A judge whose verdicts are known."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+
+    def error(self, net):
+        return self.errors.pop(0)
+
+
+def judged_weights():
+    with tempfile.TemporaryDirectory() as work:
+        net, ear = torch.nn.Linear(2, 2), Errors(None, 0.3, 0.2, 0.4)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = trainer.Run(work, "stage", dict(net=net), 1.0, 0.1)
+            run.judge(ear, net)
+            run.save()
+            check("unheard weights are the last ones", "best" not in run.extra and (trainer.weights(work, "stage")["weight"] == net.weight).all())
+            for value in (3.0, 2.0, 4.0):
+                torch.nn.init.constant_(net.weight, value)
+                run.judge(ear, net)
+            run.save()
+            check("the judge's choice is kept", (trainer.weights(work, "stage")["weight"] == 2.0).all())
+            again = torch.nn.Linear(2, 2)
+            run = trainer.Run(work, "stage", dict(net=again), 1.0, 0.1)
+            check("training goes on from the last weights", (again.weight == 4.0).all())
+            run.judge(Errors(0.25), again)
+            check("a later start knows what to beat", (trainer.weights(work, "stage")["weight"] == 2.0).all() and run.extra["error"] == 0.2)
+
+
 if __name__ == "__main__":
-    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels, pause_labels):
+    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels, pause_labels, held_out_stay, solver_in_training, judged_weights):
         part()
     print("\n".join(sorted(set(failures))[:20]))
     print(f"{checks - len(failures)} passed, {len(failures)} failed")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from .data import dialogues, domain, tokenise
-from .train import encoders as train_encoders, flow as train_flow, lm as train_lm, vocoder as train_vocoder
+from .train import encoders as train_encoders, flow as train_flow, lm as train_lm, trainer, vocoder as train_vocoder
 from . import text
 
 FOLDERS = ("Step-Audio-Tokenizer", "Step-Audio-Chat", "Step-Audio-TTS-3B")
@@ -29,7 +29,7 @@ def half(tensors: dict) -> dict:
 
 
 def state(work, name):
-    return torch.load(f"{work}/state/{name}.pt", weights_only=False)["nets"]["net"]
+    return trainer.weights(work, name)
 
 
 def tokenizer(work, out):

@@ -23,6 +23,7 @@ class Stage:
     after: list = field(default_factory=list)
     minutes: float = 0                            # core-minutes of training at scale 1
     counts: dict = field(default_factory=dict)    # option -> utterances at scale 1
+    share: str = ""                               # option that takes the scale itself
     expected: float = 1                           # core-minutes of a stage without a budget, for the time left
     needs: tuple = ()
 
@@ -30,6 +31,8 @@ class Stage:
         arguments = [*self.before, work, *self.after]
         for option, count in self.counts.items():
             arguments += [option, str(max(20, round(count * scale)))]
+        if self.share:
+            arguments += [self.share, str(min(1.0, scale))]
         if self.minutes:
             arguments += ["--minutes", str(self.minutes * scale)]
         return [sys.executable, "-W", "ignore", "-m", f"tools.nano.{self.module}", *arguments]
@@ -40,7 +43,7 @@ class Stage:
 
 ENCODERS = ("linguistic", "semantic", "text", "speaker")      # kept when a finished model is the start: codes and pieces mean what they meant
 
-GENTLE = dict(lm=6e-4, lm_again=4e-4, tts=4e-4, flow=7e-4, vocoder=1e-3)      # rates that go on from a finished model without tearing it down
+GENTLE = dict(lm=6e-4, lm_again=4e-4, tts=4e-4, flow=7e-4, vocoder=1e-3, vocoder_again=5e-4)      # rates that go on from a finished model without tearing it down
 
 
 def stages(model, start_from=None):
@@ -56,12 +59,13 @@ def stages(model, start_from=None):
         Stage("replies", "data.more", after=["replies", "--jobs", "1"], counts={"--count": 13000}, expected=38, needs=("tokens",)),
         Stage("turns", "data.turns", counts={"--count": 3000}, expected=6, needs=("speech",)),
         Stage("lm", "train.lm", minutes=105, counts={"--tests": 300}, needs=("text", "questions", "replies")),
-        Stage("again", "data.again", counts={"--count": 700}, expected=6, needs=("flow", "vocoder")),
+        Stage("again", "data.again", counts={"--count": 700}, expected=6, needs=("vocoder_again",)),
         Stage("lm_again", "train.lm", minutes=136, counts={"--tests": 300}, needs=("lm", "again")),      # continues lm
         Stage("tts", "train.tts", minutes=174, needs=("lm",)),
-        Stage("flow", "train.flow", minutes=50, needs=("speaker", "replies")),
+        Stage("flow", "train.flow", minutes=50, needs=("speaker", "replies", "vocoder")),      # the judge hears it through the vocoder
         Stage("vocoder", "train.vocoder", minutes=27, needs=("replies",)),
-        Stage("export", "export", after=[model], needs=("lm_again", "tts")),
+        Stage("vocoder_again", "train.vocoder", after=["--behind-flow", "600", "--alone", "0"], minutes=40, needs=("flow",)),      # continues vocoder
+        Stage("export", "export", after=[model], needs=("lm_again", "tts", "vocoder_again")),
         Stage("pauses", "data.pauses", after=["--model", model], counts={"--count": 10000}, expected=6, needs=("export",)),
         Stage("turn_end", "train.turn_end", after=["--model", model], minutes=3, needs=("pauses",)),
         Stage("evaluate", "judge.evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=15, needs=("export",)),
@@ -71,6 +75,8 @@ def stages(model, start_from=None):
         begin = Stage("start", "resume_from", before=[start_from])
         every = [begin] + [s for s in every if s.name not in ENCODERS]
         for s in every:
+            if s.name == "speech":      # every held-out utterance of a whole run, so that old and new weights are tried with the same
+                s.after, s.counts, s.share = [*s.after, *(str(a) for pair in s.counts.items() for a in pair)], {}, "--share"
             s.after = [*s.after, *(["--rate", str(GENTLE[s.name])] if s.name in GENTLE else [])]
             s.needs = tuple(dict.fromkeys("start" if n in ENCODERS else n for n in s.needs))
     return every

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import features, modules
-from ..train import flow as train_flow, vocoder as train_vocoder
+from ..train import flow as train_flow, trainer, vocoder as train_vocoder
 from . import more, synth, tokenise
 
 
@@ -40,7 +40,7 @@ def main():
     prompts = {style: max((d for d in shorts if d["style"] == style), key=lambda d: len(d["codes"])) for style in ("neutral", "happy")}
     vector = train_flow.speaker_encoder(args.work)
     replies = [d for d in replies + more.load(args.work, "replies") if 20 <= len(d["codes"]) <= 220 and d["style"] != "sing"]
-    load_net = lambda net, name: (net.load_state_dict(torch.load(f"{args.work}/state/{name}.pt", weights_only=False)["nets"]["net"]), net.eval())[1]
+    load_net = lambda net, name: (net.load_state_dict(trainer.weights(args.work, name)), net.eval())[1]
     flow, hift = load_net(modules.Flow(**train_flow.SHAPE), "flow"), load_net(modules.HiFT(**train_vocoder.SHAPE), "vocoder")
     tokeniser, out = tokenise.Tokeniser(args.work), []
     for d in rng.sample(replies, min(args.count, len(replies))):

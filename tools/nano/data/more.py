@@ -4,7 +4,7 @@ replies: sentences in the target voice for train.tts and train.flow, words befor
 sentences mixed from the domain's words, in turn one around every word, so that none is known from one sentence alone, some of those happy and
 sung; last, sentences of the domain that the first data set does not hold. questions: users in many voices for train.lm, half with more noise than the first data
 set, half through channels (tools.nano.data.channel), some about numbers that are easily mistaken.
-Keeps codes, and of fixed and mixed replies mel and speaker features. Writes `WORK/more/NNNN.pkl` and `WORK/heard/NNNN.pkl`; a shard that exists is kept.
+Keeps codes, of fixed and mixed replies mel and speaker features, of fixed, happy and sung ones the wave. Writes `WORK/more/NNNN.pkl` and `WORK/heard/NNNN.pkl`; a shard that exists is kept.
 """
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _work(task):
                 keep.update(fixed=True)
             if voiced:
                 keep.update(mel22=d["mel22"], speaker=d["speaker"])
-                if r["style"] in ("happy", "sing"):
+                if fixed or r["style"] in ("happy", "sing"):
                     keep.update(f0=d["f0"], wave22=d["wave22"])
             out.append(keep)
     with open(path + ".tmp", "wb") as f:

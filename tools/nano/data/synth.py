@@ -1,8 +1,8 @@
-"""Speaks the domain with free synthesisers: `python -m tools.nano.data.synth WORK [--jobs 2] [--users 11000] [--replies 6000]`.
+"""Speaks the domain with free synthesisers: `python -m tools.nano.data.synth WORK [--jobs 2] [--users 11000] [--replies 6000] [--share 1.0]`.
 
 Writes shards `WORK/speech/NNNN.npz` (int16 samples at the source rate, one concatenated array) + `NNNN.json` (one record per
 utterance: text, split, voice, style, offset, samples, rate, phone end times). A shard that exists is kept, so a run can be
-interrupted and continued. Voices and their licences are listed in `models/nano/README.md`.
+interrupted and continued. With a `share` the held-out utterances stay the same, all of them, and so many of the others are left. Voices and their licences are listed in `models/nano/README.md`.
 """
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ VARIANTS = (["", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f5
             "adam Alex Alicia Andrea antonio aunty belinda benjamin caleb david ed Gene Hugo linda marcelo max michael mike pablo paul "
             "pedro rob robert steph travis victor zac anika norbert shelby sandro grandma".split())
 VARIANTS_UNSEEN = ["f4", "m5", "klatt4", "Andy", "Lee", "quincy"]
+HELD_OUT = ("test", "unseen", "reply_test")
 SHARD = 120
 
 
@@ -43,8 +44,8 @@ def voice(rng: random.Random, engine: str, unseen: bool = False) -> dict:
     return dict(engine="festival", voice={"kal": "kal_diphone", "ked": "ked_diphone", "slt": TARGET}[engine])
 
 
-def plan(users: int, replies: int) -> list[dict]:
-    """The list of utterances; a function of the two counts alone."""
+def plan(users: int, replies: int, share: float = 1.0) -> list[dict]:
+    """The list of utterances; a function of the arguments alone. The held-out ones do not depend on `share`, which is a part of the others."""
     rng = random.Random(20261)
     words = sorted({w.split("(")[0] for w in (line.split()[0] for line in open("/usr/share/pocketsphinx/model/en-us/cmudict-en-us.dict"))
                     if re.fullmatch(r"[a-z]{3,9}", w)})
@@ -89,8 +90,10 @@ def plan(users: int, replies: int) -> list[dict]:
     for style, text, engine in (("sing", domain.STYLES["sing"][1], "slt"), ("happy", domain.STYLES["happy"][1], "slt"),
                                 ("neutral", "the sky is blue.", "slt"), ("neutral", "the sky is blue.", "kal")):
         jobs.append(dict(text=text, kind="reply", style=style, split="reply", **voice(rng, engine)))
+    kept = {id(j) for j in jobs[-4:]}
     rng.shuffle(jobs)
-    return jobs
+    choice = random.Random(20262)
+    return [j for j in jobs if j["split"] in HELD_OUT or id(j) in kept or choice.random() < share]
 
 
 def _flite_ends(text: str):
@@ -185,10 +188,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--users", type=int, default=11000)
     parser.add_argument("--replies", type=int, default=6000)
+    parser.add_argument("--share", type=float, default=1.0, help="of what training may hear")
     args = parser.parse_args()
     folder = f"{args.work}/speech"
     os.makedirs(folder, exist_ok=True)
-    jobs = plan(args.users, args.replies)
+    jobs = plan(args.users, args.replies, args.share)
     tasks = [(f"{folder}/{k:04d}", jobs[i:i + SHARD]) for k, i in enumerate(range(0, len(jobs), SHARD))]
     todo = [t for t in tasks if not os.path.exists(t[0] + ".json")]
     started, count, seconds = time.time(), 0, 0.0

@@ -14,7 +14,7 @@ import torch
 
 from .. import features, modules
 from ..data import domain, prepare, synth, tokenise
-from ..train import flow as train_flow, lm as train_lm, speaker as train_speaker, vocoder as train_vocoder
+from ..train import flow as train_flow, trainer, vocoder as train_vocoder
 from . import sphinx
 from .runtime import at16, say
 
@@ -30,18 +30,14 @@ def texts_of(count):
 
 
 class Stages:
-    def __init__(self, work):
-        load = lambda net, name: (net.load_state_dict(torch.load(f"{work}/state/{name}.pt", weights_only=False)["nets"]["net"]), net.eval())[1]
+    """Codes -> mel -> wave behind Clara's recording, with the trained weights of `stages`; the others are None."""
+
+    def __init__(self, work, stages=("flow", "vocoder")):
+        load = lambda net, name: (net.load_state_dict(trainer.weights(work, name)), net.eval())[1] if name in stages else None
         self.flow, self.hift = load(modules.Flow(**train_flow.SHAPE), "flow"), load(modules.HiFT(**train_vocoder.SHAPE), "vocoder")
         self.tokeniser = tokenise.Tokeniser(work)
-        waves, _ = train_lm.served_voices(work)
-        wave = torch.from_numpy(waves["Clara"].astype(np.float32) / 32768)
-        wave16 = features.resample(wave, 22050, 16000)
-        self.prompt = self.tokeniser.wave(features.trim(features.peak_normalise(wave16)))
-        self.said = features.vocoder_mel(wave[None])[0].T[None, :self.flow.frames(len(self.prompt))]
-        bank = features.fbank(wave16, "povey", 1.0)
-        with torch.no_grad():
-            self.vector = load(modules.CamPlus(**train_speaker.SHAPE), "speaker")((bank - bank.mean(0))[None])
+        prompt = train_flow.served_prompts(work)[synth.TARGET]
+        self.prompt, self.vector, self.said = prompt["codes"], prompt["vector"][None], torch.from_numpy(prompt["mel22"]).T[None]
 
     @torch.no_grad()
     def sound(self, mel):

@@ -60,11 +60,7 @@ class Data:
         for d in self.replies:
             if len(d["codes"]) <= PROMPT_CODES_MAX and d["style"] == "neutral":
                 self.by_voice.setdefault(d["voice"], []).append(d)
-        self.prompt_waves, self.prompts = served_voices(work) or self.choose_voices()
-        tokeniser = tokenise.Tokeniser(work)
-        for name, d in self.prompts.items():      # as the engine tokenises a voice prompt: trimmed
-            wave = features.resample(torch.from_numpy(self.prompt_waves[name].astype(np.float32) / 32767), 22050, 16000)
-            self.prompts[name] = dict(text=d["text"], voice=d["voice"], codes=tokeniser.wave(features.trim(features.peak_normalise(wave))))
+        self.prompt_waves, self.prompts = voices(work, self.replies)
         for d in everything:
             d.pop("wave22", None)
         self.slt = [d for d in self.replies if d["voice"] == synth.TARGET]
@@ -72,15 +68,6 @@ class Data:
         self.more = [d for d in more.load(work, "replies") if 5 < len(d["codes"]) < 260]
         own = [d for d in again.load(work) if d["codes"]]
         self.spoken = self.replies + self.more + own * (len(self.more) // max(1, len(own)))      # what the model itself may say; its own voice in two fifths
-
-    def choose_voices(self):
-        """The voices' recordings, chosen from the data: the longest short one of each, the song, and one that sounds happy."""
-        prompts = {name: max(self.by_voice[v], key=lambda d: len(d["codes"])) for name, v in SPEAKERS.items()}
-        sung = [d for d in self.replies if d["style"] == "sing" and d["voice"] == synth.TARGET]
-        prompts["Clara哼唱"] = min(sung, key=lambda d: len(d["codes"]))
-        happy = [d for d in self.replies if d["style"] == "happy" and d["voice"] == synth.TARGET and len(d["codes"]) <= PROMPT_CODES_MAX]
-        prompts["Clara高兴1"] = max(happy, key=lambda d: len(d["codes"]))
-        return {name: d["wave22"] for name, d in prompts.items()}, prompts
 
     def system(self):
         return [{"role": "system", "content": text.PROMPTS["chat"]}] if self.rng.random() < 0.85 else []
@@ -147,6 +134,26 @@ class Data:
         system = p["sys_prompt_for_vocal"] if sing else p["sys_prompt_with_spk"].replace("{}", name) if name else p["sys_prompt_wo_spk"]
         ids = self.tok.tts(system, prompt["text"], prompt["codes"][:PROMPT_CODES_MAX // 5 * 5], domain.TAG[d["style"]] + d["text"])
         return ids, [self.tok.audio + c for c in d["codes"]] + [text.EOT]
+
+
+def choose_voices(replies):
+    """The voices' recordings, chosen from the data: the longest short one of each, the song, and one that sounds happy."""
+    of = lambda voice, style: [d for d in replies if d["voice"] == voice and d["style"] == style]
+    short = lambda rows: max((d for d in rows if len(d["codes"]) <= PROMPT_CODES_MAX), key=lambda d: len(d["codes"]))
+    prompts = {name: short(of(v, "neutral")) for name, v in SPEAKERS.items()}
+    prompts["Clara哼唱"] = min(of(synth.TARGET, "sing"), key=lambda d: len(d["codes"]))
+    prompts["Clara高兴1"] = short(of(synth.TARGET, "happy"))
+    return {name: d["wave22"] for name, d in prompts.items()}, prompts
+
+
+def voices(work, replies):
+    """-> waves at 22.05 kHz (int16) and prompts (text, voice, codes) by the name they are served under. replies: what to choose from, with waves."""
+    waves, prompts = served_voices(work) or choose_voices(replies)
+    tokeniser = tokenise.Tokeniser(work)
+    for name, d in prompts.items():      # as the engine tokenises a voice prompt: trimmed
+        wave = features.resample(torch.from_numpy(waves[name].astype(np.float32) / 32767), 22050, 16000)
+        prompts[name] = dict(text=d["text"], voice=d["voice"], codes=tokeniser.wave(features.trim(features.peak_normalise(wave))))
+    return waves, prompts
 
 
 def served_voices(work):

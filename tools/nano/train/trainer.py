@@ -14,6 +14,12 @@ import numpy as np
 import torch
 
 
+def weights(work: str, name: str, net: str = "net") -> dict:
+    """Weights of a stage: those that the judge liked best, or the last ones where nobody judged."""
+    state = torch.load(f"{work}/state/{name}.pt", weights_only=False)
+    return state["extra"].get("best", state["nets"][net])
+
+
 def load_features(work: str, splits=None) -> list[dict]:
     data = []
     for path in sorted(glob.glob(f"{work}/features/*.pkl")):
@@ -90,6 +96,20 @@ class Run:
             left = (self.budget - self.used) / 60
             print(f"{self.name} step {self.steps} {' '.join(f'{k} {v:.3f}' for k, v in self.averages.items())}, {left:.1f} core-min left", flush=True)
             self.note(dict(self.averages))
+
+    def judge(self, ear, net):
+        """Keeps the weights with the lowest error of the judge for `weights`; training goes on from the last ones. Listening is not charged to the budget."""
+        error = ear.error(net)
+        self._mark = time.process_time()
+        if error is None:
+            return
+        best = self.extra.get("error", float("inf"))
+        self.note(dict(judge=error))
+        print(f"{self.name} step {self.steps}: judged {error:.4f}, best before {best:.4f}", flush=True)
+        if error <= best:
+            self.extra["error"] = error
+            self.extra["best"] = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        self.save()
 
     def note(self, figures: dict):
         with open(self.log_path, "a") as f:
