@@ -14,7 +14,6 @@
 #include "common/http/server.hpp"
 #include "common/service/host.hpp"
 #include "kernels/gemv/gemv.hpp"
-#include "services/cli/local_engine.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;

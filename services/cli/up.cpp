@@ -1,6 +1,5 @@
 #include "services/cli/up.hpp"
 
-#include <ATen/Parallel.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
@@ -11,14 +10,8 @@
 
 #include "common/base/mapped_file.hpp"
 #include "common/service/process/supervisor.hpp"
-#include "services/cli/topology.hpp"
-#include "services/context/definition.hpp"
-#include "services/controller/definition.hpp"
-#include "services/gateway/definition.hpp"
-#include "services/llm/definition.hpp"
-#include "services/tokenizer/definition.hpp"
-#include "services/tts/definition.hpp"
-#include "services/vad/definition.hpp"
+#include "services/cli/engine.hpp"
+#include "services/cli/plan.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
@@ -26,11 +19,6 @@ namespace process = service::process;
 using nlohmann::json;
 
 namespace {
-
-std::vector<service::Definition> definitions() {
-  return {vad::definition(),     tokenizer::definition(),  llm::definition(),    tts::definition(),
-          context::definition(), controller::definition(), gateway::definition()};
-}
 
 /// @param port  of the first gateway, when the options leave it open
 std::string ready_line(const UpOptions& o, int port) {
@@ -59,65 +47,6 @@ std::string examples(const UpOptions& o, int port, const std::string& clients) {
 /// Where another gateway listens.
 std::string also_line(const UpOptions& o, int port) {
   return fmt::format("also: ws://{}:{}/v1/dialogue", o.listen.substr(0, o.listen.rfind(':')), port);
-}
-
-/// When children that are stopped or hung are killed; key `supervisor` of a file with instances.
-struct SupervisorConfig {
-  int stopped_seconds_max = 10;
-  int hung_seconds_max = 10;
-  template <class V>
-  void fields(V&& v) {
-    v("stopped_seconds_max", stopped_seconds_max);
-    v("hung_seconds_max", hung_seconds_max);
-  }
-  std::vector<config::Problem> problems(const std::string& path) const {
-    std::vector<config::Problem> out;
-    config::expect_range(out, path + ".stopped_seconds_max", stopped_seconds_max, 0, 3600);
-    config::expect_range(out, path + ".hung_seconds_max", hung_seconds_max, 0, 3600);
-    return out;
-  }
-  process::RestartLimits limits() const {
-    return {.stopped_max = std::chrono::seconds(stopped_seconds_max),
-            .hung_max = std::chrono::seconds(hung_seconds_max)};
-  }
-};
-
-/// Everything a process or its children run.
-struct Plan {
-  json list;
-  std::vector<service::Instance> instances;
-  SupervisorConfig supervisor;
-};
-
-/// All problems at once.
-Result<Plan> read_plan(const UpOptions& options, const Places& places) {
-  Plan out;
-  std::vector<config::Problem> problems;
-  if (options.config.empty()) {
-    out.list = topology(options, places);
-  } else {
-    PARLANDO_TRY(auto object, config::load_file(options.config));
-    if (!object.contains("instances") || !object["instances"].is_array())
-      return fail(Errc::invalid_argument, "'{}' has no list 'instances'", options.config);
-    out.list = object["instances"];
-    if (object.contains("supervisor"))
-      out.supervisor = config::read<SupervisorConfig>(object["supervisor"], "supervisor", problems);
-  }
-  const auto known = definitions();
-  auto text = problems.empty() ? std::string() : config::to_text(problems);
-  for (std::size_t n = 0; n < out.list.size(); ++n) {
-    auto instance = service::read_instance(out.list[n], fmt::format("instances[{}]", n), known);
-    if (instance)
-      out.instances.push_back(*std::move(instance));
-    else
-      text += (text.empty() ? "" : "\n") + instance.error().message;
-  }
-  if (out.list.empty()) text += "instances is empty, expected one at least";
-  for (const auto& instance : out.instances)
-    if (const auto keys = service::socket_options(instance.wire, SteadyClock().now()); !keys)
-      text += (text.empty() ? "" : "\n") + fmt::format("{}: {}", instance.role, keys.error().message);
-  if (!text.empty()) return fail(Errc::invalid_argument, "{}", text);
-  return out;
 }
 
 /// Names of instances, kept over a file that is read again: who binds the same endpoint in the same role is the same
@@ -323,7 +252,39 @@ class RunFolder {
 };
 
 /// The engine in this process, until SIGTERM or SIGINT.
-Result<int> run_here(const UpOptions& options, const Plan& plan);
+Result<int> run_here(const UpOptions& options, const Plan& plan) {
+  service::block_signals();
+  PARLANDO_TRY(const auto engine, Engine::start(plan.instances, options.threads));
+  // Ready when every service says so; the first reason that stands is told once.
+  std::string told;
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  bool ready = false;
+  while (true) {
+    std::string why;
+    const bool all = engine->ready(&why);
+    if (all && !ready) {
+      ready = true;
+      const auto* front = engine->front();
+      const int port = front != nullptr ? front->listening_port() : 0;
+      std::cout << ready_line(options, port) << std::endl;
+      if (options.page && port != 0) std::cout << examples(options, port, front->endpoint()) << std::endl;
+    } else if (!all && why != told) {
+      told = why;
+      std::cout << "waiting: " << why << std::endl;
+    }
+    const timespec wait{0, ready ? 500'000'000 : 100'000'000};
+    if (sigtimedwait(&set, nullptr, &wait) > 0) break;
+  }
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!engine->drain() && std::chrono::steady_clock::now() < until) {
+    const timespec wait{0, 50'000'000};
+    if (sigtimedwait(&set, nullptr, &wait) > 0) break;
+  }
+  return 0;
+}
 
 }  // namespace
 
@@ -360,57 +321,5 @@ Result<int> up(const UpOptions& options) {
   service::block_signals();
   return supervise(options, plan, folder.path(), places);
 }
-
-namespace {
-
-Result<int> run_here(const UpOptions& options, const Plan& plan) {
-  service::block_signals();
-  const auto known = definitions();
-  at::set_num_threads(options.threads);
-  service::Runtime runtime;
-  std::vector<std::unique_ptr<service::Host>> hosts;
-  service::Host* front = nullptr;
-  for (const auto& instance : plan.instances) {
-    const auto& definition =
-        *std::find_if(known.begin(), known.end(), [&](const auto& d) { return d.name == instance.service; });
-    PARLANDO_TRY(auto core, service::make_core(definition, instance));
-    PARLANDO_TRY(auto host, service::Host::start(runtime, instance.role, instance.wire, std::move(core)));
-    if (instance.service == "gateway") front = host.get();
-    hosts.push_back(std::move(host));
-  }
-  // Ready when every service says so; the first reason that stands is told once.
-  std::string told;
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  bool ready = false;
-  while (true) {
-    std::string why;
-    const bool all = std::all_of(hosts.begin(), hosts.end(), [&](const auto& h) { return h->ready(&why); });
-    if (all && !ready) {
-      ready = true;
-      const int port = front != nullptr ? front->listening_port() : 0;
-      std::cout << ready_line(options, port) << std::endl;
-      if (options.page && port != 0) std::cout << examples(options, port, front->endpoint()) << std::endl;
-    } else if (!all && why != told) {
-      told = why;
-      std::cout << "waiting: " << why << std::endl;
-    }
-    const timespec wait{0, ready ? 500'000'000 : 100'000'000};
-    if (sigtimedwait(&set, nullptr, &wait) > 0) break;
-  }
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  // Front ends first: a service may be needed until nobody is left who could ask.
-  auto drained = [&] { return std::all_of(hosts.rbegin(), hosts.rend(), [](const auto& h) { return h->drain(); }); };
-  while (!drained() && std::chrono::steady_clock::now() < until) {
-    const timespec wait{0, 50'000'000};
-    if (sigtimedwait(&set, nullptr, &wait) > 0) break;
-  }
-  while (!hosts.empty()) hosts.pop_back();
-  return 0;
-}
-
-}  // namespace
 
 }  // namespace parlando::cli

@@ -42,12 +42,23 @@ with tempfile.TemporaryDirectory() as folder:
         if code == 0:
             with wave.open(str(folder / "a.wav")) as f:
                 check(f"wav of {name}", f.getframerate() == 22050 and abs(f.getnframes() / 22050 - answer["audio_seconds"]) < 0.01)
-            check(f"stages of {name}", 0 < answer["stages"]["vad_ms"] < answer["stages"]["tokenizer_ms"] < answer["stages"]["text_ms"] < answer["first_audio_ms"])
+            stages, trace = answer["stages"], answer["trace"]
+            check(f"stages of {name}", 0 < stages["vad_ms"] < stages["tokenizer_ms"] < stages["first_text_ms"] <= stages["text_ms"] <= stages["total_ms"], stages)
+            check(f"sound of {name}", stages["first_text_ms"] < answer["first_audio_ms"] <= stages["total_ms"] and stages["first_audio_ms"] == answer["first_audio_ms"], stages)
+            names = [part["name"] for part in trace["parts"]]
+            check(f"parts of {name}", names[0] == "decision" and names[-1] == "first_audio" and abs(sum(p["ms"] for p in trace["parts"]) - trace["total_ms"]) < 2, trace)
     check("transcripts", right >= len(questions) - 1, f"{right} of {len(questions)}")
     code, answer, _ = talk("--text", "what time is it", "-o", folder / "b.wav")
     check("a tool call is made and spoken about", code == 0 and [c["name"] for c in answer["tool_calls"]] == ["get_time"] and answer["reply"].startswith("it is"), answer)
     first, second = (talk(NANO / "questions/seven_plus_nine.wav", "-o", folder / f"{i}.wav")[0] for i in range(2))
     check("the same question and seed give the same bytes", (folder / "0.wav").read_bytes() == (folder / "1.wav").read_bytes(), f"{first} {second}")
+
+    # The parts are drawn, and what a person would have waited for is measured in real time: the silence that decides is waited for.
+    code, out, err = run("talk", NANO / "questions/seven_plus_nine.wav", "--trace")
+    check("the parts of a turn are drawn", code == 0 and all(word in out for word in ("decision", "first_audio", "sum", "█")), out + err)
+    code, answer, err = talk(NANO / "questions/seven_plus_nine.wav", "--live")
+    parts = {part["name"]: part["ms"] for part in answer.get("trace", {}).get("parts", [])}
+    check("live", code == 0 and answer["reply"] and "decision" in parts and answer["trace"]["total_ms"] >= 300 and answer["stages"]["vad_ms"] > 1500, f"{code} {answer} {err}")
 
     # Formats and rates: the same question at 44.1 kHz stereo FLAC and 8 kHz-free OGG.
     for name, effects in (("q.flac", ["-r", "44100", "-c", "2"]), ("q.ogg", ["-r", "24000"])):
@@ -88,6 +99,42 @@ with tempfile.TemporaryDirectory() as folder:
     check("a bad line does not end a batch", code == 1 and "2 made, 0 skipped, 1 failed" in out and "line 2" in err, out + err)
     code, out, _ = run("tts", "--batch", folder / "batch.jsonl", "--out-dir", folder / "b")
     check("a batch resumes", "0 made, 2 skipped, 1 failed" in out, out)
+
+    check("offline", abs(seconds("the sky is blue.", "--offline") - plain) < 0.1 * plain, plain)
+    (folder / "clones.jsonl").write_text("\n".join(json.dumps(line) for line in (
+        {"text": "grass is green.", "speaker": "me", "prompt_text": questions["seven_plus_nine.wav"], "wav_path": str(NANO / "questions/seven_plus_nine.wav"), "output": "one.wav"},
+        {"text": "snow is white.", "speaker": "you", "prompt_text": "x", "wav_path": str(folder / "silent.wav"), "output": "two.wav"})))
+    code, out, err = run("clone", "--batch", folder / "clones.jsonl", "--out-dir", folder / "clones")
+    check("a recording that is no voice does not end a batch", code == 1 and "1 made, 0 skipped, 1 failed" in out and "voice 'you' is silent" in err, out + err)
+    check("a text that is empty", run("tts", "", "-o", folder / "x.wav")[0] == 4)
+
+    # Questions with history, in a batch, in text alone.
+    (folder / "talk.jsonl").write_text("\n".join(json.dumps(line) for line in (
+        {"text": "what is three plus four", "history": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello."}]},
+        {"wav": str(folder / "silent.wav")}, {"text": "x", "history": [7]}, {"wav": str(NANO / "questions/seven_plus_nine.wav")})))
+    code, out, err = run("talk", "--batch", folder / "talk.jsonl", "--no-speech")
+    answers = [json.loads(line) for line in out.splitlines()]
+    check("a batch of questions", code == 1 and [a["line"] for a in answers] == [1, 2, 3, 4] and answers[0]["reply"] and answers[0]["audio_seconds"] == 0 and answers[3]["transcript"], out + err)
+    check("errors of a batch", [answers[i]["error"]["code"] for i in (1, 2)] == ["no_speech", "invalid_argument"], answers)
+
+    # Another engine that runs: the same commands are its clients.
+    with subprocess.Popen([PARLANDO, "serve", "--listen", "127.0.0.1:0", "--store", ":memory:"], stdout=subprocess.PIPE, text=True) as serve:
+        endpoint = page = None
+        for line in serve.stdout:
+            page = line.split()[-1] if line.startswith("ready: ") else page
+            if "ZeroMQ clients" in line:
+                endpoint = line.split()[-1]
+                break
+        code, answer, err = talk(NANO / "questions/seven_plus_nine.wav", "--connect", endpoint)
+        check("talk to an engine that runs", code == 0 and answer["reply"] and answer["audio_seconds"] > 0.3, f"{code} {answer} {err}")
+        check("tts by an engine that runs", abs(seconds("the sky is blue.", "--connect", endpoint) - plain) < 0.1 * plain)
+        code, answer, err = talk("--text", "hi", "--connect", page)
+        check("the page is no engine's endpoint", code == 4 and "ZeroMQ endpoint" in err, f"{code} {err}")
+        check("a recording of a voice is for an engine of one's own", run("clone", "x", "--wav-path", NANO / "questions/seven_plus_nine.wav", "--connect", endpoint)[0] == 4)
+        serve.terminate()
+        serve.stdout.read()
+    code, _, err = run("talk", "--text", "hi", "--connect", f"ipc://{folder}/nobody")
+    check("nobody is there", code == 1 and "no gateway has answered" in err, f"{code} {err}")
 
     code, out, _ = run("tokenize", NANO / "questions/seven_plus_nine.wav", "--json")
     codes = json.loads(out)["codes"]
