@@ -32,6 +32,14 @@ clients: build ## run all stock clients against the engine, the large ones too (
 	@tools/setup.sh --clients
 	@python3 tests/services/realtime_clients_test.py $(BUILD)/bin .
 
+images: build ## container images of all services in build/images (docker, podman or buildah; ENGINE=…)
+	@tools/setup.sh --images
+	@deploy/images.py --bin $(BUILD)/bin --out $(BUILD)/images $(if $(ENGINE),--engine $(ENGINE))
+
+sbom: build ## what the images are made of, as CycloneDX: build/images/*.cdx.json
+	@tools/setup.sh --images
+	@deploy/images.py --bin $(BUILD)/bin --out $(BUILD)/images --trees
+
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
 	@$(MAKE) -s sanitized PRESET=asan GROUP=light
 
@@ -69,4 +77,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test clients asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build run serve test clients images sbom asan tsan sanitized bench nano format check tidy

@@ -3,6 +3,7 @@
 #   tools/setup.sh [--nano]     --nano also installs what training and evaluating the nano model needs
 #   tools/setup.sh --test       what only the tests need: servers that the engine talks to, clients of other people (in .deps/clients)
 #   tools/setup.sh --check      only what `make check` and `make format` need, in .deps/
+#   tools/setup.sh --images     what `make images` needs: patchelf, and buildah where there is no docker and no podman
 #   tools/setup.sh --clients    also the larger of the clients that tests run against the gateway
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -58,14 +59,24 @@ fi
 free_kb=$(df -Pk . | awk 'NR==2{print $4}')
 [ "$free_kb" -gt 5000000 ] || [ -d .deps/venv ] || fail "only $((free_kb / 1024)) MiB are free here; the build needs about 5 GiB"
 
+if [ "${1:-}" = --images ]; then
+  engine=buildah
+  for e in docker podman; do command -v $e >/dev/null && $e info >/dev/null 2>&1 && engine=""; done
+  install_packages binutils patchelf $engine
+  exit 0
+fi
+
 if [ "${1:-}" = --test ]; then
   install_packages $(grep -v '^#' tests/packages.txt)
-  stamp=.deps/stamp-test-$(cat tests/requirements.txt tools/clients_requirements.txt | sha256sum | cut -c1-16)
+  stamp=.deps/stamp-test-$(cat tests/requirements.txt tools/clients_requirements.txt tests/deploy/requirements.txt | sha256sum | cut -c1-16)
   [ -f "$stamp" ] && exit 0
   make_venv
   step "installing what the tests of the client packages need"
   $pip install -r tests/requirements.txt || fail "pip could not install tests/requirements.txt; is there a network?"
   install_clients tools/clients_requirements.txt
+  [ -x .deps/deploy/bin/pip ] || "$python" -m venv .deps/deploy || fail "python3 -m venv failed"
+  step "installing the schemas that manifests and lists of parts are checked with"
+  .deps/deploy/bin/pip --disable-pip-version-check -q install -r tests/deploy/requirements.txt || fail "pip could not install tests/deploy/requirements.txt; is there a network?"
   rm -f .deps/stamp-test-*
   touch "$stamp"
   exit 0

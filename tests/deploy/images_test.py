@@ -1,0 +1,257 @@
+"""Makes the trees of all images, looks at what is in them, and starts them as a container runtime would: as their user, with a read-only root and
+without capabilities; then somebody talks through them.
+
+`images_test.py BUILD_DIR SOURCE_DIR [--bin DIR …]`. Exit code 77 where namespaces of our own are not allowed. With an engine (docker, podman,
+buildah) one image is really built, twice, and its configuration looked at.
+"""
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("build", type=pathlib.Path)
+parser.add_argument("source", type=pathlib.Path)
+parser.add_argument("--bin", action="append", type=pathlib.Path)
+a = parser.parse_args()
+sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "deploy")]
+import sandbox  # noqa: E402
+from checks import check, finish  # noqa: E402
+
+why = sandbox.enter()
+if why:
+    print(why)
+    sys.exit(77)
+import images  # noqa: E402
+import keys  # noqa: E402
+from engine import pcm  # noqa: E402
+from ws import WebSocket  # noqa: E402
+
+LIGHT = {"parlando-gateway", "parlando-controller", "parlando-vad", "parlando-context"}
+KEY = "key-of-these-tests"
+READY_SECONDS = 180
+GRACE_SECONDS = 60
+bins = [str(b) for b in a.bin or [a.build / "bin"]]
+
+
+def make(out, *words):
+    done = subprocess.run([sys.executable, a.source / "deploy/images.py", *[w for b in bins for w in ("--bin", b)], "--out", out, *words], capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stdout + done.stderr)
+        sys.exit(1)
+    return done.stdout
+
+
+def fingerprint(*trees):
+    out = hashlib.sha256()
+    for tree in trees:
+        for path in sorted(tree.rglob("*")):
+            stat = path.lstat()
+            out.update(f"{path.relative_to(tree)} {stat.st_mode} {stat.st_mtime_ns} {stat.st_uid}".encode())
+            out.update(os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b"")
+    return out.hexdigest()
+
+
+def look_at_elf(name, file):
+    head = subprocess.run(["readelf", "-hld", file], capture_output=True, text=True).stdout
+    check(f"{name} is position-independent", "DYN (" in head, "not DYN")
+    check(f"{name} has read-only relocations", "GNU_RELRO" in head, "no GNU_RELRO")
+    check(f"{name} has a stack without code", re.search(r"GNU_STACK.*\n?.*RWE", head) is None, "GNU_STACK is RWE")
+    paths = re.findall(r"(?:RPATH|RUNPATH)\).*\[(.*)\]", head)
+    check(f"{name} finds libraries in the image alone", all(p == images.PRIVATE for p in paths), str(paths))
+
+
+def look_at(name, libraries, tree):
+    listed = {c["name"]: c["hashes"][0]["content"] for c in json.loads((tree / "usr/share/doc/parlando/sbom.cdx.json").read_text())["components"] if c["type"] == "file"}
+    there = {"/" + p.relative_to(t).as_posix(): p for t in (libraries, tree) for p in t.rglob("*") if p.is_file() and not p.is_symlink()}
+    unlisted = [p for p in there if not p.startswith(("/usr/share/doc/", "/var/lib/dpkg/")) and p not in listed]
+    check(f"{name}: its list has every file", not unlisted, str(unlisted[:3]))
+    program = next(p for p in there if p.startswith("/usr/bin/") and p != "/usr/bin/parlando-pod" or name == "parlando-models-nano" and p.startswith("/usr/bin/"))
+    check(f"{name}: the list's digests are true", listed.get(program) == images.digest(there[program]), program)
+    check(f"{name} has nothing setuid or writable by others", not any(p.stat().st_mode & 0o6022 for p in there.values()), "")
+    if name in LIGHT:
+        check(f"{name} has no shell", not any(images.SHELLS.search(p) for p in there), "")
+    look_at_elf(name, there[program])
+
+
+def cyclonedx(file):
+    """Against the schema of the standard, where its package is installed (tools/setup.sh --test)."""
+    python = a.source / ".deps/deploy/bin/python"
+    if not python.exists():
+        print("the lists of parts are not compared with the CycloneDX schema: tools/setup.sh --test installs it")
+        return
+    text = ("import sys; from cyclonedx.validation.json import JsonStrictValidator; from cyclonedx.schema import SchemaVersion\n"
+            "error = JsonStrictValidator(SchemaVersion.V1_5).validate_str(open(sys.argv[1]).read()); print(error or 'valid')")
+    done = subprocess.run([python, "-c", text, file], capture_output=True, text=True)
+    check(f"{file.name} is CycloneDX", done.stdout.strip() == "valid", (done.stdout + done.stderr)[-500:])
+
+
+ROLES = {"vad": ("parlando-vad", {"weights": "/usr/share/parlando/silero-vad/silero_vad.safetensors"}),
+         "tokenizer": ("parlando-tokenizer", {"model": "/models/nano/Step-Audio-Tokenizer"}),
+         "llm-chat": ("parlando-llm", {"model": "/models/nano/Step-Audio-Chat"}),
+         "llm-tts": ("parlando-llm", {"model": "/models/nano/Step-Audio-TTS-3B"}),
+         "tts": ("parlando-tts", {"model": "/models/nano/Step-Audio-TTS-3B"}),
+         "context": ("parlando-context", {"store": "/data/context.sqlite"}),
+         "controller": ("parlando-controller", {"tools": "demo", "history_turns": 1, "commit_queue_file": "/data/commits"}),
+         "gateway": ("parlando-gateway", {"page": "/usr/share/parlando/page", "questions": "/usr/share/parlando/questions", "keys_file": "/etc/parlando/keys/api_keys"})}
+
+
+def instance(role, addresses):
+    core = dict(ROLES[role][1])
+    if role == "gateway":
+        core["listen"] = f"{addresses[role]}:7860"
+    curve = {"secret_key_file": "/etc/parlando/keys/secret_key", "public_key_file": "/etc/parlando/keys/public_key", "keys_file": "/etc/parlando/keys/callers",
+             "server_key_files": {r: f"/etc/parlando/keys/server-{r}" for r in keys.CALLS[role]}}
+    wire = {"bind": f"tcp://{addresses[role]}:5555", "metrics": f"{addresses[role]}:9100", "curve": curve, "step_limit_ms": 30000, "watchdog_ms": 30000,
+            "connect": {r: [f"tcp://{addresses[r]}:5555"] for r in keys.CALLS[role]}}
+    return {"service": ROLES[role][0].removeprefix("parlando-"), "role": role, "wire": wire, "core": core}
+
+
+def start_all(folder, made, models):
+    """-> {role: (sandbox, address)}"""
+    secrets = folder / "keys"
+    keys.write(secrets / "gateway/api_keys", hashlib.sha256(KEY.encode()).hexdigest() + " tests\n")
+    keys.make(secrets)
+    addresses = {role: f"127.0.0.{10 + i}" for i, role in enumerate(ROLES)}
+    boxes = {}
+    for role in ROLES:
+        config, data = folder / f"{role}-config", folder / f"{role}-data"
+        config.mkdir(), data.mkdir()
+        shutil.copytree(secrets / role, config / "keys")
+        (config / "instance.json").write_text(json.dumps(instance(role, addresses)))
+        if sandbox.real_root():
+            for path in [data, config, *config.rglob("*")]:
+                os.chown(path, sandbox.UID, sandbox.UID)
+        image = ROLES[role][0]
+        volumes = [(config, "/etc/parlando", False), (data, "/data", True), (models, "/models", False)]
+        box = sandbox.Sandbox([f"/usr/bin/{image}", "--config", "/etc/parlando/instance.json", "--drain-seconds", "20"], made[image], volumes,
+                              log=open(folder / f"{role}.log", "w"), hostname=role)
+        box.start()
+        boxes[role] = (box, addresses[role])
+    return boxes
+
+
+def wait_ready(box, address):
+    until, said = time.monotonic() + READY_SECONDS, ""
+    while time.monotonic() < until and box.poll() is None:
+        done = box.run("/usr/bin/parlando-pod", "probe", f"{address}:9100/readyz")
+        if done.returncode == 0:
+            return ""
+        said = done.stderr.strip()
+        time.sleep(0.2)
+    return said or f"ended with {box.poll()}"
+
+
+def look_at_process(role, box):
+    status = dict(re.findall(r"^(\w+):\s*(.*)$", pathlib.Path(f"/proc/{box.pid}/status").read_text(), re.M))
+    if sandbox.real_root():
+        check(f"{role} is nobody", status["Uid"].split() == [str(sandbox.UID)] * 4 and status["Gid"].split() == [str(sandbox.UID)] * 4, status["Uid"])
+    for field in ("CapEff", "CapPrm", "CapBnd"):
+        check(f"{role} has no capabilities ({field})", int(status[field], 16) == 0, status[field])
+    check(f"{role} gains no privileges", status["NoNewPrivs"] == "1", status["NoNewPrivs"])
+    root = [line for line in pathlib.Path(f"/proc/{box.pid}/mountinfo").read_text().splitlines() if line.split()[4] == "/"]
+    check(f"{role} has a read-only root", bool(root) and "ro" in root[-1].split(" - ")[1].split()[2].split(",") + root[-1].split()[5].split(","), str(root))
+
+
+def talk(address, source):
+    os.environ["PARLANDO_TEST_KEY"] = KEY
+    ws = WebSocket(address, 7860, "/v1/dialogue", timeout=120)
+    ws.send({"type": "open", "speak": True})
+    sound = pcm(source / "models/nano/questions/capital_of_france.wav")
+    for at in range(0, len(sound), 640):
+        ws.send(sound[at:at + 640])
+    ws.send({"type": "flush"})
+    heard = 0
+    while True:
+        data = ws.receive()
+        if isinstance(data, bytes):
+            heard += len(data)
+            continue
+        event = json.loads(data)
+        if event["type"] in ("turn", "error"):
+            ws.close()
+            return event, heard
+
+
+def configuration(archive):
+    """-> an image's configuration, with the digests of its layers"""
+    with tarfile.open(archive) as tar:
+        manifest = json.load(tar.extractfile("manifest.json"))[0]
+        return json.load(tar.extractfile(manifest["Config"]))
+
+
+def really_build(folder):
+    engine = next((e for e in ("docker", "podman") if shutil.which(e) and subprocess.run([e, "info"], capture_output=True).returncode == 0), shutil.which("buildah"))
+    if not engine:
+        print("no image is built: there is neither docker nor podman nor buildah (tools/setup.sh --images)")
+        return
+    built = []
+    for n in (1, 2):
+        make(folder / f"image-{n}", "--only", "parlando-vad", "--engine", pathlib.Path(engine).name)
+        built.append(configuration(folder / f"image-{n}/parlando-vad.tar"))
+    check("an image is the same when it is built again", built[0] == built[1], str(built))
+    c = built[0]["config"]
+    check("an image runs as nobody", c["User"] == "65532:65532", c["User"])
+    check("an image starts its service", c["Entrypoint"] == ["/usr/bin/parlando-vad"], str(c["Entrypoint"]))
+    check("an image has a health check", c.get("Healthcheck", {}).get("Test", [])[:2] == ["CMD", "/usr/bin/parlando-pod"], str(c.get("Healthcheck")))
+    check("an image names its revision", len(c["Labels"].get("org.opencontainers.image.revision", "")) >= 7, str(c["Labels"]))
+
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="parlando-images-") as folder:
+        folder = pathlib.Path(folder)
+        folder.chmod(0o755)
+        out = folder / "images"
+        print(make(out, "--trees"), end="")
+        names = {i.name: i for i in images.IMAGES}
+        made = {n: (out / ("libraries-models" if i.libraries is images.MODEL_PROGRAMS else f"libraries-{n}"), out / n) for n, i in names.items()}
+        for name, (libraries, tree) in made.items():
+            look_at(name, libraries, tree)
+        cyclonedx(out / "parlando-tts.cdx.json")
+        make(folder / "again", "--trees", "--only", "parlando-context")
+        check("the same programs make the same trees", fingerprint(*made["parlando-context"]) ==
+              fingerprint(folder / "again/libraries-parlando-context", folder / "again/parlando-context"), "parlando-context differs")
+        really_build(folder)
+
+        # The models come from their image, as an init container brings them.
+        models = folder / "models"
+        models.mkdir()
+        if sandbox.real_root():
+            os.chown(models, sandbox.UID, sandbox.UID)
+        for n in (1, 2):
+            box = sandbox.Sandbox(["/usr/bin/parlando-pod", "copy", "/models", "/data"], made["parlando-models-nano"], [(models, "/data", True)], log=sys.stderr)
+            box.start()
+            check(f"the models' image fills a volume ({n})", box.wait(60) == 0, "it failed")
+            box.clean()
+        boxes = start_all(folder, made, models)
+        try:
+            for role, (box, address) in boxes.items():
+                why = wait_ready(box, address)
+                check(f"{role} becomes ready", not why, why + (folder / f"{role}.log").read_text()[-500:])
+                if not why:
+                    look_at_process(role, box)
+            event, heard = talk(boxes["gateway"][1], a.source)
+            check("a question is answered through the images", event["type"] == "turn" and bool(event["assistant"]) and heard > 10000, f"{event} {heard}")
+            for role, (box, _) in reversed(boxes.items()):
+                box.signal(signal.SIGTERM)
+                try:
+                    code = box.wait(GRACE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    code = "nothing"
+                check(f"{role} ends when it is asked to", code == 0, f"{code} {(folder / f'{role}.log').read_text()[-300:]}")
+        finally:
+            for box, _ in boxes.values():
+                box.clean()
+    finish()
+
+
+main()
