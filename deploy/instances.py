@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Prints the configuration of one instance for a deployment: `instances.py ROLE [--where dns|local]`.
+
+compose.yaml, the systemd units and k8s/ all run the same programs with files that this program wrote; `instances.py --write` writes those in the
+repository again, and a test compares them. Where a role is found is all that differs: by the name of a container or headless Service, or on
+this machine by a port.
+"""
+import argparse
+import json
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+CALLS = {"gateway": ["controller"], "controller": ["vad", "tokenizer", "llm-chat", "tts", "context"], "tts": ["llm-tts", "tokenizer"]}
+SERVICE = {"llm-chat": "llm", "llm-tts": "llm"}
+ROLES = ["vad", "tokenizer", "llm-chat", "llm-tts", "tts", "context", "controller", "gateway"]
+PORT, METRICS, HTTP = 5555, 9100, 7860
+LOCAL = {role: 5560 + n for n, role in enumerate(ROLES)}  # ports on one machine; metrics 100 behind
+
+
+def core(role, models="/models", data="/data", share="/usr/share/parlando", keys="/etc/parlando/keys"):
+    nano = f"{models}/nano"
+    return {"vad": {"weights": f"{share}/silero-vad/silero_vad.safetensors"},
+            "tokenizer": {"model": f"{nano}/Step-Audio-Tokenizer"},
+            "llm-chat": {"model": f"{nano}/Step-Audio-Chat"},
+            "llm-tts": {"model": f"{nano}/Step-Audio-TTS-3B"},
+            "tts": {"model": f"{nano}/Step-Audio-TTS-3B"},
+            "context": {"store": f"{data}/context.sqlite"},
+            "controller": {"history_turns": 1, "tools": "demo", "commit_queue_file": f"{data}/commits"},
+            "gateway": {"listen": f"0.0.0.0:{HTTP}", "keys_file": f"{keys}/api_keys", "hosts": ["*"], "page": f"{share}/page", "questions": f"{share}/questions",
+                        "drain_seconds_max": 60}}[role]
+
+
+def instance(role, where="dns", **folders):
+    """@param where  `dns`: names of services; `local`: ports of this machine"""
+    keys = folders.get("keys", "/etc/parlando/keys")
+    called = CALLS.get(role, [])
+    curve = {"secret_key_file": f"{keys}/secret_key", "public_key_file": f"{keys}/public_key", "keys_file": f"{keys}/callers"}
+    if called:
+        curve["server_key_files"] = {r: f"{keys}/server-{r}" for r in called}
+    local = where == "local"
+    wire = {"bind": f"tcp://127.0.0.1:{LOCAL[role]}" if local else f"tcp://*:{PORT}",
+            "metrics": f"127.0.0.1:{LOCAL[role] + 100}" if local else f"0.0.0.0:{METRICS}", "curve": curve}
+    if called:
+        wire["connect"] = {r: [f"tcp://127.0.0.1:{LOCAL[r]}" if local else f"dns:tcp://{r}:{PORT}"] for r in called}
+    out = core(role, **folders)
+    if local and role == "gateway":
+        out |= {"listen": f"127.0.0.1:{HTTP}", "hosts": []}
+    return {"service": SERVICE.get(role, role), "role": role, "wire": wire, "core": out}
+
+
+def files():
+    """-> {file in the repository: its text}"""
+    out = {}
+    def text(value):
+        return json.dumps(value, indent=1) + "\n"
+    for role in ROLES:
+        out[HERE / f"compose/{role}.json"] = text(instance(role))
+        out[HERE.parent / f"k8s/base/config/{role}.json"] = text(instance(role))
+        out[HERE / f"systemd/{role}.json"] = text(instance(role, "local", models="/usr/share/parlando/models", data=f"/var/lib/parlando/{role}", keys=f"/etc/parlando/keys/{role}"))
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("role", nargs="?", choices=ROLES)
+    parser.add_argument("--where", choices=["dns", "local"], default="dns")
+    parser.add_argument("--write", action="store_true", help="write the files of the repository again")
+    parser.add_argument("--check", action="store_true", help="say which of them differ")
+    a = parser.parse_args()
+    if a.write or a.check:
+        different = [str(f) for f, text in files().items() if not f.exists() or f.read_text() != text]
+        if a.write:
+            for file, text in files().items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text)
+        elif different:
+            sys.exit(f"these are not what instances.py writes: {different}")
+    elif a.role:
+        print(json.dumps(instance(a.role, a.where), indent=1))
+    else:
+        parser.error("a role, --write or --check is needed")
+
+
+if __name__ == "__main__":
+    main()

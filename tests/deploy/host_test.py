@@ -1,0 +1,114 @@
+"""One host: compose.yaml, the systemd units, their configurations and the keys. `host_test.py BIN SOURCE_DIR`, by the Python of .deps/deploy."""
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import yaml
+
+bins, source = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+sys.path[:0] = [str(source / "tests/support"), str(source / "deploy")]
+import images  # noqa: E402
+import instances  # noqa: E402
+import keys  # noqa: E402
+from checks import check, finish  # noqa: E402
+
+
+def seconds(text):
+    return int(re.fullmatch(r"(\d+)s", text)[1])
+
+
+def drain_of(words):
+    return int(words[words.index("--drain-seconds") + 1])
+
+
+def check_compose():
+    compose = yaml.safe_load((source / "deploy/compose.yaml").read_text())
+    names = {i.name for i in images.IMAGES}
+    services = compose["services"]
+    check("compose has every role", set(instances.ROLES) | {"models"} == set(services), str(set(services)))
+    for role, s in services.items():
+        image, tag = s["image"].split(":", 1)
+        check(f"{role} has an image of ours", image in names, image)
+        check(f"{role} is read-only, nobody, without rights", s["read_only"] and s["user"] == "65532:65532" and s["cap_drop"] == ["ALL"] and "no-new-privileges:true" in s["security_opt"], str(s))
+        if role == "models":
+            continue
+        check(f"{role} gets its configuration", f"./compose/{role}.json:/etc/parlando/instance.json:ro" in s["volumes"], str(s["volumes"]))
+        check(f"{role} gets its keys alone", [v for v in s["volumes"] if "keys" in v] == [f"./keys/{role}:/etc/parlando/keys:ro"], str(s["volumes"]))
+        check(f"{role} may drain before it is killed", seconds(s["stop_grace_period"]) >= min(drain_of(s["command"]) + 5, 110) or role == "context", str(s["stop_grace_period"]))
+        check(f"{role} is bounded", "mem_limit" in s and "pids_limit" in s, "")
+    check("only the front door is shown", [r for r, s in services.items() if "ports" in s] == ["gateway"], "")
+    check("the front door is shown to this host alone", all(p.startswith("127.0.0.1:") for p in services["gateway"]["ports"]), "")
+    check("the others reach nobody outside", compose["networks"]["core"]["internal"] is True, "")
+
+
+def check_systemd():
+    if not shutil.which("systemd-analyze"):
+        print("the units are not verified: there is no systemd-analyze")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        units = pathlib.Path(folder)
+        shutil.copytree(source / "deploy/systemd", units, dirs_exist_ok=True)
+        for file in units.rglob("*"):
+            if file.suffix in (".service", ".conf"):
+                file.write_text(file.read_text().replace("/usr/libexec/parlando/%i", "/usr/bin/true"))
+        environment = os.environ | {"SYSTEMD_UNIT_PATH": f"{units}:"}
+        done = subprocess.run(["systemd-analyze", "verify", "parlando.target", *[f"parlando@{role}.service" for role in instances.ROLES]], capture_output=True, text=True, env=environment)
+        check("systemd takes the units", done.returncode == 0 and not done.stderr.strip(), done.stderr)
+        done = subprocess.run(["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", units / "parlando@.service"], capture_output=True, text=True)
+        check("the units are shut in (exposure of at most 2 of 10)", done.returncode == 0, done.stdout.splitlines()[-1:] or done.stderr)
+    template, controller = (source / "deploy/systemd/parlando@.service").read_text(), (source / "deploy/systemd/parlando@controller.service.d/order.conf").read_text()
+    for name, text in (("a service", template), ("the controller", controller)):
+        drain, stop = int(re.search(r"--drain-seconds (\d+)", text)[1]), int(re.search(r"TimeoutStopSec=(\d+)", text)[1])
+        check(f"{name} may drain before it is killed", stop >= drain + 10, f"{drain} {stop}")
+    wanted = re.findall(r"parlando@([\w-]+)\.service", (source / "deploy/systemd/parlando.target").read_text())
+    check("the target wants every role", sorted(wanted) == sorted(instances.ROLES), str(wanted))
+
+
+def check_configurations():
+    done = subprocess.run([sys.executable, source / "deploy/instances.py", "--check"], capture_output=True, text=True)
+    check("the configurations are those that instances.py writes", done.returncode == 0, done.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        secrets = pathlib.Path(folder) / "keys"
+        keys.write(secrets / "gateway/api_keys", "0" * 64 + " tests\n")
+        keys.make(secrets)
+        for role in instances.ROLES:
+            for where in ("dns", "local"):
+                config = instances.instance(role, where, keys=str(secrets / role))
+                file = pathlib.Path(folder) / "instance.json"
+                file.write_text(json.dumps(config))
+                done = subprocess.run([bins / f"parlando-{config['service']}", "--config", file, "--check-config"], capture_output=True, text=True)
+                check(f"{role} takes its configuration ({where})", done.returncode == 0, done.stderr)
+        check_keys(secrets)
+
+
+def check_keys(root):
+    admitted = lambda role: {line.split()[0]: line.split()[1] for line in keys.lines(root / role / "callers") if not line.startswith("# ")}  # noqa: E731
+    public = lambda role: (root / role / "public_key").read_text()  # noqa: E731
+    for role in keys.CALLS:
+        expected = {public(c): c for c in keys.CALLERS[role]}
+        check(f"{role} admits its callers alone", admitted(role) == expected, str(admitted(role)))
+        check(f"the secret of {role} is its owner's alone", (root / role / "secret_key").stat().st_mode & 0o777 == 0o400, "")
+    check("the graph is the same for keys and configurations", {k: v for k, v in keys.CALLS.items() if v} == instances.CALLS, "")
+    # A rotation of one that calls and is called, step by step.
+    old = public("tts")
+    keys.begin(root, "tts")
+    new = public("tts-next")
+    check("step 1: both pairs of the caller are admitted", admitted("llm-tts") == {old: "tts", new: "tts"}, str(admitted("llm-tts")))
+    check("step 1: nobody believes the new pair yet", (root / "controller/server-tts").read_text() == old, "")
+    keys.point(root, "tts")
+    check("step 2: callers believe the new pair", (root / "controller/server-tts").read_text() == new, "")
+    keys.finish(root, "tts")
+    check("step 3: the old pair is gone", public("tts") == new and admitted("llm-tts") == {new: "tts"} and not (root / "tts-next").exists(), str(admitted("llm-tts")))
+    keys.client(root, "phone")
+    check("a client is admitted by the gateway", admitted("gateway") == {public("client-phone"): "client"}, str(admitted("gateway")))
+
+
+check_compose()
+check_systemd()
+check_configurations()
+finish()
