@@ -40,6 +40,11 @@ sbom: build ## what the images are made of, as CycloneDX: build/images/*.cdx.jso
 	@tools/setup.sh --images
 	@deploy/images.py --bin $(BUILD)/bin --out $(BUILD)/images --trees
 
+manifests: ## write k8s/rendered and the configurations of all deployments again (kubectl)
+	@tools/setup.sh --test
+	@deploy/instances.py --write
+	@.deps/deploy/bin/python k8s/render.py
+
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
 	@$(MAKE) -s sanitized PRESET=asan GROUP=light
 
@@ -77,4 +82,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test clients images sbom asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build run serve test clients images sbom manifests asan tsan sanitized bench nano format check tidy

@@ -11,8 +11,8 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-CALLS = {"gateway": ["controller"], "controller": ["vad", "tokenizer", "llm-chat", "tts", "context"], "tts": ["llm-tts", "tokenizer"]}
-SERVICE = {"llm-chat": "llm", "llm-tts": "llm"}
+CALLS = {"gateway": ["controller"], "edge": ["controller"], "controller": ["vad", "tokenizer", "llm-chat", "tts", "context"], "tts": ["llm-tts", "tokenizer"]}
+SERVICE = {"llm-chat": "llm", "llm-tts": "llm", "edge": "gateway"}
 ROLES = ["vad", "tokenizer", "llm-chat", "llm-tts", "tts", "context", "controller", "gateway"]
 PORT, METRICS, HTTP = 5555, 9100, 7860
 LOCAL = {role: 5560 + n for n, role in enumerate(ROLES)}  # ports on one machine; metrics 100 behind
@@ -28,7 +28,20 @@ def core(role, models="/models", data="/data", share="/usr/share/parlando", keys
             "context": {"store": f"{data}/context.sqlite"},
             "controller": {"history_turns": 1, "tools": "demo", "commit_queue_file": f"{data}/commits"},
             "gateway": {"listen": f"0.0.0.0:{HTTP}", "keys_file": f"{keys}/api_keys", "hosts": ["*"], "page": f"{share}/page", "questions": f"{share}/questions",
-                        "drain_seconds_max": 60}}[role]
+                        "drain_seconds_max": 60},
+            # The gateway that clients of the SDK see: no HTTP.
+            "edge": {"listen": "", "page": "", "questions": "", "drain_seconds_max": 60}}[role]
+
+
+def official(role):
+    """What differs with the official weights on GPUs and PostgreSQL: the prod overlays of k8s/."""
+    store = "postgresql://parlando@postgres:5432/parlando?sslmode=verify-full&sslrootcert=/etc/parlando/store/ca.crt&sslcert=/etc/parlando/store/tls.crt&sslkey=/etc/parlando/store/tls.key"
+    return {"context": {"store": store},
+            "controller": {"history_turns": 20, "commit_queue_file": "/data/commits"},
+            "tokenizer": {"model": "/models/Step-Audio-Tokenizer"},
+            "llm-chat": {"model": "/models/Step-Audio-Chat", "bf16": True, "cache_tokens": 61440},
+            "llm-tts": {"model": "/models/Step-Audio-TTS-3B", "bf16": True, "cache_tokens": 262144},
+            "tts": {"model": "/models/Step-Audio-TTS-3B"}}[role]
 
 
 def instance(role, where="dns", **folders):
@@ -46,7 +59,19 @@ def instance(role, where="dns", **folders):
     out = core(role, **folders)
     if local and role == "gateway":
         out |= {"listen": f"127.0.0.1:{HTTP}", "hosts": []}
-    return {"service": SERVICE.get(role, role), "role": role, "wire": wire, "core": out}
+    return {"service": SERVICE.get(role, role), "role": "gateway" if role == "edge" else role, "wire": wire, "core": out}
+
+
+def in_cluster(role, changes=None):
+    """There SDK clients come to the edge, and the gateway listens to no mesh."""
+    out = instance(role)
+    if role == "gateway":
+        del out["wire"]["bind"]
+    if changes is not None:
+        out["core"] = changes
+        # Official sizes: a step may take longer than nano's.
+        out["wire"] |= {"step_limit_ms": 10000, "watchdog_ms": 10000}
+    return out
 
 
 def files():
@@ -56,8 +81,13 @@ def files():
         return json.dumps(value, indent=1) + "\n"
     for role in ROLES:
         out[HERE / f"compose/{role}.json"] = text(instance(role))
-        out[HERE.parent / f"k8s/base/config/{role}.json"] = text(instance(role))
         out[HERE / f"systemd/{role}.json"] = text(instance(role, "local", models="/usr/share/parlando/models", data=f"/var/lib/parlando/{role}", keys=f"/etc/parlando/keys/{role}"))
+    k8s = HERE.parent / "k8s"
+    for role in [*ROLES, "edge"]:
+        out[k8s / f"base/config/{role}.json"] = text(in_cluster(role))
+    out[k8s / "overlays/prod-cpu/config/context.json"] = text(instance("context") | {"core": official("context")})
+    for role in ("tokenizer", "llm-chat", "llm-tts", "tts", "controller"):
+        out[k8s / f"overlays/prod-gpu/config/{role}.json"] = text(in_cluster(role, official(role)))
     return out
 
 

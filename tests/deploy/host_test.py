@@ -93,7 +93,7 @@ def check_keys(root):
         expected = {public(c): c for c in keys.CALLERS[role]}
         check(f"{role} admits its callers alone", admitted(role) == expected, str(admitted(role)))
         check(f"the secret of {role} is its owner's alone", (root / role / "secret_key").stat().st_mode & 0o777 == 0o400, "")
-    check("the graph is the same for keys and configurations", {k: v for k, v in keys.CALLS.items() if v} == instances.CALLS, "")
+    check("the graph is the same for keys and configurations", {k: v for k, v in keys.CALLS.items() if v} == {k: v for k, v in instances.CALLS.items() if k != "edge"}, "")
     # A rotation of one that calls and is called, step by step.
     old = public("tts")
     keys.begin(root, "tts")

@@ -1,0 +1,211 @@
+"""The manifests of k8s/: strictly against the schemas of three Kubernetes versions and our own ones, and for what they promise: locks, networks,
+grace, autoscalers, configurations. No cluster and no network. `manifests_test.py BIN SOURCE_DIR`, by the Python of .deps/deploy.
+
+What is checked is k8s/rendered; where kubectl is there, it is also made again and compared (`make manifests` writes it).
+"""
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+bins, source = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+sys.path[:0] = [str(source / "tests/support"), str(source / "deploy"), str(source / "k8s")]
+import images  # noqa: E402
+import instances  # noqa: E402
+import keys  # noqa: E402
+import render  # noqa: E402
+from checks import check, finish  # noqa: E402
+
+VERSIONS = ["1.31", "1.34", "1.37"]
+K8S = source / "k8s"
+OURS = {file.stem: json.loads(file.read_text()) for file in (K8S / "schemas").glob("*.json")}
+
+
+def load(file):
+    return [d for d in yaml.safe_load_all(file.read_text()) if d]
+
+
+def name_of(d):
+    return f"{d['kind']} {d['metadata']['name']}"
+
+
+def problem_of(d, version):
+    try:
+        kubernetes_validate.validate(d, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{list(error.path)}: {error.message}"[:300]
+    return ""
+
+
+def check_schemas(variant, documents):
+    for d in documents:
+        own = OURS.get(d["kind"].lower())
+        if own:
+            problems = [e.message for e in jsonschema.Draft202012Validator(own).iter_errors(d)]
+            check(f"{variant}: {name_of(d)} against our schema", not problems, str(problems)[:300])
+            continue
+        for version in VERSIONS:
+            problem = problem_of(d, version)
+            check(f"{variant}: {name_of(d)} against {version}", not problem, problem)
+
+
+def pod_specs(documents):
+    """-> (name, labels, spec of a pod) of everything that makes pods"""
+    for d in documents:
+        if d["kind"] in ("Deployment", "StatefulSet"):
+            yield name_of(d), d["spec"]["template"]["metadata"]["labels"], d["spec"]["template"]["spec"]
+        if d["kind"] == "LeaderWorkerSet":
+            for part in ("leaderTemplate", "workerTemplate"):
+                template = d["spec"]["leaderWorkerTemplate"][part]
+                yield f"{name_of(d)} {part}", template["metadata"]["labels"], template["spec"]
+
+
+def check_locks(variant, name, labels, spec):
+    """What the admission level `restricted` asks for, and a little more."""
+    pod = spec["securityContext"]
+    check(f"{variant}: {name} is nobody", pod["runAsNonRoot"] is True and pod["runAsUser"] == 65532 and pod["seccompProfile"]["type"] == "RuntimeDefault", str(pod))
+    check(f"{variant}: {name} has no token and no host", spec["automountServiceAccountToken"] is False and not any(spec.get(k) for k in ("hostNetwork", "hostPID", "hostIPC")), "")
+    known = {i.name for i in images.IMAGES}
+    for c in spec["containers"] + spec.get("initContainers", []):
+        s = c["securityContext"]
+        check(f"{variant}: {name}/{c['name']} is shut in", s["allowPrivilegeEscalation"] is False and s["readOnlyRootFilesystem"] is True and s["capabilities"] == {"drop": ["ALL"]}, str(s))
+        check(f"{variant}: {name}/{c['name']} has an image of ours with a tag", c["image"].split(":")[0] in known and ":" in c["image"] and not c["image"].endswith(":latest"), c["image"])
+        r = c["resources"]
+        check(f"{variant}: {name}/{c['name']} asks for what it needs and is bounded", {"cpu", "memory"} <= set(r["requests"]) and "memory" in r["limits"], str(r))
+    for v in spec["volumes"]:
+        check(f"{variant}: {name} mounts nothing of the host ({v['name']})", set(v) - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, str(v))
+    problem = problem_of({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": labels}, "spec": spec}, VERSIONS[-1])
+    check(f"{variant}: {name} is a pod", not problem, problem)
+
+
+def check_times(variant, name, labels, spec, configs):
+    container = spec["containers"][0]
+    role = pathlib.Path(container["args"][container["args"].index("--config") + 1]).stem
+    check(f"{variant}: {name} takes a configuration that is there", role in configs, role)
+    drain = int(container["args"][container["args"].index("--drain-seconds") + 1])
+    hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    before = int(hook[2]) if hook else 0
+    check(f"{variant}: {name} may drain before it is killed", spec["terminationGracePeriodSeconds"] >= before + drain + 5, f"{before} + {drain}, then {spec['terminationGracePeriodSeconds']}")
+    if role in ("gateway", "edge"):
+        check(f"{variant}: {name} waits for load balancers", before >= 5, str(hook))
+        check(f"{variant}: {name} drains for as long as its core wants to", drain >= configs[role]["core"]["drain_seconds_max"] + 5, str(drain))
+    if role == "controller":
+        core = configs[role]["core"]
+        check(f"{variant}: {name} lets a turn end", drain >= core.get("turn_seconds_max", 30) + core.get("reply_seconds_max", 60), str(drain))
+    for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+        check(f"{variant}: {name} has a {probe}", container[probe]["httpGet"] == {"path": path, "port": "metrics"}, str(container.get(probe)))
+    check(f"{variant}: {name} shows its ports", {"name": "metrics", "containerPort": 9100} in container["ports"], "")
+    # What a configuration names must be mounted.
+    mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
+    paths = re.findall(r'"(/(?:models|data|etc/parlando/[a-z]+)[/"])', json.dumps(configs[role]))
+    for path in {p.rstrip('/"') for p in paths} | ({"/etc/parlando/store"} if "/etc/parlando/store" in json.dumps(configs[role]) else set()):
+        check(f"{variant}: {name} mounts {path}", path in mounts, str(sorted(mounts)))
+
+
+def check_network(variant, documents):
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents if d["kind"] == "NetworkPolicy"}
+    check(f"{variant}: nobody may talk to anybody", policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}, str(policies.get("default-deny")))
+
+    def ends(policy, direction, way):
+        return {peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for rule in policy.get(direction, []) for peer in rule.get(way, []) if "podSelector" in peer}
+    for role in [*instances.ROLES, "edge"]:
+        policy = policies[role]
+        called = set(instances.CALLS.get(role, []))
+        callers = {c for c, others in instances.CALLS.items() if role in others}
+        check(f"{variant}: {role} reaches whom it calls alone", ends(policy, "egress", "to") == called, str(policy))
+        check(f"{variant}: {role} is reached by its callers alone", ends(policy, "ingress", "from") == callers, str(policy))
+        check(f"{variant}: {role} is shut where nothing is said", ("Ingress" in policy["policyTypes"]) == bool(policy.get("ingress")) and ("Egress" in policy["policyTypes"]) == bool(policy.get("egress")), "")
+    doors = [n for n, p in policies.items() if any("from" not in rule for rule in p.get("ingress", []))]
+    check(f"{variant}: only the front doors are open to everybody", sorted(doors) == ["edge", "gateway"], str(doors))
+
+
+def check_references(variant, documents):
+    """Selectors, targets, claims, config maps: what is named is there."""
+    labels = {name: l for name, l, _ in pod_specs(documents)}
+    there = {(d["kind"], d["metadata"]["name"]) for d in documents}
+    for d in documents:
+        spec = d.get("spec", {})
+        if d["kind"] in ("Service", "PodDisruptionBudget"):
+            selector = spec["selector"] if d["kind"] == "Service" else spec["selector"]["matchLabels"]
+            found = [n for n, l in labels.items() if selector.items() <= l.items()]
+            check(f"{variant}: {name_of(d)} finds pods", len(found) >= 1, str(selector))
+        if d["kind"] in ("Deployment", "StatefulSet"):
+            check(f"{variant}: {name_of(d)} knows its pods", spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items(), "")
+        if d["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
+            target = (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
+            check(f"{variant}: {name_of(d)} scales what is there", target in there, str(target))
+            low, high = spec.get("minReplicas", spec.get("minReplicaCount")), spec.get("maxReplicas", spec.get("maxReplicaCount"))
+            check(f"{variant}: {name_of(d)} has room", 2 <= low < high, f"{low} {high}")
+            scaled = next(x for x in documents if (x["kind"], x["metadata"]["name"]) == target)
+            check(f"{variant}: {name_of(d)} alone says how many", scaled["kind"] == "LeaderWorkerSet" or "replicas" not in scaled["spec"], "")
+    for name, _, spec in pod_specs(documents):
+        for v in spec["volumes"]:
+            for kind, key, field in (("ConfigMap", "configMap", "name"), ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName")):
+                if key in v:
+                    check(f"{variant}: {name} finds {v[key][field]}", (kind, v[key][field]) in there, str(v))
+            if "secret" in v:
+                secret = v["secret"]["secretName"]
+                check(f"{variant}: {name} has keys that keys.py makes", secret.removeprefix("parlando-keys-") in keys.CALLS or secret == "parlando-store", secret)
+                check(f"{variant}: {name} shows its keys to its group at most", v["secret"]["defaultMode"] == 0o440, str(v["secret"]["defaultMode"]))
+
+
+def check_configs(variant, documents, folder):
+    """-> {role: configuration}, each taken by its program"""
+    data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
+    configs = {}
+    for file, text in data.items():
+        role = file.removesuffix(".json")
+        configs[role] = json.loads(text)
+        own = "gateway" if role == "edge" else role
+        (folder / "instance.json").write_text(text.replace("/etc/parlando/keys", str(folder / "keys" / own)))
+        done = subprocess.run([bins / f"parlando-{configs[role]['service']}", "--config", folder / "instance.json", "--check-config"], capture_output=True, text=True)
+        check(f"{variant}: {role} takes its configuration", done.returncode == 0, done.stderr)
+    return configs
+
+
+def check_rendered():
+    if not shutil.which("kubectl") or not render.can_render():
+        print("the rendered manifests are not made again: there is no kubectl with kustomize 5")
+        return
+    for variant in render.VARIANTS:
+        check(f"k8s/rendered/{variant}.json is what `make manifests` writes", (K8S / f"rendered/{variant}.json").read_text() == render.render(variant), "")
+
+
+def main():
+    check_rendered()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        keys.write(folder / "keys/gateway/api_keys", "0" * 64 + " tests\n")
+        keys.make(folder / "keys")
+        for variant in render.VARIANTS:
+            documents = json.loads((K8S / f"rendered/{variant}.json").read_text())["items"]
+            check_schemas(variant, documents)
+            configs = check_configs(variant, documents, folder)
+            for name, labels, spec in pod_specs(documents):
+                check_locks(variant, name, labels, spec)
+                if not name.endswith("workerTemplate"):
+                    check_times(variant, name, labels, spec, configs)
+            check_network(variant, documents)
+            check_references(variant, documents)
+            namespace = next(d for d in documents if d["kind"] == "Namespace")
+            check(f"{variant}: the namespace is restricted", namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted", "")
+            check(f"{variant}: no secret stands in the repository", not any(d["kind"] == "Secret" for d in documents), "")
+    for file in sorted((K8S / "chaos").glob("*.yaml")):
+        documents = load(file)
+        check_schemas(file.name, documents)
+        roles = {l for d in documents for l in [d["spec"]["selector"]["labelSelectors"]["app.kubernetes.io/component"]]}
+        check(f"{file.name} hits roles that exist", roles <= {*instances.ROLES, "edge"}, str(roles))
+    # The schemas do find what is wrong.
+    wrong = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 1}], "selektor": {}}}
+    check("a misspelt field is found", problem_of(wrong, VERSIONS[0]) != "", "it passed")
+    finish()
+
+
+main()
