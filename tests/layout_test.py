@@ -52,7 +52,7 @@ LIBRARIES = {
     r"simdjson": ["services/gateway"],
     r"sndfile": ["common/audio"],
     r"hwy/": ["kernels"],
-    r"openssl/": ["common/base", "common/checkpoint", "common/http", "services/context", "services/controller", "services/gateway"],
+    r"openssl/": ["common/base", "common/checkpoint", "common/http", "services/context", "services/controller", "services/gateway", "services/cli"],
     r"yaml-cpp/": ["common/checkpoint"],
 }
 COLUMNS = 120

@@ -1,16 +1,20 @@
 #include "services/cli/bench_turn.hpp"
 
 #include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 
-#include "common/audio/audio_file.hpp"
-#include "common/audio/resampler.hpp"
+#include "common/base/mapped_file.hpp"
 #include "services/cli/bench_setting.hpp"
 #include "services/cli/dialogues.hpp"
 #include "services/cli/served_engine.hpp"
+#include "services/cli/turn_figures.hpp"
 #include "services/cli/ws_load.hpp"
 
 namespace parlando::cli {
@@ -19,76 +23,61 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kRate = 16000;
 constexpr double kTurnSecondsMax = 20;
 constexpr std::int64_t kWarmUpTurns = 4;
 constexpr int kInterruptEvery = 2;
 constexpr int kSpeakers[] = {2, 4, 8, 16};  // at once, as long as it goes well
-constexpr int kSpeakersTold = 4;
-constexpr double kCrowdMs = 1000;  // of 95 % of the answers: then it goes well
-constexpr double kLateMs = 1500;   // who waits longer for the decision thinks that nobody listens
+constexpr int kSpeakersTold = 4;            // in any case
+constexpr int kSessions[] = {20, 50, 100, 150, 200, 240};
+constexpr int kOneSpeaks = 20;  // of so many
+constexpr double kLiveSeconds = 25;
+constexpr double kCrowdMs = 1000;       // of 95 % of the answers: then it goes well
+constexpr std::int64_t kTellEvery = 5;  // turns
+constexpr int kSynthesisRuns = 12;
+constexpr const char* kSentences[] = {"the weather in paris is sunny and twenty degrees today.",
+                                      "seven plus nine is sixteen.", "hello, what can i do for you this morning?"};
 constexpr std::chrono::milliseconds kAskEvery{250};
-constexpr float kLoud = 0.02f;  // of the loudest sample: what is softer behind the last word is no speech
-constexpr int kWindow = kRate / 100;
-constexpr std::size_t kNameWidth = 46;
+constexpr int kNameWidth = 46;
 
-/// A recording as it is said, and where its last word ends: the last 10 ms that are louder than `kLoud` of the peak.
-Result<Utterance> utterance_of(const fs::path& file) {
-  PARLANDO_TRY(const auto recording, audio::read_audio(file, 30));
-  const auto wave = audio::resample(recording.wave, recording.rate, kRate);
-  float peak = 0;
-  for (const float x : wave) peak = std::max(peak, std::abs(x));
-  Utterance out;
-  out.pcm = in_a_room(wave);
-  for (std::size_t at = 0; at + kWindow <= wave.size(); at += kWindow) {
-    double energy = 0;
-    for (int i = 0; i < kWindow; ++i) energy += wave[at + i] * wave[at + i];
-    if (std::sqrt(energy / kWindow) <= kLoud * peak) continue;
-    if (out.end_sample == 0) out.begin_sample = static_cast<std::int64_t>(at);
-    out.end_sample = static_cast<std::int64_t>(at + kWindow);
-  }
-  return out;
+/// The user wants no more of it. The signals are blocked, so that they wait until they are asked for.
+bool is_stopped() {
+  sigset_t waiting;
+  sigemptyset(&waiting);
+  sigpending(&waiting);
+  return sigismember(&waiting, SIGINT) == 1 || sigismember(&waiting, SIGTERM) == 1;
 }
 
-Result<std::vector<Utterance>> questions(const fs::path& folder) {
-  std::vector<fs::path> files;
-  std::error_code code;
-  for (const auto& entry : fs::directory_iterator(folder, code))
-    if (entry.path().extension() == ".wav") files.push_back(entry.path());
-  if (files.empty()) return fail(Errc::not_found, "'{}' holds no recording to be said", folder.string());
-  std::sort(files.begin(), files.end());
-  std::vector<Utterance> out;
-  for (const auto& file : files) {
-    PARLANDO_TRY(auto said, utterance_of(file));
-    out.push_back(std::move(said));
-  }
-  return out;
+void say_distribution(const std::string& name, const json& figures, const std::string& target) {
+  if (figures.value("n", 0) == 0) return fmt::print("{:<{}} none\n", name, kNameWidth);
+  fmt::print("{:<{}} {:>8.1f} {:>8.1f} {:>8.1f} {:>6}  {}\n", name, kNameWidth, figures["p50"].get<double>(),
+             figures["p95"].get<double>(), figures["p99"].get<double>(), figures["n"].get<std::int64_t>(), target);
 }
 
-class Table {
- public:
-  json figures = json::object();
-  std::vector<std::string> missed;
-
-  /// @param most50, most95  targets of the median and the 95th percentile; 0: none
-  json row(const std::string& name, std::vector<double> values, double most50 = 0, double most95 = 0) {
-    std::erase_if(values, [](double v) { return std::isnan(v); });
-    const auto p = [&](double q) { return quantile(values, q); };
-    const bool met = !values.empty() && (most50 == 0 || p(0.5) <= most50) && (most95 == 0 || p(0.95) <= most95);
-    fmt::print("{:<{}} {:>8.1f} {:>8.1f} {:>8.1f} {:>6}  {}{}\n", name, kNameWidth, p(0.5), p(0.95), p(0.99),
-               values.size(), most50 > 0 ? fmt::format("p50 ≤ {:.0f} ", most50) : std::string(),
-               most95 > 0 ? fmt::format("p95 ≤ {:.0f} ", most95) : std::string());
-    std::fflush(stdout);
-    if (!met) missed.push_back(name);
-    return {{"p50", p(0.5)}, {"p95", p(0.95)}, {"p99", p(0.99)}, {"n", values.size()}};
+/// Targets of the values below a place, as text.
+std::string target_of(const std::string& name, const std::string& key) {
+  for (const auto& target : turn_targets()) {
+    auto path = std::string(target.path).substr(1);
+    std::replace(path.begin(), path.end(), '/', '.');
+    if (path == name + (key.empty() ? "" : "." + key))
+      return fmt::format("{}{} {}", key.empty() ? "" : key + " ", target.least >= 0 ? "≥" : "≤",
+                         target.least >= 0 ? target.least : target.most);
   }
-};
+  return {};
+}
 
-std::vector<double> of(const std::vector<TurnFigure>& turns, double TurnFigure::*what) {
-  std::vector<double> out;
-  for (const auto& t : turns)
-    if (!t.interrupted && !t.cut_off) out.push_back(t.*what);
-  return out;
+/// Every figure below `of` that is a distribution or a number, a line each.
+void say_all(const std::string& name, const json& of) {
+  if (of.is_number()) {
+    fmt::print("{:<{}} {:>8.3g} {:>24}  {}\n", name, kNameWidth, of.get<double>(), "", target_of(name, {}));
+  } else if (of.is_object() && of.contains("n") && (of.contains("p50") || of.size() == 1)) {
+    std::string targets;
+    for (const auto* key : {"p50", "p95", "p99"})
+      if (const auto text = target_of(name, key); !text.empty()) targets += text + "  ";
+    say_distribution(name, of, targets);
+  } else if (of.is_object()) {
+    for (const auto& [key, value] : of.items()) say_all(name.empty() ? key : name + "." + key, value);
+  }
+  std::fflush(stdout);
 }
 
 struct Trials {
@@ -104,85 +93,139 @@ Result<Trials> trials_of(const ServedEngine& engine) {
 class TurnBench {
  public:
   TurnBench(const ServedEngine& engine, std::vector<Utterance> questions, std::vector<Utterance> dialogues,
-            const TurnBenchOptions& options)
-      : engine_(engine), questions_(std::move(questions)), dialogues_(std::move(dialogues)), options_(options) {}
+            const TurnBenchOptions& options, json setting)
+      : engine_(engine),
+        questions_(std::move(questions)),
+        dialogues_(std::move(dialogues)),
+        options_(options),
+        setting_(std::move(setting)) {}
 
-  json figures = json::object();
-  std::vector<std::string> missed() const { return table_.missed; }
+  /// @error what kept a part from being measured; Errc::cancelled: the user wants no more
+  Result<void> run(const std::string& part) {
+    part_ = part;
+    const auto done = part == "silence"         ? dialogues(false)
+                      : part == "semantic"      ? dialogues(true)
+                      : part == "interruptions" ? interruptions()
+                      : part == "synthesis"     ? synthesis()
+                      : part == "at_once"       ? at_once()
+                                                : live();
+    show_progress({});
+    PARLANDO_DO(save(figures_));
+    return done;
+  }
 
-  /// The labelled dialogues, by one speaker. @param primary  what is told of thinking ahead is told of this detector
-  Result<void> dialogues(bool semantic, bool primary) {
+  /// All that is known.
+  json figures() const {
+    auto out = setting_;
+    out.update(with_sums(figures_, {}));
+    return out;
+  }
+
+ private:
+  /// The labelled dialogues, by one speaker.
+  Result<void> dialogues(bool semantic) {
     const std::string name = semantic ? "semantic" : "silence";
     auto plan = plan_of(dialogues_, semantic);
     plan.ask_every = kAskEvery;
     PARLANDO_TRY(const auto before, trials_of(engine_));
-    PARLANDO_TRY(const auto run, measure(1, options_.turns, plan));
+    const auto tell = [&](const LoadFigures& run, std::optional<double> discarded) {
+      json out;
+      auto& mine = out[name] = dialogue_figures(run);
+      const auto turns = discarded ? static_cast<double>(run.turns + kWarmUpTurns) : 0.0;
+      mine.update(speculation_figures(run, discarded.value_or(0), turns));
+      // An answer needs the silence that decides to be thought through: that detector tells what it is worth.
+      if (!semantic || !figures_.contains("committed"))
+        for (const auto* key : {"committed", "speculation"}) out[key] = mine[key];
+      if (semantic) out["detector"] = mine["detector"];
+      out["overhead_ms"] = distribution(run.round_trips);
+      return out;
+    };
+    PARLANDO_TRY(auto run,
+                 measure(1, options_.turns, plan, [&](const LoadFigures& so_far) { return tell(so_far, {}); }));
     PARLANDO_TRY(const auto after, trials_of(engine_));
-    const auto& turns = run.spoken;
-    auto& out = figures[name];
-    out["end_of_speech_to_first_audio_ms"] =
-        table_.row(name + ".end_of_speech_to_first_audio_ms", of(turns, &TurnFigure::first_audio), semantic ? 0 : 530);
-    const auto ends = of(turns, &TurnFigure::end_told);
-    out["end_of_speech_to_decision_ms"] = table_.row(name + ".end_of_speech_to_decision_ms", ends);
-    const auto late = std::count_if(ends.begin(), ends.end(), [](double ms) { return ms > kLateMs; });
-    const json detector{{"cut_off_share", share(run.cut_off, run.pauses)},
-                        {"late_share", share(late, static_cast<std::int64_t>(ends.size()))},
-                        {"pauses", run.pauses},
-                        {"utterances", ends.size()}};
-    out["detector"] = detector;
-    say(name + ".cut_off_share", detector["cut_off_share"], semantic ? 0.03 : 1);
-    say(name + ".late_share", detector["late_share"], 0.05);
-    out["murmurs_that_ended_an_answer"] = run.murmurs_took;
-    out["murmurs"] = run.murmurs;
-    add_underruns(run);
-    add_voices(run);
-    if (semantic) figures["detector"] = detector;
-    if (!primary) return {};
-    thinking_ahead(turns, after.begun - before.begun - after.committed + before.committed);
-    figures["overhead_ms"] = table_.row("overhead_ms", run.round_trips);
-    return {};
-  }
-
-  /// More and more speakers at once, as long as nobody waits too long and no loudspeaker runs dry.
-  Result<void> crowd(bool semantic) {
-    int most = 1;
-    for (const int speakers : kSpeakers) {
-      PARLANDO_TRY(const auto run, measure(speakers, std::max<std::int64_t>(2 * speakers, quarter() / 2),
-                                           plan_of(questions_, semantic)));
-      const auto waits = of(run.spoken, &TurnFigure::first_audio);
-      const auto name = fmt::format("{}_at_once.end_of_speech_to_first_audio_ms", speakers);
-      const bool told = speakers == kSpeakersTold;
-      const auto row = table_.row(name, waits, told && !semantic ? 650 : 0);
-      figures["at_once"][std::to_string(speakers)] = row;
-      if (told) add_underruns(run);
-      if (quantile(waits, 0.95) > kCrowdMs || underruns_of(run) > 0) break;
-      most = speakers;
-    }
-    figures["live_sessions"] = most;
-    fmt::print("{:<{}} {:>8}\n", "live_sessions", kNameWidth, most);
-    return {};
+    const auto told = tell(run.figures, after.begun - before.begun - after.committed + before.committed);
+    return take(std::move(run), told);
   }
 
   /// Every second answer is spoken over.
-  Result<void> interruptions(bool semantic) {
-    auto plan = plan_of(questions_, semantic);
+  Result<void> interruptions() {
+    auto plan = plan_of(questions_, options_.detector == Detector::semantic);
     plan.interrupts_every = kInterruptEvery;
-    PARLANDO_TRY(const auto run, measure(1, quarter(), plan));
-    add_voices(run);
-    figures["barge_in_ms"] = table_.row("barge_in_ms", silenced_, 0, 50);
-    figures["voice_to_hold_ms"] = table_.row("voice_to_hold_ms", held_);
-    figures["interruptions"] = interruptions_;
+    PARLANDO_TRY(auto run, measure(1, std::max<std::int64_t>(4, options_.turns / 2), plan));
+    return take(std::move(run), {});
+  }
+
+  Result<void> synthesis() {
+    ClientPlan plan;
+    plan.speak = true;
+    plan.utters.assign(std::begin(kSentences), std::end(kSentences));
+    PARLANDO_TRY(auto run, measure(1, kSynthesisRuns, plan));
+    const json told{{"synthesis_ms", distribution(run.figures.synthesis)}};
+    return take(std::move(run), told);
+  }
+
+  /// More and more speakers at once, as long as nobody waits too long and no loudspeaker runs dry.
+  Result<void> at_once() {
+    const bool semantic = options_.detector == Detector::semantic;
+    for (const int speakers : kSpeakers) {
+      PARLANDO_TRY(auto run, measure(speakers, std::max<std::int64_t>(2 * speakers, options_.turns / 4),
+                                     plan_of(questions_, semantic)));
+      const auto waits = distribution(whole_turns(run.figures.spoken, &TurnFigure::first_audio));
+      const bool well = waits.value("p95", INFINITY) <= kCrowdMs && underruns_of(run.figures) == 0;
+      if (speakers != kSpeakersTold) run.counts_underruns = false;  // is looked for where it breaks
+      PARLANDO_DO(take(std::move(run), {{"at_once", {{std::to_string(speakers), waits}}}}));
+      if (!well && speakers >= kSpeakersTold) break;
+    }
     return {};
   }
 
-  void finish() {
-    figures["underruns"] = underruns_;
-    fmt::print("{:<{}} {:>8} ≤ 0\n", "underruns", kNameWidth, underruns_);
-    if (underruns_ > 0) table_.missed.push_back("underruns");
+  /// More and more sessions that listen, one in twenty of which speaks.
+  Result<void> live() {
+    int most = 0;
+    for (const int sessions : kSessions) {
+      const auto processes = engine_.processes();
+      const auto before = resident_bytes(processes);
+      WsLoad load(engine_.port());
+      const int speakers = std::max(1, sessions / kOneSpeaks);
+      const bool semantic = options_.detector == Detector::semantic;
+      auto opened = load.add(sessions - speakers, {.sound = true});
+      if (opened) opened = load.add(speakers, plan_of(questions_, semantic));
+      json told{{"sessions", sessions}, {"speak", speakers}};
+      if (!opened) told["refused"] = opened.error().message;
+      const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(kLiveSeconds);
+      while (opened && std::chrono::steady_clock::now() < until && load.lost() == 0) {
+        if (is_stopped()) return fail(Errc::cancelled, "stopped");
+        show_progress(fmt::format("{} sessions, {} turns", sessions, load.so_far().turns));
+        load.run(1);
+      }
+      const auto memory = static_cast<double>(resident_bytes(processes) - before) / 1e6 / sessions;
+      const auto run = load.take();
+      const auto waits = distribution(whole_turns(run.spoken, &TurnFigure::first_audio));
+      told.update({{"lost", load.lost()},
+                   {"underruns", underruns_of(run)},
+                   {"end_of_speech_to_first_audio_ms", waits},
+                   {"own_lateness_ms", distribution(run.late)},
+                   {"memory_mb_a_session", memory}});
+      const bool well =
+          opened && load.lost() == 0 && underruns_of(run) == 0 && waits.value("p95", INFINITY) <= kCrowdMs;
+      figures_["live"][std::to_string(sessions)] = told;
+      say_all(fmt::format("live.{}", sessions), told);
+      if (!well) break;
+      most = sessions;
+    }
+    figures_["live_sessions"] = most;
+    say_all("live_sessions", figures_["live_sessions"]);
+    return {};
   }
 
- private:
-  std::int64_t quarter() const { return std::max<std::int64_t>(4, options_.turns / 4); }
+  // ---------------------------------------------------------------------------------------------- one run
+
+  struct Run {
+    LoadFigures figures;
+    bool cut = false;  ///< by the user
+    bool counts_underruns = true;
+  };
+  using Tell = std::function<json(const LoadFigures&)>;
 
   ClientPlan plan_of(const std::vector<Utterance>& said, bool semantic) const {
     ClientPlan plan;
@@ -193,97 +236,159 @@ class TurnBench {
     return plan;
   }
 
-  Result<LoadFigures> measure(int speakers, std::int64_t turns, const ClientPlan& plan) {
+  /// @param tell  what the figures so far say, to be kept should this be cut off
+  Result<Run> measure(int speakers, std::int64_t turns, const ClientPlan& plan, const Tell& tell = {}) {
     WsLoad load(engine_.port());
     PARLANDO_DO(load.add(speakers, plan));
     const auto seconds = [&](std::int64_t n) { return kTurnSecondsMax * static_cast<double>(n); };
     const auto warm = kWarmUpTurns * speakers;
-    PARLANDO_DO(load.run_turns(warm, seconds(warm)));
+    std::int64_t saved = 0;
+    const auto goes_on = [&](std::int64_t of) {
+      return [&, of] {
+        const auto done = load.so_far().turns;
+        show_progress(fmt::format("{} of {} turns{}", done, of, of == warm ? " to warm up" : ""));
+        if (tell && of == turns && done >= saved + kTellEvery) {
+          saved = done;
+          auto known = figures_;
+          known.merge_patch(with_sums(tell(load.so_far()), load.so_far()));
+          if (const auto kept = save(known); !kept) return false;
+        }
+        return !is_stopped();
+      };
+    };
+    PARLANDO_DO(load.run_turns(warm, seconds(warm), goes_on(warm)));
     load.take();
-    PARLANDO_DO(load.run_turns(warm + turns, seconds(turns)));
-    return load.take();
+    const auto done = load.run_turns(warm + turns, seconds(turns), goes_on(turns));
+    if (!done && done.error().code != Errc::cancelled) return tl::unexpected(done.error());
+    return Run{load.take(), !done.has_value()};
   }
 
-  static double share(std::int64_t part, std::int64_t of_all) {
-    return of_all == 0 ? 0 : static_cast<double>(part) / static_cast<double>(of_all);
+  /// Keeps and prints what a run has shown. @error Errc::cancelled when it was cut
+  Result<void> take(Run run, const json& told) {
+    show_progress({});
+    if (!told.is_null()) figures_.merge_patch(told);
+    say_all("", told);
+    const auto& r = run.figures;
+    silenced_.insert(silenced_.end(), r.silenced.begin(), r.silenced.end());
+    held_.insert(held_.end(), r.held.begin(), r.held.end());
+    interruptions_ += r.interruptions;
+    murmurs_ += r.murmurs;
+    murmurs_took_ += r.murmurs_took;
+    if (run.counts_underruns) underruns_ += underruns_of(r);
+    spoken_ += static_cast<std::int64_t>(r.spoken.size());
+    if (part_ == "interruptions") say_all("", with_sums(json::object(), {}));
+    return run.cut ? Result<void>(fail(Errc::cancelled, "stopped")) : Result<void>();
   }
 
-  void say(const std::string& name, double value, double most) {
-    fmt::print("{:<{}} {:>8.3f}{}\n", name, kNameWidth, value, most < 1 ? fmt::format(" ≤ {}", most) : std::string());
-    if (value > most) table_.missed.push_back(name);
-  }
-
-  static std::int64_t underruns_of(const LoadFigures& run) {
-    std::int64_t sum = 0;
-    for (const auto& t : run.spoken) sum += t.interrupted || t.cut_off ? 0 : t.underruns;
-    return sum;
-  }
-  void add_underruns(const LoadFigures& run) { underruns_ += underruns_of(run); }
-
-  void add_voices(const LoadFigures& run) {
-    silenced_.insert(silenced_.end(), run.silenced.begin(), run.silenced.end());
-    held_.insert(held_.end(), run.held.begin(), run.held.end());
-    interruptions_ += run.interruptions;
-  }
-
-  void thinking_ahead(const std::vector<TurnFigure>& turns, double discarded_trials) {
-    std::vector<double> behind_decision, saved;
-    double whole = 0;
-    for (const auto& t : turns) {
-      if (t.interrupted || t.cut_off) continue;
-      ++whole;
-      if (std::isnan(t.trial)) continue;
-      behind_decision.push_back(t.engine_audio - t.decision);
-      saved.push_back(t.trial);
+  /// With what all runs have in common.
+  json with_sums(json figures, const LoadFigures& under_way) const {
+    auto silenced = silenced_, held = held_;
+    silenced.insert(silenced.end(), under_way.silenced.begin(), under_way.silenced.end());
+    held.insert(held.end(), under_way.held.begin(), under_way.held.end());
+    figures["barge_in_ms"] = distribution(std::move(silenced));
+    figures["voice_to_hold_ms"] = distribution(std::move(held));
+    figures["interruptions"] = interruptions_ + under_way.interruptions;
+    const auto murmurs = murmurs_ + under_way.murmurs, took = murmurs_took_ + under_way.murmurs_took;
+    figures["murmurs"] = {{"n", murmurs}};
+    if (murmurs > 0) figures["murmurs"]["took_share"] = static_cast<double>(took) / static_cast<double>(murmurs);
+    if (const auto spoken = spoken_ + static_cast<std::int64_t>(under_way.spoken.size()); spoken > 0) {
+      figures["turns"] = spoken;
+      figures["underruns"] = underruns_ + underruns_of(under_way);
     }
-    figures["committed"]["decision_to_first_audio_ms"] =
-        table_.row("committed.decision_to_first_audio_ms", behind_decision, 10, 40);
-    const auto count = static_cast<double>(turns.size());
-    const double committed = whole == 0 ? 0 : static_cast<double>(saved.size()) / whole;
-    // The turns of the warm-up are in the engine's counts.
-    const double discarded = discarded_trials / (count + kWarmUpTurns);
-    figures["speculation"] = {{"committed_share", committed}, {"discarded_per_turn", discarded}};
-    figures["speculation"]["saved_ms"] = table_.row("speculation.saved_ms", saved);
-    fmt::print("{:<{}} {:>8.2f} ≥ 0.6\n{:<{}} {:>8.2f} ≤ 0.7\n", "speculation.committed_share", kNameWidth, committed,
-               "speculation.discarded_per_turn", kNameWidth, discarded);
-    if (committed < 0.6) table_.missed.push_back("speculation.committed_share");
-    if (discarded > 0.7) table_.missed.push_back("speculation.discarded_per_turn");
+    return figures;
+  }
+
+  /// A file that is whole at any time.
+  Result<void> save(const json& known) const {
+    if (options_.output.empty()) return {};
+    auto out = setting_;
+    out.update(with_sums(known, {}));
+    out["under_way"] = part_;
+    std::error_code code;
+    if (options_.output.has_parent_path()) fs::create_directories(options_.output.parent_path(), code);
+    const auto fresh = fs::path(options_.output.string() + ".new");
+    PARLANDO_DO(write_file(fresh, out.dump(1) + "\n"));
+    fs::rename(fresh, options_.output, code);
+    if (code) return fail(Errc::io, "'{}' cannot be written: {}", options_.output.string(), code.message());
+    return {};
+  }
+
+  void show_progress(const std::string& text) const {
+    if (!::isatty(2)) return;
+    std::fprintf(stderr, "\r\033[K%s", text.empty() ? "" : fmt::format("{}: {}", part_, text).c_str());
   }
 
   const ServedEngine& engine_;
   std::vector<Utterance> questions_, dialogues_;
   TurnBenchOptions options_;
-  Table table_;
+  json setting_, figures_ = json::object();
+  std::string part_;
   std::vector<double> silenced_, held_;
-  std::int64_t underruns_ = 0, interruptions_ = 0;
+  std::int64_t underruns_ = 0, interruptions_ = 0, murmurs_ = 0, murmurs_took_ = 0, spoken_ = 0;
 };
+
+bool is_wanted(const TurnBenchOptions& options, const std::string& part) {
+  if (part == "silence" && options.detector == Detector::semantic) return false;
+  if (part == "semantic" && options.detector == Detector::silence) return false;
+  return options.only.empty() || std::find(options.only.begin(), options.only.end(), part) != options.only.end();
+}
 
 }  // namespace
 
 Result<json> bench_turn(const TurnBenchOptions& options) {
   const Scratch scratch;
   if (scratch.path().empty()) return fail(Errc::io, "no folder can be made in /tmp");
-  PARLANDO_TRY(auto asked, questions(options.model_path / "questions"));
+  PARLANDO_TRY(auto asked, read_recordings(options.model_path / "questions"));
   PARLANDO_TRY(auto labelled, read_dialogues(options.model_path / "dialogues"));
-  auto out = machine_of(options.source);
-  fmt::print("{} · {} cores · {} · {} · load {}\n", out["processor"].get<std::string>(), out["cores"].get<unsigned>(),
-             out["instruction_set"].get<std::string>(), out["commit"].get<std::string>(),
-             out["load_before"].get<std::string>());
+  auto machine = machine_of(options.source);
+  json setting{{"commit", machine["commit"]}};
+  machine.erase("commit");
+  setting["machine"] = machine;
+  fmt::print("{} · {} cores · {} · {} · load {}\n", machine["processor"].get<std::string>(),
+             machine["cores"].get<unsigned>(), machine["instruction_set"].get<std::string>(),
+             setting["commit"].get<std::string>(), machine["load_before"].get<std::string>());
   fmt::print("{:<{}} {:>8} {:>8} {:>8} {:>6}\n", "milliseconds", kNameWidth, "p50", "p95", "p99", "n");
+  std::fflush(stdout);
   PARLANDO_TRY(const auto engine, ServedEngine::start(scratch.path(), options.model_path, false));
-  TurnBench bench(engine, std::move(asked), std::move(labelled), options);
-  const bool semantic = options.detector != Detector::silence;
-  if (options.detector != Detector::semantic) PARLANDO_DO(bench.dialogues(false, !semantic));
-  if (semantic) PARLANDO_DO(bench.dialogues(true, true));
-  PARLANDO_DO(bench.crowd(semantic));
-  PARLANDO_DO(bench.interruptions(semantic));
-  bench.finish();
-  out.update(bench.figures);
-  const auto missed = bench.missed();
-  out["load_after"] = load_average();
-  out["missed"] = missed;
-  fmt::print("load {} · {}\n", out["load_after"].get<std::string>(),
-             missed.empty() ? "every target is met" : fmt::format("{} missed", missed.size()));
+  // The engine has not inherited this: it is ended by us, with its figures asked for before.
+  sigset_t stop, before;
+  sigemptyset(&stop);
+  sigaddset(&stop, SIGINT);
+  sigaddset(&stop, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &stop, &before);
+  TurnBench bench(engine, std::move(asked), std::move(labelled), options, setting);
+  json failed = json::object();
+  bool cut = false;
+  for (const std::string part : kTurnParts) {
+    if (cut || !is_wanted(options, part)) continue;
+    // One part that cannot be measured does not keep the others from it.
+    const auto done = bench.run(part);
+    if (done) continue;
+    cut = done.error().code == Errc::cancelled || is_stopped();
+    if (cut) continue;
+    failed[part] = done.error().message;
+    fmt::print("{:<{}} could not be measured: {}\n", part, kNameWidth, done.error().message);
+  }
+  auto out = bench.figures();
+  if (cut) out["cut"] = true;
+  if (!failed.empty()) out["failed"] = failed;
+  auto verdict = judge_turns(out);
+  for (const auto& [part, why] : failed.items()) verdict.missed.push_back(part);
+  out["missed"] = verdict.missed;
+  out["not_measured"] = verdict.not_measured;
+  out["machine"]["load_after"] = load_average();
+  for (const auto& name : verdict.not_measured) fmt::print("{:<{}} was not measured\n", name, kNameWidth);
+  fmt::print("load {} · {}{}\n", out["machine"]["load_after"].get<std::string>(),
+             verdict.missed.empty()
+                 ? "no target of what was measured is missed"
+                 : fmt::format("{} missed: {}", verdict.missed.size(), fmt::join(verdict.missed, ", ")),
+             cut ? " · cut off" : "");
+  if (!options.output.empty()) PARLANDO_DO(write_file(options.output, out.dump(1) + "\n"));
+  // What came while it was blocked is answered by the result.
+  const timespec now{0, 0};
+  while (::sigtimedwait(&stop, nullptr, &now) > 0) {
+  }
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return out;
 }
 

@@ -102,7 +102,7 @@ Result<EngineClient> EngineClient::start(const EngineAddress& address, UpOptions
 }
 
 Result<sdk::Conversation> EngineClient::open(json settings) {
-  settings["stored"] = false;
+  if (!settings.contains("stored")) settings["stored"] = false;
   return guarded([&] { return client_.open(settings.dump()); });
 }
 

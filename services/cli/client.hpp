@@ -46,7 +46,7 @@ class EngineClient {
   /// Starts an engine for the model of the options, unless another one is named, and waits until it can be used.
   /// @error Errc::not_found naming what is expected where; Errc::unavailable
   static Result<EngineClient> start(const EngineAddress& address, UpOptions options, const EngineNeeds& needs);
-  /// A conversation that is not stored. @param settings  of `open`   @error what the engine says
+  /// A conversation, not stored unless the settings say so. @param settings  of `open`   @error what the engine says
   Result<sdk::Conversation> open(nlohmann::json settings);
   /// It runs in this process.
   bool is_own() const { return engine_ != nullptr; }

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "common/audio/audio_file.hpp"
+#include "common/audio/resampler.hpp"
 #include "common/base/mapped_file.hpp"
 
 namespace parlando::cli {
@@ -18,6 +19,7 @@ constexpr int kRate = 16000;
 constexpr int kRoomLevel = 3;  // of 32768, as the frames between two utterances
 constexpr double kSecondsMax = 30;
 constexpr std::size_t kTextBytesMax = 4u << 20;
+constexpr double kLoud = 0.02;  // of the loudest sample: what is softer behind the last word is no speech
 
 Result<std::int64_t> number(const json& from, const char* key, std::int64_t least, std::int64_t most,
                             const std::string& where) {
@@ -51,6 +53,40 @@ Result<Utterance> sound_of(const fs::path& folder, const json& label, const std:
 }
 
 }  // namespace
+
+Result<Utterance> read_recording(const fs::path& file, int rate) {
+  PARLANDO_TRY(const auto recording, audio::read_audio(file, kSecondsMax));
+  const auto wave = audio::resample(recording.wave, recording.rate, rate);
+  const auto window = static_cast<std::size_t>(rate / 100);
+  float peak = 0;
+  for (const float x : wave) peak = std::max(peak, std::abs(x));
+  Utterance out;
+  out.pcm = in_a_room(wave);
+  for (std::size_t at = 0; at + window <= wave.size(); at += window) {
+    double energy = 0;
+    for (std::size_t i = 0; i < window; ++i) energy += wave[at + i] * wave[at + i];
+    if (std::sqrt(energy / static_cast<double>(window)) <= kLoud * peak) continue;
+    if (out.end_sample == 0) out.begin_sample = static_cast<std::int64_t>(at);
+    out.end_sample = static_cast<std::int64_t>(at + window);
+  }
+  if (out.end_sample == 0) return fail(Errc::bad_format, "nothing is to be heard in '{}'", file.string());
+  return out;
+}
+
+Result<std::vector<Utterance>> read_recordings(const fs::path& folder, int rate) {
+  std::vector<fs::path> files;
+  std::error_code code;
+  for (const auto& entry : fs::directory_iterator(folder, code))
+    if (entry.path().extension() == ".wav") files.push_back(entry.path());
+  if (files.empty()) return fail(Errc::not_found, "'{}' holds no recording to be said", folder.string());
+  std::sort(files.begin(), files.end());
+  std::vector<Utterance> out;
+  for (const auto& file : files) {
+    PARLANDO_TRY(auto said, read_recording(file, rate));
+    out.push_back(std::move(said));
+  }
+  return out;
+}
 
 std::string in_a_room(std::span<const float> wave) {
   std::string out;

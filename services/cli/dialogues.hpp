@@ -13,6 +13,12 @@ namespace parlando::cli {
 /// @error naming the file, the snippet and what is wrong with it
 Result<std::vector<Utterance>> read_dialogues(const std::filesystem::path& folder);
 
+/// A recording as it is said at a rate, and where its first word begins and its last one ends: the 10 ms that are
+/// louder than a fiftieth of its loudest sample. @error Errc::not_found, Errc::bad_format naming the file
+Result<Utterance> read_recording(const std::filesystem::path& file, int rate = 16000);
+/// All WAVs of a folder, by name. @error Errc::not_found when there is none
+Result<std::vector<Utterance>> read_recordings(const std::filesystem::path& folder, int rate = 16000);
+
 /// s16le of samples in [-1, 1] and, added to them, the sound of a quiet room.
 std::string in_a_room(std::span<const float> wave);
 

@@ -148,6 +148,9 @@ void add_pauses(Commands& commands, CLI::App& app) {
   c.sub.add_option("recordings", o->recordings, "WAV, FLAC, OGG or MP3 of any rate");
   c.sub.add_option("--list", o->list, "a file that names one recording a line");
   c.sub.add_flag("--live", o->live, "tokenised while it is spoken (mode `stable`) instead of at the pause");
+  c.sub.add_option("--tail-ms", o->tail_ms, "sound behind the pause that counts")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 2000));
   c.sub.add_option("--states", o->states, "file for what the network sees, to train it");
   c.run = [=] {
     o->model_path = common->model_path;
@@ -219,7 +222,8 @@ void add_bench(Commands& commands, CLI::App& app) {
     BenchOptions bench;
     MeshBenchOptions mesh;
     TurnBenchOptions turn;
-    std::string model_path = find_models("nano").string(), detector = "silence";
+    std::string model_path = find_models("nano").string(), detector = "both";
+    std::vector<std::string> only;
     std::int64_t turns = 200;
     bool fp32 = false, as_json = false;
   };
@@ -234,11 +238,18 @@ void add_bench(Commands& commands, CLI::App& app) {
   sub.add_option("--sessions", o->mesh.sessions, "mesh: sessions that listen")
       ->capture_default_str()
       ->check(CLI::Range(1, 240));
-  sub.add_option("--turns", o->turns, "mesh: turns of the long conversation; turn: spoken turns")
-      ->capture_default_str()
-      ->check(CLI::Range(10, 10'000'000));
-  sub.add_option("--only", o->mesh.only, "mesh: round_trip, idle, frames, answering, flood, turns")
-      ->check(CLI::IsMember(std::vector<std::string>(std::begin(kMeshParts), std::end(kMeshParts))));
+  sub.add_option(
+         "--turns", o->turns,
+         "mesh: turns of the long conversation, default 200; turn: of the dialogues for each detector, default 80")
+      ->check(CLI::Range(4, 10'000'000));
+  std::vector<std::string> parts(std::begin(kMeshParts), std::end(kMeshParts));
+  parts.insert(parts.end(), std::begin(kTurnParts), std::end(kTurnParts));
+  sub.add_option("--only", o->only,
+                 "mesh: round_trip, idle, frames, answering, flood, turns; turn: silence, semantic, interruptions, "
+                 "synthesis, at_once, live")
+      ->check(CLI::IsMember(parts));
+  sub.add_option("-o,--output", o->turn.output, "turn: file of the figures, kept up to date while it runs")
+      ->default_str("out/bench_turn.json");
   sub.add_option("--detector", o->detector, "turn: what finds the end of speech: silence, semantic or both")
       ->capture_default_str()
       ->check(CLI::IsMember({"silence", "semantic", "both"}));
@@ -249,14 +260,16 @@ void add_bench(Commands& commands, CLI::App& app) {
     const auto source = find_models("silero-vad").parent_path().parent_path();
     if (o->bench.name == "mesh") {
       o->mesh.model_path = o->model_path, o->mesh.source = source, o->mesh.runs = o->bench.runs;
-      o->mesh.turns = o->turns;
+      o->mesh.turns = o->turns, o->mesh.only = o->only;
       if (sub->count("--seconds") > 0) o->mesh.seconds = o->bench.seconds;
       return measure(o->as_json, [&] { return bench_mesh(o->mesh); });
     }
     if (o->bench.name == "turn") {
       o->turn.model_path = o->model_path, o->turn.source = source;
       if (sub->count("--turns") > 0) o->turn.turns = o->turns;
-      if (o->detector != "silence") o->turn.detector = o->detector == "both" ? Detector::both : Detector::semantic;
+      if (sub->count("--output") == 0) o->turn.output = "out/bench_turn.json";
+      o->turn.only = o->only;
+      if (o->detector != "both") o->turn.detector = o->detector == "silence" ? Detector::silence : Detector::semantic;
       return measure(o->as_json, [&] { return bench_turn(o->turn); });
     }
     o->bench.model_path = o->model_path;

@@ -20,7 +20,7 @@ using nlohmann::json;
 namespace {
 
 constexpr int kRate = 16000;
-constexpr std::int64_t kPrerollSamples = 4800, kTailSamples = 3200;  // as the controller keeps them
+constexpr std::int64_t kPrerollSamples = 4800;  // as the controller keeps them
 constexpr int kSilenceMs = 4000;
 
 struct Pause {
@@ -30,7 +30,8 @@ struct Pause {
 
 /// Every pause that lasts until the sound that belongs to its end has come.
 Result<std::vector<Pause>> pauses_of(std::vector<float> wave, const std::shared_ptr<const vad::SileroWeights>& vad,
-                                     const std::shared_ptr<const tokenizer::SpeechTokenizer>& model, bool live) {
+                                     const std::shared_ptr<const tokenizer::SpeechTokenizer>& model, bool live,
+                                     std::int64_t tail_samples) {
   const auto pcm = to_pcm16(wave);
   wave = from_pcm16(pcm);
   wave.resize((wave.size() + kRate + vad::kFrameSamples - 1) / vad::kFrameSamples * vad::kFrameSamples, 0.0f);
@@ -61,8 +62,8 @@ Result<std::vector<Pause>> pauses_of(std::vector<float> wave, const std::shared_
       stream->add(more);
     }
     if (event && event->kind == Kind::ended) stream.reset();
-    if (paused < 0 || heard < paused + kTailSamples) continue;
-    const auto end = static_cast<std::size_t>(paused + kTailSamples - begun);
+    if (paused < 0 || heard < paused + tail_samples) continue;
+    const auto end = static_cast<std::size_t>(paused + tail_samples - begun);
     PARLANDO_TRY(auto heard_so_far, live ? stream->stable(end) : stream->exact(end));
     out.push_back({begun, paused, std::move(heard_so_far)});
     paused = -1;
@@ -96,8 +97,8 @@ Result<void> print_pauses(const PausesOptions& options, bool as_json) {
   }
   for (const auto& name : recordings) {
     PARLANDO_TRY(const auto recording, audio::read_audio(name));
-    PARLANDO_TRY(const auto pauses,
-                 pauses_of(audio::resample(recording.wave, recording.rate, kRate), vad, model, options.live));
+    PARLANDO_TRY(const auto pauses, pauses_of(audio::resample(recording.wave, recording.rate, kRate), vad, model,
+                                              options.live, options.tail_ms * kRate / 1000));
     json list = json::array();
     for (const auto& p : pauses) {
       const auto at = static_cast<double>(p.sample) / kRate;

@@ -15,6 +15,7 @@ struct PausesOptions {
   std::filesystem::path list;    ///< more of them, one a line
   std::filesystem::path states;  ///< float32 [pauses, TurnEnd::kRows, width], zeros in front of short ones
   bool live = false;             ///< mode `stable` instead of `exact`
+  int tail_ms = 200;             ///< of sound behind the pause that count, as the controller's key of that name
 };
 
 /// One JSON object a recording, or a line of text a pause. An utterance ends where nothing is said for four seconds or

@@ -145,6 +145,7 @@ Result<ServedEngine> ServedEngine::start(const fs::path& folder, const fs::path&
   out.pid_ = ::fork();
   if (out.pid_ == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+    ::setpgid(0, 0);  // Ctrl-C is for whoever measures
     ::dup2(log, 1);
     ::dup2(log, 2);
     ::execv(arguments[0], arguments.data());

@@ -1,13 +1,13 @@
 #pragma once
-/// Many WebSocket clients of a gateway on one thread, for measurements: epoll over sockets that never block, frames
-/// made and masked by hand, every frame of sound at a time of its own. What it costs itself is counted apart. One
-/// thread at a time.
+/// Many WebSocket clients of a gateway on one thread, for measurements: epoll over sockets that never block, every
+/// frame of sound at a time of its own. What it costs itself is counted apart. One thread at a time.
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/base/result.hpp"
@@ -31,6 +31,7 @@ struct ClientPlan {
   std::chrono::milliseconds ask_every{0};  ///< asks for the acknowledgement of what it has sent, and times it; 0: never
   bool flood = false;                      ///< frames as fast as the socket takes them
   bool speak = false;                      ///< answers are spoken
+  std::vector<std::string> utters;         ///< texts that are read out, one when the last has been
   std::vector<std::string> texts;  ///< typed turns, one when the last is answered; from the start again at the end
   /// Said aloud in real time, in noise that is no speech; the next one when the answer has been heard.
   std::vector<Utterance> utterances;
@@ -51,6 +52,7 @@ struct TurnFigure {
   bool interrupted = false;     ///< it was, or it interrupted the one before
   bool cut_off = false;         ///< it was taken for over in one of its pauses
   int underruns = 0;            ///< of a loudspeaker that begins 200 ms behind the first byte
+  std::vector<std::pair<std::string, double>> parts;  ///< of its trace, as the engine tells it
 };
 
 /// What happened since figures were taken last.
@@ -60,6 +62,7 @@ struct LoadFigures {
   std::int64_t turns = 0;
   std::int64_t audio_bytes = 0;     ///< received
   std::vector<double> round_trips;  ///< ms, from asking to the acknowledgement
+  std::vector<double> synthesis;    ///< ms, from a text that is to be read out to the first byte of its sound
   std::vector<TurnFigure> spoken;
   std::vector<double> silenced;  ///< ms from `hold` to the last sound before it goes on or ends; 0: none came
   std::vector<double> held;      ///< ms from the begin of a voice over an answer to `hold`
@@ -83,10 +86,13 @@ class WsLoad {
   Result<void> add(int count, const ClientPlan& plan);
   void run(double seconds);
   /// Until so many turns were answered in all. @error Errc::deadline_exceeded
-  Result<void> run_turns(std::int64_t turns, double seconds_max);
+  /// @param goes_on  asked every now and then; false: Errc::cancelled
+  Result<void> run_turns(std::int64_t turns, double seconds_max, const std::function<bool()>& goes_on = {});
   /// Asks no more, sends no more sound, and waits for what was asked. @return how many acknowledgements never came
   std::int64_t settle(double seconds_max);
   LoadFigures take();
+  /// What `take` would give, without the times.
+  const LoadFigures& so_far() const { return figures_; }
 
   /// Sessions whose socket was closed or that got an error, and the first reason.
   std::int64_t lost() const { return lost_; }
@@ -102,10 +108,9 @@ class WsLoad {
   void pass(Clock::time_point until);
   void act(Client& client, Clock::time_point now);
   void queue(Client& client, std::string_view message, bool binary);
-  void send(Client& client, const char* data, std::size_t size);
+  void send(Client& client, std::string_view frame);
   void writable(Client& client);
   void readable(Client& client);
-  bool take_frame(Client& client, std::size_t& at);
   void event(Client& client, std::string_view text);
   void say_next(Client& client);
   void talk(Client& client, Clock::time_point now);
