@@ -13,9 +13,11 @@
 #include "services/cli/bench.hpp"
 #include "services/cli/bench_mesh.hpp"
 #include "services/cli/bench_turn.hpp"
+#include "services/cli/chat.hpp"
 #include "services/cli/command.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/eval.hpp"
+#include "services/cli/load.hpp"
 #include "services/cli/pauses.hpp"
 #include "services/cli/replay.hpp"
 #include "services/cli/speak.hpp"
@@ -121,6 +123,28 @@ void add_speak(Commands& commands, CLI::App& app, bool clone) {
     if (o->job.output.empty()) o->job.output = "out/speech.wav";
     return o->batch_file.empty() ? speak(*common, *o) : speak_batch(*common, *o);
   };
+}
+
+void add_chat(Commands& commands, CLI::App& app) {
+  auto& c = add(commands, app, "chat", "a conversation in this terminal, typed or with --listen spoken");
+  auto& sub = c.sub;
+  const auto common = add_common(sub);
+  const auto o = std::make_shared<ChatOptions>();
+  add_address(sub, o->address);
+  sub.add_option("--system", o->system, "system prompt");
+  sub.add_option("--speaker", o->speaker, "voice of the answers");
+  sub.add_flag("--speak", o->speaks, "answers are heard, too (aplay)");
+  auto* listen = sub.add_flag("--listen", o->listens, "hands-free with microphone and loudspeaker (arecord, aplay)");
+  sub.add_flag("--mute", o->mutes, "with --listen: hear nothing while an answer plays, for want of headphones")
+      ->needs(listen);
+  sub.add_option("--detector", o->detector, "with --listen: what finds the end of speech")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"silence", "semantic"}))
+      ->needs(listen);
+  sub.add_option("--microphone", o->microphone, "ALSA device, as `arecord -L` lists them");
+  sub.add_option("--loudspeaker", o->loudspeaker, "ALSA device, as `aplay -L` lists them");
+  sub.add_flag("--trace", o->trace, "draw the parts of each turn's time");
+  c.run = [=] { return chat(*common, *o); };
 }
 
 // ------------------------------------------------------------------------------------------------ tools
@@ -278,6 +302,38 @@ void add_bench(Commands& commands, CLI::App& app) {
   };
 }
 
+void add_load(Commands& commands, CLI::App& app) {
+  auto& c =
+      add(commands, app, "load", "people who speak with a server of the realtime API: latency, underruns, errors");
+  auto& sub = c.sub;
+  const auto o = std::make_shared<LoadOptions>();
+  const auto as_json = std::make_shared<bool>(false);
+  sub.add_option("url", o->url, "ws://, wss://, http:// or https://; without a path /v1/realtime")->required();
+  sub.add_option("--key", o->key, "API key; else the environment's PARLANDO_KEY")->envname("PARLANDO_KEY");
+  sub.add_option("--model", o->model, "name of the model, as the server wants it");
+  sub.add_option("--sessions", o->sessions, "people at a time")->capture_default_str()->check(CLI::Range(1, 2000));
+  sub.add_option("--duration", o->seconds, "seconds")->capture_default_str()->check(CLI::Range(1.0, 86400.0));
+  sub.add_option("--say", o->say, "recordings, or folders of WAVs; default: the bundled questions");
+  sub.add_option("--detector", o->detector, "what finds the end of speech")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"server_vad", "semantic_vad"}));
+  sub.add_option("--voice", o->voice, "of the answers");
+  sub.add_option("--instructions", o->instructions, "system prompt");
+  sub.add_option("--html", o->html, "page with pictures of the run")->default_str("out/load.html");
+  sub.add_flag("--json", *as_json, "one JSON object on stdout");
+  c.run = [o, as_json, sub = &sub] {
+    if (o->say.empty()) o->say = {find_models("nano") / "questions"};
+    if (sub->count("--html") == 0) o->html = "out/load.html";
+    const auto done = run_load(*o);
+    if (!done) return report(done.error(), *as_json);
+    if (*as_json)
+      std::cout << done->dump() << "\n";
+    else
+      fmt::print("{}pictures in {}\n", load_table(*done), o->html.string());
+    return (*done)["errors"].empty() ? kOk : kFailed;
+  };
+}
+
 // ------------------------------------------------------------------------------------------------ the engine
 
 /// ROLE=N … @error Errc::invalid_argument naming the one that is none
@@ -378,10 +434,12 @@ int run(int argc, char** argv) {
   add_talk(commands, app);
   add_speak(commands, app, false);
   add_speak(commands, app, true);
+  add_chat(commands, app);
   add_up(commands, app, true);
   add_up(commands, app, false);
   add_scale(commands, app);
   add_bench(commands, app);
+  add_load(commands, app);
   add_tokenize(commands, app);
   add_pauses(commands, app);
   add_small(commands, app);
