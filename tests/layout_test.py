@@ -51,6 +51,7 @@ LIBRARIES = {
     r"sox": ["services/tts"],
     r"simdjson": ["services/gateway"],
     r"sndfile": ["common/audio"],
+    r"opus/": ["common/audio"],
     r"hwy/": ["kernels"],
     r"openssl/": ["common/base", "common/checkpoint", "common/http", "services/context", "services/controller", "services/gateway", "services/cli"],
     r"yaml-cpp/": ["common/checkpoint"],
