@@ -45,6 +45,18 @@ std::int64_t linear_bytes(WeightFormat format, std::int64_t rows, std::int64_t c
   return 0;
 }
 
+Result<llm::Step1Config> published_shape(const std::string& name) {
+  llm::Step1Config c;
+  if (name == "chat-130b")
+    c.hidden = 12288, c.inner = 31232, c.heads = 96, c.groups = 8, c.layers = 88;
+  else if (name == "tts-3b")
+    c.hidden = 3072, c.inner = 8192, c.heads = 48, c.groups = 4, c.layers = 32;
+  else
+    return fail(Errc::invalid_argument, "shape '{}', expected chat-130b or tts-3b", name);
+  c.vocabulary = 74752, c.length_max = 32768;
+  return c;
+}
+
 Result<Capacity> plan_capacity(const llm::Step1Config& model, const RankMachine& machine, const CapacityLoad& load) {
   for (const auto& [name, value] :
        {std::pair{"streams", load.streams}, {"context", load.context}, {"prefill", load.prefill}})

@@ -49,6 +49,10 @@ struct Capacity {
   bool fits() const { return free >= 0; }
 };
 
+/// Sizes of a model whose files one may not have: `chat-130b`, `tts-3b`. Source: docs/lm.md §1, where those that are
+/// inferred say so. @error Errc::invalid_argument that lists the names
+Result<llm::Step1Config> published_shape(const std::string& name);
+
 /// @error Errc::invalid_argument when the model cannot be divided or a number is not positive
 Result<Capacity> plan_capacity(const llm::Step1Config& model, const RankMachine& machine, const CapacityLoad& load);
 

@@ -13,6 +13,7 @@
 #include "services/cli/bench.hpp"
 #include "services/cli/bench_mesh.hpp"
 #include "services/cli/bench_turn.hpp"
+#include "services/cli/capacity.hpp"
 #include "services/cli/chat.hpp"
 #include "services/cli/command.hpp"
 #include "services/cli/doctor.hpp"
@@ -182,6 +183,44 @@ void add_pauses(Commands& commands, CLI::App& app) {
     if (common->threads > 0) at::set_num_threads(common->threads);
     const auto done = print_pauses(*o, common->as_json);
     return done ? kOk : report(done.error(), common->as_json);
+  };
+}
+
+void add_plan(Commands& commands, CLI::App& app) {
+  struct Options {
+    std::string config, shape = "chat-130b", format = "bf16";
+    RankMachine machine;
+    CapacityLoad load;
+    bool as_json = false;
+  };
+  auto& c = add(commands, app, "plan", "what a language model needs on a group of devices, by arithmetic");
+  auto& sub = c.sub;
+  const auto o = std::make_shared<Options>();
+  auto* config = sub.add_option("--config", o->config, "config.json of a checkpoint");
+  sub.add_option("--shape", o->shape, "instead: chat-130b (partly inferred sizes, docs/lm.md), tts-3b")
+      ->capture_default_str()
+      ->excludes(config);
+  sub.add_option("--gpus,--ranks", o->load.ranks, "ranks of a group")->capture_default_str();
+  sub.add_option("--streams", o->load.streams, "that decode at once")->capture_default_str();
+  sub.add_option("--context", o->load.context, "tokens of each")->capture_default_str();
+  sub.add_option("--prefill", o->load.prefill, "tokens of a prompt")->capture_default_str();
+  sub.add_option("--format", o->format, "of the weights: f32, bf16, int8, int4")->capture_default_str();
+  sub.add_option("--memory-gb", o->machine.memory_gb, "of a device")->capture_default_str();
+  sub.add_option("--bandwidth-gb-s", o->machine.bandwidth_gb_s, "measured read bandwidth")->capture_default_str();
+  sub.add_option("--tflops", o->machine.tflops, "of products with many rows, as reached")->capture_default_str();
+  sub.add_option("--link-gb-s", o->machine.link_gb_s, "between ranks")->capture_default_str();
+  sub.add_option("--all-reduce-us", o->machine.all_reduce_us, "of the smallest sum")->capture_default_str();
+  sub.add_flag("--json", o->as_json, "one JSON object on stdout");
+  c.run = [o] {
+    auto model = o->config.empty() ? published_shape(o->shape) : llm::Step1Config::load(o->config);
+    if (!model) return report(model.error(), o->as_json);
+    const auto format = weight_format(o->format);
+    if (!format) return report(format.error(), o->as_json);
+    o->load.weights = *format;
+    const auto capacity = plan_capacity(*model, o->machine, o->load);
+    if (!capacity) return report(capacity.error(), o->as_json);
+    fmt::print("{}", o->as_json ? to_json(*capacity).dump() + "\n" : to_text(*capacity, o->machine, o->load));
+    return kOk;
   };
 }
 
@@ -442,6 +481,7 @@ int run(int argc, char** argv) {
   add_load(commands, app);
   add_tokenize(commands, app);
   add_pauses(commands, app);
+  add_plan(commands, app);
   add_small(commands, app);
   try {
     app.parse(argc, argv);

@@ -9,16 +9,8 @@
 namespace parlando::cli {
 namespace {
 
-llm::Step1Config model(std::int64_t hidden, std::int64_t inner, std::int64_t heads, std::int64_t groups,
-                       std::int64_t layers) {
-  llm::Step1Config c;
-  c.hidden = hidden, c.inner = inner, c.heads = heads, c.groups = groups, c.layers = layers;
-  c.vocabulary = 74752, c.length_max = 32768;
-  return c;
-}
-// docs/lm.md §1
-llm::Step1Config tts_3b() { return model(3072, 8192, 48, 4, 32); }
-llm::Step1Config chat_130b() { return model(12288, 31232, 96, 8, 88); }
+llm::Step1Config tts_3b() { return *published_shape("tts-3b"); }
+llm::Step1Config chat_130b() { return *published_shape("chat-130b"); }
 
 }  // namespace
 
@@ -89,6 +81,7 @@ BOOST_AUTO_TEST_CASE(what_makes_no_sense_is_refused) {
   BOOST_TEST(plan_capacity(tts_3b(), {.bandwidth_gb_s = 0}, {}).error().message ==
              "bandwidth is 0, expected more than 0");
   BOOST_TEST(!plan_capacity(tts_3b(), {}, {.ranks = 5}));
+  BOOST_TEST(published_shape("gpt").error().message == "shape 'gpt', expected chat-130b or tts-3b");
   BOOST_TEST(weight_format("fp8").error().message == "format 'fp8', expected f32, bf16, int8 or int4");
 }
 
