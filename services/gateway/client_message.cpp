@@ -2,10 +2,10 @@
 
 #include <cstdlib>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "common/base/nesting.hpp"
 #include "common/base/units.hpp"
+#include "services/gateway/json_text.hpp"
 #include "services/gateway/settings.hpp"
 
 namespace parlando::gateway {
@@ -17,7 +17,6 @@ constexpr int kDepthMax = 32;
 constexpr std::size_t kShownMax = 40;
 constexpr std::uint64_t kLeadLeastMs = 50, kLeadMostMs = 10000;
 
-std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 /// A value for an error message; what is cut off within a character becomes U+FFFD with the whole message.
 std::string shown(const json& value) { return dump(value).substr(0, kShownMax); }
 

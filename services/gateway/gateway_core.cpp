@@ -5,6 +5,7 @@
 
 #include "common/base/mapped_file.hpp"
 #include "common/http/guards.hpp"
+#include "common/telemetry/log.hpp"
 
 namespace parlando::gateway {
 namespace fs = std::filesystem;
@@ -21,6 +22,19 @@ constexpr std::size_t kRealtimeUnsentMax = kUnsentSecondsMax * 24000 * kSampleBy
 constexpr std::size_t kRealtimeMessageMax = 22u << 20;
 
 constexpr const char* kRealtimePath = "/v1/realtime";
+constexpr std::string_view kBetaHeader = "realtime=v1", kBetaProtocol = "openai-beta.realtime-v1";
+constexpr std::chrono::seconds kCertificateAgain{30};  // its files are looked at
+
+std::int64_t written_at(const std::string& file) {
+  std::error_code ignored;
+  return fs::last_write_time(file, ignored).time_since_epoch().count();
+}
+
+bool asks_for_beta(const http::Upgrade& upgrade) {
+  const http::Request asked{"GET", upgrade.target, {}, 0, upgrade.headers};
+  return asked.header("openai-beta").find(kBetaHeader) != std::string_view::npos ||
+         asked.header("sec-websocket-protocol").find(kBetaProtocol) != std::string_view::npos;
+}
 
 std::string type_of(const fs::path& file) {
   static const std::map<std::string, std::string> kTypes{{".html", "text/html; charset=utf-8"},
@@ -59,17 +73,23 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
   config::expect_range(out, path + ".session_seconds_max", session_seconds_max, 1, 86400);
   config::expect_range(out, path + ".drain_seconds_max", drain_seconds_max, 0, 3600);
   config::expect_range(out, path + ".streams_max", streams_max, 0, 1 << 16);
+  config::expect_range(out, path + ".voices_per_key_max", voices_per_key_max, 0, 10000);
+  if (tls_certificate.empty() != tls_key.empty())
+    out.push_back({path + (tls_key.empty() ? ".tls_key" : ".tls_certificate"), "is empty: both files are needed"});
   config::expect_range(out, path + ".streams_per_client_max", streams_per_client_max, 1, 4096);
   return out;
 }
 
-GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock, ApiKeys keys)
+GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock, ApiKeys keys, ClientSecrets secrets)
     : config_(std::move(config)),
       clock_(clock),
       sessions_(sessions_config(config_)),
       realtime_(sessions_, realtime_wire()),
       zmq_(sessions_, zmq_limits(), zmq_wire()),
-      api_(sessions_, replies(), std::move(keys), config_.origins, [this] { return why_not_ready(); }) {
+      api_(sessions_, replies(),
+           {std::move(keys), std::move(secrets), VoiceStore(config_.voices, config_.voices_per_key_max),
+            config_.origins},
+           [this] { return why_not_ready(); }) {
   sessions_.set_sockets({[this](ClientId id) { return server_ ? server_->unsent_bytes(id) : 0; },
                          [this](ClientId id, TurnId turn) -> std::size_t {
                            if (!server_) return 0;
@@ -98,14 +118,30 @@ Result<std::unique_ptr<service::Core>> GatewayCore::make(const GatewayConfig& co
   if (!config.keys_file.empty()) {
     PARLANDO_TRY(keys, ApiKeys::read(config.keys_file));
   }
-  auto out = std::make_unique<GatewayCore>(config, kSteadyClock, std::move(keys));
+  ClientSecrets secrets;
+  if (!config.secrets_file.empty()) {
+    PARLANDO_TRY(secrets, ClientSecrets::read(config.secrets_file));
+  }
+  auto out = std::make_unique<GatewayCore>(config, kSteadyClock, std::move(keys), std::move(secrets));
   PARLANDO_DO(out->load_files(config.page, "/"));
   PARLANDO_DO(out->load_files(config.questions, "/questions/"));
   if (out->files_.contains("/index.html")) out->files_["/"] = out->files_["/index.html"];
   return std::unique_ptr<service::Core>(std::move(out));
 }
 
-http::Response GatewayCore::answer(const http::Request& request) {
+/// What takes long to read is read on a thread of its own, and gone on with here.
+void GatewayCore::help(Helper::Work work) {
+  if (!helper_)
+    helper_.emplace([this](Helper::Then then) {
+      server_->post([this, then = std::move(then)] {
+        then(clock_.now());
+        act();
+      });
+    });
+  helper_->start(std::move(work));
+}
+
+http::Response GatewayCore::answer(http::Request& request) {
   if (HttpApi::serves(request.path())) {
     auto out = api_.handle(request, clock_.now());
     act();
@@ -153,6 +189,7 @@ HttpReplies GatewayCore::replies() {
   out.abort = [this](std::uint64_t id) {
     if (server_) server_->abort(id);
   };
+  out.help = [this](Helper::Work work) { help(std::move(work)); };
   return out;
 }
 
@@ -172,27 +209,45 @@ ZmqClientWire GatewayCore::zmq_wire() {
           [this](const std::string& peer, const protocol::Envelope& head) { worked_on(peer, head); }};
 }
 
+/// As the server counts time.
+std::chrono::steady_clock::time_point GatewayCore::on_wall(Time time) const {
+  return std::chrono::steady_clock::now() + (time - clock_.now());
+}
+
 http::SocketHandlers GatewayCore::handlers() {
   http::SocketHandlers out;
-  out.paths = {{"/v1/dialogue"}, {kRealtimePath, kRealtimeMessageMax, kRealtimeUnsentMax, "realtime"}};
+  // A page that offers its key as a subprotocol has to be answered with one.
+  out.paths = {{"/v1/dialogue", 0, 0, "dialogue"},
+               {kRealtimePath, kRealtimeMessageMax, kRealtimeUnsentMax, "realtime"}};
   out.opened = [this](std::uint64_t id, const http::Upgrade& upgrade) {
-    if (!api_.socket_opened(id))
-      return server_->close(id, http::CloseCode::try_later, "this key has as many sessions as it may");
+    const auto rights = api_.socket_opened(id);
     const auto now = clock_.now();
-    if (upgrade.path == kRealtimePath)
-      realtime_.opened(id, upgrade.target, std::time(nullptr) + config_.session_seconds_max, now);
-    else
-      sessions_.client_opened(id, now);
+    if (upgrade.path != kRealtimePath) {
+      sessions_.client_opened(id, now, {.owner = rights.owner});
+    } else {
+      realtime_.opened(id,
+                       {upgrade.target, std::time(nullptr) + config_.session_seconds_max, rights.session, rights.owner,
+                        config_.realtime_beta && asks_for_beta(upgrade)},
+                       now);
+    }
     act();
   };
   out.closed = [this](std::uint64_t id) {
+    const auto now = clock_.now();
+    if (realtime_.has(id))
+      realtime_.closed(id, now);
+    else if (!realtime_.owns(id))  // else it was lost, and its session waits
+      sessions_.client_closed(id, now);
     api_.socket_closed(id);
-    realtime_.has(id) ? realtime_.closed(id, clock_.now()) : sessions_.client_closed(id, clock_.now());
+    sound_due_.erase(id);
     act();
   };
   out.lost = [this](std::uint64_t id) {
-    // Nobody could resume it: a realtime client has no token.
-    realtime_.has(id) ? realtime_.closed(id, clock_.now()) : sessions_.client_lost(id, clock_.now());
+    const auto now = clock_.now();
+    if (realtime_.has(id))
+      realtime_.lost(id, now);
+    else if (!realtime_.owns(id))
+      sessions_.client_lost(id, now);
     act();
   };
   out.message = [this](std::uint64_t id, std::string_view data, bool binary) {
@@ -208,9 +263,22 @@ http::SocketHandlers GatewayCore::handlers() {
 
 RealtimeWire GatewayCore::realtime_wire() {
   RealtimeWire out;
-  out.send = [this](std::uint64_t id, std::string event) {
-    if (server_) server_->send(id, std::move(event), false);
+  out.send = [this](std::uint64_t id, std::string event, std::optional<Time> sound_due) {
+    // Each piece of sound says by itself what it belongs to: one that comes too late is left out.
+    const auto due = sound_due ? std::optional(http::Due{on_wall(*sound_due), true}) : std::nullopt;
+    if (server_) server_->send(id, std::move(event), false, 0, due);
   };
+  out.help = [this](Helper::Work work) { help(std::move(work)); };
+  out.reserve = [this](std::size_t bytes) { return server_ && server_->reserve(bytes); };
+  out.release = [this](std::size_t bytes) {
+    if (server_) server_->release(bytes);
+  };
+  out.admit_side = [this](std::uint64_t socket) -> std::optional<RealtimeError> {
+    const auto why = api_.side_opened(socket, clock_.now());
+    if (!why) return {};
+    return RealtimeError{why->code, why->message};
+  };
+  out.side_over = [this](std::uint64_t socket) { api_.side_closed(socket); };
   out.close = [this](std::uint64_t id, std::uint16_t code, std::string reason) {
     if (server_) server_->close(id, http::CloseCode(code), std::move(reason));
   };
@@ -222,13 +290,30 @@ RealtimeWire GatewayCore::realtime_wire() {
 
 Result<void> GatewayCore::listen() {
   if (config_.listen.empty()) return {};
-  auto answers = [this](const http::Request& request) { return answer(request); };
+  auto answers = [this](http::Request& request) { return answer(request); };
   PARLANDO_TRY(server_, http::Server::start(config_.listen, std::move(answers), handlers(), limits()));
   if (!config_.api_listen.empty()) {
     PARLANDO_DO(server_->also_listen(config_.api_listen));
   }
   server_->set_requests(request_handlers());
+  if (!config_.tls_certificate.empty()) {
+    PARLANDO_DO(server_->use_tls(config_.tls_certificate, config_.tls_key));
+    certificate_times_ = {written_at(config_.tls_certificate), written_at(config_.tls_key)};
+  }
   return {};
+}
+
+/// A certificate is renewed every few weeks by somebody who writes its files; new connections get the new one.
+void GatewayCore::review_certificate(Time now) {
+  if (!server_ || config_.tls_certificate.empty() || now - certificate_seen_ < kCertificateAgain) return;
+  certificate_seen_ = now;
+  const std::pair times{written_at(config_.tls_certificate), written_at(config_.tls_key)};
+  if (times == certificate_times_) return;
+  certificate_times_ = times;
+  if (const auto used = server_->use_tls(config_.tls_certificate, config_.tls_key); used)
+    telemetry::log(telemetry::Level::info, "gateway uses the new certificate of '{}'", config_.tls_certificate);
+  else
+    telemetry::log(telemetry::Level::warning, "gateway keeps its certificate: {}", used.error().message);
 }
 
 /// Wakes for sound that is due, too.
@@ -280,9 +365,14 @@ void GatewayCore::act_on(ToClient& action) {
     case ToClient::Kind::event:
       server_->send(action.client, std::move(action.data), false);
       return;
-    case ToClient::Kind::sound:
-      server_->send(action.client, std::move(action.data), true, action.turn.value);
+    case ToClient::Kind::sound: {
+      // Both ends count samples here: nothing is left out in the middle.
+      const auto length = std::chrono::microseconds(static_cast<std::int64_t>(action.data.size() / kSampleBytes) *
+                                                    1'000'000 / kSpeechRate);
+      const auto due = sound_due_[action.client].next(length, clock_.now());
+      server_->send(action.client, std::move(action.data), true, action.turn.value, http::Due{on_wall(due), false});
       return;
+    }
     case ToClient::Kind::close:
       return server_->close(action.client, http::CloseCode(action.code), std::move(action.data));
     case ToClient::Kind::pause:
@@ -311,7 +401,9 @@ void GatewayCore::on_refused(const std::string& peer, const protocol::Envelope& 
 
 void GatewayCore::on_tick(Time now) {
   sessions_.on_tick(now);
+  realtime_.on_tick(now);
   api_.on_tick(now);
+  review_certificate(now);
   zmq_.on_tick();
   act();
   tell_metrics();
@@ -340,6 +432,9 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
   m.sockets = metrics.gauge("parlando_gateway_sockets", "WebSockets");
   m.realtime = metrics.gauge("parlando_gateway_realtime_sockets", "WebSockets of the realtime API");
   m.realtime_errors = counter("realtime_errors_total", "Events of realtime clients that were answered by an error");
+  m.realtime_resumed = counter("realtime_resumed_total", "Realtime sessions that went on at another socket");
+  m.realtime_not_resumed = counter("realtime_not_resumed_total", "Attempts to resume one that does not wait for it");
+  m.large_bytes = metrics.gauge("parlando_gateway_large_bytes", "Memory of bodies and messages above 64 KiB");
   m.streams = metrics.gauge("parlando_gateway_client_streams", "Conversations of clients of the mesh");
   using Z = ZmqClientCounters;
   m.zmq = {{counter("client_streams_opened_total", "Conversations that clients of the mesh have begun"), &Z::opened},
@@ -381,7 +476,8 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
            {counter("api_failed_total", "Requests answered by 500 and above, or broken off"), &A::failed},
            {counter("api_left_total", "Requests whose client went before the end"), &A::left},
            {counter("api_unauthorised_total", "Requests without a key that is known"), &A::unauthorised},
-           {counter("api_limited_total", "Requests above a limit of their key"), &A::limited}};
+           {counter("api_limited_total", "Requests above a limit of their key"), &A::limited},
+           {counter("api_full_total", "Requests and WebSockets for which no controller had a place"), &A::full}};
   using C = http::Counters;
   const std::tuple<const char*, const char*, const http::Counter C::*> table[] = {
       {"http_accepted_total", "Connections that passed the limits", &C::accepted},
@@ -390,7 +486,8 @@ void GatewayCore::add_metrics(telemetry::Metrics& metrics) {
       {"http_refused_origin_total", "Upgrades of foreign pages", &C::refused_origin},
       {"http_refused_host_total", "Requests for hosts that we are not", &C::refused_host},
       {"http_accept_backoffs_total", "Waits because no descriptors were left", &C::accept_backoffs},
-      {"http_closed_slow_total", "WebSockets that were a minute of sound behind", &C::closed_slow},
+      {"http_closed_slow_total", "WebSockets that were 5 s behind, or took nothing for so long", &C::closed_slow},
+      {"http_dropped_late_total", "Pieces of sound that came too late for their client", &C::dropped_late},
       {"http_closed_idle_total", "Connections cut for their silence", &C::closed_idle},
       {"http_refused_bodies_total", "Requests above the limit of all bodies together", &C::refused_bodies},
       {"http_cut_streams_total", "Streamed answers whose client was too slow", &C::cut_streams},
@@ -415,7 +512,9 @@ void GatewayCore::tell_metrics() {
   for (std::size_t i = 0; i < m.api_requests.size(); ++i) tell(m.api_requests[i], api_.counters().requests[i]);
   for (const auto& [to, member] : m.api) tell(to, api_.counters().*member);
   m.realtime.set(static_cast<double>(realtime_.size()));
-  tell(m.realtime_errors, realtime_.errors());
+  tell(m.realtime_errors, realtime_.counters().errors);
+  tell(m.realtime_resumed, realtime_.counters().resumed);
+  tell(m.realtime_not_resumed, realtime_.counters().not_resumed);
   m.streams.set(static_cast<double>(zmq_.open()));
   for (const auto& [to, member] : m.zmq) tell(to, zmq_.counters().*member);
   tell(m.frames, c.audio_frames);
@@ -436,6 +535,7 @@ void GatewayCore::tell_metrics() {
   m.dropped.set_at_least(static_cast<double>(c.dropped_input_samples) / kInputRate);
   for (std::size_t i = 0; i < m.handovers.size(); ++i) tell(m.handovers[i], c.handovers[i]);
   if (!server_) return;
+  m.large_bytes.set(static_cast<double>(server_->reserved_bytes()));
   for (const auto& [to, member] : m.http) tell(to, (server_->counters().*member).value());
 }
 

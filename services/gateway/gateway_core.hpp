@@ -26,8 +26,14 @@ struct GatewayConfig {
   int session_seconds_max = 1800;    ///< of a WebSocket; it is closed with 1000
   int drain_seconds_max = 15;        ///< for turns under way at SIGTERM; then they are closed with 1001
   std::string keys_file;             ///< who may use /v1 (`http_keys.hpp`); empty: everybody who reaches it
-  int streams_max = 512;             ///< conversations of clients of the mesh (role `client`); 0: none are taken
-  int streams_per_client_max = 64;   ///< of one of them
+  std::string secrets_file;      ///< signs client secrets, for all gateways alike; empty: for this one, until its end
+  std::string tls_certificate;   ///< PEM, with its chain: everything is served in TLS; empty: plain
+  std::string tls_key;           ///< PEM
+  std::string voices;            ///< folder of voices that users make; empty: none are made
+  int voices_per_key_max = 100;  ///< of one key, or of all who need none
+  bool realtime_beta = false;    ///< clients that ask for the names of the beta get them
+  int streams_max = 512;         ///< conversations of clients of the mesh (role `client`); 0: none are taken
+  int streams_per_client_max = 64;  ///< of one of them
   template <class V>
   void fields(V&& v) {
     v("listen", listen);
@@ -41,6 +47,12 @@ struct GatewayConfig {
     v("session_seconds_max", session_seconds_max);
     v("drain_seconds_max", drain_seconds_max);
     v("keys_file", keys_file);
+    v("secrets_file", secrets_file);
+    v("tls_certificate", tls_certificate);
+    v("tls_key", tls_key);
+    v("voices", voices);
+    v("voices_per_key_max", voices_per_key_max);
+    v("realtime_beta", realtime_beta);
     v("streams_max", streams_max);
     v("streams_per_client_max", streams_per_client_max);
   }
@@ -51,7 +63,8 @@ class GatewayCore final : public service::Core {
  public:
   /// @error Errc::not_found naming a folder that is missing, and those of reading files
   static Result<std::unique_ptr<service::Core>> make(const GatewayConfig& config);
-  explicit GatewayCore(GatewayConfig config, const Clock& clock = kSteadyClock, ApiKeys keys = {});
+  explicit GatewayCore(GatewayConfig config, const Clock& clock = kSteadyClock, ApiKeys keys = {},
+                       ClientSecrets secrets = {});
 
   void on_message(const std::string& peer, protocol::Message message, Time now) override;
   void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
@@ -70,12 +83,17 @@ class GatewayCore final : public service::Core {
   void add_metrics(telemetry::Metrics& metrics) override;
 
   const http::Counters& http_counters() const { return server_->counters(); }
+  /// Memory of bodies and messages above 64 KiB.
+  std::size_t large_bytes() const { return server_ ? server_->reserved_bytes() : 0; }
   SessionsCounters counters() const { return sessions_.counters(); }
 
  private:
   static const SteadyClock kSteadyClock;
   Result<void> load_files(const std::string& folder, const std::string& prefix);
-  http::Response answer(const http::Request& request);
+  http::Response answer(http::Request& request);
+  void help(Helper::Work work);
+  std::chrono::steady_clock::time_point on_wall(Time time) const;
+  void review_certificate(Time now);
   http::RequestHandlers request_handlers();
   HttpReplies replies();
   http::SocketHandlers handlers();
@@ -89,11 +107,12 @@ class GatewayCore final : public service::Core {
   void tell_metrics();
 
   struct Meters {
-    telemetry::Metrics::Gauge sessions, sockets, realtime, streams, held, api_running;
+    telemetry::Metrics::Gauge sessions, sockets, realtime, streams, held, api_running, large_bytes;
     std::array<telemetry::Metrics::Counter, kEndpointNames.size()> api_requests;
     std::vector<std::pair<telemetry::Metrics::Counter, std::uint64_t HttpApiCounters::*>> api;
     telemetry::Metrics::Counter frames, sent, refused, stale, repeats, failed, dropped, paused, malformed;
     telemetry::Metrics::Counter resumed, not_resumed, underruns, holds, interruptions, early, realtime_errors;
+    telemetry::Metrics::Counter realtime_resumed, realtime_not_resumed;
     std::array<telemetry::Metrics::Counter, kReasonNames.size()> handovers;
     std::vector<std::pair<telemetry::Metrics::Counter, const http::Counter http::Counters::*>> http;
     std::vector<std::pair<telemetry::Metrics::Counter, std::uint64_t ZmqClientCounters::*>> zmq;
@@ -107,8 +126,12 @@ class GatewayCore final : public service::Core {
   HttpApi api_;
   std::map<std::string, http::Response> files_;  ///< by path; read once
   std::unique_ptr<http::Server> server_;
+  std::unordered_map<std::uint64_t, SoundDue> sound_due_;    ///< of sockets of `/v1/dialogue`
+  std::pair<std::int64_t, std::int64_t> certificate_times_;  ///< when its files were written
+  Time certificate_seen_{};
   bool waiting_ = false;  ///< inside `wait`
   std::optional<Meters> meters_;
+  std::optional<Helper> helper_;  ///< last: what it has under way uses all of the above
 };
 
 }  // namespace parlando::gateway

@@ -4,7 +4,9 @@
 
 #include "common/base/random_id.hpp"
 #include "common/http/guards.hpp"
+#include "services/gateway/http_client_secrets.hpp"
 #include "services/gateway/http_fields.hpp"
+#include "services/gateway/http_own_voices.hpp"
 #include "services/gateway/http_speech.hpp"
 #include "services/gateway/http_transcription.hpp"
 
@@ -17,7 +19,10 @@ constexpr std::size_t kJsonBytesMax = 1 << 20, kChatBytesMax = 12 << 20;
 constexpr std::size_t kUploadBytesMax = (25 << 20) + (64 << 10);  // as published, and what a form needs around it
 constexpr std::chrono::seconds kUpgradeTime{10};                  // a handshake that has not ended by then never will
 constexpr std::array<std::string_view, 3> kModels{"parlando-chat", "parlando-tts", "parlando-transcribe"};
-constexpr std::string_view kModelsPath = "/v1/models";
+constexpr std::size_t kLargeBytes = 64 << 10;  // of a body that is read elsewhere: 2 ms and more
+constexpr std::size_t kVoiceBytesMax = (10 << 20) + (64 << 10), kSecretBytesMax = 64 << 10;
+constexpr std::string_view kModelsPath = "/v1/models", kVoicesPath = "/v1/audio/voices";
+constexpr std::string_view kDialoguePath = "/v1/dialogue", kRealtimePath = "/v1/realtime";
 constexpr std::string_view kProtocolKey = "openai-insecure-api-key.";  // of browsers, which cannot send other headers
 
 struct Route {
@@ -26,10 +31,13 @@ struct Route {
   std::size_t body_bytes_max = 0;
   std::string_view content_type = {};
 };
-constexpr std::array<Route, 7> kRoutes{{
+constexpr std::array<Route, 10> kRoutes{{
     {"/v1/chat/completions", "POST", Endpoint::chat, kChatBytesMax, "application/json"},
     {"/v1/audio/speech", "POST", Endpoint::speech, kJsonBytesMax, "application/json"},
     {"/v1/audio/transcriptions", "POST", Endpoint::transcriptions, kUploadBytesMax, "multipart/form-data"},
+    {kVoicesPath, "GET, POST", Endpoint::voices, kVoiceBytesMax, "multipart/form-data"},
+    {"/v1/audio/voices/", "GET, DELETE", Endpoint::voices},
+    {"/v1/realtime/client_secrets", "POST", Endpoint::secrets, kSecretBytesMax},
     {kModelsPath, "GET", Endpoint::models},
     {"/healthz", "GET", Endpoint::other},
     {"/readyz", "GET", Endpoint::other},
@@ -38,8 +46,19 @@ constexpr std::array<Route, 7> kRoutes{{
 
 const Route* find_route(std::string_view path) {
   for (const auto& route : kRoutes)
-    if (path == route.path || (route.endpoint == Endpoint::models && path.starts_with("/v1/models/"))) return &route;
+    if (path == route.path || (route.path.ends_with('/') && path.starts_with(route.path)) ||
+        (route.path == kModelsPath && path.starts_with("/v1/models/")))
+      return &route;
   return nullptr;
+}
+
+bool takes(const Route& route, std::string_view method) {
+  for (auto rest = route.methods; !rest.empty();) {
+    const auto one = rest.substr(0, rest.find(','));
+    if (one == method) return true;
+    rest.remove_prefix(std::min(rest.size(), one.size() + 2));  // ", "
+  }
+  return false;
 }
 
 bool is_api(std::string_view path) { return path == "/v1" || path.starts_with("/v1/"); }
@@ -58,12 +77,14 @@ std::string new_id() { return fmt::format("{:016x}{:016x}", random_u64(), random
 
 }  // namespace
 
-HttpApi::HttpApi(Sessions& sessions, HttpReplies replies, ApiKeys keys, std::vector<std::string> origins,
+HttpApi::HttpApi(Sessions& sessions, HttpReplies replies, HttpApiSetup setup,
                  std::function<std::string()> why_not_ready)
     : sessions_(sessions),
       replies_(std::move(replies)),
-      keys_(std::move(keys)),
-      origins_(std::move(origins)),
+      keys_(std::move(setup.keys)),
+      secrets_(std::move(setup.secrets)),
+      voices_(std::move(setup.voices)),
+      origins_(std::move(setup.origins)),
       why_not_ready_(std::move(why_not_ready)),
       started_(std::time(nullptr)) {}
 
@@ -71,22 +92,37 @@ bool HttpApi::serves(std::string_view path) { return is_api(path) || find_route(
 
 // ------------------------------------------------------------------------------------------------ who may
 
-std::optional<KeyId> HttpApi::key_of(const http::Request& request) const {
-  if (const auto header = request.header("authorization"); !header.empty()) return keys_.find(header);
+HttpApi::Caller HttpApi::caller_of(const http::Request& request) const {
+  auto key = bearer_of(request.header("authorization"));
   auto offered = request.header("sec-websocket-protocol");
-  while (!offered.empty()) {
+  while (key.empty() && !offered.empty()) {
     const auto end = offered.find(',');
     auto name = offered.substr(0, end);
     offered.remove_prefix(end == std::string_view::npos ? offered.size() : end + 1);
     name.remove_prefix(std::min(name.find_first_not_of(' '), name.size()));
-    if (name.starts_with(kProtocolKey)) return keys_.find_key(name.substr(kProtocolKey.size()));
+    name = name.substr(0, name.find_last_not_of(' ') + 1);
+    if (name.starts_with(kProtocolKey)) key = name.substr(kProtocolKey.size());
   }
-  return {};
+  if (!key.starts_with(ClientSecrets::kPrefix)) return {keys_.empty() ? std::nullopt : keys_.find_key(key), {}};
+  auto secret = secrets_.find(key, std::time(nullptr));
+  if (!secret) return {};
+  const auto of = keys_.empty() ? std::nullopt : keys_.find_name(secret->key);
+  return {of, std::move(secret)};
+}
+
+std::string HttpApi::owner_of(const http::Request& request) const {
+  const auto key = caller_of(request).key;
+  return key ? keys_.name(*key) : std::string();
 }
 
 std::optional<http::Response> HttpApi::admit_key(const http::Request& request, Time now) {
   if (keys_.empty()) return {};
-  const auto key = key_of(request);
+  const auto caller = caller_of(request);
+  if (caller.secret && !(is_upgrade(request) && request.path() == kRealtimePath)) {
+    ++counters_.unauthorised;
+    return refuse(request, {401, "a client secret opens WebSockets of /v1/realtime only", {}, "invalid_api_key"});
+  }
+  const auto key = caller.key;
   if (!key) {
     ++counters_.unauthorised;
     const bool none = request.header("authorization").empty();
@@ -104,8 +140,40 @@ std::optional<http::Response> HttpApi::admit_key(const http::Request& request, T
         request,
         {429, "this key has sent too many requests within a minute", {}, "rate_limit_exceeded", wait->count()});
   }
-  if (is_upgrade(request)) upgrading_[request.id] = {*key, now};
   return {};
+}
+
+/// Everything that can refuse a WebSocket does so before its upgrade, where its client is told in words.
+std::optional<http::Response> HttpApi::admit_socket(const http::Request& request, Time now) {
+  const auto path = request.path();
+  const auto origin = request.header("origin");
+  if (path != kDialoguePath && path != kRealtimePath) return {};                                      // the server
+  if (!origin.empty() && !http::origin_allowed(origin, request.header("host"), origins_)) return {};  // refuses it
+  if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
+  // A socket of `/v1/dialogue` may resume a session that has its place already.
+  const auto target = std::string_view(request.target);
+  const bool resumes =
+      target.find("?resume=") != std::string_view::npos || target.find("&resume=") != std::string_view::npos;
+  const bool opens_session = path == kRealtimePath && !resumes;
+  if (opens_session)
+    if (auto full = refuse_if_full(request, now)) return full;
+  auto caller = caller_of(request);
+  if (caller.key && !keys_.begin_session(*caller.key)) {
+    ++counters_.limited;
+    return refuse(request, {429, "this key has as many sessions as it may", {}, "rate_limit_exceeded", 1000});
+  }
+  upgrading_[request.id] = {caller.key, now, opens_session, caller.secret ? std::move(caller.secret->session) : ""};
+  return {};
+}
+
+/// A place at a controller is looked for before anything of a client is taken in.
+std::optional<http::Response> HttpApi::refuse_if_full(const http::Request& request, Time now) {
+  const auto coming =
+      std::count_if(upgrading_.begin(), upgrading_.end(), [](const auto& entry) { return entry.second.opens_session; });
+  const auto why = sessions_.why_full(static_cast<std::size_t>(coming) + reading_.size(), now);
+  if (!why) return {};
+  ++counters_.full;
+  return refuse(request, api_error(why->code, why->message, why->retry_ms));
 }
 
 std::optional<http::Response> HttpApi::admit(const http::Request& request, std::size_t& body_bytes_max, Time now) {
@@ -119,39 +187,63 @@ std::optional<http::Response> HttpApi::admit(const http::Request& request, std::
     return refuse(request,
                   {403, fmt::format("pages of '{}' may not use this server", origin.substr(0, 100)), {}, "origin"});
   if (auto refused = admit_key(request, now)) return refused;
-  if (is_upgrade(request)) return {};
+  if (is_upgrade(request)) return admit_socket(request, now);
   if (route == nullptr)
     return refuse(request, {404, fmt::format("there is no '{}' here", path.substr(0, 100)), {}, "unknown_url"});
-  if (request.method != route->methods) {
+  if (!takes(*route, request.method)) {
     auto out = refuse(request, {405, fmt::format("'{}' takes {}", path, route->methods), {}, "method_not_allowed"});
     out.headers.emplace_back("Allow", fmt::format("{}, OPTIONS", route->methods));
     return out;
   }
-  if (!route->content_type.empty() && !is_type(request.header("content-type"), route->content_type))
+  if (request.method == "POST" && !route->content_type.empty() &&
+      !is_type(request.header("content-type"), route->content_type))
     return refuse(request, {415,
                             fmt::format("the content type is '{}', expected {}",
                                         request.header("content-type").substr(0, 100), route->content_type),
                             {},
                             "unsupported_media_type"});
   if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
+  const bool opens_session = route->endpoint == Endpoint::chat || route->endpoint == Endpoint::speech ||
+                             route->endpoint == Endpoint::transcriptions;
+  if (opens_session) return refuse_if_full(request, now);
   return {};
 }
 
-bool HttpApi::socket_opened(std::uint64_t id) {
+SocketRights HttpApi::socket_opened(std::uint64_t id) {
   const auto found = upgrading_.find(id);
-  if (found == upgrading_.end()) return true;
-  const auto key = found->second.key;
-  upgrading_.erase(found);
-  if (!keys_.begin_session(key)) {
-    ++counters_.limited;
-    return false;
+  if (found == upgrading_.end()) return {};
+  SocketRights out{{}, std::move(found->second.session)};
+  if (const auto key = found->second.key) {
+    sockets_[id] = *key;
+    out.owner = keys_.name(*key);
   }
-  sockets_[id] = key;
-  return true;
+  upgrading_.erase(found);
+  return out;
+}
+
+std::optional<ApiError> HttpApi::side_opened(std::uint64_t socket, Time now) {
+  const auto found = sockets_.find(socket);
+  if (found == sockets_.end()) return {};
+  const auto wait = keys_.take_request(found->second, now);
+  if (!wait && keys_.begin_session(found->second)) return {};
+  ++counters_.limited;
+  return ApiError{
+      429,
+      wait ? "this key has sent too many requests within a minute" : "this key has as many sessions as it may",
+      {},
+      "rate_limit_exceeded",
+      wait ? wait->count() : 1000};
+}
+
+void HttpApi::side_closed(std::uint64_t socket) {
+  if (const auto found = sockets_.find(socket); found != sockets_.end()) keys_.end_session(found->second);
 }
 
 void HttpApi::socket_closed(std::uint64_t id) {
-  upgrading_.erase(id);
+  if (const auto early = upgrading_.find(id); early != upgrading_.end()) {
+    if (early->second.key) keys_.end_session(*early->second.key);
+    upgrading_.erase(early);
+  }
   const auto found = sockets_.find(id);
   if (found == sockets_.end()) return;
   keys_.end_session(found->second);
@@ -219,7 +311,7 @@ std::string allowed_headers(const http::Request& request) {
 }
 }  // namespace
 
-http::Response HttpApi::handle(const http::Request& request, Time now) {
+http::Response HttpApi::handle(http::Request& request, Time now) {
   const auto path = request.path();
   const auto* route = find_route(path);
   if (route == nullptr)
@@ -246,6 +338,13 @@ http::Response HttpApi::handle(const http::Request& request, Time now) {
       const auto why = draining_ ? "draining" : why_not_ready_();
       return why.empty() ? http::Response{200, "text/plain", "ready\n"} : http::Response{503, "text/plain", why + "\n"};
     }
+    case Endpoint::voices:
+      return manage_voices(request);
+    case Endpoint::secrets: {
+      auto out = answer_client_secret(request.body, secrets_, owner_of(request), new_id(), std::time(nullptr));
+      count(out.status);
+      return with_headers(request, std::move(out));
+    }
     default:
       return start(request, route->endpoint, now);
   }
@@ -253,30 +352,93 @@ http::Response HttpApi::handle(const http::Request& request, Time now) {
 
 // ------------------------------------------------------------------------------------------------ requests
 
-ApiResult<std::unique_ptr<HttpRequest>> HttpApi::make(const http::Request& request, Endpoint endpoint,
-                                                      RequestHead head) {
-  if (endpoint == Endpoint::chat) return ChatCompletion::make(request.body, std::move(head), spoken_);
+/// On any thread.
+HttpApi::Made HttpApi::make(const http::Request& request, Endpoint endpoint, RequestHead head,
+                            SpokenAnswers& spoken) try {
+  if (endpoint == Endpoint::chat) return ChatCompletion::make(request.body, std::move(head), spoken);
   if (endpoint == Endpoint::speech) return SpeechRequest::make(request.body, std::move(head));
   return TranscriptionRequest::make(request.header("content-type"), request.body, std::move(head));
+} catch (const std::exception& e) {
+  return tl::unexpected(ApiError{500, fmt::format("the request could not be read: {}", e.what()), {}, "internal"});
 }
 
-http::Response HttpApi::start(const http::Request& request, Endpoint endpoint, Time now) {
+http::Response HttpApi::start(http::Request& request, Endpoint endpoint, Time now) {
   if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
-  auto made = make(request, endpoint, {new_id(), std::time(nullptr)});
-  if (!made) return refuse(request, made.error());
-  Running running{std::move(*made), {}, common_headers(request)};
-  if (!keys_.empty()) {
-    running.key = key_of(request);
-    if (running.key && !keys_.begin_session(*running.key)) {
-      ++counters_.limited;
-      return refuse(request, {429, "this key has as many sessions as it may", {}, "rate_limit_exceeded", 1000});
-    }
+  const auto key = caller_of(request).key;
+  if (key && !keys_.begin_session(*key)) {
+    ++counters_.limited;
+    return refuse(request, {429, "this key has as many sessions as it may", {}, "rate_limit_exceeded", 1000});
   }
-  auto& started = *running_.emplace(request.id, std::move(running)).first->second.request;
-  sessions_.client_opened(request.id, now);
-  started.start();
-  talking_.insert(request.id);
+  RequestHead head{new_id(), std::time(nullptr)};
+  if (request.body.size() <= kLargeBytes || !replies_.help) {
+    auto refused = begin(request, make(request, endpoint, std::move(head), spoken_), key, now);
+    return refused ? std::move(*refused) : http::Response::given_later();
+  }
+  auto whole = std::make_shared<http::Request>(std::move(request));
+  reading_[whole->id] = {key, {whole->method, whole->target, {}, whole->id, whole->headers}};
+  replies_.help([this, whole, endpoint, head]() -> Helper::Then {
+    auto made = std::make_shared<Made>(make(*whole, endpoint, head, spoken_));
+    return [this, id = whole->id, made](Time then) { was_read(id, std::move(*made), then); };
+  });
+  return http::Response::given_later();
+}
+
+/// Begins the session of a request that was read. @return an answer that refuses it
+std::optional<http::Response> HttpApi::begin(const http::Request& request, Made made, std::optional<KeyId> key,
+                                             Time now) {
+  if (!made) {
+    if (key) keys_.end_session(*key);
+    return refuse(request, made.error());
+  }
+  const auto id = request.id;
+  auto& started = *running_.emplace(id, Running{std::move(*made), key, common_headers(request)}).first->second.request;
+  sessions_.client_opened(id, now, {.of_file = started.is_of_file(), .owner = key ? keys_.name(*key) : ""});
+  try {
+    started.start();
+  } catch (...) {  // no memory: the server answers, and nothing of it may stay
+    end(id, now);
+    throw;
+  }
+  talking_.insert(id);
   pump(now);
+  return {};
+}
+
+void HttpApi::was_read(std::uint64_t id, Made made, Time now) {
+  const auto found = reading_.find(id);
+  if (found == reading_.end()) return;  // its client has gone
+  const auto reading = std::move(found->second);
+  reading_.erase(found);
+  try {
+    if (auto refused = begin(reading.request, std::move(made), reading.key, now))
+      replies_.respond(id, std::move(*refused));
+  } catch (const std::exception& e) {
+    replies_.respond(id, refuse(reading.request, {500, e.what(), {}, "internal"}));
+  }
+}
+
+/// The disk may make it wait.
+http::Response HttpApi::manage_voices(http::Request& request) {
+  const auto owner = owner_of(request);
+  const auto headers = common_headers(request);
+  auto whole = std::make_shared<http::Request>(std::move(request));
+  const auto work = [this, whole, owner, headers]() -> http::Response {
+    auto out = answer_voices(*whole, voices_, owner, std::time(nullptr));
+    for (const auto& header : headers) out.headers.push_back(header);
+    return out;
+  };
+  if (!replies_.help) {
+    auto out = work();
+    count(out.status);
+    return out;
+  }
+  replies_.help([this, id = whole->id, work]() -> Helper::Then {
+    auto answer = std::make_shared<http::Response>(work());
+    return [this, id, answer](Time) {
+      count(answer->status);
+      replies_.respond(id, std::move(*answer));
+    };
+  });
   return http::Response::given_later();
 }
 
@@ -356,13 +518,23 @@ void HttpApi::end(ClientId id, Time now) {
 }
 
 void HttpApi::gone(std::uint64_t id, Time now) {
+  if (const auto reading = reading_.find(id); reading != reading_.end()) {
+    ++counters_.left;
+    if (reading->second.key) keys_.end_session(*reading->second.key);
+    reading_.erase(reading);
+    return;
+  }
   if (!running_.contains(id)) return;
   ++counters_.left;
   end(id, now);
 }
 
 void HttpApi::on_tick(Time now) {
-  std::erase_if(upgrading_, [&](const auto& entry) { return now - entry.second.since > kUpgradeTime; });
+  std::erase_if(upgrading_, [&](const auto& entry) {
+    const bool over = now - entry.second.since > kUpgradeTime;
+    if (over && entry.second.key) keys_.end_session(*entry.second.key);
+    return over;
+  });
 }
 
 }  // namespace parlando::gateway

@@ -14,10 +14,12 @@ constexpr int kDepthMax = 64;
 constexpr std::size_t kMessagesMax = 2000, kPartsMax = 100, kToolsMax = 128, kSystemBytesMax = 32768,
                       kTextBytesMax = 60000;
 constexpr double kSoundSecondsMax = 30;  // of an utterance
+constexpr double kTopPLeast = 0.001;     // of a session's settings
 
 }  // namespace
 
 void SpokenAnswers::add(const std::string& id, std::string text, std::int64_t now) {
+  const std::lock_guard lock(mutex_);
   if (text.size() > kTextBytesMax || !entries_.emplace(id, Entry{std::move(text), now + kSeconds}).second) return;
   order_.push_back(id);
   if (order_.size() <= kMost) return;
@@ -25,9 +27,11 @@ void SpokenAnswers::add(const std::string& id, std::string text, std::int64_t no
   order_.pop_front();
 }
 
-const std::string* SpokenAnswers::find(const std::string& id, std::int64_t now) const {
+std::optional<std::string> SpokenAnswers::find(const std::string& id, std::int64_t now) const {
+  const std::lock_guard lock(mutex_);
   const auto found = entries_.find(id);
-  return found == entries_.end() || found->second.until < now ? nullptr : &found->second.text;
+  if (found == entries_.end() || found->second.until < now) return {};
+  return found->second.text;
 }
 
 // ------------------------------------------------------------------------------------------------ the request
@@ -86,7 +90,8 @@ class ChatCompletion::Reading {
 
   void read_settings(Fields& f) {
     if (const auto t = f.number("temperature", 0, 2)) open_["temperature"] = *t;
-    if (const auto p = f.number("top_p", 0, 1)) open_["top_p"] = *p;
+    // As published 0 is a number like others: the likeliest token alone.
+    if (const auto p = f.number("top_p", 0, 1)) open_["top_p"] = std::max(*p, kTopPLeast);
     if (const auto k = f.integer("top_k", 0, 1'000'000)) open_["top_k"] = *k;  // as other servers have it
     if (const auto seed = f.integer("seed", INT64_MIN, INT64_MAX)) open_["seed"] = static_cast<std::uint64_t>(*seed);
     auto most = f.integer("max_tokens", 1, 1'000'000);
@@ -216,9 +221,8 @@ class ChatCompletion::Reading {
       Fields a(*audio, path + ".audio", problem);
       const auto id = a.text("id", 100);
       if (!id) return a.missing("id");
-      const auto* said = to_.spoken_.find(*id, to_.head_.created);
-      if (said == nullptr)
-        return a.refuse("id", "is not known (any more): send its transcript as content", "not_found");
+      const auto said = to_.spoken_.find(*id, to_.head_.created);
+      if (!said) return a.refuse("id", "is not known (any more): send its transcript as content", "not_found");
       text = *said;
     }
     if (!text && !item.contains("calls")) return f.missing("content");

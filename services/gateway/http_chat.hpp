@@ -2,6 +2,7 @@
 /// `POST /v1/chat/completions`: the messages become items of a conversation that is not kept, sound among them
 /// utterances that are noted, and `respond` asks for the answer.
 #include <map>
+#include <mutex>
 #include <optional>
 
 #include "services/gateway/http_request.hpp"
@@ -17,13 +18,16 @@ struct RequestHead {
 template <class T>
 using ApiResult = tl::expected<T, ApiError>;
 
-/// What was said aloud, for clients that name an answer by its id in a later request. The oldest go.
+/// What was said aloud, for clients that name an answer by its id in a later request. The oldest go. Any thread.
 class SpokenAnswers {
  public:
   static constexpr std::int64_t kSeconds = 3600;
   void add(const std::string& id, std::string text, std::int64_t now_seconds);
-  const std::string* find(const std::string& id, std::int64_t now_seconds) const;
-  std::size_t size() const { return entries_.size(); }
+  std::optional<std::string> find(const std::string& id, std::int64_t now_seconds) const;
+  std::size_t size() const {
+    const std::lock_guard lock(mutex_);
+    return entries_.size();
+  }
 
  private:
   static constexpr std::size_t kMost = 1000, kTextBytesMax = 8192;
@@ -31,6 +35,7 @@ class SpokenAnswers {
     std::string text;
     std::int64_t until = 0;
   };
+  mutable std::mutex mutex_;
   std::map<std::string, Entry> entries_;
   std::deque<std::string> order_;
 };

@@ -1,9 +1,9 @@
 #include "services/gateway/http_error.hpp"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "common/base/result.hpp"
+#include "services/gateway/json_text.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
@@ -48,7 +48,7 @@ std::string error_json(const ApiError& error) {
   json body{{"message", error.message}, {"type", error_type(error.status)}, {"param", nullptr}, {"code", nullptr}};
   if (!error.param.empty()) body["param"] = error.param;
   if (!error.code.empty()) body["code"] = error.code;
-  return json{{"error", std::move(body)}}.dump(-1, ' ', false, json::error_handler_t::replace);
+  return dump(json{{"error", std::move(body)}});
 }
 
 http::Response error_response(const ApiError& error) {

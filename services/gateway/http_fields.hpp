@@ -2,16 +2,12 @@
 /// The JSON body of a request, read field by field. The first field that is wrong is kept with its path; unknown fields
 /// are nobody's business, and null is as good as absent. For sources only: it brings the JSON library.
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "services/gateway/http_error.hpp"
+#include "services/gateway/json_text.hpp"
 
 namespace parlando::gateway {
-
-inline std::string dump(const nlohmann::json& value) {
-  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
 
 class Fields {
  public:

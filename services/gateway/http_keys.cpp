@@ -1,28 +1,18 @@
 #include "services/gateway/http_keys.hpp"
 
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 
 #include "common/base/mapped_file.hpp"
+#include "services/gateway/resume_token.hpp"
 
 namespace parlando::gateway {
 namespace {
 
 constexpr std::size_t kFileBytesMax = 1 << 20, kDigestDigits = 64, kKeyBytesMax = 512;
 constexpr int kLimitMax = 1'000'000;
-
-std::string sha256_hex(std::string_view text) {
-  std::array<unsigned char, EVP_MAX_MD_SIZE> digest;
-  unsigned size = 0;
-  EVP_Digest(text.data(), text.size(), digest.data(), &size, EVP_sha256(), nullptr);
-  std::string out;
-  for (unsigned i = 0; i < size; ++i) out += fmt::format("{:02x}", digest[i]);
-  return out;
-}
 
 std::string_view next_word(std::string_view& line) {
   const auto first = std::min(line.find_first_not_of(" \t\r"), line.size());
@@ -79,22 +69,28 @@ Result<ApiKeys> ApiKeys::read(const std::string& path) {
   return parse(text, path);
 }
 
-std::optional<KeyId> ApiKeys::find(std::string_view authorization) const {
+std::string_view bearer_of(std::string_view authorization) {
   constexpr std::string_view kBearer = "bearer ";
   if (authorization.size() <= kBearer.size()) return {};
   for (std::size_t i = 0; i < kBearer.size(); ++i)
     if ((authorization[i] | 0x20) != (kBearer[i] | 0x20)) return {};
   auto rest = authorization.substr(kBearer.size());
-  return find_key(next_word(rest));
+  return next_word(rest);
 }
 
 std::optional<KeyId> ApiKeys::find_key(std::string_view key) const {
   if (key.empty() || key.size() > kKeyBytesMax) return {};
-  const auto digest = sha256_hex(key);
+  const auto digest = digest_of(key);
   std::optional<KeyId> found;
   for (KeyId i = 0; i < keys_.size(); ++i)  // all of them, whichever it is
     if (CRYPTO_memcmp(digest.data(), keys_[i].digest.data(), kDigestDigits) == 0) found = i;
   return found;
+}
+
+std::optional<KeyId> ApiKeys::find_name(std::string_view name) const {
+  for (KeyId i = 0; i < keys_.size(); ++i)
+    if (keys_[i].name == name) return i;
+  return {};
 }
 
 std::optional<milliseconds> ApiKeys::take_request(KeyId id, Time now) {

@@ -14,6 +14,9 @@ namespace parlando::gateway {
 
 using KeyId = std::size_t;
 
+/// The key in an Authorization header, "Bearer KEY"; empty: there is none.
+std::string_view bearer_of(std::string_view authorization);
+
 class ApiKeys {
  public:
   /// @error Errc::not_found, Errc::io; Errc::bad_format, naming the line and what is wrong with it
@@ -24,9 +27,11 @@ class ApiKeys {
   std::size_t size() const { return keys_.size(); }
   const std::string& name(KeyId key) const { return keys_[key].name; }
 
-  /// @param authorization  value of the header: "Bearer …". Takes the same time for every wrong key.
-  std::optional<KeyId> find(std::string_view authorization) const;
+  /// Takes the same time for every wrong key.
+  std::optional<KeyId> find(std::string_view authorization) const { return find_key(bearer_of(authorization)); }
   std::optional<KeyId> find_key(std::string_view key) const;
+  /// The first key of this name.
+  std::optional<KeyId> find_name(std::string_view name) const;
 
   /// Counts a request. @return how long to wait when there were too many of this key
   std::optional<milliseconds> take_request(KeyId key, Time now);

@@ -86,6 +86,90 @@ std::string_view openapi_document() {
     }
    }
   },
+  "/v1/audio/voices": {
+   "get": {
+    "operationId": "listVoices",
+    "summary": "The voices that were made with this key, the newest first",
+    "responses": {
+     "200": {
+      "description": "All of them",
+      "content": {"application/json": {"schema": {"$ref": "#/components/schemas/VoiceList"}}}
+     },
+     "default": {"$ref": "#/components/responses/Error"}
+    }
+   },
+   "post": {
+    "operationId": "createVoice",
+    "summary": "A voice from a recording",
+    "requestBody": {
+     "required": true,
+     "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/VoiceRequest"}}}
+    },
+    "responses": {
+     "200": {
+      "description": "The voice: its id is what `voice` of other requests takes",
+      "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Voice"}}}
+     },
+     "default": {"$ref": "#/components/responses/Error"}
+    }
+   }
+  },
+  "/v1/audio/voices/{voice}": {
+   "parameters": [
+    {"name": "voice", "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}
+   ],
+   "get": {
+    "operationId": "retrieveVoice",
+    "summary": "One voice",
+    "responses": {
+     "200": {
+      "description": "The voice",
+      "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Voice"}}}
+     },
+     "default": {"$ref": "#/components/responses/Error"}
+    }
+   },
+   "delete": {
+    "operationId": "deleteVoice",
+    "summary": "Nobody speaks with it any more",
+    "responses": {
+     "200": {
+      "description": "It is gone",
+      "content": {
+       "application/json": {
+        "schema": {
+         "type": "object",
+         "required": ["object", "id", "deleted"],
+         "properties": {
+          "object": {"type": "string", "const": "audio.voice.deleted"},
+          "id": {"type": "string"},
+          "deleted": {"type": "boolean", "const": true}
+         }
+        }
+       }
+      }
+     },
+     "default": {"$ref": "#/components/responses/Error"}
+    }
+   }
+  },
+  "/v1/realtime/client_secrets": {
+   "post": {
+    "operationId": "createClientSecret",
+    "summary": "What lets somebody else's browser open /v1/realtime for a while",
+    "requestBody": {
+     "required": false,
+     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ClientSecretRequest"}}}
+    },
+    "responses": {
+     "200": {
+      "description": "The secret, when it ends, and the session that it begins",
+      "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ClientSecret"}}}
+     },
+     "default": {"$ref": "#/components/responses/Error"}
+    }
+   }
+  },
   "/v1/models": {
    "get": {
     "operationId": "listModels",
@@ -144,6 +228,62 @@ std::string_view openapi_document() {
    }
   },
   "schemas": {
+   "Voice": {
+    "type": "object",
+    "additionalProperties": false,
+    "required": ["object", "id", "name", "created_at"],
+    "properties": {
+     "object": {"type": "string", "const": "audio.voice"},
+     "id": {"type": "string"},
+     "name": {"type": "string"},
+     "created_at": {"type": "integer"}
+    }
+   },
+   "VoiceList": {
+    "type": "object",
+    "required": ["object", "data", "has_more"],
+    "properties": {
+     "object": {"type": "string", "const": "list"},
+     "data": {"type": "array", "items": {"$ref": "#/components/schemas/Voice"}},
+     "has_more": {"type": "boolean"}
+    }
+   },
+   "VoiceRequest": {
+    "type": "object",
+    "required": ["name", "transcript", "consent", "file"],
+    "properties": {
+     "name": {"type": "string", "minLength": 1, "maxLength": 100},
+     "transcript": {"type": "string", "minLength": 1, "maxLength": 2000, "description": "What is said in the recording"},
+     "consent": {"type": "string", "minLength": 1, "maxLength": 2000, "description": "Of the speaker; kept with the voice"},
+     "file": {
+      "type": "string",
+      "format": "binary",
+      "description": "WAV, FLAC, Ogg or MP3, 1 to 30 s; may be called audio_sample"
+     }
+    }
+   },
+   "ClientSecretRequest": {
+    "type": "object",
+    "properties": {
+     "expires_after": {
+      "type": ["object", "null"],
+      "properties": {
+       "anchor": {"type": ["string", "null"], "enum": ["created_at", null]},
+       "seconds": {"type": ["integer", "null"], "minimum": 10, "maximum": 7200, "default": 600}
+      }
+     },
+     "session": {"type": ["object", "null"], "description": "As of session.update, at most 8 KiB"}
+    }
+   },
+   "ClientSecret": {
+    "type": "object",
+    "required": ["value", "expires_at", "session"],
+    "properties": {
+     "value": {"type": "string"},
+     "expires_at": {"type": "integer"},
+     "session": {"type": "object"}
+    }
+   },
    "Error": {
     "type": "object",
     "required": ["error"],

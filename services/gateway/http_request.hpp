@@ -31,6 +31,8 @@ class HttpRequest {
   virtual ~HttpRequest() = default;
   /// Says what can be said before anything is answered.
   virtual void start() = 0;
+  /// What it says is a recording, which is read as fast as it is understood.
+  virtual bool is_of_file() const { return false; }
 
   /// An event of the session, as a socket would be told.
   void event(std::string_view text);

@@ -13,6 +13,7 @@ constexpr milliseconds kSilence{600};  // that ends an utterance
 /// Behind the recording: ends the last utterance, so that `flush` finds none and its answer is the end.
 constexpr milliseconds kTail{2000};
 constexpr std::size_t kFieldBytesMax = 4096;
+constexpr std::size_t kShownMax = 60;  // of what a client has written, in an error
 
 std::string clock_time(double seconds, char point) {
   const auto ms = static_cast<std::int64_t>(std::llround(std::max(0.0, seconds) * 1000));
@@ -33,6 +34,7 @@ class TranscriptionRequest::Reading {
     bool model = false;
     for (const auto& part : form) {
       const auto name = part.name.ends_with("[]") ? part.name.substr(0, part.name.size() - 2) : part.name;
+      if (name.size() > kShownMax) continue;  // none that is known
       if (name == "file") {
         if (file != nullptr) return refuse("file", "is there twice");
         file = &part;
@@ -64,11 +66,11 @@ class TranscriptionRequest::Reading {
     if (name == "response_format") {
       const auto found = kFormats.find(value);
       if (found == kFormats.end())
-        return refuse(name, "is '" + value + "', expected json, text, verbose_json, srt or vtt");
+        return refuse(name, "is '" + value.substr(0, kShownMax) + "', expected json, text, verbose_json, srt or vtt");
       to_.format_ = found->second;
     } else if (name == "stream") {
       if (value != "true" && value != "false" && !value.empty())
-        return refuse(name, "is '" + value + "', expected true or false");
+        return refuse(name, "is '" + value.substr(0, kShownMax) + "', expected true or false");
       to_.stream_ = value == "true";
     } else if (name == "language") {
       to_.language_ = value;
@@ -76,12 +78,12 @@ class TranscriptionRequest::Reading {
       char* end = nullptr;
       const double number = std::strtod(value.c_str(), &end);
       if (value.empty() || *end != '\0' || !(number >= 0 && number <= 1))
-        return refuse(name, "is '" + value + "', expected a number from 0 to 1");
+        return refuse(name, "is '" + value.substr(0, kShownMax) + "', expected a number from 0 to 1");
     } else if (name == "timestamp_granularities") {
       if (value == "word")
         return refuse("timestamp_granularities[]", "asks for words: segments are told", "unsupported_value");
       if (value != "segment")
-        return refuse("timestamp_granularities[]", "is '" + value + "', expected segment or word");
+        return refuse("timestamp_granularities[]", "is '" + value.substr(0, kShownMax) + "', expected segment or word");
     } else if (name == "include" && value == "logprobs") {
       return refuse("include[]", "asks for logprobs: probabilities are not given", "unsupported_value");
     }

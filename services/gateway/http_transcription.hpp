@@ -10,6 +10,7 @@ class TranscriptionRequest final : public HttpRequest {
   static ApiResult<std::unique_ptr<TranscriptionRequest>> make(std::string_view content_type, std::string_view body,
                                                                RequestHead head);
   void start() override;
+  bool is_of_file() const override { return true; }
 
  private:
   enum class Format { json, text, verbose_json, srt, vtt };

@@ -1,10 +1,10 @@
 #include "services/gateway/open_turn.hpp"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "common/base/nesting.hpp"
 #include "common/base/units.hpp"
+#include "services/gateway/json_text.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
@@ -19,7 +19,7 @@ std::string result_of(const std::string& text) {
   if (nested_deeper_than(text, kResultDepthMax)) return "null";
   const auto call = json::parse(text, nullptr, false);
   if (!call.is_object() || !call.contains("result")) return "null";
-  return call["result"].dump(-1, ' ', false, json::error_handler_t::replace);
+  return dump(call["result"]);
 }
 
 /// The first byte at or behind `at` that begins a character.
@@ -88,8 +88,7 @@ void OpenTurn::resume(protocol::Conversation state) {
   const auto results = nested_deeper_than(state.tool_results.text, kResultDepthMax + 1)
                            ? json()
                            : json::parse(state.tool_results.text, nullptr, false);
-  for (const auto& result : results.is_array() ? results : json::array())
-    tool_results_.push_back(result.dump(-1, ' ', false, json::error_handler_t::replace));
+  for (const auto& result : results.is_array() ? results : json::array()) tool_results_.push_back(dump(result));
   ids_ = std::move(state.payload);
   pieces_ = state.pieces;
   piece_samples_ = state.piece_samples;

@@ -70,6 +70,24 @@ void Sessions::place(Client& client, Time now) {
   nobody_takes_it(client, now);
 }
 
+std::optional<ErrorMessage> Sessions::why_full(std::size_t reserved, Time now) {
+  note_start(now);
+  std::int64_t places = 0;
+  for (auto& [controller, p] : places_) {
+    if (p.free <= 0 && now - p.moved > config_.full_told) p.is_known = false;
+    if (!p.is_known) return {};
+    places += std::max<std::int64_t>(0, p.free);
+  }
+  const bool may_wait = !replicas_.any_up() && may_still_come(now);
+  if (places > static_cast<std::int64_t>(reserved) || may_wait) return {};
+  return nobody();
+}
+
+ErrorMessage Sessions::nobody() const {
+  if (replicas_.size() == 0) return {name(Errc::unavailable), "no controller is connected", kRetryMs};
+  return {name(Errc::overloaded), "no controller takes sessions now", kRetryMs};
+}
+
 /// At our own start, or while one is suspect, a controller may be there in a moment.
 bool Sessions::may_still_come(Time now) const { return !suspects_.empty() || now - *started_ < config_.start_wait; }
 
@@ -82,8 +100,7 @@ void Sessions::nobody_takes_it(Client& client, Time now) {
   }
   if (refused) return fail(client, session.refusal);
   if (may_still_come(now)) return;
-  if (replicas_.size() == 0) return fail(client, {name(Errc::unavailable), "no controller is connected", kRetryMs});
-  fail(client, {name(Errc::overloaded), "no controller takes sessions now", kRetryMs});
+  fail(client, nobody());
 }
 
 void Sessions::ask(Client& client, const std::string& controller, Time now) {
@@ -91,6 +108,10 @@ void Sessions::ask(Client& client, const std::string& controller, Time now) {
   session.place = Place::opening;
   session.controller = controller;
   session.stream = {++streams_};
+  if (const auto places = places_.find(controller); places != places_.end()) {
+    --places->second.free;
+    places->second.moved = now;
+  }
   session.answer_by = now + config_.open_answer;
   auto open = describe(session);
   if (session.turn.is_open() && !check(pack(open))) {  // texts of tools beyond any message
@@ -106,6 +127,8 @@ void Sessions::ask(Client& client, const std::string& controller, Time now) {
 void Sessions::leave(Session& session, bool detached) {
   if (!session.has_owner()) return;
   if (replicas_.is_linked(session.controller)) send(session, head_of(session), Close{detached});
+  // A session that came and went between two words of its controller has changed nothing that it would tell.
+  if (const auto places = places_.find(session.controller); places != places_.end()) ++places->second.free;
   session.place = Place::waiting;
   session.controller.clear();
   session.opened_head = {};
@@ -181,6 +204,9 @@ void Sessions::on_peer(const transport::Peer& peer, PeerState state, Time now) {
   note_start(now);
   if (peer.caller) return;
   replicas_.on_peer(peer, state);
+  places_.erase(peer.instance);
+  const bool takes = state != PeerState::down && state != PeerState::suspect && peer.ready && !peer.draining;
+  if (takes && peer.slots > 0) places_[peer.instance] = {peer.slots, true, now};
   if (state == PeerState::down)
     linked_.erase(peer.instance);
   else

@@ -51,13 +51,13 @@ RealtimeResult<json> read_metadata(const json& value) {
 
 /// The fields of an append, read without building anything: this is the path of every 20 ms. Nothing when it is another
 /// event, or one that the careful reader should look at.
-struct Append {
+struct AppendFields {
   std::string_view audio, event_id;
 };
-std::optional<Append> read_append(simdjson::dom::parser& parser, std::string_view text) {
+std::optional<AppendFields> append_fields(simdjson::dom::parser& parser, std::string_view text) {
   simdjson::dom::object object;
   if (parser.parse(text.data(), text.size()).get_object().get(object) != simdjson::SUCCESS) return {};
-  Append out;
+  AppendFields out;
   std::string_view type;
   if (object["type"].get_string().get(type) != simdjson::SUCCESS || type != kAppend) return {};
   if (object["audio"].get_string().get(out.audio) != simdjson::SUCCESS) return {};
@@ -69,11 +69,18 @@ std::optional<Append> read_append(simdjson::dom::parser& parser, std::string_vie
 
 Realtime::Realtime(RealtimeOptions options)
     : events_(options.id_prefix),
+      session_(std::move(options.session)),
+      admit_side_(std::move(options.admit_side)),
       settings_(events_.next_id("sess"), options.model, options.transcription, options.expires_at),
       conversation_(events_.next_id("conv")),
       sound_in_(settings_.input()) {}
 
 void Realtime::start() {
+  if (!session_.empty()) {
+    // It was read when its secret was made.
+    static_cast<void>(settings_.update(json::parse(session_, nullptr, false)));
+    sound_in_ = SoundIn(settings_.input());
+  }
   events_.send("session.created", {{"session", settings_.effective()}});
   to_talks_.push_back({0, ToTalk::Kind::begin});
   told_ = settings_.dialogue();
@@ -83,7 +90,7 @@ void Realtime::start() {
 }
 
 void Realtime::tell(int talk, const json& message) {
-  if (!message.is_null()) to_talks_.push_back({talk, ToTalk::Kind::text, dump_json(message)});
+  if (!message.is_null()) to_talks_.push_back({talk, ToTalk::Kind::text, dump(message)});
 }
 
 void Realtime::tell_sound(std::string pcm) {
@@ -106,7 +113,7 @@ void Realtime::client_message(std::string_view message, bool binary) {
     // Its memory is kept for the next frame, but not that of a whole recording.
     thread_local simdjson::dom::parser kept;
     simdjson::dom::parser once;
-    if (const auto sound = read_append(message.size() <= kMessageBytesMax ? kept : once, message)) {
+    if (const auto sound = append_fields(message.size() <= kMessageBytesMax ? kept : once, message)) {
       if (const auto done = append(sound->audio); !done) events_.send(done.error(), std::string(sound->event_id));
       return;
     }
@@ -189,8 +196,33 @@ Realtime::Done Realtime::update_session(const json& event) {
 Realtime::Done Realtime::append(std::string_view base64) {
   const auto bytes = from_base64(base64);
   if (!bytes) return refuse("invalid_value", "audio", "Invalid 'audio': {}.", bytes.error().message);
-  tell_sound(sound_in_.push(*bytes));
+  return append(*bytes);
+}
+
+Realtime::Done Realtime::append(std::span<const std::byte> sound) {
+  auto pcm = sound_in_.push(sound);
+  if (!pcm) return refuse("invalid_value", "audio", "Invalid 'audio': {}.", pcm.error().message);
+  tell_sound(*std::move(pcm));
   return {};
+}
+
+std::optional<Realtime::Append> Realtime::read_append(std::string_view message) {
+  simdjson::dom::parser parser;
+  const auto fields = append_fields(parser, message);
+  if (!fields) return {};
+  Append out{std::string(fields->event_id), {}};
+  if (auto bytes = from_base64(fields->audio))
+    out.sound = *std::move(bytes);
+  else
+    out.sound = refuse("invalid_value", "audio", "Invalid 'audio': {}.", bytes.error().message);
+  return out;
+}
+
+void Realtime::take_append(const Append& given, std::size_t from, std::size_t count) {
+  if (ending_) return;
+  const auto done =
+      given.sound ? append(std::span(*given.sound).subspan(from, count)) : Done(tl::unexpected(given.sound.error()));
+  if (!done) events_.send(done.error(), given.event_id);
 }
 
 /// The utterance ends with the last sample that came.
@@ -209,7 +241,7 @@ void Realtime::flush(Utterance utterance) {
 }
 
 Realtime::Done Realtime::commit() {
-  const auto samples = position_ - buffered_;
+  const auto samples = position_ + sound_in_.held_samples() - buffered_;
   if (samples < kCommitLeast)
     return refuse("input_audio_buffer_commit_empty", "",
                   "Error committing input audio buffer: buffer too small. Expected at least 100ms of audio, but buffer "
@@ -359,6 +391,7 @@ Realtime::Done Realtime::create_response(const json& event) {
   };
   if (options.is_object())
     if (const auto merged = settings.merge(options, "response"); !merged) return named(merged.error());
+  if (const auto known = settings.check_tool_choice("response"); !known) return named(known.error());
   auto metadata = read_metadata(field(options, "metadata"));
   if (!metadata) return tl::unexpected(metadata.error());
   const auto conversation = text_of(options, "conversation");
@@ -442,6 +475,8 @@ Realtime::Done Realtime::respond_aside(const json& options, ResponseSettings set
   } else {
     for (const auto& item : items_.all()) history.push_back(dialogue_item(item));
   }
+  if (admit_side_)
+    if (auto refused = admit_side_()) return tl::unexpected(*std::move(refused));
   const int talk = ++talks_;
   to_talks_.push_back({talk, ToTalk::Kind::begin});
   auto open = settings.dialogue();

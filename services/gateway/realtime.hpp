@@ -6,6 +6,7 @@
 /// It speaks to one conversation, number 0, for as long as its socket lives, and to a further one for each response
 /// that is out of band: that one gets a history of its own and is gone with its answer.
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -19,6 +20,9 @@ struct RealtimeOptions {
   bool transcription = false;      ///< `intent=transcription`: utterances are transcribed, nothing is answered
   std::string id_prefix;           ///< of all ids: letters and digits, another one for each socket
   std::int64_t expires_at = 0;     ///< Unix time
+  std::string session;             ///< JSON: what `session.created` has already, as if updated; empty: nothing
+  /// Asked before a conversation beside the socket's own begins; its error is what the client is told. None: it may.
+  std::function<std::optional<RealtimeError>()> admit_side = {};
 };
 
 /// What a conversation is told, in order.
@@ -31,6 +35,7 @@ struct ToTalk {
 
 class Realtime {
  public:
+  using json = nlohmann::json;
   static constexpr std::size_t kSideTalksMax = 4;    ///< responses out of band at a time
   static constexpr std::size_t kUtterancesMax = 64;  ///< that wait for their transcript
   static constexpr std::size_t kDroppedMax = 64;     ///< turns that were cancelled and are not over yet
@@ -43,6 +48,19 @@ class Realtime {
   // ---- from the client
   /// Whatever is wrong is answered by an `error` event; nothing ends the session.
   void client_message(std::string_view message, bool binary);
+  /// An event that the published API does not have, for clients that have asked for it.
+  void tell_extension(std::string_view type, json body) { events_.send(type, std::move(body)); }
+  /// Each append holds one packet.
+  bool takes_packets() const { return settings_.input() == SoundFormat::opus; }
+  /// An append, read away from its session: what is large is not to hold up others.
+  struct Append {
+    std::string event_id;
+    RealtimeResult<std::vector<std::byte>> sound;
+  };
+  /// On any thread. @return nothing: it is another event, for `client_message`
+  static std::optional<Append> read_append(std::string_view message);
+  /// Takes part of an append's sound, or tells what is wrong with it. Parts of PCM and G.711 may be of any size.
+  void take_append(const Append& append, std::size_t from, std::size_t count);
 
   // ---- from conversations
   void talk_event(int talk, std::string_view event);
@@ -51,7 +69,7 @@ class Realtime {
   void talk_closed(int talk, std::uint16_t code, const std::string& reason);
 
   // ---- what is to be done
-  std::vector<std::string> take_for_client() { return events_.take(); }
+  std::vector<RealtimeEvent> take_for_client() { return events_.take(); }
   std::vector<ToTalk> take_for_talks() { return std::exchange(to_talks_, {}); }
   struct Ending {
     std::uint16_t code;  ///< of RFC 6455
@@ -61,7 +79,6 @@ class Realtime {
   const std::optional<Ending>& ending() const { return ending_; }
 
  private:
-  using json = nlohmann::json;
   using Done = RealtimeResult<void>;
 
   /// What the user says: from its start to its transcript.
@@ -88,6 +105,7 @@ class Realtime {
   void on_client_event(const json& event);
   Done dispatch(const std::string& type, const json& event);
   Done append(std::string_view base64);
+  Done append(std::span<const std::byte> sound);
   Done update_session(const json& event);
   Done commit();
   Done clear();
@@ -135,6 +153,8 @@ class Realtime {
   RealtimeResponse::Options response_options(const std::string& conversation, ResponseSettings settings, json metadata);
 
   RealtimeEvents events_;
+  std::string session_;
+  std::function<std::optional<RealtimeError>()> admit_side_;
   RealtimeSettings settings_;
   RealtimeItems items_;
   json told_;  ///< settings of the conversation

@@ -5,14 +5,12 @@
 namespace parlando::gateway {
 using nlohmann::json;
 
-std::string dump_json(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
-
 std::string RealtimeEvents::next_id(std::string_view kind) { return fmt::format("{}_{}{:06x}", kind, prefix_, ++ids_); }
 
 void RealtimeEvents::send(std::string_view type, json body) {
   body["type"] = std::string(type);
   body["event_id"] = fmt::format("event_{}{:08x}", prefix_, ++events_);
-  out_.push_back(dump_json(body));
+  out_.push_back({dump(body), {}, events_});
 }
 
 void RealtimeEvents::send(const RealtimeError& error, const std::string& client_event) {
@@ -35,7 +33,8 @@ json RealtimeEvents::in(const Place& place) const {
   return out;
 }
 
-void RealtimeEvents::send_sound(const Place& place, std::span<const std::byte> sound) {
+void RealtimeEvents::send_sound(const Place& place, std::span<const std::byte> sound,
+                                std::chrono::microseconds length) {
   std::string text;
   text.reserve(300 + sound.size() * 4 / 3);
   fmt::format_to(std::back_inserter(text),
@@ -44,7 +43,7 @@ void RealtimeEvents::send_sound(const Place& place, std::span<const std::byte> s
                  prefix_, ++events_, place.response, place.item, place.output_index);
   append_base64(text, sound);
   text += "\"}";
-  out_.push_back(std::move(text));
+  out_.push_back({std::move(text), length, events_});
 }
 
 }  // namespace parlando::gateway

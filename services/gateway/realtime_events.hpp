@@ -1,16 +1,22 @@
 #pragma once
 /// The outbox of a realtime session: events as JSON text, and the ids of everything in it.
-#include <nlohmann/json.hpp>
+#include <chrono>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "services/gateway/json_text.hpp"
 #include "services/gateway/realtime_error.hpp"
 
 namespace parlando::gateway {
 
-std::string dump_json(const nlohmann::json& value);
+/// An event as its client gets it.
+struct RealtimeEvent {
+  std::string text;
+  std::chrono::microseconds sound{0};  ///< so long; 0: it is no sound
+  std::uint64_t number = 0;            ///< the last digits of its id
+};
 
 class RealtimeEvents {
  public:
@@ -32,14 +38,14 @@ class RealtimeEvents {
   nlohmann::json at(const Place& place) const;  ///< {response_id, item_id, output_index}
   nlohmann::json in(const Place& place) const;  ///< … and content_index
   /// Sound in the client's format; written without a JSON library, because this is what most bytes are.
-  void send_sound(const Place& place, std::span<const std::byte> sound);
+  void send_sound(const Place& place, std::span<const std::byte> sound, std::chrono::microseconds length);
 
-  std::vector<std::string> take() { return std::exchange(out_, {}); }
+  std::vector<RealtimeEvent> take() { return std::exchange(out_, {}); }
 
  private:
   std::string prefix_;
   std::uint64_t ids_ = 0, events_ = 0;
-  std::vector<std::string> out_;
+  std::vector<RealtimeEvent> out_;
 };
 
 }  // namespace parlando::gateway

@@ -143,7 +143,7 @@ RealtimeResult<RealtimeItem> read_realtime_item(const json& value, const std::st
       return refuse("missing_required_parameter", param + ".call_id", "Missing required parameter: '{}.call_id'.",
                     param);
     const auto& output = field(value, "output");
-    item.output = output.is_string() ? output.get<std::string>() : output.is_null() ? "" : dump_json(output);
+    item.output = output.is_string() ? output.get<std::string>() : output.is_null() ? "" : dump(output);
     const auto fits = check_length(item.output, param + ".output");
     if (!fits) return tl::unexpected(fits.error());
   } else {

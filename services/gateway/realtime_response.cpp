@@ -3,10 +3,6 @@
 namespace parlando::gateway {
 using nlohmann::json;
 
-namespace {
-constexpr std::size_t kDeltaBytesMax = 32000;  // of sound: events stay far below the 1 MiB that clients take
-}
-
 RealtimeResponse::RealtimeResponse(Options options, RealtimeEvents& events, RealtimeItems& items)
     : options_(std::move(options)), events_(events), items_(items), sound_(options_.settings.format) {
   place_.response = options_.id;
@@ -87,9 +83,8 @@ void RealtimeResponse::sound(std::string_view pcm) {
   send_sound(sound_.push(pcm));
 }
 
-void RealtimeResponse::send_sound(std::span<const std::byte> sound) {
-  for (std::size_t at = 0; at < sound.size(); at += kDeltaBytesMax)
-    events_.send_sound(place_, sound.subspan(at, std::min(kDeltaBytesMax, sound.size() - at)));
+void RealtimeResponse::send_sound(const std::vector<SoundOut::Piece>& sound) {
+  for (const auto& piece : sound) events_.send_sound(place_, piece.bytes, piece.length);
 }
 
 void RealtimeResponse::call(const std::string& call_id, const std::string& name, const std::string& arguments) {

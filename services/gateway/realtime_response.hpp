@@ -53,7 +53,7 @@ class RealtimeResponse {
   nlohmann::json describe(const std::string& status) const;
   void begin_message();
   void end_message(const std::string& status);
-  void send_sound(std::span<const std::byte> sound);
+  void send_sound(const std::vector<SoundOut::Piece>& sound);
   void add_item(const RealtimeItem& item, std::size_t output_index);
   void item_done(const RealtimeItem& item, std::size_t output_index);
 

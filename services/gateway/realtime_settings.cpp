@@ -79,15 +79,16 @@ RealtimeResult<void> read_format(const json& value, const std::string& param, So
   if (!type.is_null()) {
     const auto format = type.is_string() ? sound_format_of(type.get_ref<const std::string&>()) : std::nullopt;
     if (!format)
-      return refuse("invalid_value", param + ".type",
-                    "Invalid value: {}. Supported values are: 'audio/pcm', 'audio/pcmu' and 'audio/pcma'.",
-                    dump_json(type).substr(0, 40));
+      return refuse(
+          "invalid_value", param + ".type",
+          "Invalid value: {}. Supported values are: 'audio/pcm', 'audio/pcmu', 'audio/pcma' and 'audio/opus'.",
+          dump(type).substr(0, 40));
     to = *format;
   }
   const auto& rate = field(value, "rate");
-  if (!rate.is_null() && rate != rate_of(to))
+  if (!rate.is_null() && to != SoundFormat::opus && rate != rate_of(to))
     return refuse("invalid_value", param + ".rate", "Invalid value: {}. The rate of {} is {}.",
-                  dump_json(rate).substr(0, 40), name_of(to), rate_of(to));
+                  dump(rate).substr(0, 40), name_of(to), rate_of(to));
   return {};
 }
 
@@ -98,7 +99,7 @@ RealtimeResult<void> read_modalities(const json& value, const std::string& param
   for (const auto& one : value) {
     if (one != "text" && one != "audio")
       return refuse("invalid_value", param, "Invalid value: {}. Supported values are: 'text' and 'audio'.",
-                    dump_json(one).substr(0, 40));
+                    dump(one).substr(0, 40));
     found |= one == "audio";
   }
   audio = found;
@@ -114,7 +115,7 @@ RealtimeResult<json> read_tool(const json& tool, const std::string& param) {
   if (!tool.is_object()) return wrong_type(param, "an object", tool);
   if (field(tool, "type") != "function")
     return refuse("invalid_value", param + ".type", "Invalid value: {}. Supported values are: 'function'.",
-                  dump_json(field(tool, "type")).substr(0, 40));
+                  dump(field(tool, "type")).substr(0, 40));
   std::string name, description;
   if (auto done = read_text(field(tool, "name"), param + ".name", kNameMax, name); !done)
     return tl::unexpected(done.error());
@@ -143,7 +144,7 @@ RealtimeResult<void> read_tools(const json& value, const std::string& param, jso
     if (!tool) return tl::unexpected(tool.error());
     tools.push_back(*std::move(tool));
   }
-  const auto text = dump_json(tools);
+  const auto text = dump(tools);
   if (text.size() > kToolsBytesMax || nested_deeper_than(text, kParametersDepthMax))
     return refuse("invalid_value", param, "Invalid '{}': {} bytes, expected at most {}, nested at most {} deep.", param,
                   text.size(), kToolsBytesMax, kParametersDepthMax);
@@ -160,7 +161,7 @@ RealtimeResult<void> read_tool_choice(const json& value, const std::string& para
   if (value != "auto" && value != "none" && value != "required")
     return refuse("invalid_value", param,
                   "Invalid value: {}. Supported values are: 'none', 'auto', 'required', and {{type: function, name}}.",
-                  dump_json(value).substr(0, 40));
+                  dump(value).substr(0, 40));
   to = value;
   return {};
 }
@@ -169,7 +170,7 @@ RealtimeResult<void> read_tokens(const json& value, const std::string& param, js
   const bool whole = value.is_number_integer() && value >= 1 && value <= kTokensMax;
   if (!whole && value != "inf")
     return refuse("invalid_value", param, "Invalid value: {}. Expected a whole number from 1 to {}, or 'inf'.",
-                  dump_json(value).substr(0, 40), kTokensMax);
+                  dump(value).substr(0, 40), kTokensMax);
   to = value;
   return {};
 }
@@ -203,6 +204,14 @@ RealtimeResult<void> ResponseSettings::merge(const json& changes, const std::str
   REALTIME_DO(read_format(field(output, "format"), param + ".format", format));
   REALTIME_DO(read_voice(field(output, "voice"), param + ".voice", voice));
   return read_number(field(output, "speed"), param + ".speed", 0.25, 1.5, speed);
+}
+
+RealtimeResult<void> ResponseSettings::check_tool_choice(const std::string& where) const {
+  if (!tool_choice.is_object()) return {};
+  const auto is_it = [&](const json& tool) { return tool["name"] == tool_choice["name"]; };
+  if (std::any_of(tools.begin(), tools.end(), is_it)) return {};
+  return refuse("invalid_value", where + ".tool_choice", "Invalid value: '{}'. There is no such tool among the tools.",
+                tool_choice["name"].get_ref<const std::string&>());
 }
 
 json ResponseSettings::format_json() const {
@@ -240,13 +249,14 @@ RealtimeResult<void> RealtimeSettings::update(const json& session) {
     return refuse("missing_required_parameter", "session.type", "Missing required parameter: 'session.type'.");
   if (type != expected)
     return refuse("invalid_value", "session.type", "Invalid value: {}. Supported values here are: '{}'.",
-                  dump_json(type).substr(0, 40), expected);
+                  dump(type).substr(0, 40), expected);
   auto next = *this;
   REALTIME_DO(read_text(field(session, "model"), "session.model", kTextMax, next.model_));
   if (!transcription_) REALTIME_DO(next.responses_.merge(session, "session"));
   // Null is "none" here, where a response's null is "as the session".
   if (session.contains("tools") && session["tools"].is_null()) next.responses_.tools = json::array();
   if (session.contains("instructions") && session["instructions"].is_null()) next.responses_.instructions.clear();
+  REALTIME_DO(next.responses_.check_tool_choice("session"));
   const auto& sound = field(session, "audio");
   if (!sound.is_null() && !sound.is_object()) return wrong_type("session.audio", "an object", sound);
   if (sound.is_object() && !field(sound, "input").is_null()) REALTIME_DO(next.merge_input(sound["input"]));

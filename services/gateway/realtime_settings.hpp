@@ -20,6 +20,8 @@ struct ResponseSettings {
 
   /// @param where  "session" or "response", for errors. Fields that are null or absent stay as they are.
   RealtimeResult<void> merge(const nlohmann::json& changes, const std::string& where);
+  /// Is the tool that has to be called one of the tools?
+  RealtimeResult<void> check_tool_choice(const std::string& where) const;
   /// Fields of `open`, `configure` and `respond`.
   nlohmann::json dialogue() const;
   nlohmann::json modalities() const { return nlohmann::json::array({audio ? "audio" : "text"}); }

@@ -254,7 +254,7 @@ void Realtime::on_call(RealtimeResponse& response, const std::string& text, bool
   response.call(id, text_of(call, "name"),
                 arguments.is_string() ? arguments.get<std::string>()
                 : arguments.is_null() ? "{}"
-                                      : dump_json(arguments));
+                                      : dump(arguments));
   if (!pending) return;
   calls_turn_ = response.turn();
   if (calls_.size() < kCallsMax) calls_.push_back({id, text_of(call, "id")});
@@ -396,9 +396,10 @@ void Realtime::on_error(const json& event) {
     if (!silent.discarded) complete_transcript(silent);
     return turn_over(turn);
   }
-  const bool of_dropped = turn != 0 && std::find(dropped_.begin(), dropped_.end(), turn) != dropped_.end();
-  if (of_dropped) {
-    dropped_.erase(std::find(dropped_.begin(), dropped_.end(), turn));
+  // Of what the client has cancelled; what was never a turn is refused without a number.
+  if (const auto dropped = std::find(dropped_.begin(), dropped_.end(), turn);
+      dropped != dropped_.end() && (turn != 0 || code == "invalid_argument")) {
+    dropped_.erase(dropped);
     return turn_over(turn);
   }
   telemetry::log(telemetry::Level::warning, "gateway tells a realtime client of an error code={} turn={}: {}", code,

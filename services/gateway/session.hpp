@@ -113,6 +113,11 @@ enum class Pause : unsigned {
   log = 4,   ///< as much is kept for a controller as may be
 };
 
+struct ClientTraits {
+  bool of_file = false;    ///< what it says is a recording, which is read as fast as it is understood
+  std::string owner = {};  ///< whose voices it may use besides everybody's (`voice_id.hpp`)
+};
+
 /// A socket, with at most one conversation.
 struct Client {
   Client(ClientId number, UploadLimits limits, Time now) : id(number), since(now), upload(limits, now) {}
@@ -123,6 +128,7 @@ struct Client {
   int strikes = 0;             ///< malformed messages
   bool told_not_open = false;  ///< once is enough for a stream of audio
   bool closing = false;        ///< it hears and says nothing more
+  ClientTraits traits;
   std::unique_ptr<Session> session;
   std::unique_ptr<Attempt> attempt;  ///< then there is no session
 

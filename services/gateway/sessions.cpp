@@ -2,6 +2,7 @@
 
 #include "common/protocol/settings.hpp"
 #include "common/telemetry/log.hpp"
+#include "services/gateway/voice_id.hpp"
 
 namespace parlando::gateway {
 
@@ -36,9 +37,10 @@ Client* Sessions::find(SessionId id) {
 
 // ------------------------------------------------------------------------------------------------ sockets
 
-void Sessions::client_opened(ClientId id, Time now) {
+void Sessions::client_opened(ClientId id, Time now, ClientTraits traits) {
   note_start(now);
   auto& client = clients_.emplace(id, Client(id, config_.upload, now)).first->second;
+  client.traits = std::move(traits);
   if (draining_since_) close(client, kGoingAway, "the gateway is going away");
 }
 
@@ -107,6 +109,8 @@ void Sessions::client_text(ClientId id, std::string_view text, Time now) {
     complain_not_open(*client, false);
   else if (const auto* change = std::get_if<SettingsChange>(&*message))
     configure(*client, *change, now);
+  else if (const auto* asked = std::get_if<protocol::Respond>(&*message))
+    respond(*client, *asked, now);
   else if (std::holds_alternative<protocol::Flush>(*message))
     input(*client, protocol::Flush{client->session->position_samples});
   else
@@ -140,6 +144,8 @@ void Sessions::client_audio(ClientId id, std::string_view pcm, Time now) {
 void Sessions::open(Client& client, OpenOptions options, Time now) {
   if (client.session) return complain(client, {Errc::invalid_argument, "a session is open already"}, now);
   if (client.attempt) return complain(client, {Errc::invalid_argument, "a session is being resumed"}, now);
+  if (const auto allowed = check_voice(client, options.speaker); !allowed)
+    return complain(client, allowed.error(), now);
   const auto high = random_();
   const SessionId id{high, random_()};
   client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout);
@@ -153,14 +159,30 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   place(client, now);
 }
 
+/// A voice that somebody has made is his; to others there is none of this name.
+Result<void> Sessions::check_voice(const Client& client, const std::string& speaker) {
+  if (may_use_voice(speaker, client.traits.owner)) return {};
+  return parlando::fail(Errc::not_found, "there is no voice '{}'", speaker.substr(0, 60));
+}
+
 /// What is named changes; the conversation is told all of it, so that a repetition does no harm.
 void Sessions::configure(Client& client, const SettingsChange& change, Time now) {
   auto& settings = client.session->options;
-  if (const auto changed = protocol::apply(change.changes, settings); !changed)
+  auto wanted = static_cast<protocol::Settings>(settings);
+  if (const auto changed = protocol::apply(change.changes, wanted); !changed)
     return complain(client, changed.error(), now);
+  if (const auto allowed = check_voice(client, wanted.speaker); !allowed) return complain(client, allowed.error(), now);
+  static_cast<protocol::Settings&>(settings) = std::move(wanted);
   protocol::Configure whole;
   static_cast<protocol::Settings&>(whole) = settings;
   input(client, std::move(whole));
+}
+
+void Sessions::respond(Client& client, const protocol::Respond& asked, Time now) {
+  auto settings = static_cast<protocol::Settings>(client.session->options);
+  const auto applied = protocol::apply(asked.settings, settings);
+  const auto allowed = applied ? check_voice(client, settings.speaker) : applied;
+  allowed ? input(client, asked) : complain(client, allowed.error(), now);
 }
 
 /// Numbers an input and hands it on, if there is somebody to hand it to.
@@ -190,7 +212,10 @@ void Sessions::pause(Client& client, Pause why, bool on) {
 
 void Sessions::review_pause(Client& client, Time now) {
   if (client.closing) return;
-  pause(client, Pause::rate, client.is_paused(Pause::rate) ? !client.upload.may_resume(now) : client.upload.is_over());
+  const bool too_fast = client.is_paused(Pause::rate) ? !client.upload.may_resume(now) : client.upload.is_over();
+  const bool keeps_up =
+      client.traits.of_file && client.session && client.session->log.audio_samples() < config_.file_ahead_samples;
+  pause(client, Pause::rate, too_fast && !keeps_up);
   pause(client, Pause::log, client.session && client.session->log.is_full());
   pause(client, Pause::link, client.session && client.session->is_stuck());
 }

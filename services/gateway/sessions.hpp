@@ -30,11 +30,14 @@ struct SessionsConfig {
   milliseconds handover_wait{30000};       ///< a session waits this long for a controller that takes it over
   milliseconds ask_again{1000};            ///< of replicas that have refused it
   milliseconds resend{100};                ///< inputs that the link had no room for
+  milliseconds full_told{1500};            ///< a controller that is full has said so by then
   milliseconds resume_wait{5000};          ///< so long a `resume` asks: the end of the former gateway is noticed late
   milliseconds resume_answer{1000};        ///< a controller that has not answered Attach is not waited for
   milliseconds resume_again{500};          ///< when nobody keeps the session, all are asked again
   InputLimits inputs;
   UploadLimits upload;
+  /// Of a recording, what may be ahead of the controller's checkpoint without counting against `upload`.
+  std::int64_t file_ahead_samples = 10 * kInputRate;
   PlayoutLimits playout;
 };
 
@@ -89,7 +92,7 @@ class Sessions {
   void set_sockets(UnsentSound sockets) { sockets_ = std::move(sockets); }
 
   // ---- from clients; each is opened once and closed once
-  void client_opened(ClientId client, Time now);
+  void client_opened(ClientId client, Time now, ClientTraits traits = {});
   void client_text(ClientId client, std::string_view text, Time now);
   /// s16le at 16 kHz, whole samples, at most 32 KiB
   void client_audio(ClientId client, std::string_view pcm, Time now);
@@ -118,6 +121,9 @@ class Sessions {
   std::size_t clients() const { return clients_.size(); }
   std::size_t sessions() const { return by_session_.size(); }
   bool any_controller() const { return replicas_.any(); }
+  /// Why a session that is opened now would find no place; those that are on their way to a controller, and `reserved`
+  /// more, have theirs already. Nothing: it would, as far as controllers have said.
+  std::optional<protocol::ErrorMessage> why_full(std::size_t reserved, Time now);
   SessionsCounters counters() const;
 
  private:
@@ -131,6 +137,8 @@ class Sessions {
   void open(Client& client, OpenOptions options, Time now);
   void input(Client& client, Input input);
   void configure(Client& client, const SettingsChange& change, Time now);
+  void respond(Client& client, const protocol::Respond& asked, Time now);
+  static Result<void> check_voice(const Client& client, const std::string& speaker);
   void close(Client& client, std::uint16_t code, std::string reason);
   void end_session(Client& client, bool detached = false);
   void forget(ClientId client, bool detached);
@@ -189,6 +197,7 @@ class Sessions {
   // placement.cpp: who has a session
   void place(Client& client, Time now);
   void nobody_takes_it(Client& client, Time now);
+  protocol::ErrorMessage nobody() const;
   bool may_still_come(Time now) const;
   void ask(Client& client, const std::string& controller, Time now);
   protocol::Open describe(const Session& session) const;
@@ -210,6 +219,14 @@ class Sessions {
   SessionsConfig config_;
   Random random_;
   service::Replicas replicas_;
+  /// What a controller has room for: as it said last, with what came from here and went since. It speaks again when it
+  /// is full and when it is so no more.
+  struct Places {
+    std::int64_t free = 0;
+    bool is_known = true;  ///< else others have taken and left some: that it is not full is all that is known
+    Time moved{};          ///< a session came or went
+  };
+  std::map<std::string, Places> places_;
   std::set<std::string> linked_, suspects_;  ///< controllers
   std::optional<Time> started_;
   std::optional<Time> draining_since_;

@@ -2,9 +2,9 @@
 
 #include <cmath>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "common/base/nesting.hpp"
+#include "services/gateway/json_text.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
@@ -16,7 +16,6 @@ constexpr std::size_t kShownMax = 40, kToolsMax = 128, kToolsBytesMax = 48u << 1
 constexpr std::size_t kStopsMax = 4, kStopBytesMax = 200;
 constexpr int kParametersDepthMax = 24;
 
-std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 std::string shown(const json& value) { return dump(value).substr(0, kShownMax); }
 
 /// One field: where it goes and how it is read. `to` is the object of changes.

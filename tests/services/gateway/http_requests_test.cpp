@@ -643,4 +643,25 @@ BOOST_AUTO_TEST_CASE(a_wrong_file_is_told_by_its_line) {
   BOOST_TEST(why(kSecret + " a\n" + kSecret + " b").find("repeats the key of 'a'") != std::string::npos);
 }
 
+BOOST_AUTO_TEST_CASE(no_top_p_is_wrong_without_its_name) {
+  const json body{{"messages", json::array({{{"role", "user"}, {"content", "hi"}}})}};
+  auto greedy = body, wrong = body;
+  greedy["top_p"] = 0;
+  wrong["top_p"] = -0.1;
+  BOOST_TEST(chat(greedy).said[0]["top_p"].get<double>() == 0.001);
+  BOOST_TEST(chat_error(wrong).param == "top_p");
+}
+
+BOOST_AUTO_TEST_CASE(a_long_form_field_is_not_told_back) {
+  const auto part = [](const std::string& name, const std::string& value) {
+    return "--b\r\nContent-Disposition: form-data; name=\"" + name + "\"\r\n\r\n" + value + "\r\n";
+  };
+  const auto body = part("model", "m") + part(std::string(3000, 'n'), "x") +
+                    part("response_format", std::string(4000, 'f')) + part("file", wav(1)) + "--b--\r\n";
+  const auto made = TranscriptionRequest::make("multipart/form-data; boundary=b", body, kHead);
+  BOOST_REQUIRE(!made);
+  BOOST_TEST(made.error().param == "response_format");
+  BOOST_TEST(made.error().message.size() < 200u);
+}
+
 BOOST_AUTO_TEST_SUITE_END()

@@ -31,7 +31,7 @@ struct RealtimeRig {
   }
 
   void collect() {
-    for (auto& text : translator.take_for_client()) {
+    for (auto& [text, sound, number] : translator.take_for_client()) {
       BOOST_TEST(text.size() < (1u << 20));
       if (is_recorded) emitted() << text << "\n";
       events.push_back(json::parse(text));

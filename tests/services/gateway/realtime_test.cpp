@@ -2,6 +2,7 @@
 #include <boost/test/unit_test.hpp>
 #include <random>
 
+#include "common/base/pcm.hpp"
 #include "tests/services/gateway/realtime_rig.hpp"
 
 namespace parlando::gateway {
@@ -925,6 +926,102 @@ BOOST_AUTO_TEST_CASE(any_order_of_events_keeps_the_rules) {
       for (const auto& [id, s] : item) BOOST_TEST(s == 2);
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_commit_of_exactly_a_tenth_of_a_second_is_one) {
+  for (const auto* format : {"audio/pcm", "audio/pcmu"}) {
+    RealtimeRig r;
+    r.update({{"audio", {{"input", {{"format", {{"type", format}}}, {"turn_detection", nullptr}}}}}}).skip();
+    const bool pcm = std::string_view(format) == "audio/pcm";
+    r.append(std::vector<std::byte>(pcm ? 4800 : 800, pcm ? std::byte{0} : std::byte{0xff}));
+    r.say({{"type", "input_audio_buffer.commit"}});
+    BOOST_TEST(r.types() == "input_audio_buffer.committed conversation.item.added conversation.item.done");
+    r.append(std::vector<std::byte>(pcm ? 4798 : 799, pcm ? std::byte{0} : std::byte{0xff}));
+    r.say({{"type", "input_audio_buffer.commit"}});
+    BOOST_TEST(r.last("error")["error"]["code"] == "input_audio_buffer_commit_empty");
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_tool_that_has_to_be_called_must_be_there) {
+  RealtimeRig r;
+  const json choice{{"type", "function"}, {"name", "nobody"}};
+  r.skip();
+  r.say({{"type", "response.create"}, {"response", {{"tool_choice", choice}}}});
+  BOOST_TEST(r.types() == "error");
+  BOOST_TEST(r.last("error")["error"]["param"] == "response.tool_choice");
+  r.update({{"tool_choice", choice}});
+  BOOST_TEST(r.last("error")["error"]["param"] == "session.tool_choice");
+  r.update({{"tools", json::array({{{"type", "function"}, {"name", "nobody"}}})}, {"tool_choice", choice}});
+  BOOST_TEST(r.types() == "error session.updated");
+}
+
+BOOST_AUTO_TEST_CASE(a_cancelled_response_that_was_refused_below_is_told_once) {
+  RealtimeRig r;
+  r.say({{"type", "response.create"}}).say({{"type", "response.cancel"}});
+  r.skip();
+  r.tell({{"type", "error"}, {"code", "invalid_argument"}, {"message", "no such tool"}});
+  BOOST_TEST(r.types() == "");
+  r.say({{"type", "response.create"}});
+  BOOST_TEST(r.told_types() == "respond");  // nothing is waited for
+}
+
+BOOST_AUTO_TEST_CASE(a_response_out_of_band_is_asked_for_first) {
+  RealtimeOptions options;
+  int asked = 0;
+  options.admit_side = [&]() -> std::optional<RealtimeError> {
+    if (++asked == 1) return {};
+    return RealtimeError{"rate_limit_exceeded", "enough"};
+  };
+  RealtimeRig r(std::move(options));
+  r.skip();
+  const json aside{{"type", "response.create"}, {"response", {{"conversation", "none"}}}};
+  r.say(aside);
+  BOOST_TEST(r.types() == "response.created");
+  r.say(aside);
+  BOOST_TEST(r.types() == "error");
+  BOOST_TEST(r.last("error")["error"]["code"] == "rate_limit_exceeded");
+}
+
+BOOST_AUTO_TEST_CASE(a_session_may_begin_with_what_a_secret_brings) {
+  RealtimeOptions options;
+  options.session =
+      R"({"type":"realtime","instructions":"be kind","audio":{"input":{"format":{"type":"audio/pcma"}}}})";
+  RealtimeRig r(std::move(options));
+  BOOST_TEST(r.last("session.created")["session"]["instructions"] == "be kind");
+  BOOST_TEST(r.last_told("open")["system"] == "be kind");
+  r.append(std::vector<std::byte>(800));
+  BOOST_TEST(r.heard.size() > 3000u);  // 100 ms of 8 kHz
+}
+
+BOOST_AUTO_TEST_CASE(opus_travels_both_ways_a_packet_at_a_time) {
+  RealtimeRig r;
+  r.is_recorded = false;  // an extension
+  const json opus{{"format", {{"type", "audio/opus"}}}};
+  r.update({{"audio", {{"input", opus}, {"output", opus}}}});
+  BOOST_TEST(r.last("session.updated")["session"]["audio"]["input"]["format"]["type"] == "audio/opus");
+  auto writer = *audio::OpusWriter::make(24000, 32000);
+  std::vector<std::int16_t> tone(24000);
+  for (std::size_t i = 0; i < tone.size(); ++i) tone[i] = static_cast<std::int16_t>(8000 * std::sin(0.1 * double(i)));
+  for (const auto& packet : writer.push(tone)) r.append(packet);
+  BOOST_TEST(r.heard.size() == 32000u);  // a second at 16 kHz
+  const auto heard = from_bytes<std::int16_t>(std::as_bytes(std::span(r.heard)));
+  const auto loudest = *std::max_element(heard.begin(), heard.end());
+  BOOST_TEST(loudest > 6000);
+  BOOST_TEST(loudest < 10000);
+  r.append(std::vector<std::byte>(5000));
+  BOOST_TEST(r.last("error")["error"]["param"] == "audio");
+  // The answer: packets of 20 ms, which an Opus decoder reads.
+  r.text(1, "hi").sound(1, 22050).turn(1);
+  auto reader = *audio::OpusReader::make(24000);
+  std::size_t samples = 0;
+  for (const auto& e : r.events)
+    if (e["type"] == "response.output_audio.delta") {
+      const auto part = reader.push(*from_base64(e["delta"].get<std::string>()));
+      BOOST_REQUIRE(part);
+      BOOST_TEST(part->size() == 480u);
+      samples += part->size();
+    }
+  BOOST_TEST(samples == 24000u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

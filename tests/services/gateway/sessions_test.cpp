@@ -1110,4 +1110,77 @@ BOOST_AUTO_TEST_CASE(a_refused_input_does_not_make_the_turn_forget_its_transcrip
   BOOST_TEST(rig.open_of(b).transcript_bytes == 2);
   BOOST_TEST(rig.open_of(b).payload.size() == 12u);
 }
+BOOST_AUTO_TEST_CASE(a_recording_is_read_as_fast_as_it_is_understood) {
+  SessionsConfig config;
+  config.upload.burst = std::chrono::seconds(2);
+  Rig r(config);
+  r.up("a");
+  for (const bool of_file : {false, true}) {
+    const ClientId id = of_file ? 2 : 1;
+    r.sessions.client_opened(id, r.now, {.of_file = of_file});
+    r.text(R"({"type":"open"})", id);
+    r.opened("a", 1);
+    for (int i = 0; i < 9; ++i) r.audio(16000, id);
+    BOOST_TEST(r.paused[id] == !of_file);
+  }
+  r.audio(16000, 2);  // ten seconds that the controller has not let go
+  BOOST_TEST(r.paused[2]);
+  r.from("a", protocol::Checkpoint{5, 0}, 1);
+  r.tick();
+  BOOST_TEST(!r.paused[2]);
+}
+
+BOOST_AUTO_TEST_CASE(places_are_counted_until_their_controller_says_more) {
+  Rig r;
+  BOOST_TEST(r.sessions.why_full(0, r.now)->code == "unavailable");
+  r.peer(Rig::controller("a", true, false, 2), transport::PeerState::up);
+  BOOST_TEST(!r.sessions.why_full(0, r.now));
+  BOOST_TEST(!r.sessions.why_full(1, r.now));
+  BOOST_TEST(r.sessions.why_full(2, r.now)->code == "overloaded");
+  r.connect(1);
+  r.text(R"({"type":"open"})", 1);
+  BOOST_TEST(!r.sessions.why_full(0, r.now));
+  r.connect(2);
+  r.text(R"({"type":"open"})", 2);
+  BOOST_TEST(r.sessions.why_full(0, r.now)->code == "overloaded");
+  r.leave(2);  // between two words of the controller: it will not tell
+  BOOST_TEST(!r.sessions.why_full(0, r.now));
+  r.peer(Rig::controller("a", true, false, 0), transport::PeerState::changed);
+  BOOST_TEST(r.sessions.why_full(0, r.now)->code == "overloaded");
+  r.peer(Rig::controller("a", true, false, 1), transport::PeerState::changed);
+  BOOST_TEST(!r.sessions.why_full(0, r.now));
+  // Sessions of other gateways come and go, too, and nobody tells us.
+  r.connect(3);
+  r.text(R"({"type":"open"})", 3);
+  BOOST_TEST(r.sessions.why_full(0, r.now)->code == "overloaded");
+  r.tick(1600);  // it would have said by now that it is full
+  BOOST_TEST(!r.sessions.why_full(0, r.now));
+  r.suspect("a");
+  BOOST_TEST(!r.sessions.why_full(0, r.now));  // it may wake, and an open waits for that
+  r.down("a");
+  BOOST_TEST(r.sessions.why_full(0, r.now)->code == "unavailable");
+}
+
+BOOST_AUTO_TEST_CASE(a_voice_of_somebody_else_is_none) {
+  Rig r;
+  r.up("a");
+  const auto tag = digest_of("anna").substr(0, 8);
+  const auto voice = "voice_" + tag + std::string(24, 'a'), common = "voice_" + std::string(32, '0');
+  r.sessions.client_opened(1, r.now, {.owner = "ben"});
+  r.text(R"({"type":"open","speaker":")" + voice + "\"}");
+  BOOST_TEST(r.story() == "error:not_found");
+  BOOST_TEST(r.sent.empty());
+  r.text(R"({"type":"open","speaker":")" + common + "\"}");
+  r.opened("a", 1);
+  r.events[1].clear();
+  r.text(R"({"type":"configure","speaker":")" + voice + "\"}");
+  r.text(R"({"type":"respond","speaker":")" + voice + "\"}");
+  BOOST_TEST(r.story() == "error:not_found error:not_found");
+  r.text(R"({"type":"configure","speaker":"Clara"})");
+  BOOST_TEST(r.all<protocol::Configure>().size() == 1u);
+  r.sessions.client_opened(2, r.now, {.owner = "anna"});
+  r.text(R"({"type":"open","speaker":")" + voice + "\"}", 2);
+  BOOST_TEST(r.open_of("a").speaker == voice);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
