@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <deque>
 #include <fstream>
+#include <list>
 #include <random>
 
 #include "common/audio/audio_file.hpp"
@@ -307,7 +308,10 @@ struct Play {
     const auto name = caller(who).instance;
     if (random.once_in(40)) {
       const bool up = callers.contains(who);
-      up ? callers.erase(who) : static_cast<void>(callers.insert(who));
+      if (up)
+        callers.erase(who);
+      else
+        callers.insert(who);
       door.core.on_peer(caller(who), up ? transport::PeerState::down : transport::PeerState::up, door.clock.now());
       return;
     }
@@ -393,7 +397,7 @@ struct Play {
   void go_on() {
     if (guests.size() < 24 && random.once_in(3)) arrive();
     if (!guests.empty()) {
-      auto& guest = guests[random.below(guests.size())];
+      auto& guest = *std::next(guests.begin(), static_cast<std::ptrdiff_t>(random.below(guests.size())));
       if (guest.waiting.size() < (1u << 20)) speak(guest);
       if (random.once_in(8)) guest.stops = true;
     }
@@ -427,7 +431,7 @@ struct Play {
   Random random;
   TemporaryDirectory folder;
   Door door;
-  std::deque<Guest> guests;
+  std::list<Guest> guests;  ///< they do not move
   std::set<std::size_t> callers;
   std::deque<protocol::Envelope> open;
   std::uint64_t inputs = 0;

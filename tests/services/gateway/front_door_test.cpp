@@ -144,8 +144,9 @@ BOOST_AUTO_TEST_CASE(a_session_without_a_place_is_refused_before_its_upgrade) {
   // The controller says that one has gone.
   controller.slots = 1;
   door.core.on_peer(controller, transport::PeerState::changed, door.clock.now());
-  BOOST_TEST(Talker(door).is_open());
-  BOOST_TEST(!Talker(door).is_open());
+  Talker fourth(door), fifth(door);
+  BOOST_TEST(fourth.is_open());
+  BOOST_TEST(!fifth.is_open());
 }
 
 BOOST_AUTO_TEST_CASE(a_key_with_all_its_sessions_is_refused_before_the_upgrade) {
@@ -522,8 +523,10 @@ BOOST_AUTO_TEST_CASE(a_realtime_session_goes_on_behind_the_last_event_that_arriv
   third.wait("parlando.session.resumed");
   BOOST_TEST(again.wait_close() == 1001);
   third.client.close();
-  door.until([&] { return door.core.load() == 1; });
-  door.tick(61'000);
+  for (int i = 0; i < 5 && door.core.load() != 0; ++i) {  // its loss may be noticed late
+    door.run();
+    door.tick(61'000);
+  }
   BOOST_TEST(door.core.load() == 0);
   BOOST_TEST(door.count(MessageType::close) == 1u);
 }

@@ -94,7 +94,7 @@ BOOST_AUTO_TEST_CASE(a_wrong_update_changes_nothing_and_names_the_field) {
   const std::pair<json, std::string> cases[] = {
       {{{"audio", {{"output", {{"voice", 7}}}}}}, "session.audio.output.voice"},
       {{{"audio", {{"output", {{"speed", 9}}}}}}, "session.audio.output.speed"},
-      {{{"audio", {{"input", {{"format", {{"type", "audio/opus"}}}}}}}}, "session.audio.input.format.type"},
+      {{{"audio", {{"input", {{"format", {{"type", "audio/aac"}}}}}}}}, "session.audio.input.format.type"},
       {{{"audio", {{"input", {{"format", {{"type", "audio/pcm"}, {"rate", 48000}}}}}}}},
        "session.audio.input.format.rate"},
       {{{"audio", {{"input", {{"turn_detection", {{"type", "magic"}}}}}}}}, "session.audio.input.turn_detection.type"},
