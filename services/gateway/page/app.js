@@ -1,8 +1,9 @@
 // The page of the gateway: its two views, its settings, its language and colours.
+import { apiKey, isKey, setKey } from "./key.js";
 import { Orb } from "./orb.js";
 import { Studio } from "./studio.js";
 import { Talk, examples, settings } from "./talk.js";
-import { kept, label, switchLanguage, translate } from "./texts.js";
+import { kept, label, switchLanguage, t, translate } from "./texts.js";
 import { fillVoices } from "./voices.js";
 
 const $ = (id) => document.getElementById(id);
@@ -76,6 +77,7 @@ function fillSettings() {
   const { system, speaker, detection } = settings();
   $("system").value = system;
   fillVoices($("voice"), speaker);
+  $("key").value = apiKey();
   for (const input of dialog.querySelectorAll("[name=detection]")) input.checked = input.value === detection.type;
 }
 function keepSettings() {
@@ -86,11 +88,31 @@ function keepSettings() {
   kept.set("settings", next);
   talk.configure();
 }
+/// Another key is another right: what it opens begins anew.
+function keepKey() {
+  const next = $("key").value.trim();
+  if (next === apiKey()) return;
+  if (!isKey(next)) return notice(t("badKey"));
+  setKey(next);
+  studio.clone.ask();
+  talk.dialogue.restart();
+}
+let asked = null;
+addEventListener("keyneeded", () => {
+  if (asked === apiKey()) return;  // once for each
+  asked = apiKey();
+  notice(t(asked ? "wrongKey" : "needsKey"));
+  if (dialog.open) return;
+  fillSettings();
+  dialog.showModal();
+  $("key").focus();
+});
+$("key").addEventListener("change", keepKey);
 $("open-settings").addEventListener("click", () => { fillSettings(); dialog.showModal(); });
 $("close-settings").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (e) => { if (e.target === dialog) dialog.close(); });
 dialog.addEventListener("change", keepSettings);
-dialog.addEventListener("close", keepSettings);
+dialog.addEventListener("close", () => { keepSettings(); keepKey(); });
 
 fillVoices($("studio-voice"), "");
 fillVoices($("voice"), settings().speaker);

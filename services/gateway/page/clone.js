@@ -1,4 +1,5 @@
 // A voice from a recording made in the page.
+import { headers } from "./key.js";
 import { Microphone } from "./microphone.js";
 import { say, t } from "./texts.js";
 import { askServer, fillVoices, server } from "./voices.js";
@@ -67,16 +68,16 @@ export class Clone {
     const name = $("clone-name").value.trim(), form = new FormData();
     form.append("name", name);
     form.append("transcript", $("clone-text").value.trim());
-    form.append("consent", "true");
+    form.append("consent", t("consent"));
     form.append("file", this.blob, "voice.wav");
-    const answer = await fetch("v1/audio/voices", { method: "POST", body: form }).catch(() => null);
+    const answer = await fetch("v1/audio/voices", { method: "POST", body: form, headers: headers() }).catch(() => null);
     const body = await answer?.json().catch(() => null);
     this.creating = false;
     if (!answer?.ok) {
       this.notice(body?.error?.message ?? t("lost"));
     } else {
       await this.ask();
-      for (const select of document.querySelectorAll("select[data-voices]")) fillVoices(select, body?.name ?? body?.id ?? name);
+      for (const select of document.querySelectorAll("select[data-voices]")) fillVoices(select, body?.id ?? "");
       say($("clone-state"), "created", { name });
     }
     this.show();

@@ -1,4 +1,6 @@
 // A conversation on /v1/dialogue. A socket that is lost is not its end: for a minute the session waits for its token, at any gateway.
+import { isRefused, protocols } from "./key.js";
+
 export const LEAD_MS = 400;  // the gateway sends sound no further ahead, so that it can stop
 export const RATE = 16000;   // of what is said to it
 const RESUME_MS = 60000, AGAIN_MS = 1000, PART = 8000;
@@ -8,7 +10,7 @@ const nothingOf = (turn) => ({ turn, samples: 0, transcript_bytes: 0, reply_byte
 
 export class Dialogue {
   /// @param options  () => fields of `open`
-  /// @param on  {opened(event), event(event), sound(Int16Array), lost(sessionIsOver), state()}
+  /// @param on  {opened(event), event(event), sound(Int16Array), lost(sessionIsOver), refused()}: the last for want of a key
   constructor(options, on) {
     this.options = options;
     this.on = on;
@@ -22,15 +24,18 @@ export class Dialogue {
 
   #connect() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = this.socket = new WebSocket(`${scheme}://${location.host}/v1/dialogue`);
+    const socket = this.socket = new WebSocket(`${scheme}://${location.host}/v1/dialogue`, protocols());
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => (this.session ? this.#resume() : this.#open());
+    let opened = false;
+    socket.onopen = () => { opened = true; this.session ? this.#resume() : this.#open(); };
     socket.onclose = () => {
       if (this.socket !== socket) return;
       if (this.ready) this.lostAt = performance.now();
       this.ready = false;
       if (this.session && performance.now() - this.lostAt > RESUME_MS) this.session = null;
       this.on.lost(!this.session);
+      // A browser does not say why a socket was refused.
+      if (!opened) isRefused().then((refused) => { if (refused) this.on.refused?.(); });
       this.timer = setTimeout(() => this.#connect(), AGAIN_MS);
     };
     socket.onmessage = ({ data }) => {

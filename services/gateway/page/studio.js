@@ -1,5 +1,6 @@
 // Voice studio: text to speech on a conversation of its own, played while it is made; and voices made from a recording.
 import { Clone } from "./clone.js";
+import { protocols } from "./key.js";
 import { Speaker } from "./speaker.js";
 import { kept, label, make, say, t } from "./texts.js";
 import { KNOWN, STYLES } from "./voices.js";
@@ -81,7 +82,7 @@ export class Studio {
     this.cancel();
     this.parts = [], this.peaks = [], this.samples = 0, this.first = null, this.problem = null;
     const { style, text } = styled(this.tags, said), begun = performance.now();
-    const socket = this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/dialogue`);
+    const socket = this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/dialogue`, protocols());
     socket.binaryType = "arraybuffer";
     const speaker = $("studio-voice").value, speed = Number($("speed").value), volume = Number($("volume").value);
     const open = { type: "open", speak: true, stored: false, speed, volume, ...(speaker && { speaker }), ...(style && { style }) };

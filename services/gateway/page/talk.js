@@ -31,6 +31,7 @@ export class Talk {
     this.captions = new Captions({ box: $("captions"), user: $("caption-user"), answer: $("caption-answer"), live: $("live") });
     this.dialogue = new Dialogue(() => this.#openFields(), {
       opened: (e) => this.#opened(e), event: (e) => this.#event(e), sound: (pcm) => this.#sound(pcm), lost: (over) => this.#lost(over),
+      refused: () => dispatchEvent(new Event("keyneeded")),
     });
     this.#listen();
     this.show();

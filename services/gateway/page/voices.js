@@ -1,4 +1,5 @@
 // Voices and styles: what the bundled model has, what official weights add, what this server says of itself.
+import { headers } from "./key.js";
 import { label, make, say } from "./texts.js";
 
 const BUNDLED = ["Clara", "Ken"], OFFICIAL = ["Tingting"];
@@ -16,12 +17,12 @@ export const server = { voices: [], status: null, canClone: false };
 
 /// Asks the server which voices it has and whether it clones. A server without that part answers 404.
 export async function askServer() {
-  const answer = await fetch("v1/audio/voices").catch(() => null);
+  const answer = await fetch("v1/audio/voices", { headers: headers() }).catch(() => null);
   server.status = answer?.status ?? 0;
   server.canClone = Boolean(answer?.ok);
   if (!answer?.ok) return;
-  const body = await answer.json().catch(() => null), list = body?.data ?? body?.voices ?? body ?? [];
-  server.voices = (Array.isArray(list) ? list : []).map((v) => String(v?.name ?? v?.id ?? v));
+  const list = (await answer.json().catch(() => null))?.data;
+  server.voices = (Array.isArray(list) ? list : []).map((v) => ({ id: String(v?.id), name: String(v?.name) }));
 }
 
 /// Fills a select; the choice stays if it is still there.
@@ -30,14 +31,13 @@ export function fillVoices(select, chosen) {
     const out = make("optgroup");
     label(out, key);
     out.label = out.getAttribute("aria-label");
-    for (const name of names) { const option = make("option", "", name); option.value = name; out.append(option); }
+    for (const one of names) { const option = make("option", "", one.name ?? one); option.value = one.id ?? one; out.append(option); }
     return names.length > 0 ? [out] : [];
   };
-  const extra = server.voices.filter((name) => !BUNDLED.includes(name) && !OFFICIAL.includes(name));
   const plain = make("option");
   plain.value = "";
   say(plain, "defaultVoice");
-  select.replaceChildren(plain, ...group("bundledVoices", BUNDLED), ...group("serverVoices", extra), ...group("officialVoices", OFFICIAL));
+  select.replaceChildren(plain, ...group("bundledVoices", BUNDLED), ...group("serverVoices", server.voices), ...group("officialVoices", OFFICIAL));
   select.value = chosen;
   if (select.selectedIndex < 0) select.selectedIndex = 0;
 }
