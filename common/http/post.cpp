@@ -152,7 +152,9 @@ Result<Url> Url::parse(std::string_view text) {
   return out;
 }
 
-Result<PostAnswer> post(const Url& url, std::string_view body, std::string_view type, const PostLimits& limits) {
+namespace {
+
+Result<PostAnswer> ask(const Url& url, const std::string& request, const PostLimits& limits) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* list = nullptr;
@@ -160,9 +162,6 @@ Result<PostAnswer> post(const Url& url, std::string_view body, std::string_view 
     return fail(Errc::unavailable, "'{}' is not known: {}", url.host, ::gai_strerror(error));
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> addresses(list, &::freeaddrinfo);
   const Patience until{Clock::now() + limits.time_max, limits.give_up};
-  const auto request = fmt::format(
-      "POST {} HTTP/1.0\r\nHost: {}:{}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{}",
-      url.target, url.host, url.port, type, body.size(), body);
   auto failure = Error{Errc::unavailable, "it has no address"};
   for (const auto* a = addresses.get(); a != nullptr; a = a->ai_next) {
     const Socket socket(::socket(a->ai_family, a->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, a->ai_protocol));
@@ -175,6 +174,22 @@ Result<PostAnswer> post(const Url& url, std::string_view body, std::string_view 
     return read_answer(socket, limits, until);
   }
   return tl::make_unexpected(failure);
+}
+
+}  // namespace
+
+Result<PostAnswer> post(const Url& url, std::string_view body, std::string_view type, const PostLimits& limits) {
+  return ask(url,
+             fmt::format("POST {} HTTP/1.0\r\nHost: {}:{}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: "
+                         "close\r\n\r\n{}",
+                         url.target, url.host, url.port, type, body.size(), body),
+             limits);
+}
+
+Result<PostAnswer> get(const Url& url, const PostLimits& limits) {
+  return ask(url,
+             fmt::format("GET {} HTTP/1.0\r\nHost: {}:{}\r\nConnection: close\r\n\r\n", url.target, url.host, url.port),
+             limits);
 }
 
 }  // namespace parlando::http

@@ -31,5 +31,7 @@ struct PostAnswer {
 /// @error Errc::unavailable (no connection, or it broke), Errc::deadline_exceeded, Errc::overloaded (too long),
 /// Errc::bad_format (no HTTP)
 Result<PostAnswer> post(const Url& url, std::string_view body, std::string_view type, const PostLimits& limits);
+/// The same without a body.
+Result<PostAnswer> get(const Url& url, const PostLimits& limits);
 
 }  // namespace parlando::http
