@@ -42,6 +42,7 @@ IMAGES = [
     Image("parlando-tokenizer", "parlando-tokenizer", "Streaming dual-codebook speech tokenizer", MODEL_MB, MODEL_PROGRAMS),
     Image("parlando-llm", "parlando-llm", "Step-1 language model, for chat and for speech", MODEL_MB, MODEL_PROGRAMS),
     Image("parlando-tts", "parlando-tts", "Flow matching and vocoder: text to sound", MODEL_MB, MODEL_PROGRAMS),
+    Image("parlando-traces", "parlando-traces", "Brings turns to a collector of traces", LIGHT_MB, listens=False),
     Image("parlando-models-nano", "parlando-pod", "The bundled model, for a volume", LIGHT_MB, listens=False,
           data=[("models/nano", "models/nano"), ("models/silero-vad", "models/silero-vad")]),
 ]
@@ -315,8 +316,10 @@ def containerfile(project, image, libraries, tree):
         ports = "5555 9100" + (" 7860" if image.name == "parlando-gateway" else "")
         more = (f'EXPOSE {ports}\nHEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 '
                 'CMD ["/usr/bin/parlando-pod", "probe", "127.0.0.1:9100/healthz"]')
-    else:
+    elif image.name == "parlando-models-nano":
         cmd = ["copy", "/models", "/volume"]
+    else:
+        cmd = ["--help"]
     text = (SOURCE / "deploy/Containerfile.in").read_text()
     for key, value in {"libraries": libraries.name, "tree": tree.name, "name": image.name, "description": image.description, "version": project.version,
                        "revision": project.revision, "created": project.created, "more": more, "entrypoint": json.dumps(entrypoint), "cmd": json.dumps(cmd)}.items():

@@ -79,7 +79,7 @@ def check_locks(variant, name, labels, spec):
         check(f"{variant}: {name}/{c['name']} has an image of ours with a tag", c["image"].split(":")[0] in known and ":" in c["image"] and not c["image"].endswith(":latest"), c["image"])
         r = c["resources"]
         check(f"{variant}: {name}/{c['name']} asks for what it needs and is bounded", {"cpu", "memory"} <= set(r["requests"]) and "memory" in r["limits"], str(r))
-    for v in spec["volumes"]:
+    for v in spec.get("volumes", []):
         check(f"{variant}: {name} mounts nothing of the host ({v['name']})", set(v) - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, str(v))
     problem = problem_of({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", "labels": labels}, "spec": spec}, VERSIONS[-1])
     check(f"{variant}: {name} is a pod", not problem, problem)
@@ -146,7 +146,7 @@ def check_references(variant, documents):
             scaled = next(x for x in documents if (x["kind"], x["metadata"]["name"]) == target)
             check(f"{variant}: {name_of(d)} alone says how many", scaled["kind"] == "LeaderWorkerSet" or "replicas" not in scaled["spec"], "")
     for name, _, spec in pod_specs(documents):
-        for v in spec["volumes"]:
+        for v in spec.get("volumes", []):
             for kind, key, field in (("ConfigMap", "configMap", "name"), ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName")):
                 if key in v:
                     check(f"{variant}: {name} finds {v[key][field]}", (kind, v[key][field]) in there, str(v))
@@ -190,7 +190,7 @@ def main():
             configs = check_configs(variant, documents, folder)
             for name, labels, spec in pod_specs(documents):
                 check_locks(variant, name, labels, spec)
-                if not name.endswith("workerTemplate"):
+                if not name.endswith(("workerTemplate", " traces")):
                     check_times(variant, name, labels, spec, configs)
             check_network(variant, documents)
             check_references(variant, documents)
