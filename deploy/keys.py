@@ -4,7 +4,8 @@
     keys.py make DIR                 all roles, and a first API key (printed once, kept as SHA-256); leaves alone what is there
     keys.py next DIR ROLE            step 1 of a rotation: DIR/ROLE-next with a new pair, which everybody whom ROLE calls admits as well
     keys.py point DIR ROLE           step 2: the callers of ROLE believe the new pair alone
-    keys.py finish DIR ROLE          step 3: ROLE has the new pair, ROLE-next goes, the old public key is admitted nowhere
+    keys.py finish DIR ROLE          step 3: ROLE has the new pair, ROLE-next goes
+    keys.py retire DIR ROLE          step 4, when nobody runs with the old pair any more: it is admitted nowhere
     keys.py client DIR NAME          a pair for a client of the SDK, DIR/client-NAME, which the gateway admits
     keys.py secrets DIR [NAMESPACE]  the same as Kubernetes Secrets on stdout: pipe them into kubectl, never into a file
 
@@ -118,12 +119,16 @@ def point(root, role):
 
 def finish(root, role):
     point(root, role)
-    old = (root / role / "public_key").read_text()
-    for other in CALLS[role]:
-        for folder in folders(root, other):
-            write(folder / "callers", "\n".join(line for line in lines(folder / "callers") if line.split()[:1] != [old]) + "\n")
     shutil.rmtree(root / role)
     (root / f"{role}-next").rename(root / role)
+
+
+def retire(root, role):
+    public = (root / role / "public_key").read_text()
+    for other in CALLS[role]:
+        for folder in folders(root, other):
+            kept = [line for line in lines(folder / "callers") if line.split()[1:] != [role] or line.split()[0] == public]
+            write(folder / "callers", "\n".join(kept) + "\n")
 
 
 def client(root, name):
@@ -134,25 +139,29 @@ def client(root, name):
     admit(root, public, f"client {name}", "gateway")
 
 
-def print_secrets(root, namespace):
+def secrets_of(root, namespace):
+    """-> objects of Kubernetes"""
+    out = []
     for role in CALLS:
         for folder in folders(root, role):
             data = {f.name: base64.b64encode(f.read_bytes()).decode() for f in sorted(folder.iterdir())}
-            print("---")
-            print(json.dumps({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": data,
-                              "metadata": {"name": f"parlando-keys-{folder.name}", "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "parlando"}}}, indent=1))
+            out.append({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "data": data,
+                        "metadata": {"name": f"parlando-keys-{folder.name}", "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "parlando"}}})
+    return out
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "next", "point", "finish", "client", "secrets"])
+    parser.add_argument("what", choices=["make", "next", "point", "finish", "retire", "client", "secrets"])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("name", nargs="?", help="role, client or namespace")
     a = parser.parse_args()
-    if a.what in ("next", "point", "finish") and a.name not in CALLS:
+    if a.what in ("next", "point", "finish", "retire") and a.name not in CALLS:
         sys.exit(f"keys: '{a.name}' is no role, expected one of {list(CALLS)}")
     if a.what in ("point", "finish") and not (a.folder / f"{a.name}-next").is_dir():
         sys.exit(f"keys: '{a.folder / a.name}-next' does not exist, expected `next` first")
+    if a.what == "retire" and (a.folder / f"{a.name}-next").is_dir():
+        sys.exit(f"keys: '{a.folder / a.name}-next' exists, expected `finish` first")
     if a.what == "client" and not (a.name or "").isidentifier():
         sys.exit(f"keys: '{a.name}' is no name for a client, expected letters, digits and _")
     if a.what != "make" and not (a.folder / "gateway").is_dir():
@@ -160,9 +169,9 @@ def main():
     if a.what == "make":
         make(a.folder)
     elif a.what == "secrets":
-        print_secrets(a.folder, a.name or "parlando")
+        print(json.dumps({"apiVersion": "v1", "kind": "List", "items": secrets_of(a.folder, a.name or "parlando")}, indent=1))
     else:
-        {"next": begin, "point": point, "finish": finish, "client": client}[a.what](a.folder, a.name)
+        {"next": begin, "point": point, "finish": finish, "retire": retire, "client": client}[a.what](a.folder, a.name)
 
 
 if __name__ == "__main__":

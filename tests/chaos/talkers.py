@@ -148,7 +148,7 @@ class Session:
         self.crowd.begun(turn)
         self.frames = frames[::-1]
         try:
-            await asyncio.wait_for(turn.done, TURN_SECONDS_MAX)
+            await asyncio.wait_for(asyncio.shield(turn.done), TURN_SECONDS_MAX)
         except asyncio.TimeoutError:
             turn.finish({"type": "timeout", "message": f"nothing within {TURN_SECONDS_MAX} s"})
         turn.excused = turn.event["type"] == "closed" and self.crowd.may_close(self)

@@ -103,7 +103,9 @@ def check_keys(root):
     keys.point(root, "tts")
     check("step 2: callers believe the new pair", (root / "controller/server-tts").read_text() == new, "")
     keys.finish(root, "tts")
-    check("step 3: the old pair is gone", public("tts") == new and admitted("llm-tts") == {new: "tts"} and not (root / "tts-next").exists(), str(admitted("llm-tts")))
+    check("step 3: the role has the new pair, the old one may end in peace", public("tts") == new and set(admitted("llm-tts")) == {old, new} and not (root / "tts-next").exists(), str(admitted("llm-tts")))
+    keys.retire(root, "tts")
+    check("step 4: the old pair is gone", admitted("llm-tts") == {new: "tts"} and admitted("tokenizer") == {new: "tts", public("controller"): "controller"}, str(admitted("tokenizer")))
     keys.client(root, "phone")
     check("a client is admitted by the gateway", admitted("gateway") == {public("client-phone"): "client"}, str(admitted("gateway")))
 

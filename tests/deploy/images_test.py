@@ -36,7 +36,7 @@ import keys  # noqa: E402
 from engine import pcm  # noqa: E402
 from ws import WebSocket  # noqa: E402
 
-LIGHT = {"parlando-gateway", "parlando-controller", "parlando-vad", "parlando-context"}
+LIGHT = {"parlando-gateway", "parlando-controller", "parlando-vad", "parlando-context", "parlando-traces"}
 KEY = "key-of-these-tests"
 READY_SECONDS = 180
 GRACE_SECONDS = 60
@@ -182,6 +182,18 @@ def talk(address, source):
             return event, heard
 
 
+def look_for_secrets(boxes, folder, event):
+    """Nothing secret and nothing that was said is in arguments, environments or logs."""
+    secrets = {f"the secret of {role}": (folder / f"keys/{role}/secret_key").read_text() for role in boxes} | {"an API key": KEY}
+    words = {"what was understood": event["user"], "what was answered": event["assistant"]}
+    for role, (box, _) in boxes.items():
+        told = {"its arguments": pathlib.Path(f"/proc/{box.pid}/cmdline").read_bytes(), "its environment": pathlib.Path(f"/proc/{box.pid}/environ").read_bytes(),
+                "its log": (folder / f"{role}.log").read_bytes()}
+        for where, text in told.items():
+            for what, secret in (secrets | words).items():
+                check(f"{role}: {what} is not in {where}", secret.encode() not in text, "it is")
+
+
 def configuration(archive):
     """-> an image's configuration, with the digests of its layers"""
     with tarfile.open(archive) as tar:
@@ -241,6 +253,8 @@ def main():
                     look_at_process(role, box)
             event, heard = talk(boxes["gateway"][1], a.source)
             check("a question is answered through the images", event["type"] == "turn" and bool(event["assistant"]) and heard > 10000, f"{event} {heard}")
+            if event["type"] == "turn":
+                look_for_secrets(boxes, folder, event)
             for role, (box, _) in reversed(boxes.items()):
                 box.signal(signal.SIGTERM)
                 try:

@@ -47,7 +47,7 @@ class Sandbox:
 
     def start(self):
         self.spec["root"] = tempfile.mkdtemp(prefix="parlando-box-")
-        self.outer = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True)
+        self.outer = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, start_new_session=True, preexec_fn=die_with_parent)
         self.outer.stdin.write(json.dumps(self.spec).encode() + b"\n")
         self.outer.stdin.flush()
         line = self.outer.stdout.readline()
@@ -88,6 +88,11 @@ class Sandbox:
             self.outer.stdout.close()
         if self.spec["root"]:
             shutil.rmtree(self.spec["root"], ignore_errors=True)
+
+
+def die_with_parent():
+    """For `preexec_fn`: a test that is killed leaves nothing behind."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def real_root():
