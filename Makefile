@@ -45,6 +45,11 @@ manifests: ## write k8s/rendered and the configurations of all deployments again
 	@deploy/instances.py --write
 	@.deps/deploy/bin/python k8s/render.py
 
+PROFILE ?= short
+chaos: build ## real processes stopped, killed, cut off, rolled and lost while people talk; report in build/chaos.md (PROFILE=short|long, ROUNDS=n)
+	@tools/setup.sh --test
+	@python3 tests/chaos/suite.py $(BUILD) . --profile $(PROFILE) --rounds $(or $(ROUNDS),1) --report $(BUILD)/chaos.md
+
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
 	@$(MAKE) -s sanitized PRESET=asan GROUP=light
 
@@ -82,4 +87,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test clients images sbom manifests asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build run serve test clients images sbom manifests chaos asan tsan sanitized bench nano format check tidy
