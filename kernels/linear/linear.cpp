@@ -196,8 +196,12 @@ void unpack(const PackedShape& s, const std::byte* packed, float* w) {
   }
 }
 
-void LinearInput::set(const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride) {
-  PARLANDO_DISPATCH(set_input, *this, shape, x, count, stride);
+void LinearInput::set(Team& team, const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride) {
+  PARLANDO_DISPATCH(begin_input, *this, shape, count);
+  constexpr std::int64_t kRowsForAThread = 32;
+  team.run(count, kRowsForAThread, [&](std::int64_t first, std::int64_t last) {
+    PARLANDO_DISPATCH(fill_input, *this, shape, x, stride, first, last);
+  });
 }
 
 void LinearInput::values(float* x) const {
@@ -225,7 +229,8 @@ void linear(Team& team, const PackedShape& shape, const std::byte* packed, const
             std::int64_t stride) {
   if (x.count() == 0) return;
   // A part that is worth waking a thread for: 128 KiB of weights.
-  const auto least = std::max<std::int64_t>(1, (std::int64_t{1} << 17) / std::max<std::int64_t>(1, shape.panel_bytes()));
+  const auto least =
+      std::max<std::int64_t>(1, (std::int64_t{1} << 17) / std::max<std::int64_t>(1, shape.panel_bytes()));
   team.run(shape.panels(), least, [&](std::int64_t first, std::int64_t last) {
     PARLANDO_DISPATCH(product, shape, packed, x, first, last, y, stride);
   });

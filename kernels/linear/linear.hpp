@@ -32,8 +32,8 @@ struct PackedShape {
   bool operator==(const PackedShape&) const = default;
 };
 
-/// Packs rows [first, first + count) of a matrix into the place of these rows. `first` is a multiple of 16, `count`, too,
-/// unless the rows are the last. Weights are rounded to the format, to nearest.
+/// Packs rows [first, first + count) of a matrix into the place of these rows. `first` is a multiple of 16, `count`,
+/// too, unless the rows are the last. Weights are rounded to the format, to nearest.
 /// @param w  [count, columns] row-major   @param packed  shape.bytes(), 64-byte aligned for speed
 void pack_rows(const PackedShape& shape, const float* w, std::int64_t first, std::int64_t count, std::byte* packed);
 /// What the packed weights stand for. @param w  [rows, columns]
@@ -43,7 +43,7 @@ void unpack(const PackedShape& shape, const std::byte* packed, float* w);
 class LinearInput {
  public:
   /// @param x  [count, columns], rows `stride` apart
-  void set(const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride);
+  void set(Team& team, const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride);
   std::int64_t count() const { return count_; }
   /// What the rows stand for, after rounding. @param x  [count, columns]
   void values(float* x) const;
@@ -51,10 +51,10 @@ class LinearInput {
   std::int64_t count_ = 0, columns_ = 0, tile_ = 0;  ///< rows that lie together
   std::int64_t words_ = 0;                           ///< of a row
   WeightFormat format_ = WeightFormat::f32;
-  bool floats_ = false;                   ///< bf16 numbers, widened: this instruction set multiplies no pairs
-  std::vector<std::uint32_t> words;       ///< tiles of [words_][rows of the tile]
-  std::vector<float> scales;              ///< [count][blocks of 256]
-  std::vector<std::int32_t> sums;         ///< int4: [count][groups] of the integers
+  bool floats_ = false;              ///< bf16 numbers, widened: this instruction set multiplies no pairs
+  std::vector<std::uint32_t> words;  ///< tiles of [words_][rows of the tile]
+  std::vector<float> scales;         ///< [count][blocks of 256]
+  std::vector<std::int32_t> sums;    ///< int4: [count][groups] of the integers
 };
 
 /// y[n] = W x[n] for all rows n.

@@ -26,7 +26,8 @@ class Team {
       if (count > 0) work(std::int64_t{0}, count);
       return;
     }
-    call([](void* f, std::int64_t first, std::int64_t last) { (*static_cast<F*>(f))(first, last); }, &work, count, parts);
+    call([](void* f, std::int64_t first, std::int64_t last) { (*static_cast<F*>(f))(first, last); }, &work, count,
+         parts);
   }
   /// The team of the calling thread with this many threads; made again when the number changes.
   static Team& of_this_thread(int threads);

@@ -10,8 +10,11 @@
 namespace parlando::kernels {
 namespace {
 
-constexpr PackedShape kFormats[] = {{WeightFormat::f32}, {WeightFormat::bf16}, {WeightFormat::int8},
-                                    {WeightFormat::int4, 0, 0, 32}, {WeightFormat::int4, 0, 0, 64}};
+constexpr PackedShape kFormats[] = {{WeightFormat::f32},
+                                    {WeightFormat::bf16},
+                                    {WeightFormat::int8},
+                                    {WeightFormat::int4, 0, 0, 32},
+                                    {WeightFormat::int4, 0, 0, 64}};
 constexpr std::int64_t kRows[] = {1, 15, 16, 33}, kColumns[] = {1, 2, 7, 31, 64, 257, 513};
 
 std::vector<std::byte> packed(const PackedShape& s, const std::vector<float>& w) {
@@ -27,8 +30,8 @@ void for_each_shape(F&& check) {
     for (const auto rows : kRows)
       for (const auto columns : kColumns) {
         shape.rows = rows, shape.columns = columns;
-        BOOST_TEST_CONTEXT(name(shape.format) << ", group " << shape.group << ", " << rows << " rows, " << columns
-                                              << " columns") {
+        BOOST_TEST_CONTEXT(name(shape.format)
+                           << ", group " << shape.group << ", " << rows << " rows, " << columns << " columns") {
           check(shape);
         }
       }
@@ -49,7 +52,7 @@ BOOST_AUTO_TEST_CASE(products_are_those_of_the_rounded_numbers) {
       for (const std::int64_t count : {1, 2, 3, 5, 8, 12, 13, 27}) {
         const auto x = random_floats(count * (s.columns + 3), 2);
         LinearInput in;
-        in.set(s, x.data(), count, s.columns + 3);
+        in.set(team, s, x.data(), count, s.columns + 3);
         std::vector<float> rounded(static_cast<std::size_t>(count * s.columns));
         in.values(rounded.data());
         std::vector<double> want(static_cast<std::size_t>(count * s.rows));
@@ -117,7 +120,7 @@ BOOST_AUTO_TEST_CASE(integer_products_are_the_same_wherever_there_are_fused_sums
     for_each_isa([&] {
       if (isa() == Isa::plain) return;
       LinearInput in;
-      in.set(s, x.data(), 7, s.columns);
+      in.set(team, s, x.data(), 7, s.columns);
       std::vector<float> got(static_cast<std::size_t>(7 * s.rows));
       linear(team, s, bytes.data(), in, got.data(), s.rows);
       if (first.empty()) first = got;
@@ -133,7 +136,7 @@ BOOST_AUTO_TEST_CASE(the_largest_numbers_do_not_overflow) {
       s.rows = 16, s.columns = 1024;
       const std::vector<float> w(static_cast<std::size_t>(s.rows * s.columns), -1.0f), x(1024, 3.0f);
       LinearInput in;
-      in.set(s, x.data(), 1, s.columns);
+      in.set(team, s, x.data(), 1, s.columns);
       std::vector<float> got(16);
       linear(team, s, packed(s, w).data(), in, got.data(), 16);
       for (const auto y : got) BOOST_TEST(std::abs(y + 3072.0f) <= 0.02f * 3072, name(s.format));
@@ -151,7 +154,7 @@ BOOST_AUTO_TEST_CASE(what_is_no_number_comes_out_as_none) {
         auto x = random_floats(2 * s.columns, 7);
         x[299] = bad;
         LinearInput in;
-        in.set(s, x.data(), 2, s.columns);
+        in.set(team, s, x.data(), 2, s.columns);
         std::vector<float> got(static_cast<std::size_t>(2 * s.rows));
         linear(team, s, packed(s, w).data(), in, got.data(), s.rows);
         for (std::int64_t r = 0; r < s.rows; ++r) {
@@ -182,7 +185,7 @@ BOOST_AUTO_TEST_CASE(threads_make_what_one_makes) {
     for (const std::int64_t count : {1, 13}) {
       const auto x = random_floats(count * s.columns, 10);
       LinearInput in;
-      in.set(s, x.data(), count, s.columns);
+      in.set(one, s, x.data(), count, s.columns);
       std::vector<float> a(static_cast<std::size_t>(count * s.rows)), b(a.size());
       linear(one, s, bytes.data(), in, a.data(), s.rows);
       linear(three, s, bytes.data(), in, b.data(), s.rows);

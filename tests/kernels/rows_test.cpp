@@ -1,0 +1,112 @@
+/// Norms and gates against double precision, on every instruction set of this processor.
+#include "kernels/rows/rows.hpp"
+
+#include <bit>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+
+#include "tests/kernels/each_isa.hpp"
+
+namespace parlando::kernels {
+namespace {
+constexpr std::int64_t kSizes[] = {1, 2, 15, 16, 17, 48, 160, 1001};
+
+double rounded(double x) {
+  const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
+  return std::bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+/// Sums of floats may fall to the other side of a border of bf16: one step of it, a 256th.
+double allowed(double want, bool round) { return std::abs(want) * (round ? 0.0079 : 4e-6) + 1e-12; }
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(rows_test)
+
+BOOST_AUTO_TEST_CASE(norms_are_those_of_double_precision) {
+  for_each_isa([] {
+    for (const auto n : kSizes)
+      for (const bool round : {false, true}) {
+        auto x = random_floats(n, 1);
+        const auto w = random_floats(n, 2);
+        if (round)
+          for (auto& v : x) v = static_cast<float>(rounded(v));
+        std::vector<float> got(x.size());
+        rms_norm(x.data(), w.data(), 1e-5f, n, round, got.data());
+        double squares = 0;
+        for (const auto v : x) squares += double{v} * v;
+        double r = 1 / std::sqrt(squares / static_cast<double>(n) + 1e-5);
+        if (round) r = rounded(r);
+        double worst = 0;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+          const double want = round ? rounded(rounded(x[i] * r) * w[i]) : x[i] * r * w[i];
+          worst = std::max(worst, std::abs(got[i] - want) - allowed(want, round));
+        }
+        BOOST_TEST(worst <= 0.0, n << " numbers, " << (round ? "bf16" : "f32"));
+        auto in_place = x;
+        rms_norm(in_place.data(), w.data(), 1e-5f, n, round, in_place.data());
+        BOOST_TEST((in_place == got));
+      }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(gates_are_those_of_double_precision_from_end_to_end) {
+  for_each_isa([] {
+    for (const auto n : kSizes)
+      for (const bool round : {false, true}) {
+        auto gate = random_floats(n, 3), up = random_floats(n, 4);
+        for (std::size_t i = 0; i < gate.size(); ++i) gate[i] *= i % 3 == 0 ? 60.0f : 1.0f;
+        if (round)
+          for (auto* v : {&gate, &up})
+            for (auto& x : *v) x = static_cast<float>(rounded(x));
+        std::vector<float> got(gate.size());
+        swiglu(gate.data(), up.data(), n, round, got.data());
+        double worst = 0;
+        for (std::size_t i = 0; i < gate.size(); ++i) {
+          double silu = gate[i] / (1 + std::exp(-double{gate[i]}));
+          if (round) silu = rounded(silu);
+          const double want = round ? rounded(silu * up[i]) : silu * up[i];
+          // Below e^-87 the exponential ends; what is left of the gate is no larger than 1e-35.
+          worst = std::max(worst, std::abs(got[i] - want) - allowed(want, round) - 1e-35);
+        }
+        BOOST_TEST(worst <= 0.0, n << " numbers, " << (round ? "bf16" : "f32"));
+      }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(what_is_no_number_stays_none) {
+  for_each_isa([] {
+    const float bad = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float> x(20, 1.0f), w(20, 1.0f), y(20);
+    x[18] = bad;
+    rms_norm(x.data(), w.data(), 1e-5f, 20, true, y.data());
+    for (const auto v : y) BOOST_TEST(std::isnan(v));
+    swiglu(x.data(), w.data(), 20, false, y.data());
+    BOOST_TEST(std::isnan(y[18]));
+    BOOST_TEST(!std::isnan(y[17]));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(sums_round_to_the_nearest_even) {
+  for_each_isa([] {
+    for (const auto n : kSizes) {
+      const auto x = random_floats(n, 5), y = random_floats(n, 6);
+      auto plain = x, rough = x;
+      add_to(plain.data(), y.data(), n, false), add_to(rough.data(), y.data(), n, true);
+      auto later = plain;
+      round_to_bf16(later.data(), n);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        BOOST_TEST(plain[i] == x[i] + y[i]);
+        BOOST_TEST(rough[i] == static_cast<float>(rounded(x[i] + y[i])));
+        BOOST_TEST(later[i] == rough[i]);
+      }
+      std::vector<std::uint16_t> half;
+      for (const auto v : rough) half.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(v) >> 16));
+      std::vector<float> wide(half.size());
+      widen_bf16(half.data(), n, wide.data());
+      BOOST_TEST((wide == rough));
+    }
+  });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::kernels
