@@ -36,7 +36,9 @@ constexpr std::int64_t kTellEvery = 5;  // turns
 constexpr int kSynthesisRuns = 12;
 constexpr const char* kSentences[] = {"the weather in paris is sunny and twenty degrees today.",
                                       "seven plus nine is sixteen.", "hello, what can i do for you this morning?"};
-constexpr std::chrono::milliseconds kAskEvery{250};
+constexpr std::chrono::milliseconds kAskEvery{50};
+constexpr double kOverheadSeconds = 10;
+constexpr double kTakingSecondsMax = 30;
 constexpr int kNameWidth = 46;
 
 /// The user wants no more of it. The signals are blocked, so that they wait until they are asked for.
@@ -103,8 +105,10 @@ class TurnBench {
   /// @error what kept a part from being measured; Errc::cancelled: the user wants no more
   Result<void> run(const std::string& part) {
     part_ = part;
+    PARLANDO_DO(engine_.wait_taking(kTakingSecondsMax));
     const auto done = part == "silence"         ? dialogues(false)
                       : part == "semantic"      ? dialogues(true)
+                      : part == "overhead"      ? overhead()
                       : part == "interruptions" ? interruptions()
                       : part == "synthesis"     ? synthesis()
                       : part == "at_once"       ? at_once()
@@ -126,7 +130,6 @@ class TurnBench {
   Result<void> dialogues(bool semantic) {
     const std::string name = semantic ? "semantic" : "silence";
     auto plan = plan_of(dialogues_, semantic);
-    plan.ask_every = kAskEvery;
     PARLANDO_TRY(const auto before, trials_of(engine_));
     const auto tell = [&](const LoadFigures& run, std::optional<double> discarded) {
       json out;
@@ -137,13 +140,25 @@ class TurnBench {
       if (!semantic || !figures_.contains("committed"))
         for (const auto* key : {"committed", "speculation"}) out[key] = mine[key];
       if (semantic) out["detector"] = mine["detector"];
-      out["overhead_ms"] = distribution(run.round_trips);
       return out;
     };
     PARLANDO_TRY(auto run,
                  measure(1, options_.turns, plan, [&](const LoadFigures& so_far) { return tell(so_far, {}); }));
     PARLANDO_TRY(const auto after, trials_of(engine_));
     const auto told = tell(run.figures, after.begun - before.begun - after.committed + before.committed);
+    return take(std::move(run), told);
+  }
+
+  /// Apart from the dialogues: the question is a `cancel` of no turn, and any cancel ends an answer that is being
+  /// thought through.
+  Result<void> overhead() {
+    WsLoad load(engine_.port());
+    PARLANDO_DO(load.add(1, {.sound = true, .ask_every = kAskEvery}));
+    const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(kOverheadSeconds);
+    while (std::chrono::steady_clock::now() < until && load.lost() == 0 && !is_stopped()) load.run(0.5);
+    if (load.lost() > 0) return fail(Errc::unavailable, "the session was lost: {}", load.first_reason());
+    Run run{load.take(), is_stopped()};
+    const json told{{"overhead_ms", distribution(run.figures.round_trips)}};
     return take(std::move(run), told);
   }
 

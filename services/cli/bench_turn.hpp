@@ -15,7 +15,8 @@ namespace parlando::cli {
 enum class Detector { silence, semantic, both };
 
 /// Parts of the bench, in their order.
-inline constexpr const char* kTurnParts[] = {"silence", "semantic", "interruptions", "synthesis", "at_once", "live"};
+inline constexpr const char* kTurnParts[] = {"silence",   "semantic", "overhead", "interruptions",
+                                             "synthesis", "at_once",  "live"};
 
 struct TurnBenchOptions {
   std::filesystem::path model_path;
@@ -36,10 +37,11 @@ struct TurnBenchOptions {
 ///                       murmurs_that_ended_an_answer
 ///   detector            of the semantic one: cut_off_share of the pauses inside an utterance that were taken for its
 ///                       end, late_share of the utterances whose end was decided after more than 1.5 s
-///   committed, speculation, overhead_ms   with the silence detector if that was measured, which leaves an answer the
-///                       time to be thought through; committed_share is that of the utterances that were neither cut
-///                       off nor part of an interruption. overhead_ms: a question to the controller that no model has
-///                       to do with, there and back over the client's socket
+///   committed, speculation   with the silence detector if that was measured, which leaves an answer the time to be
+///                       thought through; committed_share is that of the utterances that were neither cut off nor part
+///                       of an interruption
+///   overhead_ms         a question to the controller that no model has to do with, there and back over the socket of a
+///                       client that is listened to
 ///   synthesis_ms        from a text that is to be read out to the first byte of its sound
 ///   at_once             by number of speakers, all the time: 2, 4, 8, 16 as long as it goes well, 4 always
 ///   live_sessions, live by number of sessions (20 … 240), of which one in twenty speaks and is answered while the

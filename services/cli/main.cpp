@@ -308,8 +308,8 @@ void add_bench(Commands& commands, CLI::App& app) {
   std::vector<std::string> parts(std::begin(kMeshParts), std::end(kMeshParts));
   parts.insert(parts.end(), std::begin(kTurnParts), std::end(kTurnParts));
   sub.add_option("--only", o->only,
-                 "mesh: round_trip, idle, frames, answering, flood, turns; turn: silence, semantic, interruptions, "
-                 "synthesis, at_once, live")
+                 "mesh: round_trip, idle, frames, answering, flood, turns; turn: silence, semantic, overhead, "
+                 "interruptions, synthesis, at_once, live")
       ->check(CLI::IsMember(parts));
   sub.add_option("-o,--output", o->turn.output, "turn: file of the figures, kept up to date while it runs")
       ->default_str("out/bench_turn.json");

@@ -177,6 +177,16 @@ Result<void> ServedEngine::wait_ready(double seconds) {
               said.substr(said.size() - std::min(said.size(), kLogShown)));
 }
 
+Result<void> ServedEngine::wait_taking(double seconds_max) const {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds_max);
+  while (!get(port_, "/readyz")) {
+    if (std::chrono::steady_clock::now() >= until)
+      return fail(Errc::unavailable, "the engine has taken no sessions for {:.0f} s", seconds_max);
+    std::this_thread::sleep_for(milliseconds(100));
+  }
+  return {};
+}
+
 std::string ServedEngine::log() const {
   std::ifstream file(log_);
   return {std::istreambuf_iterator<char>(file), {}};

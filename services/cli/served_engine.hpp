@@ -29,6 +29,8 @@ class ServedEngine {
   ServedEngine& operator=(ServedEngine&&) = delete;
 
   int port() const { return port_; }
+  /// Waits until it takes sessions. On a machine that is too busy it does not always. @error Errc::unavailable
+  Result<void> wait_taking(double seconds_max) const;
   std::vector<pid_t> processes() const { return family_of(pid_); }
   /// The sum of all samples whose name has this end, over all instances. @error Errc::unavailable when one does not
   /// answer

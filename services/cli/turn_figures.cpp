@@ -42,6 +42,15 @@ json dialogue_figures(const LoadFigures& run) {
     detector["late_share"] = static_cast<double>(late) / static_cast<double>(ends.size());
   }
   out["detector"] = std::move(detector);
+  const auto known = [](double ms) { return std::isnan(ms) ? json() : json(ms); };
+  for (const auto& t : run.spoken)
+    out["all"].push_back({{"utterance", t.utterance},
+                          {"first_audio_ms", known(t.first_audio)},
+                          {"decision_ms", known(t.end_told)},
+                          {"trial_ms", known(t.trial)},
+                          {"underruns", t.underruns},
+                          {"cut_off", t.cut_off},
+                          {"interrupted", t.interrupted}});
   out["murmurs"] = run.murmurs;
   out["murmurs_that_ended_an_answer"] = run.murmurs_took;
   return out;

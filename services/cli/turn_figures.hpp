@@ -19,7 +19,8 @@ std::vector<double> whole_turns(const std::vector<TurnFigure>& turns, double Tur
 
 /// Labelled dialogues in front of one detector: end_of_speech_to_first_audio_ms, end_of_speech_to_decision_ms, parts_ms
 /// (of the engine's trace, by name), detector {cut_off_share, late_share, pauses, utterances}, murmurs,
-/// murmurs_that_ended_an_answer.
+/// murmurs_that_ended_an_answer; `all`: a turn each {utterance, first_audio_ms, decision_ms, trial_ms, underruns,
+/// cut_off, interrupted}, null: it did not happen.
 nlohmann::json dialogue_figures(const LoadFigures& run);
 
 /// Thinking ahead: {committed: {decision_to_first_audio_ms}, speculation: {committed_share, discarded_per_turn,

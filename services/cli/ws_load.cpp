@@ -293,6 +293,8 @@ void WsLoad::event(Client& client, std::string_view text) {
     if (client.over_answer) figures_.held.push_back(ms_between(client.voice_at, client.held_at));
     figures_.silenced.push_back(0);
   } else if (type == "release") {
+    // The loudspeaker has stood still.
+    if (client.held_at != Clock::time_point{}) client.play_lag += ms_between(client.held_at, Clock::now()) / 1e3;
     client.held_at = {};
   } else if (type == "interrupted") {
     client.held_at = {};

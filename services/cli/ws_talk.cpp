@@ -50,6 +50,7 @@ void WsLoad::talk(Client& client, Clock::time_point now) {
     client.speech_end = now - std::chrono::microseconds((end - said.end_sample) * 1000 / 16);
     client.answered = false;
     client.figure = {};
+    client.figure.utterance = client.utterance % client.plan.utterances.size();
     client.figure.interrupted = std::exchange(client.over_answer, false);
     client.figure.cut_off = std::exchange(client.cut_off, false);
     client.open_figure = client.awaits_end = true;

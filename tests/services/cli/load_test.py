@@ -174,10 +174,33 @@ def in_a_terminal(folder):
         talk.stdin.close()
 
 
+def bench_of_turns(folder):
+    """A short one; and one that is stopped, with what it has."""
+    figures = folder / "turns" / "figures.json"
+    command = [BIN / "parlando", "bench", "turn", "--turns", "4", "--json", "-o", figures]
+    done = subprocess.run([*command, "--only", "synthesis", "overhead"], capture_output=True, text=True, timeout=300)
+    told = json.loads(done.stdout)
+    check("sentences and overhead are measured", told["synthesis_ms"]["n"] == 12 and told["overhead_ms"]["n"] > 50 and told["commit"] and told["machine"]["cores"] > 0, done.stdout + done.stderr)
+    check("what was not measured is named, and absent", "live_sessions" in told["not_measured"] and "live_sessions" not in told and "silence" not in told, told)
+    check("the file says the same", json.load(open(figures)) == told)
+    with subprocess.Popen([*command, "--only", "overhead", "silence"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
+        for line in bench.stderr:  # the table; the engine runs behind its head
+            if line.startswith("milliseconds"):
+                break
+        bench.send_signal(signal.SIGINT)
+        out, err = bench.communicate(timeout=200)
+    if bench.returncode >= 0:  # it was measuring; a signal before the engine stands ends it at once
+        told = json.loads(out)
+        check("a run that is stopped tells what it has", told["cut"] is True and "missed" in told and "not_measured" in told, out + err)
+    else:
+        check("a signal before it measures ends it", bench.returncode == -signal.SIGINT, f"{bench.returncode} {out} {err}")
+
+
 with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     against_our_engine(folder)
     against_broken_servers(folder)
     over_tls(folder)
     in_a_terminal(folder)
+    bench_of_turns(folder)
 finish()
