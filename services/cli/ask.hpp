@@ -3,12 +3,12 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <parlando/client.hpp>
 #include <string>
 #include <vector>
 
 #include "common/audio/audio_file.hpp"
 #include "common/base/result.hpp"
+#include "sdk/cpp/include/parlando/client.hpp"
 
 namespace parlando::cli {
 

@@ -2,11 +2,11 @@
 /// The command line as a client of an engine: of one that runs (`--connect`), or of one that it starts in this process.
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <parlando/client.hpp>
 #include <set>
 #include <string>
 
 #include "common/base/result.hpp"
+#include "sdk/cpp/include/parlando/client.hpp"
 #include "services/cli/engine.hpp"
 #include "services/cli/up.hpp"
 

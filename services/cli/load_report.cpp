@@ -140,17 +140,31 @@ std::string load_page(const json& figures) {
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>parlando load: {0}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1d2430; --ground: #fff; --soft: #d7dce4; --good: #2563c9; --bad: #c62f2f; --dry: #c77700; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e4e8ef; --ground: #14181f; --soft: #343c48; --good: #6ba0ff; --bad: #ff7a70; --dry: #ffb454; }} }}
-body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 900px; margin: 2rem auto; padding: 0 1rem; }}
-svg {{ width: 100%; font-size: 12px; }} svg text {{ fill: var(--ink); }} .grid {{ stroke: var(--soft); }}
-.good {{ fill: var(--good); }} .dry {{ fill: var(--dry); }} svg .bad {{ fill: var(--bad); font-size: 16px; }} .line {{ fill: none; stroke: var(--good); stroke-width: 2; }}
+:root {{
+  color-scheme: light dark;
+  --ink: #1d2430; --ground: #fff; --soft: #d7dce4; --good: #2563c9; --bad: #c62f2f; --dry: #c77700;
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e4e8ef; --ground: #14181f; --soft: #343c48; --good: #6ba0ff; --bad: #ff7a70; --dry: #ffb454; }}
+}}
+body {{
+  font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 900px; margin: 2rem auto; padding: 0 1rem;
+}}
+svg {{ width: 100%; font-size: 12px; }}
+svg text {{ fill: var(--ink); }}
+svg .bad {{ fill: var(--bad); font-size: 16px; }}
+.grid {{ stroke: var(--soft); }}
+.good {{ fill: var(--good); }}
+.dry {{ fill: var(--dry); }}
+.line {{ fill: none; stroke: var(--good); stroke-width: 2; }}
 pre {{ overflow-x: auto; }}
 </style>
 <h1>{0}</h1>
 <pre>{1}</pre>
 <h2>Turns</h2>
-<p>A point is a turn: from the end of speech to the first sound of its answer. Orange: the loudspeaker ran dry; ×: no answer.</p>
+<p>A point is a turn: from the end of speech to the first sound of its answer.
+Orange: the loudspeaker ran dry; ×: no answer.</p>
 {2}
 <h2>Share of turns that waited no longer</h2>
 {3}
