@@ -11,6 +11,7 @@ scanners), and a CycloneDX list of everything with SHA-256. Light images hold no
 import argparse
 import datetime
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import uuid
 
 SOURCE = pathlib.Path(__file__).resolve().parents[1]
@@ -327,6 +329,31 @@ def containerfile(project, image, libraries, tree):
     return text
 
 
+def settle_archive(archive, epoch):
+    """Leaves out what is of the build and not of the image: names of containers, hosts and intermediate images."""
+    part = archive.with_suffix(".part")
+    with tarfile.open(archive) as old, tarfile.open(part, "w") as new:
+        manifest = json.load(old.extractfile("manifest.json"))[0]
+        config = json.load(old.extractfile(manifest["Config"]))
+        for key in ("container", "container_config", "parent", "docker_version"):
+            config.pop(key, None)
+        config["config"].pop("Hostname", None)
+        for step in config["history"]:
+            step.pop("comment", None)
+
+        def add(name, data):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime, info.mode = data.seek(0, os.SEEK_END), epoch, 0o644
+            data.seek(0)
+            new.addfile(info, data)
+            return name
+        text = json.dumps(config, sort_keys=True).encode()
+        layers = [add(id_.removeprefix("sha256:") + ".tar", old.extractfile(name)) for id_, name in zip(config["rootfs"]["diff_ids"], manifest["Layers"])]
+        named = add(hashlib.sha256(text).hexdigest() + ".json", io.BytesIO(text))
+        add("manifest.json", io.BytesIO(json.dumps([{"Config": named, "RepoTags": manifest["RepoTags"], "Layers": layers}]).encode()))
+    part.rename(archive)
+
+
 def build(project, engine, out, image, libraries, tree, tag):
     file = out / f"{image.name}.Containerfile"
     file.write_text(containerfile(project, image, libraries, tree))
@@ -336,12 +363,14 @@ def build(project, engine, out, image, libraries, tree, tag):
     if engine == "docker":
         run("docker", "build", "-q", "-f", file, "-t", name, out, env=os.environ | {"SOURCE_DATE_EPOCH": str(project.epoch)})
         run("docker", "save", "-o", archive, name)
+        settle_archive(archive, project.epoch)
         return archive
     # A store of our own, so that nothing stays behind; vfs works in any file system and without any right to mount.
     words = [engine, "--root", out / ".store", "--runroot", out / ".store/run", "--storage-driver", "vfs"]
     isolation = ["--isolation", "chroot"] if engine == "buildah" else []
     run(*words, "build" if engine == "podman" else "bud", *isolation, "--format", "docker", "--layers", "--timestamp", project.epoch, "-f", file, "-t", name, out)
     run(*words, *(["push"] if engine == "buildah" else ["push", "--format", "v2s2"]), name, f"docker-archive:{archive}:{name}")
+    settle_archive(archive, project.epoch)
     return archive
 
 
