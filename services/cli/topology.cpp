@@ -92,7 +92,8 @@ json topology(const UpOptions& o, const Places& places) {
           {{"model", (model / "Step-Audio-Chat").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
   out.add("llm", "llm-tts",
           {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}, {"bf16", o.bf16}});
-  out.add("tts", "tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}},
+  const auto voices = (source / "out/voices").string();  // of users: gateways write them, tts services read them
+  out.add("tts", "tts", {{"model", (model / "Step-Audio-TTS-3B").string()}, {"threads", o.threads}, {"voices", voices}},
           {"llm-tts", "tokenizer"});
   out.add("context", "context", {{"store", o.store}});
   // What the model can make use of is the model's own matter: its configuration says how many turns of history, and
@@ -103,6 +104,7 @@ json topology(const UpOptions& o, const Places& places) {
     core["history_turns"] = (*config)["history_turns"];
   out.add("controller", "controller", core, {"vad", "tokenizer", "llm-chat", "tts", "context"});
   json front{{"listen", o.listen},
+             {"voices", voices},
              {"page", o.page ? (source / "services/gateway/page").string() : ""},
              {"questions", o.page ? (source / "models/nano/questions").string() : ""}};
   if (!o.keys_file.empty()) front["keys_file"] = o.keys_file;

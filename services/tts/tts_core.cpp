@@ -8,6 +8,7 @@
 #include "common/audio/audio_file.hpp"
 #include "common/base/pcm.hpp"
 #include "common/base/speech_tags.hpp"
+#include "common/base/voice_id.hpp"
 #include "common/telemetry/log.hpp"
 
 namespace parlando::tts {
@@ -39,6 +40,7 @@ std::vector<config::Problem> TtsConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".threads", threads, 1, 1024);
   config::expect_range(out, path + ".utterances_max", utterances_max, 1, 1 << 16);
   config::expect_range(out, path + ".text_bytes_max", text_bytes_max, 16, 60000);
+  config::expect_range(out, path + ".voices_cached_max", voices_cached_max, 1, 10000);
   return out;
 }
 
@@ -61,6 +63,7 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
                               return core->voice_states_.at(core->voice_now_).codes;  // `begin` waits for them
                             }));
   for (const auto& name : out->voices_->names()) out->voice_states_[name];
+  out->voices_->set_own(config.voices, static_cast<std::size_t>(config.voices_cached_max));
   // Warm means that codes have become sound once.
   PARLANDO_TRY(const auto warm, out->common_->synthesise({1, 2, 1024, 1025, 1026, 3, 4, 1027, 1028, 1029},
                                                          {{}, at::zeros({1, 0, 80}), at::ones({1, 192})}, 1));
@@ -84,6 +87,7 @@ std::string TtsCore::why_not_ready() const {
   std::size_t known = 0;
   const Error* broken = nullptr;
   for (const auto& [name, voice] : voice_states_) {
+    if (is_voice_id(name)) continue;  // whoever wants it waits for it
     if (voice.codes.empty() && !voice.broken)
       return fmt::format("{} of {} voices have their codes",
                          std::count_if(voice_states_.begin(), voice_states_.end(),
@@ -125,6 +129,33 @@ void TtsCore::ask_for_voices(Time now) {
     head.stream = voice.request;
     send(voice.tokenizer, head, *std::move(ask));
   }
+}
+
+void TtsCore::forget_voice(const std::string& name) {
+  const auto found = voice_states_.find(name);
+  if (found == voice_states_.end()) return;
+  if (const auto& voice = found->second; voice.request.value != 0 && tokenizers_.is_linked(voice.tokenizer)) {
+    protocol::Envelope head;
+    head.session = kOwnSession;
+    head.stream = voice.request;
+    send(voice.tokenizer, head, protocol::Close{});
+  }
+  voice_states_.erase(found);
+}
+
+/// A user's voice gets its codes when it is first spoken with.
+Result<void> TtsCore::find_own_voice(const std::string& name, Time now) {
+  auto found = voices_->find_own(name);
+  if (!found) {
+    forget_voice(name);
+    return tl::unexpected(found.error());
+  }
+  for (const auto& gone : *found) forget_voice(gone);
+  if (!voice_states_.contains(name)) {
+    voice_states_[name];
+    ask_for_voices(now);
+  }
+  return {};
 }
 
 /// The end of a request for a voice's codes.
@@ -370,7 +401,10 @@ TtsCore::Piece* TtsCore::to_begin(Utterance& u) {
 /// Errc::not_ready: later
 Result<void> TtsCore::begin(const Key& key, Utterance& u, Piece& piece, Time now) {
   if (piece.speaker.empty()) piece.speaker = voices_->default_name();
-  const bool cloned = voices_->is_cloned(piece.speaker);
+  const bool own = is_voice_id(piece.speaker);
+  if (own) PARLANDO_DO(find_own_voice(piece.speaker, now));
+  // A model that was not trained on a voice is told of the recording, not of a name.
+  const bool cloned = own || voices_->is_cloned(piece.speaker);
   const auto mode = tts_mode(piece.text, piece.speaker, cloned);
   if (mode.vocoder == Vocoder::music && !music_)
     return fail(Errc::not_found, "this model has no CosyVoice-300M-25Hz-Music directory for singing");

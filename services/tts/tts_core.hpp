@@ -24,12 +24,15 @@ struct TtsConfig {
   std::string model = "models/nano/Step-Audio-TTS-3B";
   int utterances_max = 64;
   int text_bytes_max = 4000;
-  std::string speakers;  ///< folder of the voices; empty: the model's own
-  bool whole = false;    ///< a piece is decoded when all its codes are there, as the official script does offline
+  std::string speakers;        ///< folder of the voices; empty: the model's own
+  bool whole = false;          ///< a piece is decoded when all its codes are there, as the official script does offline
+  std::string voices;          ///< folder of users' voices, as the gateways have it; empty: there are none
+  int voices_cached_max = 64;  ///< of these, those whose prompt is kept
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max);
     v("speakers", speakers), v("whole", whole);
+    v("voices", voices), v("voices_cached_max", voices_cached_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -108,6 +111,8 @@ class TtsCore final : public service::Core {
   // Voices.
   void leave_tokenizer(VoiceState& voice);
   void ask_for_voices(Time now);
+  Result<void> find_own_voice(const std::string& name, Time now);
+  void forget_voice(const std::string& name);
   Result<protocol::Tokenize> recording_of(const std::string& name) const;
   void on_voice(const std::string& name, VoiceState& voice, Result<std::vector<std::int32_t>> codes, Time now);
 

@@ -6,6 +6,7 @@
 
 #include "common/audio/audio_file.hpp"
 #include "common/base/mapped_file.hpp"
+#include "common/base/voice_id.hpp"
 
 namespace parlando::tts {
 
@@ -41,13 +42,47 @@ Result<std::shared_ptr<const Voice>> Voices::get(const std::string& name) {
   const auto text = texts_.find(name);
   if (text == texts_.end()) {
     std::string list;
-    for (const auto& [known, unused] : texts_) list += (list.empty() ? "" : ", ") + known;
+    for (const auto& [known, unused] : texts_)
+      if (!is_voice_id(known)) list += (list.empty() ? "" : ", ") + known;  // others' are nobody's business
     return fail(Errc::not_found, "there is no voice '{}'; the voices are: {}", name, list.empty() ? "none" : list);
   }
   PARLANDO_TRY(const auto from, recording(name));
   PARLANDO_TRY(auto voice, clone(name, text->second, from.wave, from.rate));
   cache_[name] = voice;
   return voice;
+}
+
+void Voices::set_own(const std::filesystem::path& folder, std::size_t cached_max) {
+  own_folder_ = folder;
+  own_max_ = cached_max;
+}
+
+Result<std::vector<std::string>> Voices::find_own(const std::string& name) {
+  constexpr std::size_t kDescriptionBytesMax = 64 << 10;
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> gone;
+  const auto forget = [&](const std::string id) {  // a copy: it may stand in `own_`
+    std::erase(own_, id);
+    texts_.erase(id);
+    cache_.erase(id);
+    gone.push_back(id);
+  };
+  const auto file = own_folder_ / name / "voice.json";
+  if (own_folder_.empty() || !std::filesystem::exists(file)) {
+    forget(name);
+    return fail(Errc::not_found, "there is no voice '{}'", name);
+  }
+  std::erase(own_, name);
+  own_.push_back(name);
+  if (!texts_.contains(name)) {
+    PARLANDO_TRY(const auto text, read_file(file, kDescriptionBytesMax));
+    const auto json = nlohmann::json::parse(text, nullptr, false);
+    if (!json.is_object() || !json.contains("transcript") || !json["transcript"].is_string())
+      return fail(Errc::bad_json, "'{}' has no transcript", file.string());
+    texts_[name] = json["transcript"].get<std::string>();
+  }
+  while (own_.size() > own_max_) forget(own_.front());
+  return gone;
 }
 
 const std::string& Voices::entry(const TtsMode& mode) const {
@@ -60,7 +95,8 @@ std::string Voices::default_name() const {
 }
 
 Result<Voices::Recording> Voices::recording(const std::string& name) const {
-  PARLANDO_TRY(auto file, audio::read_audio(directory_ / (name + "_prompt.wav")));
+  const auto path = is_voice_id(name) ? own_folder_ / name / "recording.wav" : directory_ / (name + "_prompt.wav");
+  PARLANDO_TRY(auto file, audio::read_audio(path));
   return Recording{std::move(file.wave), file.rate};
 }
 

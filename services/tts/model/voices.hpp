@@ -1,6 +1,8 @@
 #pragma once
-/// Voices of a folder (`speakers_info.json`: name → transcript, or → {text, cloned}, + `<name>_prompt.wav`); a voice's
-/// prompt is computed once and cached.
+/// Voices of a folder (`speakers_info.json`: name → transcript, or → {text, cloned}, + `<name>_prompt.wav`) and those
+/// that users have made (`common/base/voice_id.hpp`); a voice's prompt is computed once and cached, of users' voices
+/// that of the last ones.
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -24,6 +26,11 @@ class Voices {
   /// @param directory  holds speakers_info.json; may be missing (no built-in voices)
   static Result<std::shared_ptr<Voices>> load(const std::filesystem::path& directory,
                                               std::shared_ptr<const CamPlus> speaker, Tokenise tokenise);
+  /// Where users' voices are kept; empty: nowhere. @param cached_max  of them, prompts that are kept
+  void set_own(const std::filesystem::path& folder, std::size_t cached_max);
+  /// Makes a user's voice one of those that `get` knows; the one that was not asked for the longest goes when there are
+  /// too many. @return the names that have gone. @error Errc::not_found: there is none (any more); Errc::bad_json
+  Result<std::vector<std::string>> find_own(const std::string& name);
   /// @error Errc::not_found listing the voices
   Result<std::shared_ptr<const Voice>> get(const std::string& name);
   /// Name of the entry that a text selects. A voice may have been recorded in the style of a tag (`Clara高兴1` beside
@@ -55,6 +62,9 @@ class Voices {
   std::set<std::string> cloned_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const Voice>> cache_;
+  std::filesystem::path own_folder_;
+  std::size_t own_max_ = 0;
+  std::deque<std::string> own_;  ///< the last one that was asked for stands last
 };
 
 }  // namespace parlando::tts

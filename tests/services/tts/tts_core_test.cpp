@@ -1021,4 +1021,82 @@ BOOST_AUTO_TEST_CASE(after_any_sequence_everything_is_free_again) {
     BOOST_TEST(outcomes[outcome] > 0, outcome);
 }
 
+// ------------------------------------------------------------------------------------------------ voices of users
+
+/// A folder as gateways write it.
+struct OwnVoices : Folder {
+  fs::path own = root.path() / "voices";
+  static std::string id(char digit) { return "voice_" + std::string(32, digit); }
+  OwnVoices() { add("Clara"); }
+  void make(char digit) const {
+    fs::create_directories(own / id(digit));
+    fs::copy_file(kNano / "speakers/Clara_prompt.wav", own / id(digit) / "recording.wav");
+    std::ofstream(own / id(digit) / "voice.json") << R"({"transcript": "hello from grandma"})";
+  }
+  std::unique_ptr<service::Core> core(int cached = 64) const {
+    std::ofstream(speakers / "speakers_info.json") << R"({"Clara": "what is said"})";
+    TtsConfig config;
+    config.model = root.path().string();
+    config.voices = own.string();
+    config.voices_cached_max = cached;
+    auto made = TtsCore::make(config);
+    BOOST_REQUIRE_MESSAGE(made.has_value(), (made ? std::string() : made.error().message));
+    return *std::move(made);
+  }
+};
+
+BOOST_AUTO_TEST_CASE(a_users_voice_gets_its_codes_when_it_is_first_spoken_with) {
+  OwnVoices folder;
+  Serving w(folder.core());
+  folder.make('a');  // it appears while the service runs
+  w.speak(1, OwnVoices::id('a'));
+  w.driver.work();
+  const auto asked = w.asked();
+  BOOST_REQUIRE(asked.size() == 1u);
+  BOOST_TEST(w.core->why_not_ready() == "");  // others do not wait for it
+  w.answer(asked[0]);
+  w.driver.take();
+  const auto request = w.request();
+  const auto synthesise = request.read<protocol::Synthesise>();
+  BOOST_TEST(synthesise.prompt_text == "hello from grandma");
+  BOOST_TEST(synthesise.payload.size() == codes(12).size() * 4);
+  w.driver.tell("controller", 1, protocol::Close{});
+  w.driver.take();
+  // The next time everything is there.
+  w.speak(2, OwnVoices::id('a'));
+  BOOST_TEST(w.request().read<protocol::Synthesise>().prompt_text == "hello from grandma");
+  w.driver.tell("controller", 2, protocol::Close{});
+  w.driver.take();
+  // One that was deleted is none any more.
+  fs::remove_all(folder.own / OwnVoices::id('a'));
+  w.speak(3, OwnVoices::id('a'));
+  w.driver.work();
+  const auto heard = w.driver.take();
+  BOOST_REQUIRE(heard.size() == 1u);
+  BOOST_TEST(heard[0].read<protocol::ErrorMessage>().code == "not_found");
+}
+
+BOOST_AUTO_TEST_CASE(of_many_users_voices_the_last_ones_are_kept) {
+  OwnVoices folder;
+  for (const char c : {'a', 'b', 'c'}) folder.make(c);
+  Serving w(folder.core(2));
+  std::uint32_t stream = 0;
+  const auto speak = [&](char c) {
+    w.speak(++stream, OwnVoices::id(c));
+    w.driver.work();
+    const auto asked = w.asked();
+    for (const auto& request : asked) w.answer(request);
+    w.driver.work();
+    w.driver.tell("controller", stream, protocol::Close{});
+    w.driver.take();
+    return asked.size();
+  };
+  BOOST_TEST(speak('a') == 1u);
+  BOOST_TEST(speak('b') == 1u);
+  BOOST_TEST(speak('a') == 0u);
+  BOOST_TEST(speak('c') == 1u);
+  BOOST_TEST(speak('a') == 0u);
+  BOOST_TEST(speak('b') == 1u);
+}
+
 }  // namespace parlando::tts
