@@ -3,7 +3,8 @@ import json
 import sys
 
 WANTED = ["CreateChatCompletionResponse", "CreateChatCompletionStreamResponse", "SpeechAudioDeltaEvent", "SpeechAudioDoneEvent", "CreateTranscriptionResponseJson",
-          "CreateTranscriptionResponseVerboseJson", "TranscriptTextDeltaEvent", "TranscriptTextDoneEvent", "ListModelsResponse", "Model", "ErrorResponse"]
+          "CreateTranscriptionResponseVerboseJson", "TranscriptTextDeltaEvent", "TranscriptTextDoneEvent", "ListModelsResponse", "Model", "ErrorResponse",
+          "VoiceResource", "RealtimeCreateClientSecretResponse"]
 IGNORED = {"description", "example", "examples", "x-oaiMeta", "x-oaiTypeLabel", "x-oaiExpandable", "deprecated", "discriminator", "title", "optional"}
 
 

@@ -279,6 +279,53 @@ def transcription(client, raw):
         check("26 MiB are refused", e.status_code == 413, e)
 
 
+def own_voices(client, raw):
+    """A voice from a recording, made, spoken with, and deleted."""
+    speakers = ROOT / "models/nano/Step-Audio-TTS-3B/speakers"
+    transcript = json.loads((speakers / "speakers_info.json").read_text())["Ken"]
+    fields = {"name": "Somebody", "transcript": transcript, "consent": "a recording of the project"}
+
+    def form(fields, recording):
+        parts = [f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()]
+        parts += [b'--b\r\nContent-Disposition: form-data; name="audio_sample"; filename="v.wav"\r\n\r\n', recording, b"\r\n--b--\r\n"]
+        return b"".join(parts)
+
+    kind = {"Content_Type": "multipart/form-data; boundary=b"}
+    answer, data = raw.ask("POST", "/v1/audio/voices", form(fields, (speakers / "Ken_prompt.wav").read_bytes()), **kind)
+    check("a voice is made", answer.status == 200, data)
+    voice = json.loads(data)
+    valid("a voice", voice, "VoiceResource")
+    raw.refused("a voice without consent", 400, "POST", "/v1/audio/voices", form({**fields, "consent": "false"}, (speakers / "Ken_prompt.wav").read_bytes()), param="consent", **kind)
+    check("it is listed", voice in json.loads(raw.ask("GET", "/v1/audio/voices")[1])["data"])
+    check("and found", json.loads(raw.ask("GET", f"/v1/audio/voices/{voice['id']}")[1]) == voice)
+    say = {"model": "x", "input": "what time is it", "response_format": "pcm"}
+    own = [client.audio.speech.create(**say, voice=voice["id"]).content for _ in range(2)]
+    other = client.audio.speech.create(**say, voice="Clara").content
+    check("it speaks", all(len(one) > 20000 for one in own) and other not in own, [len(x) for x in (*own, other)])
+    aloud = client.chat.completions.create(model="x", modalities=["text", "audio"], audio={"voice": voice["id"], "format": "wav"}, messages=[{"role": "user", "content": "hello"}])
+    check("it answers", len(base64.b64decode(aloud.choices[0].message.audio.data)) > 10000)
+    socket = WebSocket("127.0.0.1", raw.port, "/v1/realtime?model=x")
+    socket.send({"type": "session.update", "session": {"type": "realtime", "audio": {"output": {"voice": voice["id"]}}}})
+    socket.send({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}})
+    socket.send({"type": "response.create"})
+    told = []
+    while not told or told[-1]["type"] not in ("response.done", "error"):
+        told.append(json.loads(socket.receive()))
+    check("and in real time", told[-1].get("response", {}).get("status") == "completed" and any(e["type"] == "response.output_audio.delta" for e in told), told[-1])
+    answer, data = raw.ask("DELETE", f"/v1/audio/voices/{voice['id']}")
+    check("it is deleted", answer.status == 200 and json.loads(data)["deleted"] is True, data)
+    raw.refused("nobody speaks with it", 404, "POST", "/v1/audio/speech", {**say, "voice": voice["id"]})
+    raw.refused("it is gone", 404, "DELETE", f"/v1/audio/voices/{voice['id']}")
+
+
+def secrets(client, raw):
+    answer, data = raw.ask("POST", "/v1/realtime/client_secrets", {"session": {"type": "realtime", "instructions": "be kind"}})
+    check("a secret is made", answer.status == 200, data)
+    told = json.loads(data)
+    valid("a secret", told, "RealtimeCreateClientSecretResponse")
+    check("by the client, too", client.realtime.client_secrets.create(session={"type": "realtime"}).value.startswith("ek_"))
+
+
 def models(client, raw):
     _, data = raw.ask("GET", "/v1/models")
     listed = json.loads(data)
@@ -406,7 +453,7 @@ with tempfile.TemporaryDirectory() as temporary:
     plain = Raw(running.port)
     only = sys.argv[3:]
     for part, arguments in ((models, (stock, plain)), (errors, (plain, )), (chat, (stock, plain)), (tools, (stock, plain)), (aloud, (stock, plain)), (speech, (stock, plain)),
-                            (transcription, (stock, plain)), (leaving, (plain, running)), (draining, (running, plain)), (keys, (folder, ))):
+                            (transcription, (stock, plain)), (own_voices, (stock, plain)), (secrets, (stock, plain)), (leaving, (plain, running)), (draining, (running, plain)), (keys, (folder, ))):
         if only and part.__name__ not in only:
             continue
         try:
