@@ -31,6 +31,13 @@ test: build ## build and run all tests
 clients: build ## run all stock clients against the engine, the large ones too (700 MB to fetch)
 	@tools/setup.sh --clients
 	@python3 tests/services/realtime_clients_test.py $(BUILD)/bin .
+	@python3 tests/services/openapi_test.py $(BUILD)/bin . 200
+
+door: build ## measure the front door: 200 realtime sessions, first byte of speech, what chat costs beside the engine
+	@python3 tests/bench/front_door.py $(BUILD)/bin .
+
+fuzz: build ## a million malformed or abrupt inputs to a gateway (INPUTS=… SEED=…)
+	@PARLANDO_FUZZ_INPUTS=$(INPUTS) PARLANDO_FUZZ_SEED=$(SEED) $(BUILD)/tests/front_door_fuzz
 
 images: build ## container images of all services in build/images (docker, podman or buildah; ENGINE=…)
 	@tools/setup.sh --images
@@ -83,8 +90,10 @@ check: .deps/venv/bin/clang-format ## what a reviewer runs: formatting, who incl
 	@$(SOURCES) | xargs $< --dry-run --Werror
 	@python3 tests/layout_test.py
 
+INPUTS ?= 1000000
+SEED ?= 1
 FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test clients images sbom manifests chaos asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build run serve test clients door fuzz images sbom manifests chaos asan tsan sanitized bench nano format check tidy

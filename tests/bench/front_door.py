@@ -1,0 +1,307 @@
+"""What the front door costs, on the engine with the bundled model: `front_door.py BUILD_BIN SOURCE_DIR [--sessions N] [--seconds S] [--only PART]`.
+
+sessions  N realtime sessions send frames of 20 ms, one in twenty asks a question now and then. How late the client itself was, how long the gateway's thread
+          works on a message (from its own histogram), turns and errors; the session beyond the last place; then all are cut off at once: how long until
+          sessions, streams and memory are back where they were, read from metrics.
+speech    first byte of /v1/audio/speech for a sentence of 12 words, answers one after the other.
+transcribe  a recording of many questions with pauses: how many times real time.
+chat      /v1/chat/completions of one token against the same turn on a conversation that is open already: what the HTTP request costs.
+slow      a reader at 64 kbit/s beside one that is quick: what the quick one gets per second, alone and with it.
+
+Figures of a busy machine say little: the least of many is told beside the median.
+"""
+import argparse
+import asyncio
+import audioop
+import base64
+import http.client
+import json
+import pathlib
+import socket
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+
+args = argparse.ArgumentParser()
+args.add_argument("bin")
+args.add_argument("source")
+args.add_argument("--sessions", type=int, default=200)
+args.add_argument("--seconds", type=int, default=30)
+args.add_argument("--runs", type=int, default=20)
+args.add_argument("--only", choices=("sessions", "speech", "chat", "slow", "transcribe"))
+args = args.parse_args()
+ROOT = pathlib.Path(args.source)
+sys.path.insert(0, str(ROOT / "tests/support"))
+from engine import Engine, pcm  # noqa: E402
+from ws import WebSocket, frame_of, request_of  # noqa: E402
+
+FRAME_MS, RATE = 20, 24000
+SENTENCE = "today in paris it is sunny, twenty degrees, and good for walking."
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def append(sound):
+    return frame_of({"type": "input_audio_buffer.append", "audio": base64.b64encode(sound).decode()})
+
+
+class Metrics:
+    """Of all services, by their names."""
+
+    def __init__(self, ports):
+        self.ports = ports
+
+    def read(self):
+        out = {}
+        for port in self.ports:
+            for line in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode().splitlines():
+                if line and not line.startswith("#"):
+                    name, value = line.rsplit(" ", 1)
+                    out[name] = float(value)
+        return out
+
+
+def configuration(sessions):
+    config = json.load(open(ROOT / "configs/dev.json"))
+    port, metrics = free_port(), []
+    for one in config["instances"]:
+        metrics.append(free_port())
+        one["wire"]["metrics"] = f"127.0.0.1:{metrics[-1]}"
+        for name, value in list(one["core"].items()):
+            if isinstance(value, str) and (ROOT / value).exists():
+                one["core"][name] = str(ROOT / value)
+        if one["service"] == "controller":
+            one["core"]["sessions_max"] = sessions
+        if one["service"] == "context":
+            one["core"]["store"] = ":memory:"
+        if one["service"] == "gateway":
+            one["core"].update(listen=f"127.0.0.1:{port}", connections_max=4 * sessions, connections_per_address_max=0)
+    file = tempfile.NamedTemporaryFile("w", suffix=".json", delete=False)
+    json.dump(config, file)
+    file.close()
+    return file.name, Metrics(metrics)
+
+
+def percentile(values, p):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(p * len(values)))] if values else float("nan")
+
+
+def quantile(before, after, name, p):
+    """Upper edge of the bucket that holds the quantile, from what was counted in between."""
+    edges = []
+    for key, value in after.items():
+        if key.startswith(name + "_bucket") and 'le="' in key:
+            edge = key.split('le="')[1].split('"')[0]
+            edges.append((float("inf") if edge == "+Inf" else float(edge), value - before.get(key, 0)))
+    edges.sort()
+    total = edges[-1][1] if edges else 0
+    return next((edge for edge, count in edges if total and count >= p * total), float("nan"))
+
+
+# ------------------------------------------------------------------------------------------------ sessions
+
+class Session:
+    def __init__(self, port):
+        self.port, self.events, self.turns, self.errors = port, 0, 0, []
+
+    async def open(self):
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writer.write(request_of("127.0.0.1", self.port, "/v1/realtime?model=m"))
+        self.status = int((await self.reader.readuntil(b"\r\n\r\n")).split()[1])
+        return self
+
+    async def read(self):
+        try:
+            while True:
+                head = await self.reader.readexactly(2)
+                n = head[1] & 127
+                if n == 126:
+                    n = int.from_bytes(await self.reader.readexactly(2), "big")
+                elif n == 127:
+                    n = int.from_bytes(await self.reader.readexactly(8), "big")
+                body = await self.reader.readexactly(n)
+                self.events += 1
+                self.turns += b'"type":"response.done"' in body
+                if b'"type":"error"' in body:
+                    self.errors.append(body[:300])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+
+
+async def sessions(port, metrics):
+    silence = append(b"\0\0" * (RATE * FRAME_MS // 1000))
+    asked, _ = audioop.ratecv(pcm(ROOT / "models/nano/questions/capital_of_france.wav"), 2, 1, 16000, RATE, None)
+    step = 2 * RATE * FRAME_MS // 1000
+    question = [append(asked[at:at + step]) for at in range(0, len(asked), step)]
+    before = metrics.read()
+    all_ = [await Session(port).open() for _ in range(args.sessions)]
+    assert all(s.status == 101 for s in all_), [s.status for s in all_]
+    readers = [asyncio.create_task(s.read()) for s in all_]
+    begun = time.perf_counter()
+    beyond = await Session(port).open()
+    refused_ms = 1e3 * (time.perf_counter() - begun)
+    reason = await beyond.reader.read()
+    at, late, full = time.perf_counter(), [], metrics.read()
+    for tick in range(args.seconds * 1000 // FRAME_MS):
+        for n, session in enumerate(all_):
+            # One in twenty speaks: a question, then silence for the answer, each at another time.
+            place = (tick + 37 * n) % 500
+            session.writer.write(question[place] if n % 20 == 0 and place < len(question) else silence)
+        due = at + (tick + 1) * FRAME_MS / 1e3
+        late.append(max(0.0, time.perf_counter() - due))
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    loaded = metrics.read()
+    print(f"sessions: {args.sessions} for {args.seconds} s, turns {sum(s.turns for s in all_)}, errors {sum(len(s.errors) for s in all_)}"
+          f" {[e for s in all_ for e in s.errors][:2]}")
+    print(f"  the client was late by p50 {1e3 * percentile(late, .5):.1f} ms, p99 {1e3 * percentile(late, .99):.1f} ms")
+    for service, what in (("gateway", "handle"), ("gateway", "step"), ("controller", "handle"), ("controller", "step")):
+        name = f"parlando_{service}_{what}_seconds"
+        if any(k.startswith(name + "_bucket") for k in loaded):
+            print(f"  {name}: p99 below {1e3 * quantile(full, loaded, name, .99):g} ms")
+    print(f"  the session beyond the last place: {beyond.status} in {refused_ms:.1f} ms, {reason[-200:]!r}")
+    # All at once, without a goodbye.
+    for s in all_:
+        s.writer.transport.abort()
+    cut = time.perf_counter()
+    for r in readers:
+        r.cancel()
+    watched = [k for k in before if k.split("{")[0].endswith(("_sessions", "_sockets", "_streams", "_load", "_large_bytes", "_cache_tokens_used"))]
+    left = dict.fromkeys(watched, 0.0)
+    while time.perf_counter() - cut < 60:
+        now = metrics.read()
+        left = {k: (now.get(k, 0), before[k]) for k in watched if now.get(k, 0) > before[k]}
+        if not left:
+            break
+        await asyncio.sleep(0.5)
+    rss = {k: (before[k], now[k]) for k in before if k.startswith("process_resident_memory_bytes")}
+    print(f"  cut off: {'back at the baseline' if not left else left} after {time.perf_counter() - cut:.1f} s; watched {len(watched)}: {watched}; memory {rss}")
+    return not left and beyond.status == 503
+
+
+# ------------------------------------------------------------------------------------------------ speech, chat
+
+def post(connection, path, body, first_only=False):
+    begun = time.perf_counter()
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    answer.read(1)
+    first = time.perf_counter() - begun
+    rest = answer.read()
+    assert answer.status == 200, (answer.status, rest[:300])
+    return first, time.perf_counter() - begun
+
+
+def speech(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    body = {"model": "m", "voice": "Clara", "input": SENTENCE, "response_format": "pcm"}
+    post(connection, "/v1/audio/speech", body)
+    firsts = [1e3 * post(connection, "/v1/audio/speech", body)[0] for _ in range(args.runs)]
+    print(f"speech: first byte for {len(SENTENCE.split())} words: p50 {statistics.median(firsts):.1f} ms, least {min(firsts):.1f} ms, {args.runs} runs")
+
+
+def chat(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    talk = WebSocket("127.0.0.1", port, "/v1/dialogue")
+
+    def until(kind):
+        while True:
+            event = json.loads(talk.receive())
+            if event["type"] == kind:
+                return
+
+    talk.send({"type": "open", "speak": False, "stored": False, "max_tokens": 1, "detection": {"type": "none"}})
+    until("opened")
+    both = []
+    for _ in range(args.runs + 1):
+        whole = post(connection, "/v1/chat/completions", body)[1]
+        begun = time.perf_counter()
+        talk.send({"type": "text", "text": "hello"})
+        until("turn")
+        both.append((1e3 * whole, 1e3 * (time.perf_counter() - begun)))
+    http_ms, turn_ms = zip(*both[1:])
+    print(f"chat: request p50 {statistics.median(http_ms):.1f} ms, least {min(http_ms):.1f} ms; the turn alone p50 {statistics.median(turn_ms):.1f} ms, least {min(turn_ms):.1f} ms;"
+          f" difference of the least {min(http_ms) - min(turn_ms):.1f} ms")
+
+
+def transcribe(port):
+    """Two minutes: far more than what is taken at once."""
+    import io
+    import wave
+    sound = b"".join(pcm(f) + bytes(32000) for f in sorted((ROOT / "models/nano/questions").glob("*.wav")))
+    sound = (sound * (1 + 120 * 32000 // len(sound)))[:120 * 32000]
+    file = io.BytesIO()
+    with wave.open(file, "wb") as f:
+        f.setnchannels(1), f.setsampwidth(2), f.setframerate(16000)
+        f.writeframes(sound)
+    body = (b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+            + file.getvalue() + b"\r\n--b--\r\n")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    begun = time.perf_counter()
+    connection.request("POST", "/v1/audio/transcriptions", body, {"Content-Type": "multipart/form-data; boundary=b"})
+    answer = connection.getresponse()
+    text = json.loads(answer.read())
+    took = time.perf_counter() - begun
+    assert answer.status == 200, text
+    print(f"transcribe: {len(sound) / 32000:.0f} s of sound in {took:.1f} s: {len(sound) / 32000 / took:.1f} times real time, {len(text['text'].split())} words")
+
+
+def slow(port):
+    """The quick one asks for speech again and again; beside it somebody takes 8 kB a second of an endless answer."""
+    def rate():
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        took = [post(connection, "/v1/audio/speech", {"model": "m", "voice": "Clara", "input": SENTENCE, "response_format": "pcm"})[1] for _ in range(5)]
+        return statistics.median(took)
+
+    alone = rate()
+    raw = socket.create_connection(("127.0.0.1", port))
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.sendall(request_of("127.0.0.1", port, "/v1/realtime?model=m"))
+    raw.sendall(frame_of({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "what is the capital of france"}]}}))
+    raw.sendall(frame_of({"type": "response.create"}))
+    import threading
+    stop = threading.Event()
+
+    def trickle():
+        raw.settimeout(0.5)
+        while not stop.wait(0.1):
+            try:
+                raw.recv(800)
+            except TimeoutError:
+                pass
+            except OSError:
+                return
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    beside = rate()
+    stop.set()
+    thread.join()
+    print(f"slow: speech in {1e3 * alone:.0f} ms alone, {1e3 * beside:.0f} ms beside a reader at 64 kbit/s")
+
+
+config, metrics = configuration(args.sessions)
+engine = Engine(pathlib.Path(args.bin) / "parlando", "--config", config, command="up")
+good = True
+try:
+    port = engine.port
+    if args.only in (None, "speech"):
+        speech(port)
+    if args.only in (None, "chat"):
+        chat(port)
+    if args.only in (None, "slow"):
+        slow(port)
+    if args.only in (None, "transcribe"):
+        transcribe(port)
+    if args.only in (None, "sessions"):
+        good = asyncio.run(sessions(port, metrics))
+finally:
+    engine.stop()
+    pathlib.Path(config).unlink()
+sys.exit(0 if good else 1)
