@@ -27,7 +27,7 @@ PITCHED = ("happy", "sing")
 PROMPT_STYLE = {"Clara高兴1": "happy", "Clara哼唱": "sing"}
 SERVED, OTHER = 0.45, 0.2      # shares of the utterances behind the served recording of their voice, and behind another utterance of it
 OWN_WAY, ANY_TIME = 0.5, 0.15      # shares of the batches that start from where the solver's own steps lead, and at times where it never stands
-SMOOTH = 0.5      # share of mu in what the estimator learns to make: half-way, the judge mishears a third less than of spectra as sharp as speech
+SMOOTH = 0.5      # share of mu in what the estimator learns to make: the judge mishears a third less of spectra half-way to it
 DROPPED = 0.2 if SHAPE["cfg_rate"] else 0.0      # of the conditions, which only guidance needs
 
 
