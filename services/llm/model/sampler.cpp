@@ -6,6 +6,8 @@
 #include <numeric>
 #include <unordered_set>
 
+#include "kernels/select/top.hpp"
+
 namespace parlando::llm {
 
 namespace {
@@ -38,6 +40,13 @@ double uniform(std::uint64_t seed, std::uint64_t counter) {
 }
 
 namespace {
+/// The newest id, when it stands twice among the last ten and that counts; else −1.
+std::int32_t forbidden(std::span<const std::int32_t> history, const Sampling& s) {
+  if (!s.repetition_aware || history.size() < kWindow) return -1;
+  const auto last = history.subspan(history.size() - kWindow);
+  return std::count(last.begin(), last.end(), last.back()) >= 2 ? last.back() : -1;
+}
+
 void adjust(std::vector<float>& logits, std::span<const std::int32_t> history, const Sampling& s) {
   if (s.repetition_penalty) {
     const auto r = static_cast<float>(*s.repetition_penalty);
@@ -46,13 +55,9 @@ void adjust(std::vector<float>& logits, std::span<const std::int32_t> history, c
       if (id >= 0 && static_cast<std::size_t>(id) < logits.size())
         logits[id] = logits[id] < 0 ? logits[id] * r : logits[id] / r;
   }
-  if (s.repetition_aware && history.size() >= kWindow) {
-    const auto last = history.subspan(history.size() - kWindow);
-    const auto newest = last.back();
-    if (std::count(last.begin(), last.end(), newest) >= 2 && newest >= 0 &&
-        static_cast<std::size_t>(newest) < logits.size())
-      logits[newest] = kNever;
-  }
+  const auto banned = forbidden(history, s);
+  if (banned >= 0 && static_cast<std::size_t>(banned) < logits.size())
+    logits[static_cast<std::size_t>(banned)] = kNever;
 }
 
 Result<void> check(std::span<const float> logits, const char* what) {
@@ -60,6 +65,16 @@ Result<void> check(std::span<const float> logits, const char* what) {
       std::find_if(logits.begin(), logits.end(), [](float x) { return !(x <= std::numeric_limits<float>::max()); });
   if (bad == logits.end()) return {};
   return fail(Errc::internal, "{} is {}, of id {}: no id can be sampled", what, *bad, bad - logits.begin());
+}
+
+/// The same of the ids that `adjust` may change, which could hide what they were.
+Result<void> check_some(std::span<const float> logits, std::span<const std::int32_t> history) {
+  for (const auto id : history)
+    if (id >= 0 && static_cast<std::size_t>(id) < logits.size() &&
+        !(logits[static_cast<std::size_t>(id)] <= std::numeric_limits<float>::max()))
+      return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled", logits[static_cast<std::size_t>(id)],
+                  id);
+  return {};
 }
 }  // namespace
 
@@ -115,20 +130,61 @@ Result<std::vector<float>> probabilities(std::span<const float> in, std::span<co
   return logits;
 }
 
-Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& s,
-                            std::uint64_t position) {
-  PARLANDO_TRY(const auto p, probabilities(logits, history, s));
-  const double target = s.temperature == 0 ? 0.0 : uniform(s.seed, position);
+namespace {
+/// The draw from probabilities in the order of their ids. @param ids  of each, or empty: its place
+Result<std::int32_t> draw(std::span<const float> p, std::span<const std::int32_t> ids, double target) {
   double sum = 0;
   std::int32_t last = -1;
   for (std::size_t i = 0; i < p.size(); ++i) {
     if (p[i] <= 0) continue;
-    last = static_cast<std::int32_t>(i);
+    last = ids.empty() ? static_cast<std::int32_t>(i) : ids[i];
     sum += p[i];
     if (sum > target) return last;
   }
   if (last < 0) return fail(Errc::internal, "no id can be sampled: no probability of {} is above 0", p.size());
   return last;  // rounding left the sum a little below 1
+}
+
+/// What the chain would do, on the few ids that top-k leaves: the others have no part in any of its sums.
+Result<std::int32_t> sample_top(std::span<const float> logits, const Sampling& s, double target) {
+  // Numbers a little below the border may become equal to it when they are divided by the temperature.
+  constexpr float kSlack = 1e-5f;
+  thread_local kernels::TopCandidates top;
+  kernels::top_candidates(logits, *s.top_k, kSlack, top);
+  if (top.bad >= 0)
+    return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled",
+                logits[static_cast<std::size_t>(top.bad)], top.bad);
+  auto few = s;
+  few.repetition_penalty.reset(), few.repetition_aware = false;  // done
+  PARLANDO_TRY(const auto p, probabilities(top.values, {}, few));
+  return draw(p, top.ids, target);
+}
+}  // namespace
+
+Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& s,
+                            std::uint64_t position) {
+  if (auto problem = s.problem()) return tl::make_unexpected(*problem);
+  const bool few = s.temperature != 0 && s.top_k && *s.top_k < static_cast<std::int64_t>(logits.size());
+  if (s.temperature != 0 && !few) {
+    PARLANDO_TRY(const auto p, probabilities(logits, history, s));
+    return draw(p, {}, uniform(s.seed, position));
+  }
+  // A vocabulary is copied only where something in it changes.
+  thread_local std::vector<float> changed;
+  if (s.repetition_penalty || forbidden(history, s) >= 0) {
+    PARLANDO_DO(check_some(logits, history));
+    changed.assign(logits.begin(), logits.end());
+    adjust(changed, history, s);
+    logits = changed;
+  }
+  if (few) return sample_top(logits, s, uniform(s.seed, position));
+  const auto best = kernels::largest_of(logits);
+  if (best.bad >= 0)
+    return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled",
+                logits[static_cast<std::size_t>(best.bad)], best.bad);
+  if (best.at < 0 || !(logits[static_cast<std::size_t>(best.at)] > kNever))
+    return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
+  return static_cast<std::int32_t>(best.at);
 }
 
 }  // namespace parlando::llm

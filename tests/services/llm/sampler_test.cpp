@@ -1,6 +1,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "services/llm/model/sampler.hpp"
 
@@ -83,6 +84,39 @@ BOOST_AUTO_TEST_CASE(settings_whose_arithmetic_would_leave_the_numbers_are_refus
     s.repetition_penalty = penalty;
     BOOST_TEST(!sample(logits, std::vector<std::int32_t>{0, 1, 2}, s, 0).has_value(), "penalty " << penalty);
   }
+}
+
+/// As the chain is described: probabilities of the whole vocabulary, then a draw along the ids.
+std::int32_t drawn_from_all(const std::vector<float>& logits, const std::vector<std::int32_t>& history,
+                            const Sampling& s, std::uint64_t position) {
+  const auto p = probabilities(logits, history, s);
+  BOOST_REQUIRE(p.has_value());
+  const double target = s.temperature == 0 ? 0.0 : uniform(s.seed, position);
+  double sum = 0;
+  std::int32_t last = -1;
+  for (std::size_t i = 0; i < p->size(); ++i) {
+    if ((*p)[i] <= 0) continue;
+    last = static_cast<std::int32_t>(i);
+    if ((sum += (*p)[i]) > target) break;
+  }
+  return last;
+}
+
+BOOST_AUTO_TEST_CASE(what_is_drawn_from_few_is_what_would_be_drawn_from_all) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  for (const std::size_t size : {3u, 17u, 64u, 1000u, 5003u})
+    for (const bool rough : {false, true})  // whole numbers: many ties at the border
+      for (auto s : chains())
+        for (const std::int64_t k : {1, 2, 50, 4000}) {
+          if (s.top_k) s.top_k = k;
+          std::vector<float> logits(size);
+          for (auto& x : logits) x = rough ? std::round(3 * normal(random)) : 4 * normal(random);
+          for (std::size_t i = 0; i < size; i += 7) logits[i] = -kInf;
+          const std::vector<std::int32_t> history = {1, 2, 1, 0, 2, 1, 2, 0, 1, 1};
+          for (std::uint64_t n = 0; n < 5; ++n)
+            BOOST_TEST(*sample(logits, history, s, n) == drawn_from_all(logits, history, s, n));
+        }
 }
 
 BOOST_AUTO_TEST_CASE(each_seed_draws_its_own_ids) {
