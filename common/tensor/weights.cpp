@@ -99,6 +99,15 @@ at::Tensor Weights::take(const std::string& name, std::vector<std::int64_t> shap
   return out;
 }
 
+at::Tensor Weights::exactly(const std::string& name, std::vector<std::int64_t> shape) {
+  const auto* data = checked(name, shape);
+  return data == nullptr ? at::Tensor() : view_of(*data);
+}
+
+void Weights::drop(const std::string& name) const {
+  if (const auto found = tensors_.find(name); found != tensors_.end()) drop_pages(found->second);
+}
+
 at::Tensor Weights::stack(const std::vector<Part>& parts) {
   std::vector<at::Tensor> views;
   std::int64_t rows = 0;

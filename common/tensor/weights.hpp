@@ -27,6 +27,10 @@ class Weights {
     std::int64_t first = 0, count = -1;
   };
   at::Tensor stack(const std::vector<Part>& parts);
+  /// The same without a conversion: in the type that the file has.
+  at::Tensor exactly(const std::string& name, std::vector<std::int64_t> shape);
+  /// A tensor that was taken and copied is not needed any more: its pages of the file may go.
+  void drop(const std::string& name) const;
   bool has(const std::string& name) const { return tensors_.contains(name); }
   /// Shape as stored; empty when missing.
   checkpoint::Shape shape_of(const std::string& name) const;

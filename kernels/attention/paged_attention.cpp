@@ -1,125 +1,151 @@
 #include "kernels/attention/paged_attention.hpp"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kernels/attention/paged_attention.cpp"
-#include <hwy/foreach_target.h>
-#include <hwy/highway.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <vector>
 
-HWY_BEFORE_NAMESPACE();
-namespace parlando::kernels::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
+#include "kernels/vector/dispatch.hpp"
 
-inline float widen(std::uint16_t h) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(h) << 16;
+namespace parlando::kernels {
+namespace {
+
+constexpr std::int64_t kTilePositions = 128, kTileBlocks = kTilePositions / KvLayout::kBlock;
+constexpr std::int64_t kRowsMax = 48;  // of an item of work: with 128 positions they stay in the first cache
+
+std::uint16_t bf16_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+float float_of_bf16(std::uint16_t h) {
+  const auto bits = std::uint32_t{h} << 16;
   float out;
-  __builtin_memcpy(&out, &bits, 4);
+  std::memcpy(&out, &bits, 4);
   return out;
 }
 
-HWY_INLINE float dot(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b, std::int64_t n) {
-  const hn::ScalableTag<float> d;
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  auto s = hn::Zero(d);
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) s = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), s);
-  float sum = hn::GetLane(hn::SumOfLanes(d, s));
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
+/// What a thread needs for an item of work; keeps its memory.
+struct Scratch {
+  std::vector<std::uint32_t> q;
+  std::vector<float> out, roots, top, sum;
+  alignas(64) float scores[12 * kTilePositions];
+  float factors[12];
+  float sum_rest = 0;
 
-HWY_INLINE void add_scaled(float* HWY_RESTRICT out, const float* HWY_RESTRICT v, float p, std::int64_t n) {
-  const hn::ScalableTag<float> d;
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto scale = hn::Set(d, p);
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes)
-    hn::StoreU(hn::MulAdd(scale, hn::LoadU(d, v + i), hn::LoadU(d, out + i)), d, out + i);
-  for (; i < n; ++i) out[i] += p * v[i];
-}
-
-void Attend(const PagedAttention& a) {
-  const std::int64_t per_group = a.heads / a.groups, last = a.first_position + a.tokens;
-  thread_local std::vector<float> scores, row, roots;
-  scores.resize(static_cast<std::size_t>(per_group * last));
-  row.resize(static_cast<std::size_t>(a.dim));
-  roots.resize(static_cast<std::size_t>(last));
-  for (std::int64_t n = 0; n < last; ++n) roots[n] = std::sqrt(static_cast<float>(n));
-  const float scale = 1.0f / std::sqrt(static_cast<float>(a.dim));
-  auto load = [&](const void* base, std::int64_t j, std::int64_t g) -> const float* {
-    const std::int64_t at =
-        ((static_cast<std::int64_t>(a.blocks[j / a.block_size]) * a.block_size + j % a.block_size) * a.groups + g) *
-        a.dim;
-    if (!a.bf16) return static_cast<const float*>(base) + at;
-    const auto* half = static_cast<const std::uint16_t*>(base) + at;
-    for (std::int64_t i = 0; i < a.dim; ++i) row[i] = widen(half[i]);
-    return row.data();
-  };
-  for (std::int64_t t = 0; t < a.tokens; ++t) {
-    const std::int64_t i = a.first_position + t;
-    for (std::int64_t g = 0; g < a.groups; ++g) {
-      const float* q = a.q + (t * a.heads + g * per_group) * a.dim;
-      float* out = a.out + (t * a.heads + g * per_group) * a.dim;
-      for (std::int64_t j = 0; j <= i; ++j) {
-        const float* k = load(a.keys, j, g);
-        for (std::int64_t h = 0; h < per_group; ++h)
-          scores[h * last + j] = dot(q + h * a.dim, k, a.dim) * scale - a.slopes[g * per_group + h] * roots[i - j];
-      }
-      for (std::int64_t h = 0; h < per_group; ++h) {
-        float* s = scores.data() + h * last;
-        float top = s[0], sum = 0;
-        for (std::int64_t j = 1; j <= i; ++j) top = s[j] > top ? s[j] : top;
-        for (std::int64_t j = 0; j <= i; ++j) sum += s[j] = std::exp(s[j] - top);
-        for (std::int64_t j = 0; j <= i; ++j) s[j] /= sum;
-        for (std::int64_t n = 0; n < a.dim; ++n) out[h * a.dim + n] = 0;
-      }
-      for (std::int64_t j = 0; j <= i; ++j) {
-        const float* v = load(a.values, j, g);
-        for (std::int64_t h = 0; h < per_group; ++h) add_scaled(out + h * a.dim, v, scores[h * last + j], a.dim);
-      }
-    }
+  void prepare(std::int64_t rows, std::int64_t words, std::int64_t dims, std::int64_t limit) {
+    q.resize(static_cast<std::size_t>(rows * words));
+    out.assign(static_cast<std::size_t>(rows * dims), 0.0f);
+    top.resize(static_cast<std::size_t>(rows)), sum.resize(static_cast<std::size_t>(rows));
+    if (static_cast<std::int64_t>(roots.size()) >= limit + kTilePositions) return;
+    // Roots of the distances, the largest first, so that positions read them in their order; grows by doubling.
+    auto size = std::max<std::int64_t>(1024, static_cast<std::int64_t>(roots.size()));
+    while (size < limit + kTilePositions) size *= 2;
+    roots.resize(static_cast<std::size_t>(size));
+    const auto zero_at = size - kTilePositions;
+    for (std::int64_t i = 0; i < size; ++i)
+      roots[static_cast<std::size_t>(i)] = i <= zero_at ? std::sqrt(static_cast<float>(zero_at - i)) : 0.0f;
   }
+  /// Where the root of the distance from `position` to 0 stands; behind it those to 1, 2, …
+  const float* roots_before(std::int64_t position) const {
+    return roots.data() + (static_cast<std::int64_t>(roots.size()) - kTilePositions - position);
+  }
+};
+
+}  // namespace
+}  // namespace parlando::kernels
+
+#define PARLANDO_BODY "kernels/attention/paged_attention.inc"
+#include "kernels/vector/for_each_isa.inc"
+
+namespace parlando::kernels {
+
+namespace {
+/// Where an element of a group's keys lies.
+std::int64_t key_element(const KvLayout& l, std::int64_t d, std::int64_t offset) {
+  return l.bf16 ? (d / 2 * KvLayout::kBlock + offset) * 2 + d % 2 : d * KvLayout::kBlock + offset;
+}
+float element(const KvLayout& l, const std::byte* base, std::int64_t at) {
+  return l.bf16 ? float_of_bf16(reinterpret_cast<const std::uint16_t*>(base)[at])
+                : reinterpret_cast<const float*>(base)[at];
+}
+float key_of(const KvLayout& l, const std::byte* keys, std::int64_t g, std::int64_t d, std::int64_t offset) {
+  return element(l, keys + g * l.group_key_bytes(), key_element(l, d, offset));
+}
+float value_of(const KvLayout& l, const std::byte* values, std::int64_t g, std::int64_t d, std::int64_t offset) {
+  return element(l, values + g * l.group_value_bytes(), offset * l.value_dims() + d);
+}
+}  // namespace
+
+void write_position(const KvLayout& layout, std::byte* keys, std::byte* values, std::int64_t offset, const float* k,
+                    const float* v) {
+  PARLANDO_DISPATCH(write, layout, keys, values, offset, k, v);
 }
 
-}  // namespace parlando::kernels::HWY_NAMESPACE
-HWY_AFTER_NAMESPACE();
+void read_position(const KvLayout& l, const std::byte* keys, const std::byte* values, std::int64_t offset, float* k,
+                   float* v) {
+  for (std::int64_t g = 0; g < l.groups; ++g)
+    for (std::int64_t d = 0; d < l.dim; ++d) {
+      *k++ = key_of(l, keys, g, d, offset);
+      *v++ = value_of(l, values, g, d, offset);
+    }
+}
 
-#if HWY_ONCE
-namespace parlando::kernels {
-HWY_EXPORT(Attend);
-void paged_attention(const PagedAttention& a) { HWY_DYNAMIC_DISPATCH(Attend)(a); }
-
-void paged_attention_reference(const PagedAttention& a) {
-  auto value = [&](const void* base, std::int64_t j, std::int64_t g, std::int64_t n) -> double {
-    const std::int64_t at =
-        ((static_cast<std::int64_t>(a.blocks[j / a.block_size]) * a.block_size + j % a.block_size) * a.groups + g) *
-            a.dim +
-        n;
-    if (!a.bf16) return static_cast<const float*>(base)[at];
-    const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(base)[at]) << 16;
-    float out;
-    __builtin_memcpy(&out, &bits, 4);
-    return out;
+void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAttention> batch) {
+  struct Item {
+    const PagedAttention* a;
+    std::int64_t group, first, last;
   };
+  thread_local std::vector<Item> items;
+  items.clear();
+  std::int64_t positions = 0;
+  for (const auto& a : batch) {
+    const auto tokens = std::max<std::int64_t>(1, kRowsMax / std::max<std::int64_t>(1, a.heads / layout.groups));
+    for (std::int64_t first = 0; first < a.tokens; first += tokens)
+      for (std::int64_t g = 0; g < layout.groups; ++g) {
+        items.push_back({&a, g, first, std::min(a.tokens, first + tokens)});
+        positions += a.first_position + first;
+      }
+  }
+  const auto count = static_cast<std::int64_t>(items.size());
+  // Waking a thread costs as much as some thousand positions do.
+  const auto least = positions + count < 4096 ? count : 1;
+  const auto* all = items.data();
+  team.run(count, std::max<std::int64_t>(1, least), [&](std::int64_t first, std::int64_t last) {
+    thread_local Scratch scratch;
+    for (auto i = first; i < last; ++i)
+      PARLANDO_DISPATCH(attend, layout, *all[i].a, all[i].group, all[i].first, all[i].last, scratch);
+  });
+}
+
+void paged_attention_reference(const KvLayout& l, const PagedAttention& a) {
   for (std::int64_t t = 0; t < a.tokens; ++t)
     for (std::int64_t h = 0; h < a.heads; ++h) {
-      const std::int64_t i = a.first_position + t, g = h / (a.heads / a.groups);
+      const std::int64_t i = a.first_position + t, g = h / (a.heads / l.groups);
+      const float* q = a.q + t * a.q_stride + h * l.dim;
       std::vector<double> s(static_cast<std::size_t>(i + 1));
       double top = -INFINITY, sum = 0;
       for (std::int64_t j = 0; j <= i; ++j) {
-        for (std::int64_t n = 0; n < a.dim; ++n) s[j] += a.q[(t * a.heads + h) * a.dim + n] * value(a.keys, j, g, n);
-        s[j] = s[j] / std::sqrt(static_cast<double>(a.dim)) - a.slopes[h] * std::sqrt(static_cast<double>(i - j));
+        const auto* keys = a.keys + a.blocks[j / KvLayout::kBlock] * l.key_bytes();
+        for (std::int64_t d = 0; d < l.dim; ++d) s[j] += q[d] * double{key_of(l, keys, g, d, j % KvLayout::kBlock)};
+        s[j] = s[j] / std::sqrt(static_cast<double>(l.dim)) - a.slopes[h] * std::sqrt(static_cast<double>(i - j));
         top = std::max(top, s[j]);
       }
       for (auto& x : s) sum += x = std::exp(x - top);
-      for (std::int64_t n = 0; n < a.dim; ++n) {
+      for (std::int64_t d = 0; d < l.dim; ++d) {
         double out = 0;
-        for (std::int64_t j = 0; j <= i; ++j) out += s[j] / sum * value(a.values, j, g, n);
-        a.out[(t * a.heads + h) * a.dim + n] = static_cast<float>(out);
+        for (std::int64_t j = 0; j <= i; ++j) {
+          const auto* values = a.values + a.blocks[j / KvLayout::kBlock] * l.value_bytes();
+          out += s[j] / sum * value_of(l, values, g, d, j % KvLayout::kBlock);
+        }
+        a.out[t * a.out_stride + h * l.dim + d] = static_cast<float>(out);
       }
     }
 }
+
 }  // namespace parlando::kernels
-#endif

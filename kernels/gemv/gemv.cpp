@@ -6,7 +6,6 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
-#include <vector>
 
 HWY_BEFORE_NAMESPACE();
 namespace parlando::kernels::HWY_NAMESPACE {
@@ -117,58 +116,6 @@ void GemmPackedF32(const float* packed, std::int64_t rows, std::int64_t columns,
   }
 }
 
-// Two neighbouring bf16 weights are one 32-bit word: the odd one is its upper half as it stands, the even one its lower
-// half shifted up. x comes split into even and odd elements, so no shuffle is needed.
-template <int kRows>
-void rows_bf16(const std::uint16_t* HWY_RESTRICT w, std::int64_t columns, const float* HWY_RESTRICT even,
-               const float* HWY_RESTRICT odd, float* HWY_RESTRICT y) {
-  const hn::ScalableTag<float> d;
-  const hn::RebindToUnsigned<decltype(d)> du;
-  const std::int64_t lanes = static_cast<std::int64_t>(hn::Lanes(d)), pairs = columns / 2, full = pairs / lanes * lanes;
-  const auto upper = hn::Set(du, 0xffff0000u);
-  auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0, t0 = s0, t1 = s0, t2 = s0, t3 = s0;
-  const std::uint16_t *w0 = w, *w1 = w + (kRows > 1 ? columns : 0), *w2 = w + (kRows > 2 ? 2 * columns : 0),
-                      *w3 = w + (kRows > 3 ? 3 * columns : 0);
-  auto word = [&](const std::uint16_t* p) { return hn::LoadU(du, reinterpret_cast<const std::uint32_t*>(p)); };
-  for (std::int64_t c = 0; c < full; c += lanes) {
-    const auto e = hn::LoadU(d, even + c), o = hn::LoadU(d, odd + c);
-    const auto a = word(w0 + 2 * c);
-    s0 = hn::MulAdd(hn::BitCast(d, hn::ShiftLeft<16>(a)), e, s0);
-    t0 = hn::MulAdd(hn::BitCast(d, hn::And(a, upper)), o, t0);
-    if constexpr (kRows > 1) {
-      const auto b = word(w1 + 2 * c), f = word(w2 + 2 * c), g = word(w3 + 2 * c);
-      s1 = hn::MulAdd(hn::BitCast(d, hn::ShiftLeft<16>(b)), e, s1);
-      t1 = hn::MulAdd(hn::BitCast(d, hn::And(b, upper)), o, t1);
-      s2 = hn::MulAdd(hn::BitCast(d, hn::ShiftLeft<16>(f)), e, s2);
-      t2 = hn::MulAdd(hn::BitCast(d, hn::And(f, upper)), o, t2);
-      s3 = hn::MulAdd(hn::BitCast(d, hn::ShiftLeft<16>(g)), e, s3);
-      t3 = hn::MulAdd(hn::BitCast(d, hn::And(g, upper)), o, t3);
-    }
-  }
-  float sum[4] = {hn::GetLane(hn::SumOfLanes(d, hn::Add(s0, t0))), hn::GetLane(hn::SumOfLanes(d, hn::Add(s1, t1))),
-                  hn::GetLane(hn::SumOfLanes(d, hn::Add(s2, t2))), hn::GetLane(hn::SumOfLanes(d, hn::Add(s3, t3)))};
-  auto widen = [](std::uint16_t h) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(h) << 16;
-    float out;
-    __builtin_memcpy(&out, &bits, 4);
-    return out;
-  };
-  for (std::int64_t c = 2 * full; c < columns; ++c)
-    for (int r = 0; r < kRows; ++r) sum[r] += widen(w[r * columns + c]) * (c % 2 == 0 ? even : odd)[c / 2];
-  for (int r = 0; r < kRows; ++r) y[r] = sum[r];
-}
-
-void GemvBf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y) {
-  thread_local std::vector<float> parts;
-  const std::int64_t half = (columns + 1) / 2;
-  parts.resize(static_cast<std::size_t>(2 * half));
-  for (std::int64_t c = 0; c < columns; ++c) parts[static_cast<std::size_t>((c % 2) * half + c / 2)] = x[c];
-  const float *even = parts.data(), *odd = parts.data() + half;
-  std::int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) rows_bf16<4>(w + r * columns, columns, even, odd, y + r);
-  for (; r < rows; ++r) rows_bf16<1>(w + r * columns, columns, even, odd, y + r);
-}
-
 const char* Target() { return hwy::TargetName(HWY_TARGET); }
 
 }  // namespace parlando::kernels::HWY_NAMESPACE
@@ -177,7 +124,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace parlando::kernels {
 HWY_EXPORT(GemvF32);
-HWY_EXPORT(GemvBf16);
 HWY_EXPORT(GemmPackedF32);
 HWY_EXPORT(Target);
 
@@ -193,9 +139,6 @@ void pack_f32(const float* w, std::int64_t rows, std::int64_t columns, float* pa
   for (std::int64_t p = 0; p < (rows + 15) / 16; ++p)
     for (std::int64_t c = 0; c < columns; ++c)
       for (std::int64_t i = 0; i < 16; ++i) *packed++ = p * 16 + i < rows ? w[(p * 16 + i) * columns + c] : 0.0f;
-}
-void gemv_bf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y) {
-  HWY_DYNAMIC_DISPATCH(GemvBf16)(w, rows, columns, x, y);
 }
 const char* gemv_target() { return HWY_DYNAMIC_DISPATCH(Target)(); }
 

@@ -1,6 +1,6 @@
 #pragma once
-/// Matrix-vector product for the decode step: y = W x, weights fp32 or bf16, sums in fp32. Chooses the instruction set
-/// at run time (Google Highway). Reads every weight once: the speed limit is memory bandwidth.
+/// Products of small networks: y = W x in fp32. Chooses the instruction set at run time (Google Highway). Those of the
+/// language models are in kernels/linear.
 #include <cstdint>
 
 namespace parlando::kernels {
@@ -18,9 +18,6 @@ void pack_f32(const float* w, std::int64_t rows, std::int64_t columns, float* pa
 /// rows]
 void gemm_packed_f32(const float* packed, std::int64_t rows, std::int64_t columns, const float* x, std::int64_t count,
                      const float* bias, float* y);
-
-/// bf16 weights (the upper half of a float32), x in fp32.
-void gemv_bf16(const std::uint16_t* w, std::int64_t rows, std::int64_t columns, const float* x, float* y);
 
 /// The same in double precision, for tests.
 void gemv_reference(const float* w, std::int64_t rows, std::int64_t columns, const float* x, const float* bias,

@@ -10,15 +10,13 @@
 #include <ctime>
 #include <functional>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "common/base/codes.hpp"
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/safetensors.hpp"
-#include "kernels/gemv/gemv.hpp"
+#include "services/cli/bench_lm.hpp"
 #include "services/cli/bench_speech.hpp"
 #include "services/cli/random_weights.hpp"
-#include "services/llm/model/engine.hpp"
 #include "services/tokenizer/model/live.hpp"
 #include "services/tts/model/speech_decoder.hpp"
 
@@ -81,25 +79,6 @@ std::vector<float> speechlike(double seconds, int rate) {
                                  0.1 * std::sin(2 * M_PI * 1700 * t));
   }
   return wave;
-}
-
-/// Read bandwidth of this machine with the given number of threads: a sum over a block far larger than the caches.
-double read_bandwidth(int threads) {
-  const std::size_t count = std::size_t{1} << 28;  // 1 GiB of float32
-  auto data = at::ones({static_cast<std::int64_t>(count)});
-  const float* p = data.data_ptr<float>();
-  std::vector<float> x(8192, 1.0f);
-  const auto s = measure(5, [&] {
-    std::vector<std::thread> pool;
-    for (int t = 0; t < threads; ++t)
-      pool.emplace_back([&, t] {
-        std::vector<float> y(count / 8192 / threads);
-        kernels::gemv_f32(p + count / threads * t, static_cast<std::int64_t>(y.size()), 8192, x.data(), nullptr,
-                          y.data());
-      });
-    for (auto& t : pool) t.join();
-  });
-  return static_cast<double>(count) * 4 / s.median;
 }
 
 Result<json> bench_tokenizer(const BenchOptions& o) {
@@ -174,57 +153,6 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
               {"live_s", spread_json(live)},
               {"live_end_s", spread_json(end)},
               {"completeness_s", completeness}};
-}
-
-Result<json> bench_lm(const BenchOptions& o) {
-  const auto dtype = o.bf16 ? at::kBFloat16 : at::kFloat;
-  std::shared_ptr<const llm::Step1> model;
-  if (!o.random_weights.empty()) {
-    PARLANDO_TRY(const auto config, llm::Step1Config::load(o.random_weights));
-    PARLANDO_TRY(model, llm::Step1::random(config, dtype, 1));
-  } else {
-    PARLANDO_TRY(model, llm::Step1::load(o.model_path / "Step-Audio-TTS-3B", dtype));
-  }
-  const auto load_peak = peak_memory_bytes();
-  auto pool = model->make_pool(2048);
-  auto sequence = pool->open();
-  std::vector<std::int32_t> prompt(256);
-  for (std::size_t i = 0; i < prompt.size(); ++i)
-    prompt[i] = static_cast<std::int32_t>((i * 7919 + 11) % static_cast<std::size_t>(model->config().vocabulary));
-  std::string error;
-  auto forward = [&](std::span<const std::int32_t> ids) {
-    llm::Step1::Chunk chunk{&sequence, ids};
-    const auto hidden = model->forward(*pool, {&chunk, 1});
-    if (!hidden) {
-      error = hidden.error().message;
-      return;
-    }
-    model->logits(hidden->narrow(0, hidden->size(0) - 1, 1));
-  };
-  const auto prefill = measure(o.runs, [&] { sequence.truncate(0), forward(prompt); });
-  const std::int32_t next = 17;
-  const auto decode = measure(std::max(o.runs, 10), [&] { sequence.truncate(256), forward({&next, 1}); });
-  if (!error.empty()) return fail(Errc::internal, "{}", error);
-  const double bandwidth = read_bandwidth(o.threads), bytes = static_cast<double>(model->decode_bytes()),
-               achieved = bytes / decode.median;
-  fmt::print("language model, {:.2f} B parameters, {}, {} thread(s), {} kernels\n",
-             static_cast<double>(model->weight_bytes()) / static_cast<double>(at::elementSize(dtype)) / 1e9,
-             o.bf16 ? "bf16" : "fp32", o.threads, kernels::gemv_target());
-  fmt::print("  prefill of 256 tokens   {:9.1f} ms ({:.1f}…{:.1f})   {:.1f} tokens/s\n", 1e3 * prefill.median,
-             1e3 * prefill.low, 1e3 * prefill.high, 256 / prefill.median);
-  fmt::print("  decode step             {:9.2f} ms ({:.2f}…{:.2f})   {:.1f} tokens/s\n", 1e3 * decode.median,
-             1e3 * decode.low, 1e3 * decode.high, 1 / decode.median);
-  fmt::print("  decode reads {:.2f} GB/s of {:.2f} GB/s measured read bandwidth: {:.0f} %\n", achieved / 1e9,
-             bandwidth / 1e9, 100 * achieved / bandwidth);
-  fmt::print("  weights {:.2f} GB, peak memory after loading {:.2f} GB\n",
-             static_cast<double>(model->weight_bytes()) / 1e9, static_cast<double>(load_peak) / 1e9);
-  return json{{"bench", "lm"},
-              {"decode_s", spread_json(decode)},
-              {"prefill256_s", spread_json(prefill)},
-              {"bandwidth_share", achieved / bandwidth},
-              {"bandwidth", bandwidth},
-              {"weight_bytes", model->weight_bytes()},
-              {"peak_bytes", load_peak}};
 }
 
 struct Decoder {

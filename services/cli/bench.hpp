@@ -12,9 +12,9 @@ struct BenchOptions {
   std::string name;                      ///< tokenizer | lm | flow | vocoder | tts | speaker
   std::filesystem::path model_path;      ///< measured when no random weights are asked for
   std::filesystem::path random_weights;  ///< a configuration: random weights of that size
+  std::filesystem::path source;          ///< of the repository: configurations, and the commit that is measured
   int threads = 1, runs = 5;
   double seconds = 3;  ///< of audio
-  bool bf16 = true;    ///< for the language model
 };
 
 /// @return one JSON object with the figures that were also printed

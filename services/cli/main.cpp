@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/checkpoint/import.hpp"
+#include "kernels/vector/isa.hpp"
 #include "services/cli/bench.hpp"
 #include "services/cli/bench_mesh.hpp"
 #include "services/cli/bench_turn.hpp"
@@ -18,6 +19,7 @@
 #include "services/cli/command.hpp"
 #include "services/cli/doctor.hpp"
 #include "services/cli/eval.hpp"
+#include "services/cli/language.hpp"
 #include "services/cli/load.hpp"
 #include "services/cli/pauses.hpp"
 #include "services/cli/replay.hpp"
@@ -288,7 +290,8 @@ void add_bench(Commands& commands, CLI::App& app) {
     std::string model_path = find_models("nano").string(), detector = "both";
     std::vector<std::string> only;
     std::int64_t turns = 200;
-    bool fp32 = false, as_json = false;
+    std::string instruction_set;
+    bool as_json = false;
   };
   const auto o = std::make_shared<Options>();
   sub.add_option("name", o->bench.name, "tokenizer | lm | flow | vocoder | tts | speaker | mesh | turn")->required();
@@ -316,7 +319,8 @@ void add_bench(Commands& commands, CLI::App& app) {
   sub.add_option("--detector", o->detector, "turn: what finds the end of speech: silence, semantic or both")
       ->capture_default_str()
       ->check(CLI::IsMember({"silence", "semantic", "both"}));
-  sub.add_flag("--fp32", o->fp32, "language model in float32 instead of bfloat16");
+  sub.add_option("--instruction-set", o->instruction_set,
+                 "lm: plain, avx2, avx512, avx512_vnni or avx512_bf16 instead of the best one");
   sub.add_option("--model-path", o->model_path);
   sub.add_flag("--json", o->as_json);
   c.run = [o, sub = &sub] {
@@ -336,7 +340,15 @@ void add_bench(Commands& commands, CLI::App& app) {
       return measure(o->as_json, [&] { return bench_turn(o->turn); });
     }
     o->bench.model_path = o->model_path;
-    o->bench.bf16 = !o->fp32;
+    o->bench.source = source;
+    if (!o->instruction_set.empty()) {
+      const auto wanted = kernels::isa_named(o->instruction_set.c_str());
+      if (!wanted || !kernels::force_isa(*wanted))
+        return report(
+            {Errc::invalid_argument, fmt::format("this processor has no instruction set '{}', the best it has is {}",
+                                                 o->instruction_set, kernels::name(kernels::isa()))},
+            o->as_json);
+    }
     return measure(o->as_json, [&] { return run_bench(o->bench); });
   };
 }
@@ -370,6 +382,46 @@ void add_load(Commands& commands, CLI::App& app) {
     else
       fmt::print("{}pictures in {}\n", load_table(*done), o->html.string());
     return (*done)["errors"].empty() ? kOk : kFailed;
+  };
+}
+
+// ------------------------------------------------------------------------------------------------ language models
+
+void add_generate(Commands& commands, CLI::App& app) {
+  auto& c = add(commands, app, "generate", "ids that a language model puts behind others");
+  const auto o = std::make_shared<GenerateOptions>();
+  const auto as_json = std::make_shared<bool>(false);
+  c.sub.add_option("--model", o->model, "a checkpoint, e.g. models/nano/Step-Audio-Chat")->required();
+  c.sub.add_option("--ids", o->ids, "1,4,…")->required();
+  c.sub.add_option("--max-tokens", o->tokens_max)->capture_default_str();
+  c.sub.add_option("--format", o->format, "of the weights: f32, bf16, int8 or int4; as the file's type says");
+  c.sub.add_flag("--greedy", o->greedy, "the likeliest id each time");
+  c.sub.add_option("--seed", o->seed)->capture_default_str();
+  c.sub.add_option("--threads", o->threads)->capture_default_str()->check(CLI::Range(1, 1024));
+  c.sub.add_flag("--json", *as_json, "one JSON object on stdout");
+  c.run = [o, as_json] {
+    const auto done = generate(*o);
+    if (!done) return report(done.error(), *as_json);
+    std::cout << (*as_json ? *done : (*done)["ids"]).dump() << "\n";
+    return kOk;
+  };
+}
+
+void add_quantize(Commands& commands, CLI::App& app) {
+  auto& c = add(commands, app, "quantize", "write a checkpoint with packed weights, and say what that cost");
+  const auto o = std::make_shared<QuantizeOptions>();
+  const auto as_json = std::make_shared<bool>(false);
+  c.sub.add_option("source", o->source)->required();
+  c.sub.add_option("target", o->target, "a new directory")->required();
+  c.sub.add_option("--format", o->format, "bf16, int8 or int4")->capture_default_str();
+  c.sub.add_option("--check-tokens", o->check_tokens, "of text that is compared; 0 for none")->capture_default_str();
+  c.sub.add_option("--threads", o->threads)->capture_default_str()->check(CLI::Range(1, 1024));
+  c.sub.add_flag("--json", *as_json, "one JSON object on stdout");
+  c.run = [o, as_json] {
+    const auto done = quantize(*o);
+    if (!done) return report(done.error(), *as_json);
+    std::cout << (*as_json ? done->dump() : done->dump(2)) << "\n";
+    return kOk;
   };
 }
 
@@ -479,6 +531,8 @@ int run(int argc, char** argv) {
   add_scale(commands, app);
   add_bench(commands, app);
   add_load(commands, app);
+  add_generate(commands, app);
+  add_quantize(commands, app);
   add_tokenize(commands, app);
   add_pauses(commands, app);
   add_plan(commands, app);

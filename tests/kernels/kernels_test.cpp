@@ -1,12 +1,10 @@
 #define BOOST_TEST_MODULE kernels
 #include <hwy/targets.h>
 
-#include <bit>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <random>
 
-#include "kernels/attention/paged_attention.hpp"
 #include "kernels/gemv/gemv.hpp"
 
 namespace parlando::kernels {
@@ -70,55 +68,6 @@ BOOST_AUTO_TEST_CASE(several_rows_at_once_match_the_reference) {
               BOOST_TEST(std::abs(got[n * rows + r] - want[r]) <= 1e-6 * (columns + 8));
           }
         }
-  });
-}
-
-BOOST_AUTO_TEST_CASE(bf16_weights_are_widened_exactly) {
-  for_each_target([] {
-    for (const auto rows : kRows)
-      for (const auto columns : kColumns) {
-        auto w = random_values(static_cast<std::size_t>(rows * columns), 4);
-        std::vector<std::uint16_t> half(w.size());
-        for (std::size_t i = 0; i < w.size(); ++i) {
-          half[i] = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(w[i]) >> 16);
-          w[i] = std::bit_cast<float>(static_cast<std::uint32_t>(half[i]) << 16);
-        }
-        const auto x = random_values(static_cast<std::size_t>(columns), 5);
-        std::vector<double> want(static_cast<std::size_t>(rows));
-        std::vector<float> got(static_cast<std::size_t>(rows));
-        gemv_reference(w.data(), rows, columns, x.data(), nullptr, want.data());
-        gemv_bf16(half.data(), rows, columns, x.data(), got.data());
-        for (std::int64_t r = 0; r < rows; ++r) BOOST_TEST(std::abs(got[r] - want[r]) <= 1e-6 * (columns + 8));
-      }
-  });
-}
-
-BOOST_AUTO_TEST_CASE(paged_attention_matches_the_reference_over_scattered_blocks) {
-  for_each_target([] {
-    for (const std::int64_t dim : {1, 8, 40, 64, 128})
-      for (const std::int64_t tokens : {1, 3, 33}) {
-        PagedAttention a;
-        const std::int64_t heads = 6, groups = 2, block = 4, first = 5, total = first + tokens,
-                           blocks = (total + block - 1) / block;
-        std::vector<std::int32_t> table;
-        for (std::int64_t b = 0; b < blocks; ++b)
-          table.push_back(static_cast<std::int32_t>((b * 7 + 3) % (blocks + 3)));
-        // The table must not repeat a block.
-        for (std::int64_t b = 0; b < blocks; ++b) table[b] = static_cast<std::int32_t>(blocks - 1 - b);
-        const auto q = random_values(static_cast<std::size_t>(tokens * heads * dim), 6);
-        const auto k = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 7),
-                   v = random_values(static_cast<std::size_t>(blocks * block * groups * dim), 8);
-        const std::vector<float> slopes = {0.5f, 0.25f, 0.125f, 0.0625f, 0.9f, 0.7f};
-        std::vector<float> got(q.size()), want(q.size());
-        a.q = q.data(), a.keys = k.data(), a.values = v.data(), a.blocks = table.data(), a.block_size = block,
-        a.heads = heads, a.groups = groups, a.dim = dim;
-        a.tokens = tokens, a.first_position = first, a.slopes = slopes.data();
-        a.out = got.data();
-        paged_attention(a);
-        a.out = want.data();
-        paged_attention_reference(a);
-        for (std::size_t i = 0; i < got.size(); ++i) BOOST_TEST(std::abs(got[i] - want[i]) <= 2e-5);
-      }
   });
 }
 

@@ -4,54 +4,108 @@
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
+#include <cstring>
+
 #include "common/checkpoint/safetensors.hpp"
 #include "common/tensor/weights.hpp"
-#include "kernels/attention/paged_attention.hpp"
-#include "kernels/gemv/gemv.hpp"
+#include "kernels/rows/rows.hpp"
 
 namespace parlando::llm {
 
+namespace fs = std::filesystem;
+using kernels::LinearInput;
+using kernels::PackedMatrix;
+using kernels::PackedShape;
+using kernels::Team;
+
 namespace {
-/// Up to this many rows a product reads the weights once per row through our own kernel; above, libtorch's GEMM wins.
-constexpr std::int64_t kGemvRowsMax = 4;
+constexpr std::int64_t kInt4Group = 32;
+constexpr const char* kFormatKey = "parlando_weights";  // in the metadata of a packed checkpoint
+constexpr std::int64_t kRowsAtOnce = 1024;              // of a matrix that is packed; a multiple of 16
+static_assert(kRowsAtOnce % kernels::kPanelRows == 0);
+constexpr std::int64_t kRowsForAThread = 16;  // of activations; fewer are not worth waking one
+
+PackedShape shape_of(WeightFormat format, std::int64_t rows, std::int64_t columns) {
+  return {format, rows, columns, kInt4Group};
+}
+/// What comes after it feels the head most: it has 8 bits where the rest has 4.
+WeightFormat head_format(WeightFormat format) { return format == WeightFormat::int4 ? WeightFormat::int8 : format; }
+
+PackedMatrix packed(const at::Tensor& w, WeightFormat format) {
+  if (!w.defined()) return {};  // reported by the loader
+  PackedMatrix out(shape_of(format, w.size(0), w.size(1)));
+  for (std::int64_t r = 0; r < w.size(0); r += kRowsAtOnce) {
+    const auto n = std::min(kRowsAtOnce, w.size(0) - r);
+    const auto rows = w.narrow(0, r, n).to(at::kFloat).contiguous();
+    kernels::pack_rows(out.shape(), rows.data_ptr<float>(), r, n, out.bytes().data());
+  }
+  return out;
+}
+
+std::vector<float> floats(const at::Tensor& w) {
+  if (!w.defined()) return {};
+  const auto flat = w.to(at::kFloat).contiguous();
+  return {flat.data_ptr<float>(), flat.data_ptr<float>() + flat.numel()};
+}
 }  // namespace
 
-Result<std::shared_ptr<const Step1>> Step1::load(const std::filesystem::path& directory, at::ScalarType dtype, int rank,
+Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, WeightFormat format, int rank,
                                                  int ranks) try {
-  PARLANDO_TRY(const auto config, Step1Config::load(directory / "config.json"));
-  PARLANDO_TRY(const auto shard, Shard::plan(config, rank, ranks));
+  PARLANDO_TRY(auto config, Step1Config::load(directory / "config.json"));
+  PARLANDO_TRY(auto shard, Shard::plan(config, rank, ranks));
   PARLANDO_TRY(auto file, checkpoint::read_safetensors_model(directory));
-  tensor::Weights w(std::move(file.tensors), directory.string(), dtype);
+  if (const auto own = file.metadata.find(kFormatKey); own != file.metadata.end()) {
+    if (ranks != 1)
+      return fail(Errc::unsupported, "'{}' is packed for one rank, {} are asked for", directory.string(), ranks);
+    return load_packed(std::move(config), std::move(shard), std::move(file.tensors), directory.string(), own->second);
+  }
+  // Integers are made from what the file holds, without a detour.
+  const auto type = format == WeightFormat::f32 || (format != WeightFormat::bf16 && config.dtype == "float32")
+                        ? at::kFloat
+                        : at::kBFloat16;
+  tensor::Weights w(std::move(file.tensors), directory.string(), type);
   std::shared_ptr<Step1> m(new Step1);
-  m->config_ = config, m->shard_ = shard, m->ranks_ = ranks, m->dtype_ = dtype;
+  m->config_ = config, m->shard_ = shard, m->ranks_ = ranks, m->format_ = format;
   const auto H = config.hidden, I = config.inner, KV = config.groups * config.dim(), V = config.vocabulary;
   const auto vocabulary = shard.vocabulary_rows;
   auto rows_of = [&](const char* name) {
     return ranks == 1 ? w.take(name, {V, H}) : w.take_slice(name, {V, H}, 0, vocabulary.first, vocabulary.count());
   };
+  auto take = [&](const std::string& name, std::int64_t rows, std::int64_t columns, Range part) {
+    auto out = packed(
+        ranks == 1 ? w.take(name, {rows, columns}) : w.take_slice(name, {rows, columns}, 1, part.first, part.count()),
+        format);
+    w.drop(name);
+    return out;
+  };
   m->embedding_ = rows_of("model.embed_tokens.weight");
+  if (m->embedding_.defined()) m->embedding_ = m->embedding_.to(m->type());
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const auto at = fmt::format("model.layers.{}.", l);
     using Part = tensor::Weights::Part;
-    Layer layer;
-    layer.input_norm = w.take(at + "input_layernorm.weight", {H});
-    layer.post_norm = w.take(at + "post_attention_layernorm.weight", {H});
-    layer.qkv = w.stack({Part{at + "self_attn.q_proj.weight", {H, H}, shard.q_rows.first, shard.q_rows.count()},
-                         Part{at + "self_attn.k_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()},
-                         Part{at + "self_attn.v_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()}});
+    PackedLayer layer;
+    layer.input_norm = floats(w.take(at + "input_layernorm.weight", {H}));
+    layer.post_norm = floats(w.take(at + "post_attention_layernorm.weight", {H}));
+    layer.qkv =
+        packed(w.stack({Part{at + "self_attn.q_proj.weight", {H, H}, shard.q_rows.first, shard.q_rows.count()},
+                        Part{at + "self_attn.k_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()},
+                        Part{at + "self_attn.v_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()}}),
+               format);
     layer.gate_up =
-        w.stack({Part{at + "mlp.gate_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()},
-                 Part{at + "mlp.up_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()}});
-    layer.out = ranks == 1
-                    ? w.take(at + "self_attn.o_proj.weight", {H, H})
-                    : w.take_slice(at + "self_attn.o_proj.weight", {H, H}, 1, shard.q_rows.first, shard.q_rows.count());
-    layer.down = ranks == 1 ? w.take(at + "mlp.down_proj.weight", {H, I})
-                            : w.take_slice(at + "mlp.down_proj.weight", {H, I}, 1, shard.inner_rows.first,
-                                           shard.inner_rows.count());
+        packed(w.stack({Part{at + "mlp.gate_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()},
+                        Part{at + "mlp.up_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()}}),
+               format);
+    layer.out = take(at + "self_attn.o_proj.weight", H, H, shard.q_rows);
+    layer.down = take(at + "mlp.down_proj.weight", H, I, shard.inner_rows);
     m->layers_.push_back(std::move(layer));
   }
-  m->final_norm_ = w.take("model.norm.weight", {H});
-  m->head_ = w.has("lm_head.weight") ? rows_of("lm_head.weight") : m->embedding_;
+  m->final_norm_ = floats(w.take("model.norm.weight", {H}));
+  if (w.has("lm_head.weight")) {
+    m->head_ = packed(rows_of("lm_head.weight"), head_format(format));
+    w.drop("lm_head.weight");
+  } else {
+    m->head_ = packed(m->embedding_, head_format(format));
+  }
   w.finish();
   return m;
 } catch (const Failure& failure) {
@@ -60,77 +114,173 @@ Result<std::shared_ptr<const Step1>> Step1::load(const std::filesystem::path& di
   return fail(Errc::internal, "loading '{}' failed: {}", directory.string(), e.what());
 }
 
-Result<std::shared_ptr<const Step1>> Step1::random(const Step1Config& config, at::ScalarType dtype,
+namespace {
+constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4};
+}
+
+/// Calls f(name, matrix, shape) for every packed matrix, in any order.
+template <class M, class F>
+void Step1::each_matrix(M& m, F&& f) {
+  const auto& c = m.config_;
+  const auto H = c.hidden, I = c.inner, KV = c.groups * c.dim();
+  for (std::size_t l = 0; l < m.layers_.size(); ++l) {
+    auto& layer = m.layers_[l];
+    const auto at = fmt::format("model.layers.{}.", l);
+    f(at + "qkv.packed", layer.qkv, shape_of(m.format_, H + 2 * KV, H));
+    f(at + "out.packed", layer.out, shape_of(m.format_, H, H));
+    f(at + "gate_up.packed", layer.gate_up, shape_of(m.format_, 2 * I, H));
+    f(at + "down.packed", layer.down, shape_of(m.format_, H, I));
+  }
+  f(std::string("lm_head.packed"), m.head_, shape_of(head_format(m.format_), c.vocabulary, H));
+}
+
+template <class M, class F>
+void Step1::each_norm(M& m, F&& f) {
+  for (std::size_t l = 0; l < m.layers_.size(); ++l) {
+    const auto at = fmt::format("model.layers.{}.", l);
+    f(at + "input_layernorm.weight", m.layers_[l].input_norm);
+    f(at + "post_attention_layernorm.weight", m.layers_[l].post_norm);
+  }
+  f(std::string("model.norm.weight"), m.final_norm_);
+}
+
+Result<void> Step1::save(const fs::path& directory) const {
+  if (ranks_ != 1) return fail(Errc::unsupported, "weights of one of {} ranks are not a checkpoint", ranks_);
+  checkpoint::TensorMap tensors;
+  each_matrix(*this, [&](const std::string& name, const PackedMatrix& matrix, const PackedShape&) {
+    const auto bytes = matrix.bytes();
+    tensors[name] = {checkpoint::Dtype::u8, {static_cast<std::int64_t>(bytes.size())}, bytes, nullptr};
+  });
+  each_norm(*this, [&](const std::string& name, const std::vector<float>& norm) {
+    tensors[name] = checkpoint::make_f32({static_cast<std::int64_t>(norm.size())}, norm);
+  });
+  const auto rows = embedding_.contiguous();
+  tensors["model.embed_tokens.weight"] = {type() == at::kFloat ? checkpoint::Dtype::f32 : checkpoint::Dtype::bf16,
+                                          {rows.size(0), rows.size(1)},
+                                          {static_cast<const std::byte*>(rows.data_ptr()), rows.nbytes()},
+                                          nullptr};
+  return checkpoint::write_safetensors(directory / "model.safetensors", tensors, {{kFormatKey, name(format_)}});
+}
+
+Result<std::shared_ptr<const Step1>> Step1::load_packed(Step1Config config, Shard shard, checkpoint::TensorMap tensors,
+                                                        const std::string& source, const std::string& format) {
+  const auto found = std::find_if(std::begin(kFormats), std::end(kFormats), [&](auto f) { return name(f) == format; });
+  if (found == std::end(kFormats))
+    return fail(Errc::checkpoint_mismatch, "'{}' is packed as '{}', expected f32, bf16, int8 or int4", source, format);
+  std::shared_ptr<Step1> m(new Step1);
+  m->config_ = std::move(config), m->shard_ = std::move(shard), m->format_ = *found;
+  m->layers_.resize(static_cast<std::size_t>(m->config_.layers));
+  const auto H = m->config_.hidden, V = m->config_.vocabulary;
+  // Plain tensors are checked as those of any checkpoint; the packed ones by their size.
+  tensor::Weights w(std::move(tensors), source, m->type());
+  each_matrix(*m, [&](const std::string& name, PackedMatrix& matrix, const PackedShape& shape) {
+    const auto bytes = w.take(name, {shape.bytes()});
+    if (!bytes.defined()) return;
+    if (bytes.scalar_type() != at::kByte)
+      raise(Errc::checkpoint_mismatch, "{}: '{}' is no sequence of bytes", source, name);
+    matrix = PackedMatrix(shape);
+    std::memcpy(matrix.bytes().data(), bytes.data_ptr(), matrix.bytes().size());
+    w.drop(name);
+  });
+  m->embedding_ = w.take("model.embed_tokens.weight", {V, H});
+  each_norm(*m, [&](const std::string& name, std::vector<float>& norm) { norm = floats(w.exactly(name, {H})); });
+  w.finish();
+  return m;
+}
+
+Result<std::shared_ptr<const Step1>> Step1::random(const Step1Config& config, WeightFormat format,
                                                    std::uint64_t seed) try {
   PARLANDO_TRY(const auto shard, Shard::plan(config, 0, 1));
   std::shared_ptr<Step1> m(new Step1);
-  m->config_ = config, m->shard_ = shard, m->dtype_ = dtype;
-  const auto H = config.hidden, I = config.inner, KV = config.groups * config.dim(), V = config.vocabulary;
+  m->config_ = config, m->shard_ = shard, m->format_ = format;
+  m->layers_.resize(static_cast<std::size_t>(config.layers));
+  const auto H = config.hidden, V = config.vocabulary;
   at::manual_seed(seed);
-  // One random block repeated: filling billions of values one by one would take minutes and measure nothing.
-  const auto pattern = at::randn({1 << 20}, dtype).mul_(0.02);
-  auto make = [&](std::int64_t rows, std::int64_t columns) {
-    auto out = at::empty({rows * columns}, dtype);
-    for (std::int64_t at = 0; at < out.numel(); at += pattern.numel()) {
-      const auto n = std::min(pattern.numel(), out.numel() - at);
-      out.narrow(0, at, n).copy_(pattern.narrow(0, 0, n));
-    }
-    return out.view({rows, columns});
-  };
-  m->embedding_ = make(V, H);
-  for (std::int64_t l = 0; l < config.layers; ++l)
-    m->layers_.push_back(
-        {at::ones({H}, dtype), make(H + 2 * KV, H), make(H, H), at::ones({H}, dtype), make(2 * I, H), make(H, I)});
-  m->final_norm_ = at::ones({H}, dtype);
-  m->head_ = make(V, H);
+  // Some random panels repeated: filling billions of values one by one would take minutes and measure nothing.
+  each_matrix(*m, [&](const std::string&, PackedMatrix& matrix, const PackedShape& shape) {
+    matrix = PackedMatrix(shape);
+    constexpr std::int64_t kPanels = 4;
+    const auto rows = std::min(shape.rows, kPanels * kernels::kPanelRows);
+    const auto pattern = at::randn({rows, shape.columns}).mul_(0.02);
+    kernels::pack_rows(shape, pattern.data_ptr<float>(), 0, rows, matrix.bytes().data());
+    const auto bytes = shape.panel_bytes();
+    for (auto p = kPanels; p < shape.panels(); ++p)
+      std::memcpy(matrix.bytes().data() + p * bytes, matrix.bytes().data() + p % kPanels * bytes,
+                  static_cast<std::size_t>(bytes));
+  });
+  each_norm(*m, [&](const std::string&, std::vector<float>& norm) { norm.assign(static_cast<std::size_t>(H), 1.0f); });
+  m->embedding_ = at::empty({V, H}, m->type());
+  const auto pattern = at::randn({std::min<std::int64_t>(V, 64), H}).mul_(0.02).to(m->type());
+  for (std::int64_t r = 0; r < V; r += pattern.size(0)) {
+    const auto n = std::min(pattern.size(0), V - r);
+    m->embedding_.narrow(0, r, n).copy_(pattern.narrow(0, 0, n));
+  }
   return m;
 } catch (const std::exception& e) {
   return fail(Errc::internal, "random weights could not be made: {}", e.what());
 }
 
-std::unique_ptr<KvPool> Step1::make_pool(std::int64_t tokens) const {
-  return std::make_unique<KvPool>(config_.layers, shard_.kv_groups.count(), config_.dim(),
-                                  (tokens + kBlockTokens - 1) / kBlockTokens, dtype_);
+kernels::KvLayout Step1::cache_layout() const {
+  return {type() == at::kBFloat16, shard_.kv_groups.count(), config_.dim()};
 }
 
-std::int64_t Step1::weight_bytes() const {
-  std::int64_t total = embedding_.nbytes() + (head_.is_same(embedding_) ? 0 : head_.nbytes()) + final_norm_.nbytes();
-  for (const auto& l : layers_)
-    for (const auto* t : {&l.input_norm, &l.qkv, &l.out, &l.post_norm, &l.gate_up, &l.down})
-      total += static_cast<std::int64_t>(t->nbytes());
-  return total;
+std::unique_ptr<KvPool> Step1::make_pool(std::int64_t tokens) const {
+  return std::make_unique<KvPool>(config_.layers, (tokens + kBlockTokens - 1) / kBlockTokens, cache_layout());
 }
 
 std::int64_t Step1::decode_bytes() const {
-  return weight_bytes() - (head_.is_same(embedding_) ? 0 : static_cast<std::int64_t>(embedding_.nbytes()));
-}
-
-at::Tensor Step1::linear(const at::Tensor& x, const at::Tensor& w) const {
-  if (x.size(0) > kGemvRowsMax) return at::linear(x, w);
-  const auto in = x.to(at::kFloat).contiguous();
-  const auto rows = w.size(0), columns = w.size(1);
-  auto out = at::empty({x.size(0), rows}, at::kFloat);
-  const float* from = in.data_ptr<float>();
-  float* to = out.data_ptr<float>();
-  const auto tokens = x.size(0);
-  at::parallel_for(0, rows, 256, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      if (dtype_ == at::kFloat)
-        kernels::gemv_f32(w.data_ptr<float>() + first * columns, last - first, columns, from + t * columns, nullptr,
-                          to + t * rows + first);
-      else
-        kernels::gemv_bf16(reinterpret_cast<const std::uint16_t*>(w.data_ptr()) + first * columns, last - first,
-                           columns, from + t * columns, to + t * rows + first);
-    }
+  std::int64_t total = 0;
+  each_matrix(*this, [&](const std::string&, const PackedMatrix& matrix, const PackedShape&) {
+    total += static_cast<std::int64_t>(matrix.bytes().size());
   });
-  return out.to(dtype_);
+  each_norm(*this, [&](const std::string&, const std::vector<float>& norm) {
+    total += static_cast<std::int64_t>(norm.size() * sizeof(float));
+  });
+  return total;
 }
 
-at::Tensor Step1::norm(const at::Tensor& x, const at::Tensor& w) const {
-  // The factor is rounded to the activation type, then each product: the order only shows in bf16.
-  const auto r = at::rsqrt(x.to(at::kFloat).pow(2).mean(-1, true) + config_.norm_eps).to(x.scalar_type());
-  return x * r * w;
+std::int64_t Step1::weight_bytes() const { return decode_bytes() + static_cast<std::int64_t>(embedding_.nbytes()); }
+
+std::int64_t Step1::cache_bytes() const {
+  const auto layout = cache_layout();
+  return config_.layers * (layout.key_bytes() + layout.value_bytes()) / kBlockTokens;
 }
+
+namespace {
+/// In the type of the activations; integers stand for numbers that bf16 lacks.
+at::Tensor as_used(const at::Tensor& x, WeightFormat format) {
+  return format == WeightFormat::bf16 ? x.to(at::kBFloat16) : x;
+}
+}  // namespace
+
+at::Tensor Step1::unpacked(const PackedMatrix& matrix) const {
+  const auto& shape = matrix.shape();
+  auto out = at::empty({shape.rows, shape.columns});
+  kernels::unpack(shape, matrix.bytes().data(), out.data_ptr<float>());
+  return as_used(out, format_);
+}
+
+Step1::Layer Step1::layer(std::int64_t index) const {
+  const auto& l = layers_[static_cast<std::size_t>(index)];
+  auto norm = [&](const std::vector<float>& v) { return as_used(at::tensor(v), format_); };
+  return {norm(l.input_norm), unpacked(l.qkv),     unpacked(l.out),
+          norm(l.post_norm),  unpacked(l.gate_up), unpacked(l.down)};
+}
+
+at::Tensor Step1::final_norm() const { return as_used(at::tensor(final_norm_), format_); }
+
+namespace {
+/// What a pass works in. Of a thread, which keeps it: a step allocates nothing.
+struct Work {
+  std::vector<float> x, y, qkv, attended, gate_up, gated;
+  LinearInput input;
+  std::vector<kernels::PagedAttention> attention;
+  float* sized(std::vector<float>& v, std::int64_t size) {
+    v.resize(static_cast<std::size_t>(size));
+    return v.data();
+  }
+};
+}  // namespace
 
 Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const Trace& trace) const try {
   const c10::InferenceMode guard;
@@ -148,7 +298,10 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
         return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", id, config_.vocabulary);
     total += n;
   }
-  if (total == 0) return at::empty({0, config_.hidden}, dtype_);
+  const auto N = config_.heads, G = config_.groups, D = config_.dim(), H = config_.hidden, I = config_.inner,
+             q_rows = N * D, kv_rows = G * D, qkv_rows = q_rows + 2 * kv_rows;
+  auto hidden = at::empty({total, H});
+  if (total == 0) return hidden;
   std::vector<KvPool::Want> wants;
   for (const auto& chunk : chunks) wants.push_back({chunk.sequence, static_cast<std::int64_t>(chunk.ids.size())});
   // Whatever fails below, the sequences keep their length and no room behind it.
@@ -162,59 +315,98 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
     }
   } room{pool, wants};
   PARLANDO_DO(pool.reserve(wants));
-  auto ids = at::empty({total}, at::kInt);
-  {
-    auto* to = ids.data_ptr<std::int32_t>();
-    for (const auto& chunk : chunks) to = std::copy(chunk.ids.begin(), chunk.ids.end(), to);
-  }
-  auto x = at::embedding(embedding_, ids);
-  if (trace) trace(0, x);
-  const auto N = config_.heads, G = config_.groups, D = config_.dim(), q_rows = N * D, kv_rows = G * D;
+
+  auto& team = Team::of_this_thread(at::get_num_threads());
+  const bool round = format_ == WeightFormat::bf16, halves = type() == at::kBFloat16;
+  const auto eps = static_cast<float>(config_.norm_eps);
+  thread_local Work work;
+  float *x = work.sized(work.x, total * H), *y = work.sized(work.y, total * H),
+        *qkv = work.sized(work.qkv, total * qkv_rows), *attended = work.sized(work.attended, total * q_rows),
+        *gate_up = work.sized(work.gate_up, total * 2 * I), *gated = work.sized(work.gated, total * I);
+  auto rows = [&](auto&& each) {
+    team.run(total, kRowsForAThread, [&](std::int64_t first, std::int64_t last) {
+      for (auto t = first; t < last; ++t) each(t);
+    });
+  };
+  auto product = [&](const PackedMatrix& w, const float* from, std::int64_t stride, float* to) {
+    work.input.set(team, w.shape(), from, total, stride);
+    kernels::linear(team, w, work.input, to);
+  };
+  auto tell = [&](int stage, float* state) {
+    if (trace) trace(stage, at::from_blob(state, {total, H}).clone());
+  };
+
+  std::int64_t t = 0;
+  for (const auto& chunk : chunks)
+    for (const auto id : chunk.ids) {
+      if (halves)
+        kernels::widen_bf16(static_cast<const std::uint16_t*>(embedding_.data_ptr()) + id * H, H, x + t++ * H);
+      else
+        std::memcpy(x + t++ * H, embedding_.data_ptr<float>() + id * H, static_cast<std::size_t>(H) * sizeof(float));
+    }
+  tell(0, x);
+  auto& store = pool.store();
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const auto& layer = layers_[l];
-    const auto qkv = linear(norm(x, layer.input_norm), layer.qkv);
-    const auto q = qkv.narrow(1, 0, q_rows).to(at::kFloat).contiguous();
-    const auto k = qkv.narrow(1, q_rows, kv_rows).view({total, G, D}),
-               v = qkv.narrow(1, q_rows + kv_rows, kv_rows).view({total, G, D});
-    auto attended = at::empty({total, q_rows}, at::kFloat);
-    const auto keys = pool.keys()[static_cast<std::int64_t>(l)], values = pool.values()[static_cast<std::int64_t>(l)];
+    const auto index = static_cast<std::int64_t>(l);
+    rows([&](std::int64_t r) { kernels::rms_norm(x + r * H, layer.input_norm.data(), eps, H, round, y + r * H); });
+    product(layer.qkv, y, H, qkv);
+    // The cache rounds keys and values; what is multiplied with them is rounded as they are.
+    if (halves) rows([&](std::int64_t r) { kernels::round_to_bf16(qkv + r * qkv_rows, round ? qkv_rows : q_rows); });
+    work.attention.clear();
     std::int64_t at = 0;
-    for (auto& chunk : chunks) {
+    for (const auto& chunk : chunks) {
       const auto n = static_cast<std::int64_t>(chunk.ids.size());
       if (n == 0) continue;
-      pool.write(*chunk.sequence, static_cast<std::int64_t>(l), k.narrow(0, at, n), v.narrow(0, at, n));
-      kernels::PagedAttention a;
-      a.keys = keys.data_ptr(), a.values = values.data_ptr(), a.bf16 = dtype_ == at::kBFloat16;
-      a.blocks = chunk.sequence->blocks().data(), a.block_size = kBlockTokens;
-      a.heads = N, a.groups = G, a.dim = D, a.slopes = shard_.slopes.data();
-      const float* q_data = q.data_ptr<float>() + at * q_rows;
-      float* out = attended.data_ptr<float>() + at * q_rows;
-      const auto start = chunk.sequence->length();
-      at::parallel_for(0, n, 8, [&](std::int64_t first, std::int64_t last) {
-        auto part = a;
-        part.q = q_data + first * q_rows, part.out = out + first * q_rows, part.tokens = last - first,
-        part.first_position = start + first;
-        kernels::paged_attention(part);
-      });
+      float* q = qkv + at * qkv_rows;
+      store.write(chunk.sequence->blocks(), index, chunk.sequence->length(), n, q + q_rows, q + q_rows + kv_rows,
+                  qkv_rows);
+      work.attention.push_back({q, attended + at * q_rows, qkv_rows, q_rows, n, chunk.sequence->length(),
+                                store.keys(index), store.values(index), chunk.sequence->blocks().data(), N,
+                                shard_.slopes.data()});
       at += n;
     }
-    x = x + linear(attended.to(dtype_), layer.out);
-    const auto gate_up = linear(norm(x, layer.post_norm), layer.gate_up).chunk(2, 1);
-    x = x + linear(at::silu(gate_up[0]) * gate_up[1], layer.down);
-    if (trace) trace(static_cast<int>(l) + 1, x);
+    kernels::paged_attention(team, store.layout(), work.attention);
+    if (round) rows([&](std::int64_t r) { kernels::round_to_bf16(attended + r * q_rows, q_rows); });
+    product(layer.out, attended, q_rows, y);
+    rows([&](std::int64_t r) {
+      if (round) kernels::round_to_bf16(y + r * H, H);
+      kernels::add_to(x + r * H, y + r * H, H, round);
+      kernels::rms_norm(x + r * H, layer.post_norm.data(), eps, H, round, y + r * H);
+    });
+    product(layer.gate_up, y, H, gate_up);
+    rows([&](std::int64_t r) {
+      float* gate = gate_up + r * 2 * I;
+      if (round) kernels::round_to_bf16(gate, 2 * I);
+      kernels::swiglu(gate, gate + I, I, round, gated + r * I);
+    });
+    product(layer.down, gated, I, y);
+    rows([&](std::int64_t r) {
+      if (round) kernels::round_to_bf16(y + r * H, H);
+      kernels::add_to(x + r * H, y + r * H, H, round);
+    });
+    tell(static_cast<int>(l) + 1, x);
   }
-  x = norm(x, final_norm_);
-  if (trace) trace(static_cast<int>(layers_.size()) + 1, x);
+  float* out = hidden.data_ptr<float>();
+  rows([&](std::int64_t r) { kernels::rms_norm(x + r * H, final_norm_.data(), eps, H, round, out + r * H); });
+  tell(static_cast<int>(layers_.size()) + 1, out);
   for (const auto& want : wants) pool.commit(*want.sequence, want.count);
   room.used = true;
-  return x;
+  return hidden;
 } catch (const std::exception& e) {
   return fail(Errc::internal, "the forward pass failed: {}", e.what());
 }
 
 at::Tensor Step1::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  return linear(hidden, head_).to(at::kFloat);
+  auto& team = Team::of_this_thread(at::get_num_threads());
+  const auto rows = hidden.to(at::kFloat).contiguous();
+  thread_local LinearInput input;
+  input.set(team, head_.shape(), rows.data_ptr<float>(), rows.size(0), rows.size(1));
+  auto out = at::empty({rows.size(0), head_.shape().rows});
+  kernels::linear(team, head_, input, out.data_ptr<float>());
+  if (format_ == WeightFormat::bf16) kernels::round_to_bf16(out.data_ptr<float>(), out.numel());
+  return out;
 }
 
 }  // namespace parlando::llm

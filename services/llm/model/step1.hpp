@@ -1,29 +1,43 @@
 #pragma once
 /// The Step-1 language model (Step-Audio-Chat, Step-Audio-TTS-3B, nano) on a CPU: ragged batches over a paged cache.
-/// Source: docs/lm.md §2–§3. fp32, or bf16 weights and activations with fp32 attention, norms and sums.
+/// Source: docs/lm.md §2–§3. Weights are packed when they are loaded (`kernels/linear`). In fp32, everything is; in
+/// bf16, so are activations, each rounded where the reference rounds it, with fp32 attention, norms and sums; int8 and
+/// int4 have fp32 activations, a head in int8, and embeddings and a cache in bf16.
 #include <ATen/core/Tensor.h>
 
 #include <functional>
 #include <memory>
 
 #include "common/checkpoint/tensor_data.hpp"
+#include "kernels/linear/packed_matrix.hpp"
 #include "services/llm/model/config.hpp"
 #include "services/llm/model/kv_cache.hpp"
 
 namespace parlando::llm {
 
+using kernels::WeightFormat;
+
 class Step1 {
  public:
-  /// @param directory  official safetensors, single or sharded with index, plus config.json
+  /// @param directory  official safetensors, single or sharded with index, or what `save` wrote, plus config.json
+  /// @param format  of the weights in memory; packed ones keep theirs
   /// @param rank, ranks  loads only this rank's part. Forward passes need ranks == 1 for now.
-  static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, at::ScalarType dtype,
+  static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, WeightFormat format,
                                                    int rank = 0, int ranks = 1);
+  static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, at::ScalarType dtype,
+                                                   int rank = 0, int ranks = 1) {
+    return load(directory, dtype == at::kBFloat16 ? WeightFormat::bf16 : WeightFormat::f32, rank, ranks);
+  }
   /// Random weights of the given shape, to measure memory and speed.
-  static Result<std::shared_ptr<const Step1>> random(const Step1Config& config, at::ScalarType dtype,
+  static Result<std::shared_ptr<const Step1>> random(const Step1Config& config, WeightFormat format,
                                                      std::uint64_t seed);
+  /// Writes the packed weights as `model.safetensors` into a directory; the caller brings config.json.
+  /// @error Errc::io
+  Result<void> save(const std::filesystem::path& directory) const;
 
   const Step1Config& config() const { return config_; }
   const Shard& shard() const { return shard_; }
+  WeightFormat format() const { return format_; }
   std::unique_ptr<KvPool> make_pool(std::int64_t tokens) const;
 
   /// Tokens of one sequence, appended at its end. A sequence stands in a batch once.
@@ -35,7 +49,7 @@ class Step1 {
       int stage, const at::Tensor&)>;  ///< 0 = embeddings, i = after layer i, layers+1 = after the final norm
 
   /// Runs all chunks as one ragged batch and advances the sequences. @return hidden rows after the final norm,
-  /// concatenated [Σ ids, H]
+  /// concatenated, fp32 [Σ ids, H]
   /// @error Errc::token_out_of_range, Errc::overloaded (cache full), Errc::invalid_argument (sequence too long),
   /// Errc::internal (something threw);
   ///        lengths, contents and reserved room are as before then
@@ -46,26 +60,45 @@ class Step1 {
   std::int64_t weight_bytes() const;
   /// Bytes of weights read by one decode step.
   std::int64_t decode_bytes() const;
+  /// Bytes of keys and values of one token.
+  std::int64_t cache_bytes() const;
 
+  /// A layer as plain matrices [out, in] in the type of the activations: what the packed weights stand for, made anew.
   struct Layer {
     at::Tensor input_norm, qkv, out, post_norm, gate_up, down;
   };
-  const std::vector<Layer>& layers() const { return layers_; }
+  Layer layer(std::int64_t index) const;
+  std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
   const at::Tensor& embedding() const { return embedding_; }
-  const at::Tensor& head() const { return head_; }
-  const at::Tensor& final_norm() const { return final_norm_; }
+  at::Tensor head() const { return unpacked(head_); }
+  at::Tensor final_norm() const;
+  const kernels::PackedMatrix& packed_head() const { return head_; }
 
  private:
+  struct PackedLayer {
+    std::vector<float> input_norm, post_norm;
+    kernels::PackedMatrix qkv, out, gate_up, down;
+  };
   Step1() = default;
-  at::Tensor linear(const at::Tensor& x, const at::Tensor& w) const;
-  at::Tensor norm(const at::Tensor& x, const at::Tensor& w) const;
+  static Result<std::shared_ptr<const Step1>> load_packed(Step1Config config, Shard shard,
+                                                          checkpoint::TensorMap tensors, const std::string& source,
+                                                          const std::string& format);
+  template <class M, class F>
+  static void each_matrix(M& m, F&& f);
+  template <class M, class F>
+  static void each_norm(M& m, F&& f);
+  at::Tensor unpacked(const kernels::PackedMatrix& matrix) const;
+  at::ScalarType type() const { return format_ == WeightFormat::f32 ? at::kFloat : at::kBFloat16; }
+  kernels::KvLayout cache_layout() const;
 
   Step1Config config_;
   Shard shard_;
   int ranks_ = 1;
-  at::ScalarType dtype_ = at::kFloat;
-  at::Tensor embedding_, head_, final_norm_;
-  std::vector<Layer> layers_;
+  WeightFormat format_ = WeightFormat::f32;
+  at::Tensor embedding_;
+  std::vector<float> final_norm_;
+  kernels::PackedMatrix head_;
+  std::vector<PackedLayer> layers_;
 };
 
 }  // namespace parlando::llm

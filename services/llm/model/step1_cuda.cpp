@@ -82,8 +82,8 @@ Result<std::unique_ptr<Step1Cuda>> Step1Cuda::create(const Step1& model, std::in
   };
   bool good = upload(0, kCudaEmbedding, model.embedding()) && upload(0, kCudaHead, model.head()) &&
               upload(0, kCudaFinalNorm, model.final_norm());
-  for (std::size_t n = 0; good && n < model.layers().size(); ++n) {
-    const auto& x = model.layers()[n];
+  for (std::int64_t n = 0; good && n < model.layers(); ++n) {
+    const auto x = model.layer(n);
     const int i = static_cast<int>(n);
     good = upload(i, kCudaInputNorm, x.input_norm) && upload(i, kCudaQkv, x.qkv) && upload(i, kCudaOut, x.out) &&
            upload(i, kCudaPostNorm, x.post_norm) && upload(i, kCudaGateUp, x.gate_up) && upload(i, kCudaDown, x.down);

@@ -1,6 +1,6 @@
 #pragma once
 /// Step-1 as its paper reads, for tests: all positions at once, full [T, T] attention with the square-root bias, no
-/// pages, nothing shared.
+/// pages, nothing shared. Where the cache is bf16, queries, keys and values are rounded to it; everything else is fp32.
 #include <ATen/ATen.h>
 
 #include "services/llm/model/step1.hpp"
@@ -19,13 +19,17 @@ inline Dense dense(const Step1& m, std::span<const std::int32_t> ids) {
     return x * at::rsqrt(x.pow(2).mean(-1, true) + c.norm_eps) * w;
   };
   std::vector<std::int64_t> wide(ids.begin(), ids.end());
-  auto x = at::embedding(m.embedding(), at::tensor(wide, at::kLong));
+  auto x = at::embedding(m.embedding(), at::tensor(wide, at::kLong)).to(at::kFloat);
   const auto position = at::arange(T, at::kFloat), distance = position.unsqueeze(1) - position.unsqueeze(0);
   const auto slopes = at::tensor(alibi_slopes(N)).view({N, 1, 1});
   const auto bias = -slopes * distance.clamp_min(0).sqrt();
   std::vector<at::Tensor> keys, values;
-  for (const auto& layer : m.layers()) {
-    const auto qkv = at::linear(norm(x, layer.input_norm), layer.qkv);
+  for (std::int64_t l = 0; l < m.layers(); ++l) {
+    auto layer = m.layer(l);
+    for (auto* t : {&layer.input_norm, &layer.qkv, &layer.out, &layer.post_norm, &layer.gate_up, &layer.down})
+      *t = t->to(at::kFloat);
+    auto qkv = at::linear(norm(x, layer.input_norm), layer.qkv);
+    if (m.embedding().scalar_type() == at::kBFloat16) qkv = qkv.to(at::kBFloat16).to(at::kFloat);
     const auto q = qkv.narrow(1, 0, N * D).view({T, N, D});
     keys.push_back(qkv.narrow(1, N * D, G * D).reshape({T, G, D}));
     values.push_back(qkv.narrow(1, (N + G) * D, G * D).reshape({T, G, D}));
@@ -37,7 +41,7 @@ inline Dense dense(const Step1& m, std::span<const std::int32_t> ids) {
     const auto parts = at::linear(norm(x, layer.post_norm), layer.gate_up).chunk(2, 1);
     x = x + at::linear(at::silu(parts[0]) * parts[1], layer.down);
   }
-  return {norm(x, m.final_norm()), at::stack(keys), at::stack(values)};
+  return {norm(x, m.final_norm().to(at::kFloat)), at::stack(keys), at::stack(values)};
 }
 
 }  // namespace parlando::llm

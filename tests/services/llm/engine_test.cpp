@@ -338,7 +338,7 @@ BOOST_AUTO_TEST_CASE(a_sequence_at_the_models_length_generates_nothing_more) {
 
 BOOST_AUTO_TEST_CASE(logits_that_are_no_numbers_fail_their_sequence_and_are_counted) {
   const auto broken =
-      Step1::random(model()->config(), at::kFloat, 7);  // weights of its own: those of a file cannot be written
+      Step1::random(model()->config(), WeightFormat::f32, 7);  // weights of its own: those of a file cannot be written
   BOOST_REQUIRE((broken).has_value());
   // Id 600 as input makes everything after it no number; other sequences do not hold it.
   (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());

@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 
 LlmModel load(const fs::path& directory, std::int64_t cache_tokens = 4096, std::int64_t kept = 0) {
-  auto model = LlmModel::load(directory, at::kFloat, {.cache_tokens = cache_tokens, .kept = kept});
+  auto model = LlmModel::load(directory, at::kFloat,
+                              {.cache_tokens = cache_tokens, .kept = kept});
   BOOST_REQUIRE_MESSAGE(model.has_value(), (model ? std::string() : model.error().message));
   return *std::move(model);
 }
@@ -85,9 +86,15 @@ struct World {
 };
 
 /// Every next id is 0: greedy takes the lowest id among equal logits.
-void mute(const LlmModel& model) { model.engine->model().head().zero_(); }
+void mute(const LlmModel& model) {
+  const auto bytes = model.engine->model().packed_head().bytes();
+  std::fill(bytes.begin(), bytes.end(), std::byte{0});
+}
 void break_logits(const LlmModel& model) {
-  model.engine->model().head().select(0, 100).fill_(std::numeric_limits<float>::quiet_NaN());
+  const auto& head = model.engine->model().packed_head();
+  auto rows = model.engine->model().head();
+  rows.select(0, 100).fill_(std::numeric_limits<float>::quiet_NaN());
+  kernels::pack_rows(head.shape(), rows.data_ptr<float>(), 0, rows.size(0), head.bytes().data());
 }
 
 }  // namespace

@@ -1,6 +1,4 @@
-#include "services/llm/model/kv_cache.hpp"
-
-#include <ATen/ATen.h>
+#include "services/llm/model/block_ledger.hpp"
 
 #include <algorithm>
 
@@ -12,51 +10,48 @@ namespace {
 std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 }  // namespace
 
-KvPool::KvPool(std::int64_t layers, std::int64_t groups, std::int64_t dim, std::int64_t blocks, at::ScalarType dtype)
-    : keys_(at::empty({layers, blocks, kBlockTokens, groups, dim}, dtype)),
-      values_(at::empty_like(keys_)),
-      references_(static_cast<std::size_t>(blocks), 0) {
+BlockLedger::BlockLedger(std::int64_t blocks) : references_(static_cast<std::size_t>(blocks), 0) {
   for (std::int64_t b = blocks; b-- > 0;) free_.push_back(static_cast<std::int32_t>(b));
 }
 
-void KvPool::drop_reference(std::int32_t block) {
+void BlockLedger::drop_reference(std::int32_t block) {
   auto& count = references_[static_cast<std::size_t>(block)];
   PARLANDO_ASSERT(count > 0, "a block is released once per reference");
   if (--count == 0) free_.push_back(block);
 }
 
-std::int32_t KvPool::take() {
+std::int32_t BlockLedger::take() {
   const auto block = free_.back();
   free_.pop_back();
   references_[static_cast<std::size_t>(block)] = 1;
   return block;
 }
 
-KvPool::Sequence KvPool::Sequence::fork() const {
-  PARLANDO_ASSERT(pool_ == nullptr || static_cast<std::int64_t>(blocks_.size()) == blocks_for(length_),
+BlockLedger::Sequence BlockLedger::Sequence::fork() const {
+  PARLANDO_ASSERT(ledger_ == nullptr || static_cast<std::int64_t>(blocks_.size()) == blocks_for(length_),
                   "room under way is not shared");
-  Sequence out(pool_);
+  Sequence out(ledger_);
   out.blocks_ = blocks_;
   out.length_ = length_;
-  for (const auto b : blocks_) pool_->add_reference(b);
+  for (const auto b : blocks_) ledger_->add_reference(b);
   return out;
 }
 
-void KvPool::Sequence::truncate(std::int64_t length) {
+void BlockLedger::Sequence::truncate(std::int64_t length) {
   PARLANDO_ASSERT(length >= 0 && length <= length_, "callers check the position");
   const auto keep = static_cast<std::size_t>(blocks_for(length));
   while (blocks_.size() > keep) {
-    pool_->drop_reference(blocks_.back());
+    ledger_->drop_reference(blocks_.back());
     blocks_.pop_back();
   }
   length_ = length;
 }
 
-void KvPool::Sequence::release() {
-  if (pool_ != nullptr) truncate(0);
+void BlockLedger::Sequence::release() {
+  if (ledger_ != nullptr) truncate(0);
 }
 
-Result<void> KvPool::reserve(std::span<const Want> wants) {
+Result<std::vector<BlockCopy>> BlockLedger::reserve(std::span<const Want> wants) {
   // Count first, so that a full pool changes nothing. Of `n` writers of a block with `r` references the last one keeps
   // it when nobody else holds it.
   std::int64_t need = 0;
@@ -75,38 +70,25 @@ Result<void> KvPool::reserve(std::span<const Want> wants) {
   if (need > blocks_free())
     return fail(Errc::overloaded, "the key/value cache is full: {} blocks are needed, {} of {} are free", need,
                 blocks_free(), blocks_total());
+  std::vector<BlockCopy> copies;
   for (const auto& [s, count] : wants) {
     if (count > 0 && s->length_ % kBlockTokens != 0) {
       auto& block = s->blocks_[static_cast<std::size_t>(s->length_ / kBlockTokens)];
       if (references_[static_cast<std::size_t>(block)] > 1) {
-        const auto fresh = take();
-        keys_.select(1, fresh).copy_(keys_.select(1, block));
-        values_.select(1, fresh).copy_(values_.select(1, block));
+        copies.push_back({block, take()});
         drop_reference(block);
-        block = fresh;
+        block = copies.back().to;
       }
     }
     while (static_cast<std::int64_t>(s->blocks_.size()) < blocks_for(s->length_ + count)) s->blocks_.push_back(take());
   }
-  return {};
+  return copies;
 }
 
-void KvPool::commit(Sequence& s, std::int64_t count) {
+void BlockLedger::commit(Sequence& s, std::int64_t count) {
   PARLANDO_ASSERT(static_cast<std::int64_t>(s.blocks_.size()) == blocks_for(s.length_ + count),
                   "what is committed was reserved");
   s.length_ += count;
-}
-
-void KvPool::write(Sequence& s, std::int64_t layer, const at::Tensor& keys, const at::Tensor& values) {
-  const auto count = keys.size(0);
-  const auto layer_keys = keys_[layer], layer_values = values_[layer];
-  for (std::int64_t done = 0; done < count;) {
-    const auto at = s.length_ + done, offset = at % kBlockTokens, n = std::min(kBlockTokens - offset, count - done);
-    const auto block = s.blocks_[static_cast<std::size_t>(at / kBlockTokens)];
-    layer_keys[block].narrow(0, offset, n).copy_(keys.narrow(0, done, n));
-    layer_values[block].narrow(0, offset, n).copy_(values.narrow(0, done, n));
-    done += n;
-  }
 }
 
 }  // namespace parlando::llm

@@ -1,0 +1,15 @@
+#pragma once
+/// `parlando bench lm`: the language model at the shape of a checkpoint (random weights) against the read bandwidth of
+/// this machine and against libtorch, and the nano model as it is served.
+#include <nlohmann/json_fwd.hpp>
+
+#include "common/base/result.hpp"
+#include "services/cli/bench.hpp"
+
+namespace parlando::cli {
+
+/// Speeds are the fastest of the runs, since neighbours on a machine only slow a run down; `spread` has low, median and
+/// high of each. Bandwidth is measured between the runs that it is compared with.
+Result<nlohmann::json> bench_lm(const BenchOptions& options);
+
+}  // namespace parlando::cli

@@ -1,0 +1,36 @@
+#pragma once
+/// `parlando generate`: ids that a language model puts behind others, so that formats of its weights can be compared
+/// from outside. `parlando quantize`: a checkpoint with packed weights and what that cost.
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+
+#include "common/base/result.hpp"
+
+namespace parlando::cli {
+
+struct GenerateOptions {
+  std::filesystem::path model;
+  std::string ids;     ///< "1,4,17"
+  std::string format;  ///< f32, bf16, int8, int4; empty: as the file's type says
+  std::int64_t tokens_max = 64;
+  bool greedy = false;
+  std::uint64_t seed = 1;
+  int threads = 1;
+};
+/// @return {ids, finish, format}; finish is stop (the end of a turn, not among the ids) or length
+/// @error Errc::invalid_argument (ids, format), those of loading and of the engine
+Result<nlohmann::json> generate(const GenerateOptions& options);
+
+struct QuantizeOptions {
+  std::filesystem::path source, target;
+  std::string format = "int8";      ///< bf16, int8 or int4
+  std::int64_t check_tokens = 512;  ///< of the comparison; 0 makes none
+  int threads = 1;
+};
+/// Writes the packed weights and what else the directory holds into a new one. @return {format, bytes, source_bytes,
+/// tensors: {name: relative error}, check: {tokens, perplexity, perplexity_packed, divergence, same_first}}: of text
+/// that the source itself wrote, and how often both put the same id first
+/// @error Errc::invalid_argument (the target is there, the format), Errc::io, those of loading
+Result<nlohmann::json> quantize(const QuantizeOptions& options);
+
+}  // namespace parlando::cli

@@ -1,0 +1,182 @@
+/// Attention over a paged cache against double precision, on every instruction set of this processor.
+#include "kernels/attention/paged_attention.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "tests/kernels/each_isa.hpp"
+
+namespace parlando::kernels {
+namespace {
+
+float rounded(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  return std::bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+}
+
+/// A sequence in scattered blocks of a cache whose other places hold what is no number.
+struct Cache {
+  KvLayout layout;
+  std::int64_t heads, tokens, first;
+  std::vector<std::byte> keys, values;
+  std::vector<std::int32_t> table;
+  std::vector<float> k, v, q, slopes;
+
+  Cache(bool bf16, std::int64_t dim, std::int64_t per_group, std::int64_t count, std::int64_t position, unsigned seed)
+      : layout{bf16, 2, dim}, heads(2 * per_group), tokens(count), first(position) {
+    const auto total = first + tokens, blocks = (total + 15) / 16 + 3;
+    keys.assign(static_cast<std::size_t>(blocks * layout.key_bytes()), std::byte{0xff});
+    values.assign(static_cast<std::size_t>(blocks * layout.value_bytes()), std::byte{0xff});
+    table.resize(static_cast<std::size_t>((total + 15) / 16));
+    std::iota(table.begin(), table.end(), 2);
+    std::mt19937 random(seed);
+    std::shuffle(table.begin(), table.end(), random);
+    k = random_floats(total * 2 * dim, seed + 1), v = random_floats(total * 2 * dim, seed + 2);
+    q = random_floats(tokens * heads * dim, seed + 3);
+    if (bf16)
+      for (auto& x : q) x = rounded(x);
+    for (std::int64_t h = 0; h < heads; ++h) slopes.push_back(1.0f / static_cast<float>(1 + h));
+    for (std::int64_t j = 0; j < total; ++j) {
+      const auto block = table[static_cast<std::size_t>(j / 16)];
+      write_position(layout, keys.data() + block * layout.key_bytes(), values.data() + block * layout.value_bytes(),
+                     j % 16, k.data() + j * 2 * dim, v.data() + j * 2 * dim);
+    }
+  }
+  PagedAttention call(float* out) const {
+    return {q.data(),     out,   heads * layout.dim, heads * layout.dim, tokens, first, keys.data(), values.data(),
+            table.data(), heads, slopes.data()};
+  }
+};
+
+double worst(const std::vector<float>& a, const std::vector<float>& b) {
+  double out = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) out = std::max(out, std::abs(double{a[i]} - b[i]));
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(attention_test)
+
+BOOST_AUTO_TEST_CASE(scattered_blocks_give_what_double_precision_gives) {
+  Team team;
+  for (const bool bf16 : {false, true})
+    for (const std::int64_t dim : {1, 8, 40, 64, 128})
+      for (const std::int64_t per_group : {1, 2, 7, 12})
+        for (const auto& [first, tokens] :
+             {std::pair<std::int64_t, std::int64_t>{0, 1}, {0, 35}, {15, 1}, {100, 7}, {127, 2}, {128, 1}, {300, 1}}) {
+          const Cache c(bf16, dim, per_group, tokens, first, 11);
+          std::vector<float> want(c.q.size());
+          paged_attention_reference(c.layout, c.call(want.data()));
+          for_each_isa([&] {
+            std::vector<float> got(c.q.size(), -7.0f);
+            const auto a = c.call(got.data());
+            paged_attention(team, c.layout, {&a, 1});
+            // Averages of values of size ~1; scores are off by dim · 2^-24 at most, their exponentials as much.
+            BOOST_TEST(worst(got, want) <= 2e-5, (bf16 ? "bf16, " : "f32, ")
+                                                     << dim << " dimensions, " << per_group << " heads a group, "
+                                                     << tokens << " tokens at " << first << ": off by "
+                                                     << worst(got, want));
+          });
+        }
+}
+
+BOOST_AUTO_TEST_CASE(long_contexts_lose_nothing) {
+  Team team;
+  for (const bool bf16 : {false, true}) {
+    const Cache c(bf16, 64, 12, 1, 5000, 12);
+    std::vector<float> want(c.q.size());
+    paged_attention_reference(c.layout, c.call(want.data()));
+    for_each_isa([&] {
+      std::vector<float> got(c.q.size());
+      const auto a = c.call(got.data());
+      paged_attention(team, c.layout, {&a, 1});
+      BOOST_TEST(worst(got, want) <= 2e-5);
+    });
+  }
+}
+
+BOOST_AUTO_TEST_CASE(tokens_together_are_tokens_one_by_one) {
+  Team team;
+  for (const bool bf16 : {false, true})
+    for_each_isa([&] {
+      const Cache c(bf16, 40, 2, 70, 90, 13);
+      std::vector<float> together(c.q.size()), alone(c.q.size());
+      const auto all = c.call(together.data());
+      paged_attention(team, c.layout, {&all, 1});
+      for (std::int64_t t = 0; t < c.tokens; ++t) {
+        auto one = c.call(alone.data());
+        one.q += t * one.q_stride, one.out += t * one.out_stride;
+        one.tokens = 1, one.first_position += t;
+        paged_attention(team, c.layout, {&one, 1});
+      }
+      BOOST_TEST(worst(together, alone) <= 1e-5);
+    });
+}
+
+BOOST_AUTO_TEST_CASE(sequences_of_a_batch_do_not_touch_each_other) {
+  Team team(3);
+  for_each_isa([&] {
+    const Cache a(true, 64, 12, 1, 3000, 14), b(true, 64, 12, 60, 2000, 15);
+    std::vector<float> alone(a.q.size() + b.q.size()), together(alone.size());
+    Team one;
+    for (const auto& [cache, at] : {std::pair{&a, std::size_t{0}}, {&b, a.q.size()}}) {
+      const auto call = cache->call(alone.data() + at);
+      paged_attention(one, cache->layout, {&call, 1});
+    }
+    // One cache may hold many sequences; here each brings its own.
+    const PagedAttention calls[] = {a.call(together.data()), b.call(together.data() + a.q.size())};
+    paged_attention(team, a.layout, calls);
+    BOOST_TEST((together == alone));
+  });
+}
+
+BOOST_AUTO_TEST_CASE(what_is_written_is_read_and_nothing_else_changes) {
+  for (const bool bf16 : {false, true})
+    for (const std::int64_t dim : {1, 7, 40, 64})
+      for_each_isa([&] {
+        const KvLayout layout{bf16, 3, dim};
+        std::vector<std::byte> keys(static_cast<std::size_t>(layout.key_bytes())),
+            values(static_cast<std::size_t>(layout.value_bytes()));
+        std::vector<std::vector<float>> k, v;
+        for (int j = 0; j < 16; ++j) {
+          k.push_back(random_floats(3 * dim, static_cast<unsigned>(j)));
+          v.push_back(random_floats(3 * dim, static_cast<unsigned>(j + 100)));
+          write_position(layout, keys.data(), values.data(), j, k.back().data(), v.back().data());
+        }
+        for (int j = 0; j < 16; ++j) {
+          std::vector<float> ks(k[0].size()), vs(k[0].size());
+          read_position(layout, keys.data(), values.data(), j, ks.data(), vs.data());
+          for (std::size_t i = 0; i < ks.size(); ++i) {
+            BOOST_TEST(ks[i] ==
+                       (bf16 ? rounded(k[static_cast<std::size_t>(j)][i]) : k[static_cast<std::size_t>(j)][i]));
+            BOOST_TEST(vs[i] ==
+                       (bf16 ? rounded(v[static_cast<std::size_t>(j)][i]) : v[static_cast<std::size_t>(j)][i]));
+          }
+        }
+      });
+}
+
+BOOST_AUTO_TEST_CASE(a_key_that_is_no_number_is_not_swallowed) {
+  Team team;
+  for (const bool bf16 : {false, true})
+    for_each_isa([&] {
+      Cache c(bf16, 64, 12, 1, 200, 16);
+      std::vector<float> k(128, std::numeric_limits<float>::quiet_NaN());
+      const auto block = c.table[3];
+      write_position(c.layout, c.keys.data() + block * c.layout.key_bytes(),
+                     c.values.data() + block * c.layout.value_bytes(), 5, k.data(), c.v.data());
+      std::vector<float> got(c.q.size());
+      const auto a = c.call(got.data());
+      paged_attention(team, c.layout, {&a, 1});
+      BOOST_TEST(std::none_of(got.begin(), got.end(), [](float x) { return std::isfinite(x); }));
+    });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::kernels
