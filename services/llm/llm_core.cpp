@@ -133,6 +133,7 @@ std::vector<config::Problem> LlmConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".sequences_max", sequences_max, 1, 1 << 16);
   config::expect_range(out, path + ".reply_tokens_max", reply_tokens_max, 1, 1 << 20);
   config::expect_range(out, path + ".prompts_kept", prompts_kept, 0, 1024);
+  config::expect_range(out, path + ".step_ms_max", step_ms_max, 1, 60'000);
   return out;
 }
 
@@ -197,7 +198,8 @@ Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   PARLANDO_TRY(auto model, LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
                                           {.cache_tokens = config.cache_tokens,
                                            .sequences = config.sequences_max,
-                                           .kept = config.prompts_kept}));
+                                           .kept = config.prompts_kept,
+                                           .step_max = milliseconds(config.step_ms_max)}));
   // Ready means that one real token went through the model.
   auto& engine = *model.engine;
   const std::int32_t id = 1;
@@ -316,6 +318,7 @@ Result<void> LlmCore::open_speech(const std::string& peer, protocol::Message m) 
   PARLANDO_TRY(const auto begun,
                model_.start_speech(name, {std::string(mode), ask.speaker, ask.prompt_text, ask.text, voice, sampling}));
   (begun.kept ? prompts_kept_ : prompts_computed_).add();
+  model_.engine->due(name, job.deadline);
   job.speech = std::make_unique<SpeechGroups>();
   job.speech->engine = model_.engine;
   job.speech->name = name;
@@ -346,6 +349,7 @@ Result<void> LlmCore::follow(Job& job, protocol::Message& m) {
                           : ask.as_it_stands ? Chat::Wanted::as_it_stands
                                              : Chat::Wanted::answer;
       PARLANDO_TRY(auto events, job.chat->reply(wanted));
+      model_.engine->due(name_of(job.peer, job.head), job.deadline);
       tell(job, std::move(events));
       return {};
     }

@@ -19,10 +19,12 @@ struct LlmConfig {
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
   int prompts_kept = 8;  ///< of voices, which stay prefilled
+  int step_ms_max = 50;  ///< of a step with a piece of a prompt in it, or a quarter more than one without
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens),
-        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max), v("prompts_kept", prompts_kept);
+        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max), v("prompts_kept", prompts_kept),
+        v("step_ms_max", step_ms_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };

@@ -6,8 +6,12 @@
 
 namespace parlando::llm {
 
-LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits)
-    : model_(std::move(model)), limits_(limits), pool_(model_->make_pool(limits.cache_tokens)) {}
+LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits, std::shared_ptr<const Clock> clock)
+    : model_(std::move(model)),
+      limits_(limits),
+      clock_(std::move(clock)),
+      cost_(std::chrono::duration<double>(limits.step_max).count(), limits.step_growth),
+      pool_(model_->make_pool(limits.cache_tokens)) {}
 
 LmEngine::Sequence* LmEngine::find(const std::string& name) {
   const auto found = sequences_.find(name);
@@ -130,6 +134,10 @@ Result<void> LmEngine::generate(const std::string& name, std::int64_t at, Genera
   return {};
 }
 
+void LmEngine::due(const std::string& name, Time at) {
+  if (auto* s = find(name)) s->due = at;
+}
+
 void LmEngine::cancel(const std::string& name) {
   if (auto* s = find(name)) s->generation.reset();
 }
@@ -206,32 +214,53 @@ bool LmEngine::make_way(std::vector<TokenEvent>& events) {
   return !alone;
 }
 
+/// One token of everything that generates, then as much of the prompts as the time of a step allows.
+LmEngine::Batch LmEngine::next_batch() {
+  Batch out;
+  auto waiting = in_order([](const Sequence& s) { return s.waiting(); });
+  std::stable_sort(waiting.begin(), waiting.end(), [](const Entry* a, const Entry* b) {
+    return std::pair(rank(a->second), a->second.due) < std::pair(rank(b->second), b->second.due);
+  });
+  auto room = limits_.batch_tokens;
+  auto add = [&](Entry* entry, std::int64_t count) {
+    auto& s = entry->second;
+    out.chunks.push_back({&s.cache, std::span<const std::int32_t>(s.history).subspan(
+                                        static_cast<std::size_t>(s.cache.length()), static_cast<std::size_t>(count))});
+    out.entries.push_back(entry);
+    room -= count;
+  };
+  for (auto* entry : waiting) {
+    if (!entry->second.speaking()) continue;
+    if (room == 0) break;
+    add(entry, 1), ++out.speaking;
+  }
+  auto prompts = cost_.room(out.speaking);
+  for (auto* entry : waiting) {
+    auto& s = entry->second;
+    if (s.speaking()) continue;
+    const auto take = std::min({s.left(), limits_.prefill_chunk, room, prompts});
+    if (take <= 0) break;
+    add(entry, take);
+    prompts -= take, out.prefilled += take;
+  }
+  return out;
+}
+
 std::vector<TokenEvent> LmEngine::step() {
   std::vector<TokenEvent> events;
   for (;;) {
-    // Long prompts go in pieces so that speech never waits for a whole prefill.
-    std::vector<Step1::Chunk> chunks;
-    std::vector<Entry*> batch;
-    auto room = limits_.batch_tokens;
-    for (auto* entry : in_order([](const Sequence& s) { return s.waiting(); })) {
-      auto& s = entry->second;
-      const auto take =
-          std::min({static_cast<std::int64_t>(s.history.size()) - s.cache.length(), limits_.prefill_chunk, room});
-      if (take <= 0) break;
-      chunks.push_back({&s.cache, std::span<const std::int32_t>(s.history).subspan(
-                                      static_cast<std::size_t>(s.cache.length()), static_cast<std::size_t>(take))});
-      batch.push_back(entry);
-      room -= take;
-    }
-    if (chunks.empty()) return events;
-    const auto hidden = model_->forward(*pool_, chunks);
+    auto batch = next_batch();
+    if (batch.chunks.empty()) return events;
+    const auto begun = clock_->now();
+    const auto hidden = model_->forward(*pool_, batch.chunks);
     if (hidden) {
       tokens_computed_ += hidden->size(0);
-      draw(*hidden, chunks, batch, events);
+      draw(*hidden, batch.chunks, batch.entries, events);
+      cost_.observe(batch.speaking, batch.prefilled, std::chrono::duration<double>(clock_->now() - begun).count());
       return events;
     }
     if (hidden.error().code != Errc::overloaded) {
-      for (auto* entry : batch) fail_sequence(*entry, hidden.error(), events);
+      for (auto* entry : batch.entries) fail_sequence(*entry, hidden.error(), events);
       return events;
     }
     if (!make_way(events)) return events;

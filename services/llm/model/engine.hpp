@@ -1,7 +1,9 @@
 #pragma once
-/// Scheduler of one Step-1 model: named sequences over a shared paged cache, continuous batching, chunked prefill. Work
-/// goes by class, then by age; no deadlines are known here. A plain class: the caller turns `step()`; no threads, no
-/// clock.
+/// Scheduler of one Step-1 model: named sequences over a shared paged cache, continuous batching, chunked prefill. A
+/// plain class: the caller turns `step()`; no threads.
+///
+/// A step takes one token of everything that generates, then pieces of prompts: by class, then by what is due first,
+/// then by age. How long the pieces may be is measured (`StepCost`), so that a prompt does not hold up those who speak.
 ///
 /// When the cache is full, what is kept for later goes first, then the newest sequence of the lowest class gives way:
 /// its blocks are free at once and the same step goes on without it, until the rest fits. One that generates ends with
@@ -14,8 +16,10 @@
 #include <optional>
 #include <string>
 
+#include "common/base/clock.hpp"
 #include "services/llm/model/sampler.hpp"
 #include "services/llm/model/step1.hpp"
+#include "services/llm/model/step_cost.hpp"
 
 namespace parlando::llm {
 
@@ -43,8 +47,12 @@ class LmEngine {
   struct Limits {
     std::int64_t cache_tokens = 32768, prefill_chunk = 256, batch_tokens = 512, sequences = 256;
     std::int64_t kept = 0;  ///< beginnings that stay computed for sequences to come, see `keep`
+    /// Time of a step, or `step_growth` of one without prompts, whichever is more; prompts are cut to it.
+    milliseconds step_max{50};
+    double step_growth = 1.25;
   };
-  LmEngine(std::shared_ptr<const Step1> model, Limits limits);
+  LmEngine(std::shared_ptr<const Step1> model, Limits limits,
+           std::shared_ptr<const Clock> clock = std::make_shared<SteadyClock>());
 
   const Step1& model() const { return *model_; }
   /// A new, empty sequence. @error Errc::overloaded at the limit, Errc::invalid_argument when the name is taken
@@ -66,6 +74,8 @@ class LmEngine {
   /// Starts generating after everything queued. @error Errc::invalid_argument when the sequence has the model's length
   /// already. The stop id is not appended to the sequence's reply but is part of its cache only when fed again.
   Result<void> generate(const std::string& name, std::int64_t at, Generation generation);
+  /// When the first answer of a sequence is wanted: of one class, the earliest goes first.
+  void due(const std::string& name, Time at);
   /// Ends a running generation; what was generated stays in the sequence.
   void cancel(const std::string& name);
   /// `fork` takes the place of `name`.
@@ -92,8 +102,12 @@ class LmEngine {
     std::vector<std::int32_t> history;  ///< all ids, computed or queued
     std::optional<Generation> generation;
     std::int64_t generated = 0, order = 0;
+    Time due = Time::max();
     bool parked = false;  ///< not computed before somebody appends or generates
-    bool waiting() const { return !parked && cache.length() < static_cast<std::int64_t>(history.size()); }
+    std::int64_t left() const { return static_cast<std::int64_t>(history.size()) - cache.length(); }
+    bool waiting() const { return !parked && left() > 0; }
+    /// One token a step: nothing is to be computed but what it said last.
+    bool speaking() const { return waiting() && generation && generated > 0 && left() == 1; }
   };
   struct Kept {
     KvPool::Sequence cache;
@@ -105,6 +119,12 @@ class LmEngine {
     return static_cast<int>(s.generation ? s.generation->priority : Priority::background);
   }
   std::vector<Entry*> in_order(bool (*wanted)(const Sequence&));
+  struct Batch {
+    std::vector<Step1::Chunk> chunks;
+    std::vector<Entry*> entries;
+    std::int64_t speaking = 0, prefilled = 0;
+  };
+  Batch next_batch();
   bool make_way(std::vector<TokenEvent>& events);
   static void drop(Sequence& s);
   static void fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events);
@@ -112,6 +132,8 @@ class LmEngine {
             std::vector<TokenEvent>& events);
   std::shared_ptr<const Step1> model_;
   Limits limits_;
+  std::shared_ptr<const Clock> clock_;
+  StepCost cost_;
   std::unique_ptr<KvPool> pool_;
   std::map<std::string, Sequence> sequences_;
   std::list<Kept> kept_;  ///< the latest use first

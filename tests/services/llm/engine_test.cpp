@@ -47,7 +47,7 @@ std::vector<std::int32_t> run(LmEngine& engine, const std::string& name) {
 }
 
 std::vector<std::int32_t> alone(const std::vector<std::int32_t>& prompt, int tokens) {
-  LmEngine engine(model(), {});
+  LmEngine engine(model(), {.step_max = std::chrono::hours(1)});
   BOOST_REQUIRE((engine.open("x")).has_value());
   BOOST_REQUIRE((engine.append("x", 0, prompt)).has_value());
   BOOST_REQUIRE(
@@ -58,7 +58,8 @@ std::vector<std::int32_t> alone(const std::vector<std::int32_t>& prompt, int tok
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(sequences_that_share_a_batch_answer_as_if_alone) {
-  LmEngine engine(model(), {.cache_tokens = 2048, .prefill_chunk = 16, .batch_tokens = 24});
+  LmEngine engine(model(),
+                  {.cache_tokens = 2048, .prefill_chunk = 16, .batch_tokens = 24, .step_max = std::chrono::hours(1)});
   std::vector<std::vector<std::int32_t>> prompts, got(3);
   for (int s = 0; s < 3; ++s) {
     prompts.push_back(ids(5 + 30 * s, s + 1));
@@ -74,7 +75,7 @@ BOOST_AUTO_TEST_CASE(sequences_that_share_a_batch_answer_as_if_alone) {
 }
 
 BOOST_AUTO_TEST_CASE(a_fork_continues_on_its_own_and_can_be_adopted) {
-  LmEngine engine(model(), {});
+  LmEngine engine(model(), {.step_max = std::chrono::hours(1)});
   const auto prompt = ids(20, 3), more = ids(4, 9);
   auto joined = prompt;
   joined.insert(joined.end(), more.begin(), more.end());
@@ -96,7 +97,7 @@ BOOST_AUTO_TEST_CASE(a_fork_continues_on_its_own_and_can_be_adopted) {
 }
 
 BOOST_AUTO_TEST_CASE(a_repeated_message_changes_nothing_and_a_wrong_position_is_named) {
-  LmEngine engine(model(), {});
+  LmEngine engine(model(), {.step_max = std::chrono::hours(1)});
   const auto prompt = ids(8, 1);
   BOOST_REQUIRE((engine.open("a")).has_value());
   BOOST_TEST(*engine.append("a", 0, prompt) == 8);
@@ -141,7 +142,7 @@ struct Answers {
 BOOST_AUTO_TEST_CASE(a_full_cache_ends_the_newest_sequence_and_not_the_others) {
   // Five sequences on 16 blocks, each of which would come to 6: two fit to their end, the third of five is the last
   // that can.
-  LmEngine engine(model(), {.cache_tokens = 256});
+  LmEngine engine(model(), {.cache_tokens = 256, .step_max = std::chrono::hours(1)});
   Answers got;
   for (int s = 0; s < 5; ++s) begin(engine, std::to_string(s), ids(40, s + 1), 50);
   for (int i = 0; i < 400 && !engine.idle(); ++i) {
@@ -165,7 +166,7 @@ BOOST_AUTO_TEST_CASE(a_full_cache_ends_the_newest_sequence_and_not_the_others) {
 }
 
 BOOST_AUTO_TEST_CASE(a_victims_blocks_are_free_in_the_same_step_and_it_can_begin_again) {
-  LmEngine engine(model(), {.cache_tokens = 64});
+  LmEngine engine(model(), {.cache_tokens = 64, .step_max = std::chrono::hours(1)});
   Answers got;
   begin(engine, "old", ids(30, 1), 8);
   begin(engine, "new", ids(31, 2), 8);
@@ -187,7 +188,7 @@ BOOST_AUTO_TEST_CASE(a_victims_blocks_are_free_in_the_same_step_and_it_can_begin
 }
 
 BOOST_AUTO_TEST_CASE(a_sequence_larger_than_the_cache_fails_alone) {
-  LmEngine engine(model(), {.cache_tokens = 64});
+  LmEngine engine(model(), {.cache_tokens = 64, .step_max = std::chrono::hours(1)});
   Answers got;
   begin(engine, "large", ids(80, 1), 8, Priority::speech);
   for (int i = 0; i < 20 && !engine.idle(); ++i) got.step(engine);
@@ -197,7 +198,7 @@ BOOST_AUTO_TEST_CASE(a_sequence_larger_than_the_cache_fails_alone) {
 }
 
 BOOST_AUTO_TEST_CASE(the_lowest_class_gives_way_though_another_is_newer) {
-  LmEngine engine(model(), {.cache_tokens = 64});
+  LmEngine engine(model(), {.cache_tokens = 64, .step_max = std::chrono::hours(1)});
   Answers got;
   begin(engine, "reply", ids(30, 1), 20, Priority::reply);
   begin(engine, "speech", ids(30, 2), 20, Priority::speech);
@@ -208,7 +209,7 @@ BOOST_AUTO_TEST_CASE(the_lowest_class_gives_way_though_another_is_newer) {
 }
 
 BOOST_AUTO_TEST_CASE(what_only_waits_loses_its_blocks_without_an_error_and_is_computed_again) {
-  LmEngine engine(model(), {.cache_tokens = 64});
+  LmEngine engine(model(), {.cache_tokens = 64, .step_max = std::chrono::hours(1)});
   Answers got;
   BOOST_REQUIRE((engine.open("waits")).has_value());
   BOOST_REQUIRE((engine.append("waits", 0, ids(30, 1))).has_value());
@@ -230,7 +231,7 @@ BOOST_AUTO_TEST_CASE(a_kept_beginning_is_shared_and_gives_way_first) {
   auto whole = prefix;
   whole.insert(whole.end(), tail.begin(), tail.end());
   const auto expected = alone(whole, 8);
-  LmEngine engine(model(), {.cache_tokens = 320, .sequences = 3, .kept = 2});
+  LmEngine engine(model(), {.cache_tokens = 320, .sequences = 3, .kept = 2, .step_max = std::chrono::hours(1)});
   const auto all = engine.blocks_free();
   const auto speak = [&](const std::string& name, const std::vector<std::int32_t>& begin, bool kept) {
     const auto computed = engine.tokens_computed();
@@ -284,7 +285,8 @@ BOOST_AUTO_TEST_CASE(a_kept_beginning_is_shared_and_gives_way_first) {
 
 BOOST_AUTO_TEST_CASE(speech_runs_before_replies_and_replies_before_what_waits) {
   // One chunk a step: who is served shows the order.
-  LmEngine engine(model(), {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 8});
+  LmEngine engine(model(),
+                  {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 8, .step_max = std::chrono::hours(1)});
   Answers got;
   BOOST_REQUIRE((engine.open("waits")).has_value());
   BOOST_REQUIRE((engine.append("waits", 0, ids(16, 5))).has_value());
@@ -300,7 +302,8 @@ BOOST_AUTO_TEST_CASE(speech_runs_before_replies_and_replies_before_what_waits) {
 }
 
 BOOST_AUTO_TEST_CASE(a_pass_that_fails_ends_its_batch_at_once) {
-  LmEngine engine(model(), {.cache_tokens = 256, .prefill_chunk = 16, .batch_tokens = 48});
+  LmEngine engine(model(),
+                  {.cache_tokens = 256, .prefill_chunk = 16, .batch_tokens = 48, .step_max = std::chrono::hours(1)});
   Answers got;
   for (int s = 0; s < 4; ++s) begin(engine, std::to_string(s), ids(16, s), 8);
   {
@@ -320,7 +323,8 @@ BOOST_AUTO_TEST_CASE(a_pass_that_fails_ends_its_batch_at_once) {
 
 BOOST_AUTO_TEST_CASE(a_sequence_at_the_models_length_generates_nothing_more) {
   const auto length_max = model()->config().length_max;
-  LmEngine engine(model(), {.cache_tokens = 4096, .prefill_chunk = 4096, .batch_tokens = 8192});
+  LmEngine engine(
+      model(), {.cache_tokens = 4096, .prefill_chunk = 4096, .batch_tokens = 8192, .step_max = std::chrono::hours(1)});
   Answers got;
   BOOST_REQUIRE((engine.open("full")).has_value());
   BOOST_REQUIRE((engine.append("full", 0, ids(static_cast<int>(length_max), 1))).has_value());
@@ -343,7 +347,7 @@ BOOST_AUTO_TEST_CASE(logits_that_are_no_numbers_fail_their_sequence_and_are_coun
   // Id 600 as input makes everything after it no number; other sequences do not hold it.
   (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());
   for (const auto& sampling : {Sampling::greedy(), Sampling::tts(), Sampling::chat()}) {
-    LmEngine engine(*broken, {.cache_tokens = 256});
+    LmEngine engine(*broken, {.cache_tokens = 256, .step_max = std::chrono::hours(1)});
     Answers got;
     auto poisoned = ids(20, 1);
     poisoned[10] = 600;
@@ -374,7 +378,12 @@ BOOST_AUTO_TEST_CASE(whatever_happens_each_id_is_the_dense_models) {
       auto pick = [&](std::int64_t last) {
         return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(last + 1));
       };
-      LmEngine engine(m, {.cache_tokens = 256, .prefill_chunk = 24, .batch_tokens = 64, .sequences = 8, .kept = 3});
+      LmEngine engine(m, {.cache_tokens = 256,
+                          .prefill_chunk = 24,
+                          .batch_tokens = 64,
+                          .sequences = 8,
+                          .kept = 3,
+                          .step_max = std::chrono::hours(1)});
       std::map<std::string, std::vector<std::int32_t>> want;
       auto some = [&] { return std::next(want.begin(), pick(static_cast<std::int64_t>(want.size()) - 1))->first; };
       int names = 0, drawn = 0, failed = 0, shared = 0;

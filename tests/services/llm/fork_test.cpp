@@ -19,7 +19,9 @@ namespace fs = std::filesystem;
 
 constexpr std::uint32_t kParent = 1, kFork = 2;
 
+/// Steps take whatever they take: what happens in which one must not depend on the machine.
 LlmModel load(LmEngine::Limits limits, const char* name = "Step-Audio-Chat") {
+  limits.step_max = std::chrono::hours(1);
   auto model = LlmModel::load(fs::path(PARLANDO_SOURCE_DIR) / "models/nano" / name, at::kFloat, limits);
   BOOST_REQUIRE_MESSAGE(model.has_value(), (model ? std::string() : model.error().message));
   return *std::move(model);

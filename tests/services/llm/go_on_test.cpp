@@ -21,7 +21,8 @@ namespace fs = std::filesystem;
 const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 
 const LlmModel& nano() {
-  static const auto model = *LlmModel::load(kNano / "Step-Audio-Chat", at::kFloat, {.cache_tokens = 4096});
+  static const auto model =
+      *LlmModel::load(kNano / "Step-Audio-Chat", at::kFloat, {.cache_tokens = 4096, .step_max = std::chrono::hours(1)});
   return model;
 }
 

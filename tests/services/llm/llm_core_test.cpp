@@ -24,7 +24,7 @@ const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 
 LlmModel load(const fs::path& directory, std::int64_t cache_tokens = 4096, std::int64_t kept = 0) {
   auto model = LlmModel::load(directory, at::kFloat,
-                              {.cache_tokens = cache_tokens, .kept = kept});
+                              {.cache_tokens = cache_tokens, .kept = kept, .step_max = std::chrono::hours(1)});
   BOOST_REQUIRE_MESSAGE(model.has_value(), (model ? std::string() : model.error().message));
   return *std::move(model);
 }
@@ -227,7 +227,7 @@ BOOST_AUTO_TEST_CASE(a_call_that_is_no_call_gives_the_reply_of_the_configuration
 BOOST_AUTO_TEST_CASE(fallback_replies_of_another_form_are_refused) {
   for (const auto& bad : {json("x"), json({{"no_reply", 1}}), json({{"other", "x"}})}) {
     Variant variant([&](json& config) { config["fallback_replies"] = bad; });
-    const auto model = LlmModel::load(variant.folder.path(), at::kFloat, {});
+    const auto model = LlmModel::load(variant.folder.path(), at::kFloat, {.step_max = std::chrono::hours(1)});
     BOOST_REQUIRE(!model.has_value());
     BOOST_TEST(static_cast<int>(model.error().code) == static_cast<int>(Errc::bad_json), model.error().message);
   }

@@ -19,7 +19,8 @@ using Kind = ChatEvent::Kind;
 const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano/Step-Audio-Chat";
 
 const LlmModel& nano() {
-  static const auto model = *LlmModel::load(kNano, at::kFloat, {.cache_tokens = 4096});
+  static const auto model =
+      *LlmModel::load(kNano, at::kFloat, {.cache_tokens = 4096, .step_max = std::chrono::hours(1)});
   return model;
 }
 protocol::Bytes bytes_of(std::string_view text) { return to_bytes(std::span(text)); }
@@ -226,7 +227,7 @@ BOOST_AUTO_TEST_CASE(tools_are_told_to_models_that_were_trained_so) {
   const auto prompt_tokens = [&](const std::string& tool_prompt, bool tools, const std::string& history = "[]") {
     config["tool_prompt"] = tool_prompt;
     std::ofstream(folder.path() / "config.json") << config.dump();
-    auto model = LlmModel::load(folder.path(), at::kFloat, {.cache_tokens = 4096});
+    auto model = LlmModel::load(folder.path(), at::kFloat, {.cache_tokens = 4096, .step_max = std::chrono::hours(1)});
     BOOST_REQUIRE(model.has_value());
     LlmCore core({}, *std::move(model));
     CoreDriver driver(core);
