@@ -3,8 +3,10 @@
 """
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 BIN, ROOT = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 EXAMPLES = sys.argv[3] if len(sys.argv) > 3 else "30"  # of each operation
@@ -18,15 +20,17 @@ if tool is None:
     sys.exit(77)
 
 engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0")
+folder = tempfile.mkdtemp()  # it leaves a cache where it runs
 try:
     # A place may be taken for the moment: 503 with Retry-After is an answer of its own and no fault, so it is asked one after the other.
-    done = subprocess.run([tool, "run", f"http://127.0.0.1:{engine.port}/openapi.json", "--url", f"http://127.0.0.1:{engine.port}", "--seed", "1",
+    done = subprocess.run([tool.resolve(), "run", f"http://127.0.0.1:{engine.port}/openapi.json", "--url", f"http://127.0.0.1:{engine.port}", "--seed", "1",
                            "--max-examples", EXAMPLES, "--workers", "1", "--request-timeout", "60", "--phases", "examples,coverage,fuzzing",
                            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
-                           "--generation-database", "none", "--no-color"], capture_output=True, text=True, timeout=3000)
+                           "--generation-database", "none", "--no-color"], capture_output=True, text=True, timeout=3000, cwd=folder)
     print(done.stdout[-6000:], done.stderr[-2000:])
     check("no answer is a server error or outside the description", done.returncode == 0, done.returncode)
     check("the engine lives", engine.process.poll() is None)
 finally:
     engine.stop()
+    shutil.rmtree(folder)
 finish()
