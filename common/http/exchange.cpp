@@ -15,6 +15,7 @@ namespace {
 constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  // of a response that is not cut
 constexpr std::size_t kLingerBytesMax = 64 << 20;  // read and dropped: a client hears its refusal behind its upload
 constexpr std::size_t kSmallBodyBytes = 64 << 10;  // not counted against bodies_bytes_max
+constexpr std::size_t kEarlyBytesMax = 64 << 10;   // of further requests while one is being answered
 constexpr std::size_t kSliceBytes = 32 << 10;      // of a streamed answer, given to the system at a time
 constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -299,8 +300,9 @@ class Exchange final : public Connection, public Answering {
     if (std::exchange(counted_, false)) --server_.requests_open;
   }
 
-  /// Notices that the client goes while its answer is being made. What it sends further is not read: then every sweep
-  /// asks the system.
+  /// Notices that the client goes while its answer is being made. What it sends meanwhile is kept for then; who sends
+  /// much would fill the window and could go unnoticed behind it. In TLS it is not read, and every sweep asks the
+  /// system.
   void watch() {
     is_unwatched_ = false;
     if (ended_ || request_ == 0) return;
@@ -309,13 +311,24 @@ class Exchange final : public Connection, public Answering {
       me->server_.count_step();
       char first = 0;
       const auto count = ec ? 0 : ::recv(me->stream_.tcp().native_handle(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
-      if (count > 0) {  // another request, or the goodbye of TLS
+      if (count > 0 && me->stream_.is_secure()) {  // another request, or a goodbye
         me->is_unwatched_ = true;
         return;
       }
+      if (count > 0) return me->keep_early();
       if (count < 0 && (errno == EAGAIN || errno == EINTR)) return me->watch();
       me->cut();
     });
+  }
+
+  /// What came before its time: another request, behind the one that is being answered.
+  void keep_early() {
+    const auto to = buffer_.prepare(kEarlyBytesMax);
+    const auto count = ::recv(stream_.tcp().native_handle(), to.data(), to.size(), MSG_DONTWAIT);
+    if (count > 0) buffer_.commit(static_cast<std::size_t>(count));
+    if (buffer_.size() < kEarlyBytesMax) return watch();
+    server_.counters.protocol_errors.add();
+    cut();
   }
 
   bool has_left() {

@@ -253,6 +253,17 @@ BOOST_AUTO_TEST_CASE(who_goes_before_the_end_of_the_answer_is_reported_once) {
     }
 }
 
+/// Its goodbye would stand behind what nobody reads.
+BOOST_AUTO_TEST_CASE(who_sends_much_behind_a_request_and_goes_is_noticed) {
+  LateWorld world;
+  auto client = world.request(world.line("GET /"));
+  const std::string more = world.line("GET /next", "X: " + std::string(5000, 'x') + "\r\n");
+  for (int i = 0; i < 2000; ++i) client.send(more);
+  client.close();
+  BOOST_REQUIRE(world.until([&] { return world.gone.size() == 1; }));
+  BOOST_TEST(world.server->requests() == 0u);
+}
+
 BOOST_AUTO_TEST_CASE(a_reader_that_takes_nothing_is_cut) {
   Limits limits;
   limits.stall_time_max = 50ms;
