@@ -85,6 +85,8 @@ class GatewayCore final : public service::Core {
   const http::Counters& http_counters() const { return server_->counters(); }
   /// Memory of bodies and messages above 64 KiB.
   std::size_t large_bytes() const { return server_ ? server_->reserved_bytes() : 0; }
+  /// HTTP requests that are not answered to their end.
+  std::size_t requests() const { return server_ ? server_->requests() : 0; }
   SessionsCounters counters() const { return sessions_.counters(); }
 
  private:

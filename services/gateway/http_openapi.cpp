@@ -253,8 +253,8 @@ std::string_view openapi_document() {
     "required": ["name", "transcript", "consent", "file"],
     "properties": {
      "name": {"type": "string", "minLength": 1, "maxLength": 100},
-     "transcript": {"type": "string", "minLength": 1, "maxLength": 2000, "description": "What is said in the recording"},
-     "consent": {"type": "string", "minLength": 1, "maxLength": 2000, "description": "Of the speaker; kept with the voice"},
+     "transcript": {"type": "string", "minLength": 1, "maxLength": 2000, "description": "What is said in it"},
+     "consent": {"type": "string", "minLength": 1, "maxLength": 2000, "description": "Of the speaker; it is kept"},
      "file": {
       "type": "string",
       "format": "binary",
