@@ -48,6 +48,8 @@ Result<std::unique_ptr<Engine>> start_engine(UpOptions options, const EngineNeed
     instance.wire.heartbeat_ms = kHeartbeatMs;
     // An engine of our own stands still only together with us.
     instance.wire.misses_max = 100;
+    // Models of the official sizes take their time on a processor.
+    if (instance.role == "controller") instance.core["reply_seconds_max"] = 600;
     if (instance.role != "tts") continue;
     if (!needs.speakers.empty()) instance.core["speakers"] = needs.speakers;
     if (needs.whole) instance.core["whole"] = true;
