@@ -5,7 +5,7 @@
 namespace parlando::gateway {
 using nlohmann::json;
 
-void HttpRequest::event(std::string_view text) {
+void HttpRequest::event(std::string_view text) try {
   if (over_) return;
   const auto event = json::parse(text, nullptr, false);  // our own: made by client_message.cpp
   const auto type = event.value("type", "");
@@ -14,6 +14,8 @@ void HttpRequest::event(std::string_view text) {
       api_error(event.value("code", ""), event.value("message", ""), event.value("retry_ms", std::int64_t{0}));
   if (event.value("session_ended", false)) return fail(error);
   on_event(type, event);
+} catch (const json::exception& e) {  // a record or a call of a controller with a field of another kind
+  fail({500, fmt::format("the session told something that makes no sense: {}", e.what()), {}, "internal"});
 }
 
 void HttpRequest::sound(std::string_view pcm) {

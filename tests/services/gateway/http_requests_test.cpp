@@ -643,6 +643,17 @@ BOOST_AUTO_TEST_CASE(a_wrong_file_is_told_by_its_line) {
   BOOST_TEST(why(kSecret + " a\n" + kSecret + " b").find("repeats the key of 'a'") != std::string::npos);
 }
 
+BOOST_AUTO_TEST_CASE(what_makes_no_sense_of_a_session_fails_its_request_alone) {
+  const json body{{"messages", json::array({{{"role", "user"}, {"content", "hi"}}})}};
+  auto talk = chat(body);
+  talk.text("tool_call", R"({"id":"c","name":["f"],"arguments":{}})");
+  BOOST_TEST(talk.head.status == 500);
+  BOOST_TEST(talk.request->is_over());
+  auto other = chat(body);
+  other.turn({{"usage", {{"prompt_tokens", "many"}}}});
+  BOOST_TEST(other.head.status == 500);
+}
+
 BOOST_AUTO_TEST_CASE(no_top_p_is_wrong_without_its_name) {
   const json body{{"messages", json::array({{{"role", "user"}, {"content", "hi"}}})}};
   auto greedy = body, wrong = body;
