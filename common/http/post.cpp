@@ -3,14 +3,17 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <memory>
+#include <thread>
 
 namespace parlando::http {
 
@@ -47,6 +50,46 @@ Result<void> wait_for(int fd, short events, const Patience& patience) {
     if (ready > 0) return {};
     if (ready < 0 && errno != EINTR) return fail(Errc::unavailable, "the connection broke: {}", std::strerror(errno));
   }
+}
+
+constexpr int kLookupsMax = 16;  // that hang at a time
+std::atomic<int> lookups{0};
+
+/// A look-up of a name, which two threads share: the one that waits may leave first.
+struct Lookup {
+  std::string host, port;
+  Socket done{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
+  int error = 0;  ///< of getaddrinfo; it and the list may be read when `done` can
+  addrinfo* list = nullptr;
+  ~Lookup() {
+    if (list != nullptr) ::freeaddrinfo(list);
+  }
+};
+
+Result<std::shared_ptr<Lookup>> look_up(const Url& url, const PostLimits& limits, const Patience& until) {
+  auto lookup = std::make_shared<Lookup>();
+  lookup->host = url.host;
+  lookup->port = std::to_string(url.port);
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICHOST;  // an address needs nobody
+  if (::getaddrinfo(lookup->host.c_str(), lookup->port.c_str(), &hints, &lookup->list) == 0) return lookup;
+  if (lookup->done.fd < 0) return fail(Errc::unavailable, "there is no descriptor: {}", std::strerror(errno));
+  if (lookups.fetch_add(1) >= kLookupsMax) {
+    --lookups;
+    return fail(Errc::overloaded, "{} look-ups of names have no answer yet", kLookupsMax);
+  }
+  hints.ai_flags = 0;
+  std::thread([lookup, hints, resolver = limits.resolver ? limits.resolver : Resolver(::getaddrinfo)] {
+    lookup->error = resolver(lookup->host.c_str(), lookup->port.c_str(), &hints, &lookup->list);
+    --lookups;
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto ignored = ::write(lookup->done.fd, &one, sizeof one);
+  }).detach();
+  PARLANDO_DO(wait_for(lookup->done.fd, POLLIN, until));
+  if (lookup->error != 0)
+    return fail(Errc::unavailable, "'{}' is not known: {}", url.host, ::gai_strerror(lookup->error));
+  return lookup;
 }
 
 Result<void> connect_to(const Socket& socket, const addrinfo& address, const Patience& until) {
@@ -155,15 +198,10 @@ Result<Url> Url::parse(std::string_view text) {
 namespace {
 
 Result<PostAnswer> ask(const Url& url, const std::string& request, const PostLimits& limits) {
-  addrinfo hints{};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* list = nullptr;
-  if (const int error = ::getaddrinfo(url.host.c_str(), std::to_string(url.port).c_str(), &hints, &list); error != 0)
-    return fail(Errc::unavailable, "'{}' is not known: {}", url.host, ::gai_strerror(error));
-  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> addresses(list, &::freeaddrinfo);
   const Patience until{Clock::now() + limits.time_max, limits.give_up};
+  PARLANDO_TRY(const auto lookup, look_up(url, limits, until));
   auto failure = Error{Errc::unavailable, "it has no address"};
-  for (const auto* a = addresses.get(); a != nullptr; a = a->ai_next) {
+  for (const auto* a = lookup->list; a != nullptr; a = a->ai_next) {
     const Socket socket(::socket(a->ai_family, a->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, a->ai_protocol));
     if (socket.fd < 0) return fail(Errc::unavailable, "there is no socket: {}", std::strerror(errno));
     if (const auto connected = connect_to(socket, *a, until); !connected) {
