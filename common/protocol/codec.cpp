@@ -85,6 +85,7 @@ constexpr TypeFacts kTypes[] = {
     {MessageType::waiting, "waiting", 0, true},
     {MessageType::noted, "noted", 0, false},
     {MessageType::event, "event", 4 * kMiB, true},  // as turn_done, which it may carry
+    {MessageType::decided, "decided", 0, true},
 };
 
 /// Type number -> place in kTypes, or -1.

@@ -86,6 +86,7 @@ enum class MessageType : std::uint16_t {
   waiting = 119,
   noted = 120,
   event = 121,
+  decided = 122,
 };
 
 /// Bound on the type numbers, for tables.

@@ -98,7 +98,7 @@ std::string describe_messages() {
               SpeechStarted, SpeechEnded, Cancelled, SpeechPaused, SpeechResumed, Played, Configure, Item, Respond,
               ToolOutput, Utter, Truncate, Forget, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech,
               Commit, History, Committed, Records, Erase, Erased, Opened, TurnDone, Checkpoint, Attached, Hold, Release,
-              Interrupted, Waiting, Noted, Event>();
+              Interrupted, Waiting, Noted, Event, Decided>();
 }
 
 }  // namespace parlando::protocol

@@ -125,6 +125,8 @@ struct ErrorMessage {
   static constexpr MessageType kType = MessageType::error;
   std::string code = "internal", message;
   std::int64_t retry_ms = 0;  ///< when trying again makes sense; 0: no hint
+  JsonText settled = {};      ///< to a gateway, as in TurnDone
+  std::int64_t sound_from = -1;
   template <class V>
   void fields(V&& v) {
     // What a library says of its failure may be long; an error that cannot be read would be one that nobody hears of.
@@ -132,6 +134,8 @@ struct ErrorMessage {
     v("code", code, bytes_at_most(40));
     v("message", message, bytes_at_most(4000));
     v("retry_ms", retry_ms, within(0, 3600000));
+    v("settled", settled);
+    v("sound_from", sound_from, at_least(-1));
   }
 };
 
@@ -228,6 +232,7 @@ struct Conversation : Settings {
   std::int64_t transcript_bytes = 0, reply_bytes = 0;  ///< of the open turn's texts, told to the client
   std::int64_t tool_calls = 0;
   JsonText tool_results;           ///< array of the results of those calls
+  JsonText call_ids;               ///< and of the names under which the client knows them
   std::int64_t pieces = 0;         ///< spoken wholly
   std::int64_t piece_samples = 0;  ///< of the next one
   std::int64_t turn_samples = 0;   ///< of the turn, in all
@@ -246,6 +251,31 @@ struct Conversation : Settings {
     v("pieces", pieces, at_least(0));
     v("piece_samples", piece_samples, at_least(0));
     v("turn_samples", turn_samples, at_least(0));
+    v("call_ids", call_ids);
+  }
+};
+
+/// What a turn is, as far as that is certain: the answer to an input, or to what was said from one sample to another.
+struct TurnFacts {
+  TurnId of_turn;                   ///< 0: nothing is certain
+  std::uint64_t answers_input = 0;  ///< Say, Respond or Utter; 0: the turn is an utterance
+  std::uint64_t begin_input = 0;    ///< what came before this input stands in front of the turn
+  std::uint64_t end_input = 0;      ///< the Flush that has ended the utterance; 0: none has
+  /// Where the utterance begins; with `answers_input` what was being said then and is the next turn; -1: nothing was.
+  std::int64_t begin_sample = -1;
+  std::int64_t end_sample = -1;      ///< where it ends; -1: it goes on
+  std::int64_t sound_end = -1;       ///< and the silence behind it that belongs to it
+  std::uint64_t settings_input = 0;  ///< the last Configure that holds for the turn
+  template <class V>
+  void fields(V&& v) {
+    v("of_turn", of_turn);
+    v("answers_input", answers_input);
+    v("begin_input", begin_input);
+    v("end_input", end_input);
+    v("begin_sample", begin_sample, at_least(-1));
+    v("end_sample", end_sample, at_least(-1));
+    v("sound_end", sound_end, at_least(-1));
+    v("settings_input", settings_input);
   }
 };
 
@@ -257,6 +287,10 @@ struct Open : Conversation {
   bool inputs_kept = true;   ///< those of the open turn follow; else nobody but its controller can go on with it
   std::string token_digest;  ///< SHA-256 of the token that resumes the session, in hexadecimal digits; empty: none does
   bool stored = true;  ///< its turns are; else it has no history but its Items, and nothing of it outlives its stream
+  std::uint64_t last_input = 0;  ///< inputs up to this were said to a former owner, and are said again
+  std::int64_t turn_told = -1;   ///< the last turn whose end the client was told, and which was durable; -1: not known
+  std::int64_t sound_from = 0;   ///< the sound before this sample belongs to turns that are over
+  TurnFacts decided;             ///< by a former owner
   template <class V>
   void fields(V&& v) {
     Conversation::fields(v);
@@ -264,6 +298,10 @@ struct Open : Conversation {
     v("inputs_kept", inputs_kept);
     v("token_digest", token_digest, bytes_at_most(64));
     v("stored", stored);
+    v("last_input", last_input);
+    v("turn_told", turn_told, at_least(-1));
+    v("sound_from", sound_from, at_least(0));
+    decided.fields(v);
   }
 };
 
@@ -573,12 +611,16 @@ struct TurnDone {
   std::int64_t turn = 0;
   bool degraded = false;
   Bytes payload;
-  bool remembered = true;  ///< else it was told and forgotten (`Respond`), and the next turn has its number
+  bool remembered = true;        ///< else it was told and forgotten (`Respond`), and the next turn has its number
+  JsonText settled = {};         ///< array of the inputs that this answers: nobody is to be asked for them again
+  std::int64_t sound_from = -1;  ///< nor is the sound before this sample to be heard again; -1: as before
   template <class V>
   void fields(V&& v) {
     v("turn", turn, at_least(1));
     v("degraded", degraded);
     v("remembered", remembered);
+    v("settled", settled);
+    v("sound_from", sound_from, at_least(-1));
   }
 };
 
@@ -586,9 +628,13 @@ struct TurnDone {
 struct Cancelled {
   static constexpr MessageType kType = MessageType::cancelled;
   TurnId turn;
+  JsonText settled = {};  ///< as in TurnDone
+  std::int64_t sound_from = -1;
   template <class V>
   void fields(V&& v) {
     v("turn", turn);
+    v("settled", settled);
+    v("sound_from", sound_from, at_least(-1));
   }
 };
 
@@ -646,25 +692,39 @@ struct Noted {
   std::string id;  ///< of the Item
   std::string text;
   std::int64_t first_sample = 0, end_sample = 0;  ///< of the utterance
+  JsonText settled = {};                          ///< as in TurnDone
+  std::int64_t sound_from = -1;
   template <class V>
   void fields(V&& v) {
     v("id", id, bytes_at_most(100));
     v("text", text);
     v("first_sample", first_sample, at_least(0));
     v("end_sample", end_sample, at_least(0));
+    v("settled", settled);
+    v("sound_from", sound_from, at_least(-1));
   }
 };
 
 /// Inputs up to `input` will never be asked for again; of later ones, audio behind `keep_until` neither (0: all is
-/// kept).
+/// kept), but for the last `recent_samples` of it.
 struct Checkpoint {
   static constexpr MessageType kType = MessageType::checkpoint;
   std::uint64_t input = 0, keep_until = 0;
+  std::int64_t recent_samples = 0;
+  std::int64_t sound_from = -1;  ///< as in TurnDone
   template <class V>
   void fields(V&& v) {
     v("input", input);
     v("keep_until", keep_until);
+    v("recent_samples", recent_samples, at_least(0));
+    v("sound_from", sound_from, at_least(-1));
   }
+};
+
+/// What the turn under way is, as soon as that is certain, and again when more of it is. Another owner is told so with
+/// Open and goes by it, instead of finding out once more. It holds until the turn's end is told.
+struct Decided : TurnFacts {
+  static constexpr MessageType kType = MessageType::decided;
 };
 
 /// Between a client and its gateway, both ways: a message in the text form of `/v1/dialogue` (payload). What a client
@@ -967,7 +1027,8 @@ struct Committed {
 };
 
 /// Deletes everything that was said in the session, for good. Its epoch stays as a tombstone: nobody writes to it
-/// again. Answered by Erased.
+/// again. Answered by Erased. To a controller, on a stream of its own: by a client that may; whoever leads the session
+/// stops, and Errc::not_found says that nothing is stored under this name.
 struct Erase {
   static constexpr MessageType kType = MessageType::erase;
   template <class V>

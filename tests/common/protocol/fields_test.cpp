@@ -176,7 +176,7 @@ using All = List<Hello, Heartbeat, HeartbeatReply, Window, Cancel, ErrorMessage,
                  SpeechEnded, Cancelled, Tokens, Hear, Generate, Text, Say, ToolResult, GoOn, Speak, Speech, Commit,
                  History, Committed, Records, Opened, TurnDone, Checkpoint, Attach, Attached, ForkChat, SpeechPaused,
                  SpeechResumed, Played, Hold, Release, Interrupted, Configure, Item, Respond, ToolOutput, Utter,
-                 Truncate, Forget, Waiting, Noted, Erase, Erased, Event>;
+                 Truncate, Forget, Waiting, Noted, Erase, Erased, Event, Decided>;
 
 }  // namespace
 
@@ -203,7 +203,7 @@ BOOST_AUTO_TEST_CASE(what_is_missing_keeps_its_default_and_what_is_unknown_is_ig
   BOOST_REQUIRE(checkpoint.has_value());
   BOOST_TEST(checkpoint->input == 5u);
   BOOST_TEST(checkpoint->keep_until == 0u);
-  m.body = std::string(16, '\1') + "later";
+  m.body = std::string(32, '\1') + "later";
   BOOST_TEST(read<Checkpoint>(m)->keep_until == 0x0101010101010101ull);
   m.body.resize(11);
   BOOST_TEST(read<Checkpoint>(m).error().message == "checkpoint: keep_until has 3 of 8 bytes");
