@@ -1,8 +1,9 @@
 #include "services/gateway/input_log.hpp"
 
-#include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "common/base/assert.hpp"
+#include "common/base/nesting.hpp"
 
 namespace parlando::gateway {
 
@@ -48,10 +49,12 @@ const InputLog::Entry* InputLog::next() const { return handed_ < last() ? &entri
 void InputLog::handed_out() {
   PARLANDO_ASSERT(handed_ < last(), "only what next() gave can be handed out");
   const auto number = ++handed_;
+  said_ = std::max(said_, number);
   const auto size = size_of(at(number).input);
   waiting_samples_ -= size.samples;
   waiting_text_bytes_ -= size.text_bytes;
-  if (keep_until_ != 0 && number > keep_until_ && size.samples > 0) blank(number);
+  count_behind(number, size.samples);
+  drop_behind();
   trim();
 }
 
@@ -61,6 +64,23 @@ void InputLog::go_back_to(std::uint64_t number) {
     const auto size = size_of(at(handed_).input);
     waiting_samples_ += size.samples;
     waiting_text_bytes_ += size.text_bytes;
+    count_behind(handed_, -size.samples);
+  }
+}
+
+/// Audio that was handed out and lies behind what is kept in any case has come (or has gone).
+void InputLog::count_behind(std::uint64_t number, std::int64_t samples) {
+  if (keep_until_ != 0 && number > keep_until_) behind_samples_ += samples;
+}
+
+/// Only the latest of it stays.
+void InputLog::drop_behind() {
+  if (keep_until_ == 0) return;
+  for (behind_from_ = std::max(behind_from_, first_); behind_from_ <= handed_; ++behind_from_) {
+    const auto samples = size_of(at(behind_from_).input).samples;
+    if (samples == 0) continue;
+    if (behind_samples_ - samples < recent_samples_) return;
+    blank(behind_from_);
   }
 }
 
@@ -70,7 +90,9 @@ void InputLog::blank(std::uint64_t number) {
   const auto size = size_of(entry.input);
   samples_ -= size.samples;
   text_bytes_ -= size.text_bytes;
-  if (!handed_has(number)) {
+  if (handed_has(number)) {
+    count_behind(number, -size.samples);
+  } else {
     waiting_samples_ -= size.samples;
     waiting_text_bytes_ -= size.text_bytes;
   }
@@ -83,17 +105,47 @@ void InputLog::pop_front() {
   const auto size = size_of(entries_.front().input);
   samples_ -= size.samples;
   text_bytes_ -= size.text_bytes;
+  count_behind(first_, -size.samples);
   if (auto* configured = std::get_if<protocol::Configure>(&entries_.front().input)) settings_ = std::move(*configured);
   entries_.pop_front();
   ++first_;
 }
 
-void InputLog::checkpoint(std::uint64_t input, std::uint64_t keep_until) {
+void InputLog::checkpoint(std::uint64_t input, std::uint64_t keep_until, std::int64_t recent_samples) {
   while (first_ <= std::min(input, handed_)) pop_front();
   keep_until_ = keep_until;
+  recent_samples_ = recent_samples;
+  behind_samples_ = 0;
+  behind_from_ = std::max(first_, keep_until + 1);
   if (keep_until == 0) return;
-  for (auto number = std::max(first_, keep_until + 1); number <= handed_; ++number)
-    if (std::holds_alternative<protocol::Audio>(at(number).input)) blank(number);
+  for (auto number = behind_from_; number <= handed_; ++number) behind_samples_ += size_of(at(number).input).samples;
+  drop_behind();
+}
+
+void InputLog::settle(const protocol::JsonText& settled, std::int64_t sound_from) {
+  const auto list =
+      nested_deeper_than(settled.text, 2) ? nlohmann::json() : nlohmann::json::parse(settled.text, nullptr, false);
+  for (const auto& number : list.is_array() ? list : nlohmann::json::array()) {
+    if (!number.is_number_unsigned()) continue;
+    const auto n = number.get<std::uint64_t>();
+    if (n < first_ || n > std::min(said_, last()) || std::holds_alternative<protocol::Audio>(at(n).input)) continue;
+    blank(n);
+  }
+  sound_from_ = std::max(sound_from_, sound_from);
+  trim();
+}
+
+void InputLog::turn_over(TurnId turn, bool stored) {
+  if (turn >= decided_.of_turn) decided_ = {};
+  if (stored && turn_told_ >= 0) turn_told_ = std::max<std::int64_t>(turn_told_, turn.value);
+}
+
+void InputLog::describe(protocol::Open& open) const {
+  open.first_input = first_;
+  open.last_input = said_;
+  open.turn_told = turn_told_;
+  open.sound_from = sound_from_;
+  open.decided = decided_;
 }
 
 /// Keeps the limits at the expense of what was handed out: the oldest audio first, then whole inputs from the front.

@@ -14,12 +14,21 @@ namespace {
 
 constexpr int kResultDepthMax = 24;  // inside the array of results, inside a body of at most 32 levels
 
-/// What a tool_call's text says of its result, as JSON.
-std::string result_of(const std::string& text) {
+/// What a tool_call's text says of itself under this key, as JSON.
+std::string part_of(const std::string& text, const char* key) {
   if (nested_deeper_than(text, kResultDepthMax)) return "null";
   const auto call = json::parse(text, nullptr, false);
-  if (!call.is_object() || !call.contains("result")) return "null";
-  return dump(call["result"]);
+  if (!call.is_object() || !call.contains(key)) return "null";
+  return dump(call[key]);
+}
+
+/// The elements of a JSON array, as JSON.
+std::vector<std::string> elements_of(const protocol::JsonText& list) {
+  const auto parsed =
+      nested_deeper_than(list.text, kResultDepthMax + 1) ? json() : json::parse(list.text, nullptr, false);
+  std::vector<std::string> out;
+  for (const auto& element : parsed.is_array() ? parsed : json::array()) out.push_back(dump(element));
+  return out;
 }
 
 /// The first byte at or behind `at` that begins a character.
@@ -36,7 +45,10 @@ void OpenTurn::begin(TurnId id) {
   id_ = id;
 }
 
-void OpenTurn::count_tool_call(const protocol::Text& message) { tool_results_.push_back(result_of(message.text)); }
+void OpenTurn::count_tool_call(const protocol::Text& message) {
+  tool_results_.push_back(part_of(message.text, "result"));
+  call_ids_.push_back(part_of(message.text, "id"));
+}
 
 std::optional<std::string_view> OpenTurn::text(const protocol::Text& message) {
   const std::string_view all = message.text;
@@ -85,10 +97,8 @@ void OpenTurn::resume(protocol::Conversation state) {
   id_ = state.open_turn;
   transcript_bytes_ = state.transcript_bytes;
   reply_bytes_ = state.reply_bytes;
-  const auto results = nested_deeper_than(state.tool_results.text, kResultDepthMax + 1)
-                           ? json()
-                           : json::parse(state.tool_results.text, nullptr, false);
-  for (const auto& result : results.is_array() ? results : json::array()) tool_results_.push_back(dump(result));
+  tool_results_ = elements_of(state.tool_results);
+  call_ids_ = elements_of(state.call_ids);
   ids_ = std::move(state.payload);
   pieces_ = state.pieces;
   piece_samples_ = state.piece_samples;
@@ -101,6 +111,7 @@ void OpenTurn::describe(protocol::Conversation& open) const {
   open.reply_bytes = reply_bytes_;
   open.tool_calls = static_cast<std::int64_t>(tool_results_.size());
   open.tool_results.text = fmt::format("[{}]", fmt::join(tool_results_, ","));
+  open.call_ids.text = fmt::format("[{}]", fmt::join(call_ids_, ","));
   open.pieces = pieces_;
   open.piece_samples = piece_samples_;
   open.turn_samples = turn_samples_;

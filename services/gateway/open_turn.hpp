@@ -45,7 +45,7 @@ class OpenTurn {
   TurnId id_;
   bool started_ = false, ended_ = false, interrupted_ = false;
   std::int64_t transcript_bytes_ = 0, reply_bytes_ = 0;
-  std::vector<std::string> tool_results_;  ///< JSON, one a call
+  std::vector<std::string> tool_results_, call_ids_;  ///< JSON, one a call
   protocol::Bytes ids_;
   std::int64_t pieces_ = 0, piece_samples_ = 0, turn_samples_ = 0;
 };

@@ -53,6 +53,13 @@ void Sessions::on_opened(Client& client, Message& message, Time now) {
   // A turn that was reported before it was durable, and whose owner then died: the next owner has it not, and uses its
   // number again.
   session.turn_done = std::min(session.turn_done, TurnId{static_cast<std::uint32_t>(opened->turns)});
+  session.log.opened(opened->turns);
+  if (const auto turn = session.turn.id(); static_cast<std::int64_t>(turn.value) > opened->turns + 1) {
+    // The turn under way follows one of these: it begins again, under another number.
+    drop_sound(client, turn, now);
+    session.turn.end();
+    say(client, cancelled_event(turn));
+  }
   if (!std::exchange(session.told_opened, true))
     say(client,
         opened_event(session.id, session.seed, std::exchange(session.token.text, {}), *opened, session.options.lead));
@@ -80,6 +87,8 @@ void Sessions::on_error(Client& client, Message& message, Time now) {
 
 void Sessions::on_turn_error(Client& client, TurnId turn, const ErrorMessage& error, Time now) {
   auto& session = *client.session;
+  session.log.settle(error.settled, error.sound_from);
+  if (turn.value != 0) session.log.turn_over(turn, false);
   if (is_repeat(turn.value != 0 && turn <= session.turn_done)) return;
   if (turn.value != 0 || !session.turn.is_open()) {
     if (turn.value != 0) drop_sound(client, turn, now);
@@ -118,8 +127,14 @@ void Sessions::on_owner(Client& client, Message& message, Time now) {
       if (const auto body = read<Interrupted>(message)) interrupt(client, *body, now);
       return;
     case MessageType::checkpoint:
-      if (const auto checkpoint = read<Checkpoint>(message))
-        client.session->log.checkpoint(checkpoint->input, checkpoint->keep_until);
+      if (const auto point = read<Checkpoint>(message)) {
+        auto& log = client.session->log;
+        log.checkpoint(point->input, point->keep_until, point->recent_samples);
+        log.settle({}, point->sound_from);
+      }
+      return;
+    case MessageType::decided:
+      if (const auto body = read<Decided>(message)) client.session->log.decide(*body);
       return;
     default:
       ++counters_.malformed;
@@ -193,7 +208,10 @@ void Sessions::on_waiting(Client& client, Message& message, Time now) {
 void Sessions::on_noted(Client& client, Message& message, Time) {
   auto& session = *client.session;
   const auto body = read<Noted>(message);
-  if (!body || is_repeat(body->end_sample <= session.noted)) return;
+  if (!body) return;
+  session.log.settle(body->settled, body->sound_from);
+  session.log.turn_over(message.head.turn, true);
+  if (is_repeat(body->end_sample <= session.noted)) return;
   session.noted = body->end_sample;
   session.turn_done = std::max(session.turn_done, message.head.turn);
   if (session.turn.is_open() && session.turn.id() == message.head.turn) turn_over(session);
@@ -220,6 +238,8 @@ void Sessions::on_turn_done(Client& client, Message& message, Time now) {
   const auto body = read<TurnDone>(message);
   if (!body) return;
   const TurnId turn = message.head.turn.value != 0 ? message.head.turn : TurnId{static_cast<std::uint32_t>(body->turn)};
+  session.log.settle(body->settled, body->sound_from);
+  session.log.turn_over(turn, body->remembered);
   if (!enter_turn(session, turn)) return;
   if (body->remembered) session.turn_done = turn;
   session.losses = 0;
@@ -234,6 +254,8 @@ void Sessions::on_cancelled(Client& client, Message& message, Time now) {
   const auto body = read<Cancelled>(message);
   if (!body) return;
   const auto turn = body->turn.value != 0 ? body->turn : message.head.turn;
+  session.log.settle(body->settled, body->sound_from);
+  session.log.turn_over(turn, false);
   drop_sound(client, turn.value != 0 ? turn : session.turn.id(), now);
   // A turn that is not the open one was asked for, and nothing was dropped.
   if (turn.value == 0 || session.turn.id().value == 0 || turn == session.turn.id()) turn_over(session);

@@ -52,7 +52,7 @@ Open Sessions::describe(const Session& session) const {
   open.plays = session.playout.has_value();
   open.seed = session.seed;
   open.expected_epoch = session.epoch;
-  open.first_input = session.log.first();
+  session.log.describe(open);
   open.token_digest = session.token.digest;
   if (session.turn.is_open()) session.turn.describe(open);
   open.inputs_kept = !session.turn.is_open() || session.turn.id() != session.turn_resumed;

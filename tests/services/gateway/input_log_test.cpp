@@ -53,6 +53,66 @@ BOOST_AUTO_TEST_CASE(a_checkpoint_lets_inputs_go_but_none_that_were_not_handed_o
   BOOST_TEST(log.first() == 5u);
 }
 
+/// An utterance has begun before anybody noticed: the last of what lies behind a decision stays.
+BOOST_AUTO_TEST_CASE(the_last_sound_behind_keep_until_stays_as_it_comes) {
+  InputLog log;
+  for (int i = 0; i < 3; ++i) log.add(audio(320, 320 * i), 0);
+  hand_out(log);
+  log.checkpoint(0, 2, 640);
+  for (int i = 3; i < 8; ++i) log.add(audio(320, 320 * i), 0);
+  hand_out(log);
+  BOOST_TEST(log.audio_samples() == 4 * 320);
+  log.go_back();
+  std::string kept;
+  for (const auto& [number, sound] : hand_out(log)) kept += sound ? 'x' : '-';
+  BOOST_TEST(kept == "xx----xx");
+}
+
+BOOST_AUTO_TEST_CASE(what_is_settled_keeps_its_number_and_nothing_else) {
+  InputLog log;
+  log.add(audio(320), 0);
+  log.add(protocol::Say{"answered"}, 0);
+  log.add(protocol::Say{"not yet"}, 0);
+  hand_out(log);
+  log.settle({"[1,2,99]"}, 320);
+  log.settle({"nonsense"}, -1);
+  log.settle({R"({"a":[2]})"}, 100);
+  log.go_back();
+  std::vector<std::size_t> kinds;
+  for (; log.next() != nullptr; log.handed_out()) kinds.push_back(log.next()->input.index());
+  BOOST_TEST(kinds == (std::vector<std::size_t>{0, 0, 2}), boost::test_tools::per_element());
+  protocol::Open open;
+  log.describe(open);
+  BOOST_TEST(open.first_input == 1u);
+  BOOST_TEST(open.last_input == 3u);
+  BOOST_TEST(open.sound_from == 320);
+}
+
+BOOST_AUTO_TEST_CASE(a_decision_is_told_until_its_turn_is_over) {
+  InputLog log;
+  protocol::TurnFacts facts;
+  facts.of_turn = {2};
+  facts.answers_input = 7;
+  log.decide(facts);
+  log.turn_over({1}, true);
+  protocol::Open open;
+  log.describe(open);
+  BOOST_TEST(open.decided.answers_input == 7u);
+  BOOST_TEST(open.turn_told == 1);
+  log.turn_over({2}, false);
+  log.describe(open);
+  BOOST_TEST(open.decided.of_turn.value == 0u);
+  BOOST_TEST(open.turn_told == 1);
+  log.opened(0);
+  log.describe(open);
+  BOOST_TEST(open.turn_told == 0);
+  // Nobody knows what a client that has resumed was told.
+  InputLog resumed({}, 5);
+  resumed.turn_over({3}, true);
+  resumed.describe(open);
+  BOOST_TEST(open.turn_told == -1);
+}
+
 BOOST_AUTO_TEST_CASE(audio_behind_keep_until_goes_and_keeps_its_number) {
   InputLog log;
   for (int i = 0; i < 5; ++i) log.add(audio(320, 320 * i), 0);
