@@ -34,7 +34,6 @@ void Session::raise_voice(std::int64_t sample, Time now) {
   Voice voice;
   voice.over = playing_.value != 0 ? playing_ : turn_.id;
   voice.begin = sample;
-  voice.input = input_;
   voice.since = now;
   // An utterance that is only understood makes no sound, and some answers are not to be disturbed.
   voice.waits = is_answering() && (turn_.notes || !turn_.lead->settings.interrupts || turn_.lead->is_manual());
@@ -110,7 +109,10 @@ void Session::end_voice_here(Time now) {
 /// The client has said over the answer what it wanted to say: that is a question, be it as short as it may. The vad
 /// says where it is.
 void Session::flush_voice(const Flush& flush, Time now) {
-  if (around_.config.barge_in_ms == 0 || ear_.is_empty() || (voice_ && voice_->flushed)) return;
+  if (around_.config.barge_in_ms == 0 || ear_.is_empty() || (voice_ && voice_->flushed))
+    return turn_.inputs.push_back(taken_);
+  forget_flush();
+  flushed_input_ = taken_;
   flushed_sample_ = flush.end_sample < 0 ? ear_.end_sample() : std::min(flush.end_sample, ear_.end_sample());
   if (voice_) voice_->flushed = voice_->wins = true;
   if (voice_) hold_voice(now);
@@ -119,6 +121,11 @@ void Session::flush_voice(const Flush& flush, Time now) {
     send(Role::vad, Flush{flushed_sample_});
   else
     want(Role::vad, now);
+}
+
+/// It has led to nothing.
+void Session::forget_flush() {
+  if (std::exchange(flushed_sample_, -1) >= 0) turn_.inputs.push_back(flushed_input_);
 }
 
 /// It takes the word once it has spoken for so long; also by the clock, because a recording is said all at once.
@@ -140,7 +147,8 @@ void Session::judge_voice(Time now) {
 void Session::settle_voice(Time now) {
   if (voice_ && !voice_->end && now - heard_at_ >= kMicrophoneStops) end_voice_here(now);
   judge_voice(now);
-  if (!voice_ || turn_.stage != Stage::listening || !later_.empty()) return;
+  // What the client has asked for comes first, unless sound is missing behind the voice: then that waits for its end.
+  if (!voice_ || turn_.stage != Stage::listening || (!later_.empty() && !turn_.sealed)) return;
   if (voice_->taken || voice_->waits || (is_quiet() && (open_.plays || !voice_->holds))) take_voice(now);
 }
 
@@ -191,7 +199,9 @@ void Session::interrupt(Time now) {
     const auto stored = is_last ? Turn() : stored_turn(voice.over);
     const auto most = is_last ? last_->samples : std::max<std::int64_t>(0, voice.heard_samples);
     const auto samples = voice.heard_samples < 0 ? most : std::min(voice.heard_samples, most);
-    cut_turn(voice.over, samples, (is_last ? *last_ : stored).heard_text(samples));
+    // The number of a turn that was told and forgotten may be the next one's by now.
+    const bool remembered = !is_last || last_->remember;
+    cut_turn(voice.over, samples, (is_last ? *last_ : stored).heard_text(samples), remembered);
   }
   if (!is_answering()) return;
   const auto said = under_way ? voice.heard_samples : 0;
@@ -199,7 +209,7 @@ void Session::interrupt(Time now) {
   const auto heard = turn_.heard_text(samples);
   const bool is_stored = turn_.stage == Stage::closing || turn_.durable || turn_.committing;
   if (is_stored)
-    cut_turn(turn_.id, samples, heard);
+    cut_turn(turn_.id, samples, heard, turn_.remember);
   else
     tell(Interrupted{turn_.id, samples, heard});
   if (turn_.stage == Stage::closing) return;
@@ -214,6 +224,7 @@ void Session::end_answer(std::int64_t samples, const std::string& heard, Time no
     tell(Cancelled{turn_.id});
     return next_turn(now);
   }
+  forget_calls();
   turn_.text_done = true;
   turn_.waits_since = Time::max();
   turn_.samples = samples;
@@ -226,12 +237,11 @@ void Session::end_answer(std::int64_t samples, const std::string& heard, Time no
 }
 
 /// It is stored, or on its way there: the next turn's record says what was heard of it.
-void Session::cut_turn(TurnId turn, std::int64_t samples, const std::string& heard) {
+void Session::cut_turn(TurnId turn, std::int64_t samples, const std::string& heard, bool remembered) {
   auto to = client_head();
   to.turn = turn;
   tell(to, Interrupted{turn, samples, heard});
-  const bool remembered = turn == turn_.id ? turn_.remember : !last_ || last_->id != turn || last_->remember;
-  if (remembered) correct({{"turn", turn.value}, {"heard", heard}});
+  if (remembered) correct(0, {{"turn", turn.value}, {"heard", heard}});
 }
 
 /// The voice begins the turn that stands ready.
@@ -239,6 +249,10 @@ void Session::take_voice(Time now) {
   release_voice();
   const auto voice = *std::exchange(voice_, std::nullopt);
   const auto flushed = std::exchange(flushed_sample_, -1);
+  if (voice.flushed && flushed >= 0) {
+    turn_.end_input = flushed_input_;
+    turn_.inputs.push_back(flushed_input_);
+  }
   begin_hearing(voice.begin, now);
   if (turn_.stage != Stage::hearing) return;
   const bool asked = turn_.sealed;  // the vad is asked for its end already
@@ -246,7 +260,7 @@ void Session::take_voice(Time now) {
   if (voice.flushed && voice.end) return finish_hearing(*voice.end, Detector::client, now);
   // Its pauses were not judged: the vad tells of them again.
   if (!voice.flushed && turn_.lead->is_semantic() && judged_) return hear_again(now);
-  if (voice.end && turn_.lead->is_manual())
+  if (voice.end && turn_.lead->is_manual() && !asked)
     turn_.end_sample = *voice.end;
   else if (voice.end)
     finish_hearing(*voice.end, Detector::silence, now);

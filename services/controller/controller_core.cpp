@@ -9,11 +9,21 @@
 
 namespace parlando::controller {
 using namespace protocol;
+using nlohmann::json;
 using transport::PeerState;
 
 namespace {
 constexpr std::size_t kEndedMax = 16384;  // above it a stream without a session is answered again
+constexpr std::size_t kIdentityBytesMax = 512u << 10;
+
+/// Of the time zone here, east of Greenwich.
+std::int64_t zone_seconds() {
+  const auto now = std::time(nullptr);
+  std::tm local{};
+  localtime_r(&now, &local);
+  return local.tm_gmtoff;
 }
+}  // namespace
 
 ControllerCore::ControllerCore(ControllerConfig config, Personas personas, std::unique_ptr<ToolServer> tools)
     : config_(std::move(config)),
@@ -24,7 +34,52 @@ ControllerCore::ControllerCore(ControllerConfig config, Personas personas, std::
 
 std::time_t ControllerCore::wall_time(Time now) const {
   if (!wall_ahead_) return std::time(nullptr);
-  return (std::chrono::floor<std::chrono::seconds>(now.time_since_epoch()) + *wall_ahead_).count();
+  return (std::chrono::floor<std::chrono::seconds>(now.time_since_epoch()) + *wall_ahead_ + zone_shift_).count();
+}
+
+std::string ControllerCore::identity() const {
+  json out{{"owner", owner_}, {"personas", json::object()}, {"left", json::array()}, {"zone", zone_seconds()}};
+  for (const auto& [name, persona] : personas_)
+    out["personas"][name] = {{"system", persona.system}, {"speaker", persona.speaker}};
+  for (const auto& entry : left_)
+    out["left"].push_back({{"high", entry.session.high},
+                           {"low", entry.session.low},
+                           {"epoch", entry.epoch.value},
+                           {"turn", entry.turn},
+                           {"record", entry.record}});
+  return out.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+/// Of a recording: nothing is read or written here that was not there.
+void ControllerCore::set_identity(std::string identity) {
+  const auto in = json::parse(identity, nullptr, false);
+  if (!in.is_object()) {  // of a former build
+    owner_ = std::move(identity);
+    return;
+  }
+  owner_ = in.value("owner", owner_);
+  personas_.clear();
+  const auto personas = in.value("personas", json::object());
+  for (const auto& [name, persona] : personas.items())
+    personas_[name] = {persona.value("system", ""), persona.value("speaker", "")};
+  journal_ = Journal({});
+  leftovers_.clear();
+  left_.clear();
+  const auto left = in.value("left", json::array());
+  for (const auto& entry : left)
+    left_.push_back({{entry.value("high", std::uint64_t{0}), entry.value("low", std::uint64_t{0})},
+                     {entry.value("epoch", std::uint64_t{0})},
+                     entry.value("turn", std::int64_t{0}),
+                     entry.value("record", "{}")});
+  restore_journal(left_, Time::max());
+  zone_shift_ = std::chrono::seconds(in.value("zone", zone_seconds()) - zone_seconds());
+}
+
+std::string ControllerCore::why_not_replayable() const {
+  if (tools_ != nullptr) return "tools_url answers from outside";
+  if (identity().size() > kIdentityBytesMax)
+    return "its personas and the turns that wait are more than the header of a recording holds";
+  return {};
 }
 
 ControllerCore::~ControllerCore() = default;
@@ -40,6 +95,7 @@ Result<std::unique_ptr<service::Core>> ControllerCore::make(const ControllerConf
   }
   auto core = std::make_unique<ControllerCore>(config, std::move(personas), std::move(tools));
   PARLANDO_TRY(auto entries, core->journal_.load());
+  core->left_ = entries;
   core->restore_journal(std::move(entries), Time::max());
   return std::unique_ptr<service::Core>(std::move(core));
 }
@@ -57,11 +113,11 @@ std::string ControllerCore::why_not_ready() const {
 
 bool ControllerCore::drain() {
   draining_ = true;
-  return sessions_.empty() && leftovers_.empty();
+  return sessions_.empty() && leftovers_.empty() && erasures_.empty();
 }
 
 milliseconds ControllerCore::tick_interval() const {
-  return busy_.empty() && leftovers_.empty() ? milliseconds(500) : milliseconds(20);
+  return busy_.empty() && leftovers_.empty() && erasures_.empty() ? milliseconds(500) : milliseconds(20);
 }
 
 /// A session that nobody is at, and in which nothing is under way, gives way to one that somebody wants.
@@ -89,6 +145,11 @@ const Turn* ControllerCore::turn_of(SessionId session) const {
 void ControllerCore::on_message(const std::string& peer, Message message, Time now) {
   const auto id = message.head.session;
   if (!fleet_.role_of(peer)) return from_gateway(peer, std::move(message), now);
+  for (auto& [key, erasure] : erasures_) {
+    if (key.first != id || !erasure.eraser.is_current(peer, message.head.stream)) continue;
+    erasure.eraser.on_message(std::move(message), now);
+    return settle_erasures(now);
+  }
   if (const auto left = leftovers_.find(id);
       left != leftovers_.end() && left->second.ledger.is_current(peer, message.head.stream))
     return left->second.ledger.on_message(std::move(message), now);
@@ -100,10 +161,12 @@ void ControllerCore::from_gateway(const std::string& peer, Message message, Time
   const ClientStream client{peer, message.head.stream, message.head.link};
   if (message.head.type == MessageType::open) return open(client, std::move(message), now);
   if (message.head.type == MessageType::attach) return attach(client, std::move(message), now);
+  if (message.head.type == MessageType::erase) return erase(client, message.head, now);
   const auto found = sessions_.find(id);
   const bool its = found != sessions_.end() && found->second->client() == client;
   if (message.head.type == MessageType::close) {
     ended_.erase({id, client});
+    if (const auto wish = erasures_.find({id, client}); wish != erasures_.end()) wish->second.to.stream = {};
     if (!its) return;
     const auto close = read<Close>(message);
     if (close && close->detached) return part(found, now);
@@ -222,6 +285,41 @@ void ControllerCore::refuse(const ClientStream& client, const Envelope& to, cons
   answer_error(client.gateway, to, error, is_refusal(error.code) ? kRetry : milliseconds(0));
 }
 
+/// Whether the client may is the gateway's to know. What is begun is finished, whoever waits for the answer.
+void ControllerCore::erase(const ClientStream& client, const Envelope& to, Time now) {
+  if (erasures_.size() >= Eraser::kMax)
+    return refuse(client, to, {Errc::overloaded, fmt::format("{} sessions are being erased", erasures_.size())});
+  erasures_.try_emplace({to.session, client}, Erasure{to, Eraser(to.session, owner_, config_, fleet_, *this, now)});
+  settle_erasures(now);
+}
+
+/// What this controller still has of a session that is erased goes with it.
+void ControllerCore::settle_erasures(Time now) {
+  for (auto it = erasures_.begin(); it != erasures_.end();) {
+    auto& [key, erasure] = *it;
+    auto& [id, client] = key;
+    erasure.eraser.tick(now);
+    if (!erasure.eraser.is_over()) {
+      ++it;
+      continue;
+    }
+    erasure.eraser.close();
+    const auto turns = erasure.eraser.turns();
+    if (turns) {
+      telemetry::log(telemetry::Level::info, "controller erases a session session={} turns={}", id.text(), *turns);
+      with(id, now, [](Session& s) { s.yield({}); });
+      leftovers_.erase(id);
+    }
+    if (erasure.to.stream.value != 0) {
+      if (turns)
+        answer(client.gateway, erasure.to, Erased{*turns});
+      else
+        refuse(client, erasure.to, *erasure.eraser.failure());
+    }
+    it = erasures_.erase(it);
+  }
+}
+
 /// Runs something of a session; what it throws ends its turn, not the process and not other sessions.
 template <class F>
 void ControllerCore::with(SessionId id, Time now, F&& f) {
@@ -273,8 +371,10 @@ void ControllerCore::on_peer(const transport::Peer& peer, PeerState state, Time 
     if (peer.caller && state == PeerState::down) forget_gateway(peer.instance, now);
     return;
   }
-  if (*role == Role::context)
+  if (*role == Role::context) {
     for (auto& [id, left] : leftovers_) left.ledger.on_peer(peer.instance, state, now);
+    for (auto& [key, erasure] : erasures_) erasure.eraser.on_peer(peer.instance, state, now);
+  }
   std::vector<SessionId> ids;
   for (const auto& [id, session] : sessions_) ids.push_back(id);
   for (const auto& id : ids) with(id, now, [&](Session& s) { s.on_peer(*role, peer.instance, state, now); });
@@ -286,12 +386,17 @@ void ControllerCore::forget_gateway(const std::string& gateway, Time now) {
     if (session->client().gateway == gateway) ids.push_back(id);
   for (const auto& id : ids) part(sessions_.find(id), now);
   std::erase_if(ended_, [&](const auto& e) { return e.second.gateway == gateway; });
+  for (auto& [key, erasure] : erasures_)
+    if (key.second.gateway == gateway) erasure.to.stream = {};  // it is finished all the same
 }
 
 void ControllerCore::on_refused(const std::string& peer, const Envelope& head, const Error& error, Time now) {
   if (const auto left = leftovers_.find(head.session);
       left != leftovers_.end() && left->second.ledger.is_current(peer, head.stream))
     return left->second.ledger.on_refused(error, now);
+  for (auto& [key, erasure] : erasures_)
+    if (key.first == head.session && erasure.eraser.is_current(peer, head.stream))
+      return erasure.eraser.on_refused(error, now);
   with(head.session, now, [&](Session& s) { s.on_refused(peer, head, error, now); });
 }
 
@@ -300,10 +405,14 @@ void ControllerCore::on_tick(Time now) {
   for (const auto& id : ids) with(id, now, [&](Session& s) { s.on_tick(now); });
   tick_detached(now);
   tick_leftovers(now);
+  settle_erasures(now);
   const auto waiting = commits_waiting();
   if (tally_.commits_waiting.impl != nullptr) tally_.commits_waiting.set(static_cast<double>(waiting));
-  if (waiting > 0) return;
-  if (const auto good = journal_.clear(); !good)
+  if (waiting > 0 && !journal_.is_long(waiting)) return;
+  std::vector<JournalEntry> entries;
+  for (const auto& [id, session] : sessions_) session->ledger().add_journaled(entries);
+  for (const auto& [id, left] : leftovers_) left.ledger.add_journaled(entries);
+  if (const auto good = waiting > 0 ? journal_.keep(entries) : journal_.clear(); !good)
     telemetry::log(telemetry::Level::error, "controller: {}", good.error().message);
 }
 

@@ -8,6 +8,7 @@
 
 #include "common/service/core.hpp"
 #include "common/service/recording.hpp"
+#include "services/controller/eraser.hpp"
 #include "services/controller/session.hpp"
 
 namespace parlando::controller {
@@ -33,10 +34,12 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   /// True when no session and no waiting turn is left; gateways move idle sessions away.
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
-  std::string identity() const override { return owner_; }
-  void set_identity(std::string owner) override { owner_ = std::move(owner); }
+  /// What its decisions depend on besides its configuration, as JSON: its name, personas, the turns that a former
+  /// process has left, the time zone.
+  std::string identity() const override;
+  void set_identity(std::string identity) override;
   void set_wall_clock(std::chrono::seconds ahead) override { wall_ahead_ = ahead; }
-  std::string why_not_replayable() const override { return tools_ == nullptr ? "" : "tools_url answers from outside"; }
+  std::string why_not_replayable() const override;
 
   /// For tests: the session's turn under way. @return nullptr when there is no such session
   const Turn* turn_of(SessionId session) const;
@@ -65,6 +68,8 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   void make_room(Time now);
   void drop_detached(SessionId id, std::string_view why, Time now);
   void refuse(const ClientStream& client, const protocol::Envelope& to, const Error& error);
+  void erase(const ClientStream& client, const protocol::Envelope& to, Time now);
+  void settle_erasures(Time now);
   Ledger ledger_for(SessionId id, Time now);
   template <class F>
   void with(SessionId id, Time now, F&& f);
@@ -82,12 +87,20 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   Fleet fleet_;
   Tally tally_;
   Journal journal_;
+  std::vector<JournalEntry> left_;                  ///< by a former process, as it was found
+  std::chrono::seconds zone_shift_{0};              ///< a replay's: from the time zone here to that of the recording
   std::optional<std::chrono::seconds> wall_ahead_;  ///< of the steady clock; as told, else as the system says
   bool draining_ = false;
   Sessions sessions_;                        ///< erased by the client's Close, its gateway's end, or the session's own
   std::map<SessionId, Time> detached_;       ///< those of `sessions_` without a client, and until when
   std::set<SessionId> busy_;                 ///< those of `sessions_` that time matters to
   std::map<SessionId, Leftover> leftovers_;  ///< erased when stored, stale, taken over or lost; at most sessions_max
+  /// Wishes to erase a session, by the stream that the answer goes to. Erased by the answer; at most Eraser::kMax.
+  struct Erasure {
+    protocol::Envelope to;
+    Eraser eraser;
+  };
+  std::map<std::pair<SessionId, ClientStream>, Erasure> erasures_;
   std::set<std::pair<SessionId, ClientStream>>
       ended_;  ///< have had their last word; erased by Close or the gateway's end
 };

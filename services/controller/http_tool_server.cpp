@@ -3,6 +3,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "common/base/assert.hpp"
 #include "common/base/nesting.hpp"
 
@@ -41,11 +43,26 @@ HttpToolServer::~HttpToolServer() {
 bool HttpToolServer::ask(Ask ask) {
   {
     const std::lock_guard lock(mutex_);
-    if (waiting_.size() >= limits_.waiting_max) return false;
-    waiting_.push_back(std::move(ask));
+    auto& calls = calls_[ask.session];
+    if (waiting_.size() >= limits_.waiting_max || calls >= limits_.session_max) {
+      if (calls == 0) calls_.erase(ask.session);
+      return false;
+    }
+    ++calls;
+    const auto until = std::chrono::steady_clock::now() + ask.budget;
+    waiting_.push_back({std::move(ask), until});
   }
   more_.notify_one();
   return true;
+}
+
+void HttpToolServer::forget(SessionId session, const std::string& id) {
+  const std::lock_guard lock(mutex_);
+  const auto its = [&](const Waiting& w) { return w.ask.session == session && w.ask.id == id; };
+  const auto found = std::find_if(waiting_.begin(), waiting_.end(), its);
+  if (found == waiting_.end()) return;  // it is being made, and its answer will find nobody
+  waiting_.erase(found);
+  if (--calls_[session] == 0) calls_.erase(session);
 }
 
 std::vector<ToolServer::Answer> HttpToolServer::take() {
@@ -55,34 +72,44 @@ std::vector<ToolServer::Answer> HttpToolServer::take() {
   return std::exchange(answers_, {});
 }
 
-void HttpToolServer::run() {
+/// The next call that somebody waits for. @return nothing: it is over
+std::optional<HttpToolServer::Waiting> HttpToolServer::next() {
+  std::unique_lock lock(mutex_);
   for (;;) {
-    Ask ask;
-    {
-      std::unique_lock lock(mutex_);
-      more_.wait(lock, [this] { return ends_ || !waiting_.empty(); });
-      if (ends_) return;
-      ask = std::move(waiting_.front());
-      waiting_.pop_front();
-    }
-    auto result = result_of(ask);
+    more_.wait(lock, [this] { return ends_ || !waiting_.empty(); });
+    if (ends_) return std::nullopt;
+    auto call = std::move(waiting_.front());
+    waiting_.pop_front();
+    if (std::chrono::steady_clock::now() < call.until) return call;
+    if (--calls_[call.ask.session] == 0) calls_.erase(call.ask.session);
+  }
+}
+
+void HttpToolServer::run() {
+  while (auto call = next()) {
+    auto result = result_of(*call);
     {
       const std::lock_guard lock(mutex_);
-      answers_.push_back({ask.session, ask.id, std::move(result)});
+      if (--calls_[call->ask.session] == 0) calls_.erase(call->ask.session);
+      answers_.push_back({call->ask.session, call->ask.id, std::move(result)});
     }
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto ignored = ::write(wake_, &one, sizeof one);
   }
 }
 
-json HttpToolServer::result_of(const Ask& ask) const {
+json HttpToolServer::result_of(const Waiting& call) const {
+  const auto& ask = call.ask;
   const json body{{"name", ask.name},
                   {"arguments", ask.arguments},
                   {"session", ask.session.text()},
                   {"turn", ask.turn.value},
                   {"id", ask.id}};
+  auto limits = limits_.post;
+  limits.time_max = std::min(
+      limits.time_max, std::chrono::ceil<std::chrono::milliseconds>(call.until - std::chrono::steady_clock::now()));
   const auto text = body.dump(-1, ' ', false, json::error_handler_t::replace);
-  const auto answer = http::post(url_, text, "application/json", limits_.post);
+  const auto answer = http::post(url_, text, "application/json", limits);
   if (!answer) return {{"error", "the tool server: " + answer.error().message}};
   if (answer->status < kStatusGood || answer->status >= kStatusElse)
     return {{"error", fmt::format("the tool server answers with status {}", answer->status)}};

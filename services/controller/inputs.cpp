@@ -38,6 +38,7 @@ void Session::skip_stored(Message message, Time now) {
 }
 
 void Session::take(std::uint64_t input, Message message, Time now) {
+  taken_ = input;
   switch (message.head.type) {
     case MessageType::flush:
       return read_input<Flush>(message, [&](const Flush& f) { on_flush(f, now); });
@@ -61,6 +62,7 @@ void Session::take(std::uint64_t input, Message message, Time now) {
       return read_input<Forget>(message, [&](const Forget& f) { on_forget(f); });
     default:
       --input_;
+      taken_ = 0;
       refuse_input(
           {Errc::unsupported, fmt::format("a controller takes no {} from a client", to_string(message.head.type))});
   }
@@ -70,6 +72,9 @@ void Session::take(std::uint64_t input, Message message, Time now) {
 
 /// It belongs behind a turn that is only understood, or whose end is being looked for.
 bool Session::must_wait(MessageType type, Time now) const {
+  if (decided_ && type != MessageType::flush) return true;
+  // A former owner has finished that answer, or would have.
+  if (is_an_answer(type) && is_said_again() && is_answering()) return true;
   const bool ends = turn_.sealed || (turn_.notes && is_answering());
   // A second flush of what is said behind an utterance whose end is being looked for is the next one's.
   if (type == MessageType::flush)
@@ -89,6 +94,7 @@ bool Session::must_wait(MessageType type, Time now) const {
 
 bool Session::waits(std::uint64_t input, Message& message, Time now) {
   const bool orders = message.head.type == MessageType::flush || is_an_answer(message.head.type);
+  if (is_decided(input)) return false;
   if (!orders || (later_.empty() && !must_wait(message.head.type, now))) return false;
   if (later_.size() >= kLaterMax) {
     refuse_input({Errc::overloaded, fmt::format("{} inputs wait for the end of a turn", later_.size())});
@@ -106,7 +112,7 @@ bool Session::waits(std::uint64_t input, Message& message, Time now) {
 }
 
 void Session::take_later(Time now) {
-  while (!later_.empty() && !over_ && !turn_.sealed && !is_answering() &&
+  while (!later_.empty() && !over_ && !turn_.sealed && !is_answering() && !decided_ &&
          !must_wait(later_.front().message.head.type, now)) {
     auto later = std::move(later_.front());
     later_.pop_front();
@@ -123,6 +129,10 @@ std::uint64_t Session::needed_input() const {
   if (!turn_.before.empty()) need(turn_.before.front().input);
   if (storing_) need(storing_->input);
   if (!later_.empty()) need(later_.front().input);
+  if (is_answering() && !turn_.durable) {
+    need(turn_.sound.first_input());
+    need(turn_.answers_input);
+  }
   for (const auto& [id, output] : early_outputs_) need(output.first);
   return first;
 }
@@ -134,8 +144,14 @@ void Session::on_configure(Settings settings, Time now) {
   if (!lead) return refuse_input(lead.error());
   const auto before = lead_->vad(judged_), after = (*lead)->vad(judged_);
   lead_ = *std::move(lead);
-  const bool free = turn_.stage == Stage::listening && !turn_.sealed;
-  if (free) turn_.lead = lead_;
+  configured_ = taken_;
+  const bool begins = turn_.stage == Stage::listening && !turn_.sealed;
+  const bool free = turn_.settings_until ? !is_answering() && configured_ <= *turn_.settings_until : begins;
+  if (free) {
+    turn_.lead = lead_;
+    turn_.settings_input = configured_;
+    if (turn_.stage == Stage::hearing) turn_.notes = !lead_->settings.answers;
+  }
   const bool same = before.threshold_permille == after.threshold_permille && before.silence_ms == after.silence_ms;
   if (same || (!free && !is_answering()) || !call(Role::vad).is_wanted()) return;
   hear_again(now);  // what it has heard belongs to the next turn
@@ -147,8 +163,9 @@ void Session::on_item(const Item& item, std::uint64_t input) {
   if (const auto good = items_.add(item, input); !good) refuse_input(good.error());
 }
 
-void Session::correct(json change) {
-  Correction correction{change.contains("heard") ? 0 : input_, std::move(change)};
+/// @param input  that asks for it; 0: nobody has
+void Session::correct(std::uint64_t input, json change) {
+  Correction correction{input, std::move(change)};
   if (items_.correct(correction)) ledger_.correct(correction);
 }
 
@@ -165,7 +182,7 @@ void Session::on_truncate(const Truncate& truncate, Time now) {
       Turn turn;
       turn.pieces.push_back({past.record["assistant"].get<std::string>()});
       const auto heard = turn.heard_text(truncate.samples);
-      if (heard.size() < turn.pieces[0].text.size()) correct({{"turn", truncate.turn.value}, {"heard", heard}});
+      if (heard.size() < turn.pieces[0].text.size()) correct(taken_, {{"turn", truncate.turn.value}, {"heard", heard}});
     }
     return;
   }
@@ -174,13 +191,14 @@ void Session::on_truncate(const Truncate& truncate, Time now) {
   const auto samples = std::min(truncate.samples, turn.samples);
   const auto heard = turn.heard_text(samples);
   if (!under_way || turn_.stage == Stage::closing || turn_.durable) {
-    if (turn.remember) correct({{"turn", truncate.turn.value}, {"heard", heard}});
+    if (turn.remember) correct(taken_, {{"turn", truncate.turn.value}, {"heard", heard}});
     return;
   }
   if (voice_) {  // nothing is left that it is over: it is the next turn
     voice_->taken = true;
     voice_->holds = false;
   }
+  turn_.inputs.push_back(taken_);
   tell(Interrupted{truncate.turn, samples, heard});
   end_answer(samples, heard, now);
 }
@@ -188,12 +206,12 @@ void Session::on_truncate(const Truncate& truncate, Time now) {
 void Session::on_forget(const Forget& forget) {
   if (!forget.item.empty()) {
     if (items_.forget(forget.item)) return;
-    correct({{"item", forget.item}});
+    correct(taken_, {{"item", forget.item}});
   } else {
     if (forget.turn.value == 0 || forget.turn.value > turn_.id.value || (forget.turn == turn_.id && !is_answering()))
       return refuse_input({Errc::not_found, fmt::format("there is no turn {}", forget.turn.value)});
     const auto part = names_of<TurnPart>()[static_cast<std::size_t>(forget.part)];
-    correct({{"turn", forget.turn.value}, {"part", part}});
+    correct(taken_, {{"turn", forget.turn.value}, {"part", part}});
   }
 }
 
@@ -220,11 +238,11 @@ void Session::store_items(Time now) {
   turn.history_from = first_told(ledger_.history(), around_.config.history_bytes_max);
   const auto first = items_.first_input();
   turn.before = items_.take_before(input_ + 1);
+  turn.corrections = items_.take_corrections();
   auto record = turn.record();
   record["items_only"] = true;
-  auto corrections = items_.take_corrections();
-  write_corrections(record, corrections);
-  storing_ = Storing{turn.id.value, first, std::move(turn.before), std::move(corrections)};
+  write_corrections(record, turn.corrections);
+  storing_ = Storing{turn.id.value, first, std::move(turn.before), std::move(turn.corrections)};
   items_since_ = Time::max();
   items_due_ = false;
   around_.tally.items_stored.add();
@@ -233,12 +251,21 @@ void Session::store_items(Time now) {
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
 }
 
-/// The store will never take the record of items: they wait on.
-void Session::settle_items(bool failed) {
-  if (!failed || !storing_ || turn_.stage != Stage::listening) return;
-  items_.give_back(std::move(storing_->items));
-  for (auto& correction : storing_->corrections) items_.correct(std::move(correction));
-  storing_.reset();
+/// The store will never take the record of items: they wait on. A turn that has begun since keeps its number, behind a
+/// record that holds nothing.
+void Session::settle_items(Time now) {
+  auto storing = *std::exchange(storing_, std::nullopt);
+  items_.give_back(std::move(storing.items));
+  for (auto& correction : storing.corrections) items_.correct(std::move(correction));
+  items_since_ = now;
+  if (turn_.stage != Stage::listening || turn_.sealed) {
+    Turn nothing;
+    nothing.typed = "";
+    nothing.history_from = turn_.history_from;
+    auto record = nothing.record();
+    record["items_only"] = true;
+    return ledger_.replace_lost(storing.turn, std::move(record), now);
+  }
   turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
 }
@@ -247,15 +274,16 @@ void Session::settle_items(bool failed) {
 
 /// What is being said is the next turn's: the client wants an answer first.
 void Session::set_sound_aside() {
+  const auto facts = take_decision(taken_);
+  const auto begin = turn_.stage == Stage::hearing ? turn_.begin_sample : facts ? facts->begin_sample : -1;
   if (around_.config.barge_in_ms == 0) call(Role::vad).end(head());  // nobody listens over an answer
-  if (turn_.stage != Stage::hearing) {
+  if (begin < 0) {
     ear_ = std::exchange(turn_.sound, {});
     return;
   }
   Voice voice;
   voice.over = turn_.id;
-  voice.begin = turn_.begin_sample;
-  voice.input = input_before(turn_.sound);
+  voice.begin = begin;
   voice.holds = false;
   voice.waits = true;
   if (turn_.lead->is_manual() && turn_.end_sample >= 0) voice.end = turn_.end_sample;
@@ -267,6 +295,7 @@ void Session::set_sound_aside() {
   fresh.seed = turn_.seed;
   fresh.lead = lead_;
   // What the client has of a turn that was taken over is of the answer.
+  fresh.settings_input = configured_;
   fresh.told = turn_.told;
   fresh.ids = turn_.ids;
   fresh.transcript = turn_.transcript;
@@ -285,7 +314,7 @@ void Session::on_respond(const Respond& respond, std::uint64_t input, Time now) 
   if (!settings) return refuse_input(settings.error());
   auto lead = lead_by(*std::move(settings), around_.config, around_.personas);
   if (!lead) return refuse_input(lead.error());
-  if (!may_begin(now)) return;
+  if (!may_begin(taken_, now)) return;
   set_sound_aside();
   turn_.lead = *std::move(lead);
   turn_.typed = "";
@@ -299,7 +328,7 @@ void Session::on_utter(const Utter& utter, std::uint64_t input, Time now) {
   drop_trial();
   if (turn_.sealed || is_answering()) return refuse_input({Errc::invalid_argument, "a turn is under way"});
   if (utter.text.empty()) return refuse_input({Errc::invalid_argument, "the text is empty"});
-  if (!may_begin(now)) return;
+  if (!may_begin(taken_, now)) return;
   set_sound_aside();
   turn_.typed = "";
   turn_.given = utter.text;

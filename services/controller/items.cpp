@@ -33,8 +33,15 @@ Result<void> Items::add(const Item& item, std::uint64_t input) {
     return fail(Errc::overloaded, "{} items of {} bytes wait for a turn, at most {} and {} may", items_.size(), bytes_,
                 kItemsMax, kBytesMax);
   bytes_ += size;
-  items_.push_back({input, std::move(out)});
+  insert({input, std::move(out)});
   return {};
+}
+
+/// In the order of inputs: the output of a tool may become an item when others have come since.
+void Items::insert(WaitingItem item) {
+  const auto behind = std::upper_bound(items_.begin(), items_.end(), item.input,
+                                       [](std::uint64_t input, const WaitingItem& w) { return input < w.input; });
+  items_.insert(behind, std::move(item));
 }
 
 std::vector<WaitingItem> Items::take_before(std::uint64_t input) {
@@ -47,9 +54,9 @@ std::vector<WaitingItem> Items::take_before(std::uint64_t input) {
 }
 
 void Items::give_back(std::vector<WaitingItem> items) {
-  for (; !items.empty(); items.pop_back()) {
-    bytes_ += bytes_of(items.back().item);
-    items_.push_front(std::move(items.back()));
+  for (auto& w : items) {
+    bytes_ += bytes_of(w.item);
+    insert(std::move(w));
   }
 }
 

@@ -31,7 +31,7 @@ class Items {
   Result<void> add(const protocol::Item& item, std::uint64_t input);
   /// Those that came before this input, for the turn that begins with it.
   std::vector<WaitingItem> take_before(std::uint64_t input);
-  /// Of a turn that came to nothing: they wait again.
+  /// Of a turn that came to nothing: they wait again, where they stood.
   void give_back(std::vector<WaitingItem> items);
   bool forget(const std::string& id);
   /// Puts a correction in the place of an earlier one of the same thing. @return false: the earlier one says more
@@ -45,6 +45,7 @@ class Items {
   std::uint64_t first_input() const;
 
  private:
+  void insert(WaitingItem item);
   std::deque<WaitingItem> items_;  ///< in the order of their inputs
   std::vector<Correction> corrections_;
   std::size_t bytes_ = 0;

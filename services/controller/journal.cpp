@@ -53,18 +53,40 @@ Result<std::vector<JournalEntry>> Journal::load() {
     if (!entry) return fail(Errc::bad_format, "{}:{} is no turn that waits: {}", file_, number, line.substr(0, 60));
     out.push_back(std::move(*entry));
   }
+  lines_ = out.size();
   if (in.bad()) return fail(Errc::io, "{} cannot be read", file_);
   return out;
+}
+
+namespace {
+std::string line_of(const JournalEntry& entry) {
+  const json head{{"session", entry.session.text()}, {"epoch", entry.epoch.value}, {"turn", entry.turn}};
+  auto line = head.dump();
+  line.pop_back();
+  return line + ",\"record\":" + entry.record + "}\n";
+}
+}  // namespace
+
+Result<void> Journal::keep(const std::vector<JournalEntry>& waiting) {
+  if (!is_kept()) return {};
+  std::string text;
+  for (const auto& entry : waiting) text += line_of(entry);
+  const auto fresh = file_ + ".new";
+  const int fd = ::open(fresh.c_str(), O_WRONLY | O_TRUNC | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0) return fail(Errc::io, "{} cannot be opened: {}", fresh, std::strerror(errno));
+  bool good = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) && ::fdatasync(fd) == 0;
+  ::close(fd);
+  good = good && ::rename(fresh.c_str(), file_.c_str()) == 0;
+  if (!good) return fail(Errc::io, "{} cannot be written: {}", fresh, std::strerror(errno));
+  lines_ = waiting.size();
+  return {};
 }
 
 Result<void> Journal::append(const JournalEntry& entry) {
   if (!is_kept()) return {};
   const int fd = ::open(file_.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return fail(Errc::io, "{} cannot be opened: {}", file_, std::strerror(errno));
-  const json head{{"session", entry.session.text()}, {"epoch", entry.epoch.value}, {"turn", entry.turn}};
-  auto line = head.dump();
-  line.pop_back();
-  line += ",\"record\":" + entry.record + "}\n";
+  const auto line = line_of(entry);
   const auto before = ::lseek(fd, 0, SEEK_END);
   const bool good = ::write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size()) && ::fdatasync(fd) == 0;
   const int error = errno;
@@ -73,6 +95,7 @@ Result<void> Journal::append(const JournalEntry& entry) {
     const auto ignored = ::ftruncate(fd, before);
   ::close(fd);
   empty_ = false;
+  ++lines_;
   if (!good) return fail(Errc::io, "{} cannot be written: {}", file_, std::strerror(error));
   return {};
 }
@@ -82,6 +105,7 @@ Result<void> Journal::clear() {
   if (::truncate(file_.c_str(), 0) != 0 && errno != ENOENT)
     return fail(Errc::io, "{} cannot be emptied: {}", file_, std::strerror(errno));
   empty_ = true;
+  lines_ = 0;
   return {};
 }
 

@@ -62,6 +62,7 @@ void Ledger::open(Epoch expected, Time now) {
   expected_ = expected;
   history_known_ = false;
   history_.clear();
+  claimed_.clear();
   stale_.reset();
   failure_.reset();
   if (call_.begin(now)) say(now);
@@ -86,7 +87,7 @@ void Ledger::restore(const JournalEntry& entry) {
 /// Everything that a fresh stream needs to know.
 void Ledger::say(Time now) {
   if (head_.epoch.value == 0) return call_.send(head_, Claim{expected_, owner_, config_->lease_ms});
-  if (!history_known_) return call_.send(head_, History{std::max(1, config_->history_turns)});
+  if (!history_known_) return call_.send(head_, History{std::max(kClaimedMin, config_->history_turns)});
   if (!waiting_.empty()) send_commit(now);
 }
 
@@ -127,8 +128,17 @@ void Ledger::commit(std::int64_t turn, json record, Time now) {
   }
   waiting_.push_back({turn, text_of(record)});
   remember({turn, std::move(record)});
+  const bool asks_again = !call_.is_wanted() && now >= retry_at_ && call_.begin(now);
+  // On a new stream the first of those that wait is said; else it is on its way.
+  if (asks_again || (call_.is_live() && waiting_.size() == 1)) send_commit(now);
+  if (!call_.is_live() || degraded_) degrade();
+}
+
+void Ledger::replace_lost(std::int64_t turn, json record, Time now) {
+  if (turn != durable_ + 1 || (!waiting_.empty() && waiting_.front().turn != turn + 1)) return;
+  waiting_.push_front({turn, text_of(record)});
   if (!call_.is_wanted() && now >= retry_at_) call_.begin(now);
-  if (call_.is_live() && waiting_.size() == 1) send_commit(now);
+  if (call_.is_live()) send_commit(now);
   if (!call_.is_live() || degraded_) degrade();
 }
 
@@ -143,6 +153,11 @@ void Ledger::degrade() {
     if (auto good = journal_->append({head_.session, head_.epoch, w.turn, w.record}); !good)
       telemetry::log(telemetry::Level::error, "controller keeps a turn in memory only: {}", good.error().message);
   }
+}
+
+void Ledger::add_journaled(std::vector<JournalEntry>& to) const {
+  for (const auto& w : waiting_)
+    if (w.journaled) to.push_back({head_.session, head_.epoch, w.turn, w.record});
 }
 
 void Ledger::on_message(Message message, Time now) {
@@ -197,6 +212,7 @@ void Ledger::on_records(Records records, Time now) {
     }
   for (auto& past : *list) {
     latest_ = past;
+    claimed_.push_back(past);
     remember(std::move(past));
   }
   // Turns of ours that the store does not have yet were said nevertheless.

@@ -17,6 +17,7 @@ namespace parlando::controller {
 class Ledger {
  public:
   static constexpr std::size_t kWaitingMax = 2;  ///< turns that may wait for a store that is away
+  static constexpr int kClaimedMin = 4;          ///< records that a new owner reads, however few the model is told
   /// @param owner  under which name sessions are claimed
   Ledger(SessionId session, const ControllerConfig& config, std::string owner, Fleet& fleet, Outlet& outlet,
          Journal& journal);
@@ -32,6 +33,8 @@ class Ledger {
   void renew(Time now);
   /// Queues a turn; sooner or later `durable` reaches it, or `is_degraded` says that this may take a while.
   void commit(std::int64_t turn, nlohmann::json record, Time now);
+  /// In the place of a record that the store would not have, so that a turn that was committed behind it can follow.
+  void replace_lost(std::int64_t turn, nlohmann::json record, Time now);
   /// What the model is told of the past says so from now on. It lasts with a later turn's record.
   void correct(const Correction& correction);
   /// Nothing waits and nobody asks any more.
@@ -54,12 +57,16 @@ class Ledger {
   std::int64_t turns() const { return durable_ + static_cast<std::int64_t>(waiting_.size()); }
   std::int64_t durable() const { return durable_; }
   std::size_t waiting() const { return waiting_.size(); }
+  /// Those that wait and are in the journal, behind what is there.
+  void add_journaled(std::vector<JournalEntry>& to) const;
   bool is_degraded() const { return degraded_ && !waiting_.empty(); }
   bool is_full() const { return waiting_.size() >= kWaitingMax; }
   /// At most `history_turns`, oldest first.
   const std::deque<Past>& history() const { return history_; }
   /// The latest turn in the store when the session was claimed.
   const std::optional<Past>& latest() const { return latest_; }
+  /// The latest turns in the store when the session was claimed, at least kClaimedMin of them, oldest first; once.
+  std::vector<Past> take_claimed() { return std::exchange(claimed_, {}); }
 
  private:
   struct Waiting {
@@ -92,6 +99,7 @@ class Ledger {
   std::int64_t durable_ = 0;
   std::deque<Past> history_;
   std::optional<Past> latest_;
+  std::vector<Past> claimed_;
   std::deque<Waiting>
       waiting_;  ///< at most kWaitingMax and the one that is not degraded yet; leave when stored, stale or lost
   Time granted_at_{}, renewed_at_{}, sent_at_{}, retry_at_{};

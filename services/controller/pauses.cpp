@@ -68,10 +68,7 @@ void Session::settle_pauses(Time now) {
     turn.last_permille = pause.permille;
     if (pause.permille < turn.lead->enough_permille) continue;
     finish_hearing(pause.sample, Detector::semantic, now);
-    // What follows is heard anew from the end on: how far the vad had come depends on when it was asked.
-    call(Role::vad).end(head());
-    if (!ear_.is_empty() && around_.config.barge_in_ms > 0 && !detached_) listen(now);
-    return;
+    return hear_rest(now);
   }
   if (!turn.ended) return;
   const bool is_short = turn.lead->is_semantic() && judged_ && !turn.sealed && !turn.unfinished;
@@ -81,6 +78,14 @@ void Session::settle_pauses(Time now) {
     return hear_again(now);
   }
   finish_hearing(turn.end_sample, turn.sealed ? Detector::client : Detector::silence, now);
+  if (std::exchange(went_on_, false)) hear_rest(now);
+}
+
+/// What follows is heard anew from the end on: how far the vad had come depends on when it was asked.
+void Session::hear_rest(Time now) {
+  went_on_ = false;
+  call(Role::vad).end(head());
+  if (!ear_.is_empty() && around_.config.barge_in_ms > 0 && !detached_) listen(now);
 }
 
 /// The utterance ends at this sample.
@@ -89,7 +94,7 @@ void Session::finish_hearing(std::int64_t sample, Detector by, Time now) {
   heard_turn().pauses.clear();
   if (trial_ && trial_->sample == sample) return commit_trial(now);
   drop_trial();
-  end_speech(sample, now);
+  end_speech(sample, sound_end_at(sample), now);
 }
 
 }  // namespace parlando::controller

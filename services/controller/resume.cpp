@@ -8,6 +8,7 @@
 #include "common/telemetry/log.hpp"
 #include "services/controller/json_text.hpp"
 #include "services/controller/session.hpp"
+#include "services/controller/trace.hpp"
 
 namespace parlando::controller {
 using namespace protocol;
@@ -28,6 +29,18 @@ JsonText results_of(const Turn& turn, std::int64_t count) {
   return {text_of(list)};
 }
 
+/// And their names.
+JsonText ids_of(const Turn& turn, std::int64_t count) {
+  auto list = json::array();
+  for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i) {
+    if (i < turn.tool_calls.size())
+      list.push_back(turn.tool_calls[i].id);
+    else if (i < turn.told.call_ids.size())
+      list.push_back(turn.told.call_ids[i]);
+  }
+  return {text_of(list)};
+}
+
 std::int64_t size_of(const json& record, const char* key) {
   const auto found = record.find(key);
   const bool text = found != record.end() && found->is_string();
@@ -39,7 +52,7 @@ std::int64_t size_of(const json& record, const char* key) {
 void Session::detach(Time now) {
   drop_trial();
   voice_.reset();
-  flushed_sample_ = -1;
+  forget_flush();
   playing_ = playing_last_ = {};
   telemetry::log(telemetry::Level::info, "controller keeps a session for its client session={} turn={} open={}",
                  id_.text(), turn_.id.value, turn_.is_open());
@@ -95,7 +108,7 @@ void Session::attach(ClientStream client, const Attach& claim, Time now) {
                  id_.text(), turn_.id.value, had.samples, claim.turn.value);
   say_attached(had, turn_.is_open() && !late_end);
   if (late_end) {
-    report(*last_, ledger_.durable() < static_cast<std::int64_t>(last_->id.value));
+    report(*last_, ledger_.durable() < static_cast<std::int64_t>(last_->id.value), trace_of(trace_, last_->stages));
     tell(Text{TextKind::text, 0, {}, to_bytes(std::span<const std::int32_t>(turn_.ids))});
   }
   last_.reset();
@@ -131,7 +144,7 @@ bool Session::begin_stored(const Attach& claim, Time now) {
   turn_.samples = turn_.skip = had.samples;
   turn_.deadline = now + std::chrono::seconds(around_.config.reply_seconds_max);
   say_attached(had, true);
-  finish_stored(claim.turn, now);
+  finish_stored(Past(*latest), now);
   return true;
 }
 
@@ -153,6 +166,7 @@ void Session::say_attached(const Had& had, bool in_turn) {
     out.reply_bytes = had.reply_bytes;
     out.tool_calls = had.tool_calls;
     out.tool_results = results_of(turn_, had.tool_calls);
+    out.call_ids = ids_of(turn_, had.tool_calls);
     out.pieces = std::max<std::int64_t>(whole, turn_.told.pieces);
     if (undone != turn_.pieces.end()) out.piece_samples = undone->samples;
     if (whole < turn_.told.pieces || turn_.pieces.empty()) out.piece_samples = turn_.told.piece_samples;

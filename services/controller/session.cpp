@@ -24,31 +24,13 @@ constexpr milliseconds kMemorySlack{500};  // trimmed in strides, so that a fram
 constexpr milliseconds kCheckpointEvery{1000};
 constexpr std::size_t kEarlyMessagesMax = 8192;
 constexpr std::size_t kEarlyBytesMax = 2u << 20;  // 35 s of sound and its headers
-constexpr int kResultsDepthMax = 32;
+constexpr int kFiguresDepthMax = 32;
 constexpr std::size_t kEffectBytesMax = 1u << 20;  // 20 s of sound: more is not made in a pause
 
 Bytes bytes_of(const std::string& text) { return to_bytes(std::span<const char>(text)); }
 
-std::vector<json> results_of(const JsonText& list) {
-  if (nested_deeper_than(list.text, kResultsDepthMax)) return {};
-  const auto parsed = json::parse(list.text, nullptr, false);
-  return parsed.is_array() ? parsed.get<std::vector<json>>() : std::vector<json>();
-}
-
-/// What the former controller had told, as the gateway saw it.
-void take_over(Turn& turn, const Open& open) {
-  turn.ids = from_bytes<std::int32_t>(open.payload);
-  turn.transcript.told_bytes = open.transcript_bytes;
-  turn.reply.told_bytes = open.reply_bytes;
-  turn.samples = open.turn_samples;
-  turn.told.tool_calls = open.tool_calls;
-  turn.told.tool_results = results_of(open.tool_results);
-  turn.told.pieces = open.pieces;
-  turn.told.piece_samples = open.piece_samples;
-  const auto before = open.turn_samples - open.piece_samples;
-  (open.pieces > 0 ? turn.told.whole_samples : turn.skip) = before;
-  turn.told.anything = open.transcript_bytes + open.reply_bytes + open.tool_calls + open.turn_samples > 0;
-}
+/// Inputs as a message names them.
+JsonText list_of(const std::vector<std::uint64_t>& inputs) { return {json(inputs).dump()}; }
 
 }  // namespace
 
@@ -110,64 +92,10 @@ void Session::opened(Time now) {
   opened_ = true;
   next_turn(now);
   tell(Opened{ledger_.turns(), open_.seed, ledger_.is_degraded()});
-  if (open_.open_turn.value != 0) adopt(now);
+  adopt(now);
   for (; !early_.empty() && !over_; early_.pop_front()) take_input(std::move(early_.front()), now);
   early_.clear();
   early_bytes_ = 0;
-}
-
-void Session::adopt(Time now) {
-  around_.tally.adoptions.add();
-  const auto turn = static_cast<std::int64_t>(open_.open_turn.value);
-  const auto& latest = ledger_.latest();
-  const bool stored = latest && latest->turn == turn;
-  if (turn <= ledger_.turns() && !stored) return;  // it is over, and what was told of it counts for no other
-  if (!stored && !open_.inputs_kept)
-    return fail_turn({Errc::unavailable, "the turn went with its controller: what was said must be said again"}, now);
-  take_over(turn_, open_);
-  turn_.deadline = now + std::chrono::seconds(around_.config.reply_seconds_max);
-  if (stored) finish_stored(open_.open_turn, now);
-}
-
-/// The turn is in the store, but the client was not told all of it: the rest is made from the record, and nothing is
-/// stored again.
-void Session::finish_stored(TurnId turn, Time now) {
-  const auto& record = ledger_.latest()->record;
-  turn_.id = turn;
-  turn_.durable = true;
-  turn_.stage = Stage::thinking;
-  turn_.ended_at = now;
-  turn_.ids.clear();
-  if (record.contains("seed") && record["seed"].is_number_integer()) turn_.seed = record["seed"].get<std::uint64_t>();
-  // The gateway says the turn's inputs again, now or later; they must not become another turn.
-  if (record.contains("last_input") && record["last_input"].is_number_integer())
-    stored_input_ = stored_items_ = record["last_input"].get<std::uint64_t>();
-  if (record.contains("items_until") && record["items_until"].is_number_integer())
-    stored_items_ = record["items_until"].get<std::uint64_t>();
-  turn_.responds = record.contains("responds");
-  if (record.contains("given")) turn_.given = text_in(record, "assistant");
-  if (const auto noted = record.find("noted"); noted != record.end() && noted->is_object()) {
-    turn_.notes = true;
-    turn_.begin_sample = noted->value("first_sample", std::int64_t{0});
-    turn_.end_sample = noted->value("end_sample", std::int64_t{0});
-  }
-  if (record.contains("typed") && record["typed"] == true) turn_.typed = text_in(record, "user");
-  if (turn_.typed)
-    turn_.transcript.text = *turn_.typed;
-  else
-    on_transcript({TextKind::transcript, 0, text_in(record, "user"), {}}, now);
-  for (const auto& stored : record.value("tool_calls", json::array())) {
-    ToolCall call{text_in(stored, "name"), stored.value("arguments", json()), stored.value("result", json())};
-    call.id = text_in(stored, "id");
-    // The output of a client's tool is said again as well.
-    call.is_clients = call.is_answered = call.is_settled = true;
-    turn_.tool_calls.push_back(std::move(call));
-    const auto index = static_cast<std::int64_t>(turn_.tool_calls.size()) - 1;
-    if (index >= turn_.told.tool_calls) tell(Text{TextKind::tool_call, index, text_of(stored), {}});
-  }
-  turn_.calls_told = turn_.tool_calls.size();
-  on_reply({TextKind::text, 0, text_in(record, "assistant"), {}}, now);
-  on_text_done({}, now);
 }
 
 void Session::refuse_open(const Error& error) {
@@ -192,6 +120,7 @@ void Session::yield(Epoch to) {
 void Session::leave() {
   drop_trial();
   later_.clear();
+  forget_calls();
   for (auto& c : calls_) c.end(head());
   if (ledger_.waiting() == 0) ledger_.close();
   over_ = true;
@@ -210,6 +139,7 @@ void Session::on_input(Message message, Time now) {
   if (over_) return;
   set_trace(message.head.trace);
   if (message.head.type == MessageType::played) {
+    taken_ = 0;
     read_input<Played>(message, [&](const Played& p) { on_played(p, now); });
     return settle(now);
   }
@@ -224,12 +154,16 @@ void Session::on_input(Message message, Time now) {
 }
 
 void Session::take_input(Message message, Time now) {
-  ++input_;
-  if (input_ <= stored_input_) return skip_stored(std::move(message), now);
-  if (message.head.type == MessageType::audio)
-    return read_input<Audio>(message, [&](Audio a) { on_audio(std::move(a), now); });
-  if (waits(input_, message, now)) return;
-  take(input_, std::move(message), now);
+  taken_ = ++input_;
+  if (settled_.erase(input_) > 0)
+    ;  // answered, and only said again
+  else if (input_ <= stored_input_)
+    skip_stored(std::move(message), now);
+  else if (message.head.type == MessageType::audio)
+    read_input<Audio>(message, [&](Audio a) { on_audio(std::move(a), now); });
+  else if (!waits(input_, message, now))
+    take(input_, std::move(message), now);
+  if (decided_ && !over_ && input_ >= open_.last_input) give_up_decision(now);
 }
 
 void Session::on_audio(Audio audio, Time now) {
@@ -237,6 +171,15 @@ void Session::on_audio(Audio audio, Time now) {
     return refuse_input(
         {Errc::invalid_argument, fmt::format("audio of {} bytes is no whole number of samples", audio.payload.size())});
   if (audio.payload.empty()) return;  // of sound that is not kept any more only the number is left
+  if (const auto over = sound_from_ - audio.first_sample; over > 0) {
+    const auto bytes = static_cast<std::size_t>(over) * kSampleBytes;
+    heard_samples_ = std::max(
+        heard_samples_,
+        std::min<std::int64_t>(sound_from_, audio.first_sample + static_cast<std::int64_t>(audio.payload.size() / 2)));
+    if (bytes >= audio.payload.size()) return;
+    audio.payload.erase(audio.payload.begin(), audio.payload.begin() + static_cast<std::ptrdiff_t>(bytes));
+    audio.first_sample = sound_from_;
+  }
   const bool missing = audio.first_sample > heard_samples_;
   heard_samples_ = audio.first_sample + static_cast<std::int64_t>(audio.payload.size() / kSampleBytes);
   heard_at_ = now;
@@ -255,6 +198,7 @@ void Session::on_audio(Audio audio, Time now) {
   auto fresh = turn.sound.append(std::move(audio), input_, now);
   if (!fresh || fresh->payload.empty()) return;
   if (turn.stage == Stage::hearing) send(Role::tokenizer, *fresh);
+  if (decided_) return go_by_decision(now);
   if (voice_ && voice_->flushed)
     ;  // what comes behind it is for a stream of its own
   else if (call(Role::vad).is_wanted())
@@ -304,9 +248,8 @@ void Session::overhear(Audio audio, Time now) {
   judge_voice(now);
 }
 
-/// Inputs up to here belong to turns that are over. Of silence behind a turn the gateway has not kept all, so that it
-/// begins anew; a voice is kept from where it was noticed.
-std::uint64_t Session::past_input() const { return voice_ ? voice_->input : input_; }
+/// Inputs up to here belong to turns that are over. What a vad may still find speech in does not.
+std::uint64_t Session::past_input() const { return input_before(is_answering() ? ear_ : turn_.sound); }
 
 /// Inputs up to here are wholly in front of what is kept.
 std::uint64_t Session::input_before(const SoundLog& sound) const {
@@ -319,11 +262,11 @@ void Session::listen(Time now) {
   if (now >= listen_again_at_ || around_.fleet.any(Role::vad)) want(Role::vad, now);
 }
 
-/// Silence in front of a turn is kept for as long as a turn can reach back; longer while nobody listens to it, and what
-/// has just come is kept in any case: a recording is said all at once, and the vad finds its beginning when its end is
-/// here already.
+/// Silence in front of a turn is kept for as long as a turn can reach back; longer while nobody listens to it or a vad
+/// was told all of it just now, and what has just come is kept in any case: a recording is said all at once, and the
+/// vad finds its beginning when its end is here already.
 void Session::trim_memory(SoundLog& sound, Time now) {
-  const bool heard = call(Role::vad).is_served() || !call(Role::vad).is_wanted();
+  const bool heard = (call(Role::vad).is_served() && now - told_vad_at_ >= kVadLag) || !call(Role::vad).is_wanted();
   const auto most = sound.end_sample() - kInputRate * around_.config.turn_seconds_max;
   const auto enough = sound.end_sample() - input_samples(milliseconds(lead_->preroll_ms(around_.config)) + kMemory);
   const auto from = heard ? std::max(most, std::min(enough, sound.first_sample_since(now - kVadLag))) : most;
@@ -332,8 +275,11 @@ void Session::trim_memory(SoundLog& sound, Time now) {
 
 void Session::on_flush(const Flush& flush, Time now) {
   drop_trial();
+  if (decided_) return go_by_decision(now);
   if (is_answering()) return flush_voice(flush, now);
+  turn_.inputs.push_back(taken_);
   if (turn_.sealed) return;
+  turn_.end_input = taken_;
   if (voice_ && voice_->waits) take_voice(now);  // it is what the client means
   if (turn_.sound.is_empty()) return fail_turn({Errc::no_speech, "no audio came before the end of the turn"}, now);
   turn_.flushed = true;
@@ -356,11 +302,13 @@ void Session::seal(Time now) {
 void Session::on_say(const Say& say, Time now) {
   if (turn_.is_open()) return refuse_input({Errc::invalid_argument, "a turn is under way"});
   if (say.text.empty()) return refuse_input({Errc::invalid_argument, "the text is empty"});
-  if (!may_begin(now)) return;
+  take_decision(taken_);
+  if (!may_begin(taken_, now)) return;
   drop_voice();
   call(Role::vad).end(head());
   turn_.typed = turn_.transcript.text = say.text;
-  begin_answer(input_, now);
+  turn_.sound_end = heard_samples_;
+  begin_answer(taken_, now);
   want(Role::chat, now);
 }
 
@@ -370,7 +318,10 @@ void Session::begin_answer(std::uint64_t input, Time now) {
   turn_.last_input = input;
   turn_.ended_at = now;
   turn_.deadline = now + std::chrono::seconds(around_.config.reply_seconds_max);
+  turn_.answers_input = input;
+  turn_.inputs.push_back(input);
   begin_turn(input, now);
+  tell_decided();
 }
 
 void Session::on_cancel(const Cancel& cancel, Time now) {
@@ -379,25 +330,33 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   // It is complete and as good as stored: its end comes first.
   if (meant && (turn_.stage == Stage::closing || turn_.durable || turn_.committing)) {
     turn_.cancel_asked = true;
+    turn_.inputs.push_back(taken_);
     return;
   }
   drop_trial();
+  std::vector<std::uint64_t> settled{taken_};
+  std::int64_t sound_from = -1;
   if (meant) {
+    settled.insert(settled.end(), turn_.inputs.begin(), turn_.inputs.end());
+    for (const auto& later : later_) settled.push_back(later.input);
     later_.clear();
     if (turn_.is_open())
       telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
+    sound_from = rest_from();
     drop_sound_of_turn(now);
     next_turn(now);
   }
   auto to = client_head();
   to.turn = id;
-  tell(to, Cancelled{id});
+  tell(to, Cancelled{id, list_of(settled), sound_from});
   if (meant) checkpoint(past_input(), 0);
 }
 
 /// A turn more than the store may owe us is not begun.
-bool Session::may_begin(Time now) {
+/// @param input  that asks for it; 0: none does
+bool Session::may_begin(std::uint64_t input, Time now) {
   if (!ledger_.is_full()) return true;
+  if (input != 0) turn_.inputs.push_back(input);
   fail_turn({Errc::unavailable,
              fmt::format("{} turns wait to be stored and no replica of context takes them", ledger_.waiting())},
             now, kRetry);
@@ -489,7 +448,7 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
     return finish_hearing(turn_.end_sample, Detector::client, now);
   // It has no part in the answer: that goes on. Nobody spoke where the client flushed over it: so be it.
   if (role == Role::vad && (is_answering() || voice_))
-    return why.code == Errc::no_speech ? void(flushed_sample_ = -1) : lose_vad(now);
+    return why.code == Errc::no_speech ? forget_flush() : lose_vad(now);
   // It has told the end already, and there is no speech behind that.
   if (role == Role::vad && why.code == Errc::no_speech && turn_.stage == Stage::hearing && turn_.ended)
     return call(Role::vad).end(head());
@@ -498,31 +457,35 @@ void Session::on_service_error(Role role, const ErrorMessage& error, Time now) {
     if (turn_.told.anything)  // of that turn the gateway has let go what the former owner had heard
       return fail_turn({Errc::unavailable, "the turn went with its controller: what was said must be said again"}, now);
     next_turn(now);
-    return checkpoint(input_, 0);
+    return checkpoint(past_input(), 0);
   }
   fail_turn({why.code, fmt::format("{}: {}", to_string(role), why.message)}, now, milliseconds(error.retry_ms));
 }
 
 void Session::on_vad(const SpeechStarted& started, Time now) {
+  // Its end is found already, and only its pauses are still judged: this is of what comes behind.
+  const auto& heard = heard_turn();
+  if (heard.stage == Stage::hearing && heard.ended && started.sample >= heard.end_sample) went_on_ = true;
   if (trial_ || turn_.stage == Stage::hearing) return;  // of a vad that hears it again
   settle_voice(now);                                    // one that waited for its turn has it now
   if (turn_.stage == Stage::hearing) return;
   const bool unheard =
       (turn_.sealed && around_.config.barge_in_ms == 0) || !turn_.lead->settings.interrupts || turn_.lead->is_manual();
-  if (is_answering() || (playing_.value != 0 && !unheard)) return raise_voice(started.sample, now);
+  if (is_answering() || voice_ || (playing_.value != 0 && !unheard)) return raise_voice(started.sample, now);
   begin_hearing(started.sample, now);
 }
 
-void Session::begin_hearing(std::int64_t sample, Time now) {
-  if (!may_begin(now)) return;
+void Session::begin_hearing(std::int64_t sample, Time now, std::uint64_t begin_input) {
+  if (!may_begin(0, now)) return;
   turn_.stage = Stage::hearing;
   turn_.begin_sample = sample;
   turn_.notes = !turn_.lead->settings.answers;
   turn_.deadline = now + std::chrono::seconds(around_.config.turn_seconds_max + around_.config.reply_seconds_max);
   // Nobody knows how long a client that ends its utterances itself holds one open.
   if (turn_.lead->is_manual()) turn_.deadline = Time::max();
-  begin_turn(turn_.sound.input_of(sample), now);
+  begin_turn(begin_input != 0 ? begin_input : turn_.sound.input_of(sample), now);
   turn_.sound.drop_before(sample - input_samples(milliseconds(turn_.lead->preroll_ms(around_.config))));
+  tell_decided();
   if (!turn_.told.anything) tell(SpeechStarted{sample});
   checkpoint(input_before(turn_.sound), 0);
   want(Role::tokenizer, now);
@@ -559,12 +522,17 @@ void Session::on_vad(const SpeechResumed& resumed, Time now) {
   if (voice_ && !voice_->waits) resume_voice(resumed.sample, now);
 }
 
-void Session::end_speech(std::int64_t sample, Time now) {
+/// The sound that belongs to an utterance that ends at this sample, as far as it has come.
+std::int64_t Session::sound_end_at(std::int64_t sample) const {
+  return std::min(turn_.sound.end_sample(), sample + input_samples(milliseconds(around_.config.tail_ms)));
+}
+
+void Session::end_speech(std::int64_t sample, std::int64_t sound_end, Time now) {
   if (turn_.stage != Stage::hearing) return;
   begin_thinking(sample, now);
   // What came behind a sealed turn is in the ear already; where sound is missing in between, it begins there.
   const bool joins = ear_.is_empty() || ear_.first_sample() == turn_.sound.end_sample();
-  auto rest = turn_.sound.split_from(sample + input_samples(milliseconds(around_.config.tail_ms)));
+  auto rest = turn_.sound.split_from(sound_end);
   if (joins) {
     rest.join(std::move(ear_));
     ear_ = std::move(rest);
@@ -584,9 +552,11 @@ void Session::begin_thinking(std::int64_t sample, Time now) {
 /// It has: the client is told. What was said behind it is in the ear already.
 void Session::decide_end(std::int64_t sample, Time now) {
   turn_.last_input = input_;
+  turn_.sound_end = turn_.sound.end_sample();
   turn_.mark("decision_ms", now);
   // A vad that was asked for the end of a sealed turn has done its work; what comes behind it is another stream's.
   if (turn_.sealed || around_.config.barge_in_ms == 0) call(Role::vad).end(head());
+  tell_decided();
   if (!turn_.told.anything) tell(SpeechEnded{sample});
   // Other replicas find the same end only with the silence behind it.
   checkpoint(input_before(turn_.sound), input_);
@@ -683,7 +653,7 @@ void Session::on_text_done(const std::string& figures, Time now) {
   if (turn_.notes && turn_.transcript.text.empty() && !turn_.durable)
     return fail_turn({Errc::no_speech, "nothing was understood"}, now);
   turn_.text_done = true;
-  if (auto done = nested_deeper_than(figures, kResultsDepthMax) ? json() : json::parse(figures, nullptr, false);
+  if (auto done = nested_deeper_than(figures, kFiguresDepthMax) ? json() : json::parse(figures, nullptr, false);
       done.is_object()) {
     turn_.finish = text_in(done, "finish");
     done.erase("finish");
@@ -736,6 +706,7 @@ void Session::say(Role role) {
 void Session::say_to_vad() {
   const auto& turn = heard_turn();
   const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
+  told_vad_at_ = heard_at_;
   told_vad_ = hears ? turn.lead->vad(judged_, turn.unfinished) : lead_->vad(judged_);
   send(Role::vad, told_vad_);
   (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });
@@ -830,41 +801,43 @@ void Session::complete_if_all_there(Time now) {
   turn_.stage = Stage::closing;
   call(Role::tts).end(head());
   if (!turn_.remember || turn_.durable || std::exchange(turn_.committing, true)) return;
-  auto record = turn_.record();
   turn_.corrections = items_.take_corrections();
+  auto record = turn_.record();
   write_corrections(record, turn_.corrections);
   if (items_.waits_since(turn_.last_input)) record["items_until"] = turn_.begin_input - 1;
   ledger_.commit(turn_.id.value, std::move(record), now);
 }
 
-void Session::report(const Turn& turn, bool degraded) {
+/// With what it settles: whoever takes the session over answers nothing twice.
+void Session::report(const Turn& turn, bool degraded, const json& trace) {
   auto to = client_head();
   to.turn = turn.id;
+  auto done = turn.record();
+  // What was taken up waits again when nothing of the turn is stored.
+  const auto settled = turn.remember ? JsonText{done["inputs"].dump()} : list_of(turn.inputs);
+  const auto sound_from = turn.sound_end < 0 ? -1 : turn.id == turn_.id ? rest_from() : turn.sound_end;
   if (turn.notes)
     return tell(to, Noted{turn.noted_id(), turn.transcript.text, std::max<std::int64_t>(0, turn.begin_sample),
-                          std::max<std::int64_t>(0, turn.end_sample)});
-  auto done = turn.record();
-  done.erase("last_input");
+                          std::max<std::int64_t>(0, turn.end_sample), settled, sound_from});
+  for (const auto* own : {"last_input", "inputs", "sound_end"}) done.erase(own);
   done["turn"] = turn.id.value;
   done["stages"] = turn.stages;
-  done["trace"] = trace_of(trace_, turn.stages);
+  done["trace"] = trace;
   done["audio_seconds"] = static_cast<double>(turn.samples) / turn.rate;
   if (!turn.finish.empty()) done["finish"] = turn.finish;
   if (!turn.usage.is_null()) done["usage"] = turn.usage;
   if (!turn.remember) done["remembered"] = false;
-  tell(to, TurnDone{turn.id.value, degraded, bytes_of(text_of(done)), turn.remember});
+  tell(to, TurnDone{turn.id.value, degraded, bytes_of(text_of(done)), turn.remember, settled, sound_from});
 }
 
 void Session::finish_turn(bool degraded, Time now) {
-  // A durable turn is known to whoever takes over; what led to it may go, before anybody could hear it again.
+  const auto trace = trace_of(trace_, turn_.stages);
+  report(turn_, degraded, trace);
   if (turn_.remember) turn_.before.clear();
-  if (!degraded) checkpoint(past_input(), 0);
-  report(turn_, degraded);
   (turn_.notes ? around_.tally.notes : around_.tally.turns).add();
   if (degraded) around_.tally.degraded.add();
   if (turn_.stages.contains("first_audio_ms"))
     around_.tally.first_audio.observe(turn_.stages["first_audio_ms"].get<double>() / 1000);
-  const auto trace = trace_of(trace_, turn_.stages);
   for (const auto& part : trace["parts"])
     around_.tally.observe_part(part["name"].get_ref<const std::string&>(), part["ms"].get<double>() / 1000);
   around_.tally.latest_turns.add(json{
@@ -886,12 +859,14 @@ void Session::finish_turn(bool degraded, Time now) {
   last_ = std::move(turn_);
   next_turn(now);
   checkpoint(past_input(), 0);
+  finish_next_stored(now);
 }
 
 void Session::fail_turn(const Error& error, Time now, milliseconds retry) {
   if (trial_) return drop_trial();  // only the trial has failed
   if (retry.count() == 0 && is_refusal(error.code)) retry = kRetry;
-  tell(ErrorMessage{std::string(to_string(error.code)), error.message, retry.count()});
+  tell(ErrorMessage{std::string(to_string(error.code)), error.message, retry.count(), list_of(turn_.inputs),
+                    rest_from()});
   around_.tally.turn_errors[static_cast<std::size_t>(error.code)].add();
   telemetry::log(telemetry::Level::info, "controller fails a turn session={} turn={} code={}: {}", id_.text(),
                  turn_.id.value, to_string(error.code), error.message);
@@ -901,11 +876,13 @@ void Session::fail_turn(const Error& error, Time now, milliseconds retry) {
   for (auto& correction : turn_.corrections) items_.correct(std::move(correction));  // its record is not stored
   next_turn(now);
   checkpoint(past_input(), 0);
+  finish_next_stored(now);
 }
 
 /// Everything of the turn is dropped; what was said behind it belongs to the next.
 void Session::next_turn(Time now) {
   drop_trial();
+  forget_calls();
   if (!is_answering()) drop_voice();  // its sound is that of the turn
   // Its vad goes on with what was said behind the turn, if it has heard that and is to stay.
   const auto& vad = call(Role::vad);
@@ -919,14 +896,19 @@ void Session::next_turn(Time now) {
   items_.give_back(std::move(turn_.before));
   turn_ = Turn();
   turn_.lead = lead_;
+  turn_.settings_input = configured_;
   turn_.sound = std::exchange(ear_, {});
+  decided_.reset();
   turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
   for (auto& [id, output] : std::exchange(early_outputs_, {})) keep_output(id, output.second, output.first);
   // Nobody is left who would say what the client's flush has ended.
   if (voice_) return;
   const auto flushed = std::exchange(flushed_sample_, -1);
-  if (flushed < 0 || goes_on || turn_.sound.is_empty()) return;
+  if (flushed < 0) return;
+  turn_.inputs.push_back(flushed_input_);
+  if (goes_on || turn_.sound.is_empty()) return;
+  turn_.end_input = flushed_input_;
   turn_.flushed = true;
   turn_.flush_sample = flushed;
   seal(now);
@@ -940,9 +922,9 @@ void Session::settle(Time now) {
   if (const auto stale = ledger_.stale()) return stop_stale(*stale);
   if (const auto failure = ledger_.take_failure()) {
     if (!opened_) return refuse_open(*failure);
-    settle_items(true);
-    if (turn_.stage == Stage::closing || turn_.committing) fail_turn(*failure, now);
+    if (!items_are_lost() && (turn_.stage == Stage::closing || turn_.committing)) fail_turn(*failure, now);
   }
+  if (items_are_lost()) settle_items(now);
   if (!opened_ && ledger_.is_open()) opened(now);
   if (!opened_ || over_) return;
   take_later(now);
@@ -1033,13 +1015,18 @@ void Session::refuse_input(const Error& error, milliseconds retry) {
   to.turn = {};
   // It answers the client, and is no part of a trial.
   around_.outlet.send(client_.gateway, to,
-                      ErrorMessage{std::string(to_string(error.code)), error.message, retry.count()});
+                      ErrorMessage{std::string(to_string(error.code)), error.message, retry.count(),
+                                   taken_ == 0 ? JsonText() : list_of({taken_})});
 }
 
+/// How much of the sound behind `keep_until` an utterance may begin in that nobody has noticed yet.
 void Session::checkpoint(std::uint64_t input, std::uint64_t keep_until) {
   if (const auto needed = needed_input(); needed != 0) input = std::min(input, needed - 1);
   if (input <= told_checkpoint_.input && keep_until == told_checkpoint_.keep_until) return;
   told_checkpoint_ = {std::max(input, told_checkpoint_.input), keep_until};
+  if (keep_until != 0)
+    told_checkpoint_.recent_samples =
+        input_samples(milliseconds(lead_->preroll_ms(around_.config)) + kMemory + kMemorySlack + kVadLag);
   tell(Checkpoint{told_checkpoint_});
 }
 

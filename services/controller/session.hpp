@@ -13,6 +13,7 @@
 /// bytes, pieces), so a repetition changes nothing.
 #include <array>
 #include <deque>
+#include <set>
 
 #include "services/controller/ledger.hpp"
 #include "services/controller/tally.hpp"
@@ -89,9 +90,19 @@ class Session {
   void opened(Time now);
   void refuse_open(const Error& error);
   void stop_stale(Epoch known);
-  void adopt(Time now);
-  void finish_stored(TurnId turn, Time now);
   void take_input(protocol::Message message, Time now);
+
+  // adopt.cpp: what a former owner has done, told and decided.
+  void adopt(Time now);
+  void finish_next_stored(Time now);
+  void finish_stored(const Past& past, Time now);
+  void go_by_decision(Time now);
+  bool is_decided(std::uint64_t input) const { return decided_ && decided_->answers_input == input; }
+  std::optional<protocol::TurnFacts> take_decision(std::uint64_t input);
+  void give_up_decision(Time now);
+  void tell_decided();
+  /// Inputs up to the last that a former owner was told.
+  bool is_said_again() const { return input_ <= open_.last_input; }
 
   // What the client says.
   void on_audio(protocol::Audio audio, Time now);
@@ -99,11 +110,12 @@ class Session {
   void on_say(const protocol::Say& say, Time now);
   void on_cancel(const protocol::Cancel& cancel, Time now);
   void overhear(protocol::Audio audio, Time now);
-  bool may_begin(Time now);
+  bool may_begin(std::uint64_t input, Time now);
   void begin_turn(std::uint64_t input, Time now);
   void begin_answer(std::uint64_t input, Time now);
   void seal(Time now);
-  void end_speech(std::int64_t sample, Time now);
+  void end_speech(std::int64_t sample, std::int64_t sound_end, Time now);
+  std::int64_t sound_end_at(std::int64_t sample) const;
   void begin_thinking(std::int64_t sample, Time now);
   void decide_end(std::int64_t sample, Time now);
   void trim_memory(SoundLog& sound, Time now);
@@ -126,13 +138,14 @@ class Session {
   void on_utter(const protocol::Utter& utter, std::uint64_t input, Time now);
   void on_truncate(const protocol::Truncate& truncate, Time now);
   void on_forget(const protocol::Forget& forget);
-  void correct(nlohmann::json change);
+  void correct(std::uint64_t input, nlohmann::json change);
   bool must_wait(protocol::MessageType type, Time now) const;
   bool waits(std::uint64_t input, protocol::Message& message, Time now);
   void take_later(Time now);
   void set_sound_aside();
   void store_items(Time now);
-  void settle_items(bool failed);
+  void settle_items(Time now);
+  bool items_are_lost() const { return storing_ && ledger_.turns() < storing_->turn; }
   std::uint64_t needed_input() const;
 
   // pauses.cpp: where a semantic detector ends an utterance.
@@ -142,6 +155,7 @@ class Session {
   void settle_pauses(Time now);
   void finish_hearing(std::int64_t sample, Detector by, Time now);
   void hear_again(Time now);
+  void hear_rest(Time now);
 
   // tool_calls.cpp
   void on_tool_call(protocol::Text text, Time now);
@@ -150,6 +164,9 @@ class Session {
   void answer_call(ToolCall& call, nlohmann::json result, Time now);
   void go_on_with_calls(Time now);
   void expire_calls(Time now);
+  bool may_call(const std::string& id) const;
+  void forget_call(const ToolCall& call);
+  void forget_calls();
   void keep_output(const std::string& call, const std::string& output, std::uint64_t input);
 
   // What services answer; `on_answer` reads each and calls one of these.
@@ -157,7 +174,7 @@ class Session {
   void on_vad(const protocol::SpeechEnded& ended, Time now);
   void on_vad(const protocol::SpeechPaused& paused, Time now);
   void on_vad(const protocol::SpeechResumed& resumed, Time now);
-  void begin_hearing(std::int64_t sample, Time now);
+  void begin_hearing(std::int64_t sample, Time now, std::uint64_t begin_input = 0);
   void on_tokens(protocol::Tokens tokens, Time now);
   void on_text(protocol::Text text, Time now);
   void on_transcript(protocol::Text text, Time now);
@@ -200,9 +217,8 @@ class Session {
 
   // barge_in.cpp: the user's voice over an answer.
   struct Voice {
-    TurnId over;              ///< the turn that it is over
-    std::int64_t begin = 0;   ///< sample
-    std::uint64_t input = 0;  ///< the last one before it was noticed
+    TurnId over;             ///< the turn that it is over
+    std::int64_t begin = 0;  ///< sample
     Time since;
     std::int64_t speaks_from = -1;  ///< where it spoke up last; -1: it pauses
     std::int64_t counted_to = -1;   ///< up to here its sound is in
@@ -225,6 +241,7 @@ class Session {
   void drop_voice();
   void end_voice_here(Time now);
   void flush_voice(const protocol::Flush& flush, Time now);
+  void forget_flush();
   void judge_voice(Time now);
   void settle_voice(Time now);
   Turn stored_turn(TurnId id) const;
@@ -235,7 +252,7 @@ class Session {
   void drop_sound_of_turn(Time now);
   /// No answer is made or plays, as far as is known.
   bool is_quiet() const { return !is_answering() && playing_.value == 0; }
-  void cut_turn(TurnId turn, std::int64_t samples, const std::string& heard);
+  void cut_turn(TurnId turn, std::int64_t samples, const std::string& heard, bool remembered);
   void add_playing(TurnId turn);
   void on_played(const protocol::Played& played, Time now);
   /// An answer is under way that is no trial.
@@ -258,7 +275,8 @@ class Session {
   // How a turn ends.
   void complete_if_all_there(Time now);
   void finish_turn(bool degraded, Time now);
-  void report(const Turn& turn, bool degraded);
+  void report(const Turn& turn, bool degraded, const nlohmann::json& trace);
+  std::int64_t rest_from() const { return ear_.is_empty() ? heard_samples_ : ear_.first_sample(); }
   void fail_turn(const Error& error, Time now, milliseconds retry = milliseconds(0));
   void next_turn(Time now);
   void settle(Time now);
@@ -328,22 +346,31 @@ class Session {
   std::deque<Later> later_;  ///< taken in order when the turn under way is over; at most kLaterMax
   /// Outputs of calls that the model has not made yet: behind a hand-over it makes them again. Items at the turn's end.
   std::map<std::string, std::pair<std::uint64_t, std::string>> early_outputs_;
+  bool went_on_ = false;              ///< the vad has told of speech behind an utterance whose end was still judged
   bool judged_ = true;                ///< tokenizers say whether an utterance is complete, as far as is known
   protocol::OpenVad told_vad_;        ///< what the vad was asked for
+  Time told_vad_at_{};                ///< when the sound came that it was told first
   std::uint64_t stored_items_ = 0;    ///< items up to this input are stored; of inputs that are only said again
   std::int64_t flushed_sample_ = -1;  ///< what was said over the answer ends here, says the client; -1: it has not
+  std::uint64_t flushed_input_ = 0;   ///< with this input
   TurnId playing_;                    ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
   TurnId playing_last_;               ///< and will come to that of turns up to this
   bool has_held_ = false;             ///< and until then the gateway may know of sound that a former owner had made
   bool opened_ = false, over_ = false;
   std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes
   std::size_t early_bytes_ = 0;
-  std::uint64_t input_ = 0;  ///< number of the last one that was taken
+  std::uint64_t input_ = 0;                     ///< number of the last one that has come
+  std::uint64_t taken_ = 0;                     ///< of the one that is being worked on; 0: it has none
+  std::uint64_t configured_ = 0;                ///< of the last one that has changed how the conversation is led
+  std::set<std::uint64_t> settled_;             ///< inputs that are said again and were answered in a stored turn
+  std::deque<Past> untold_;                     ///< stored turns whose end the client was not told
+  std::optional<protocol::TurnFacts> decided_;  ///< what the turn is that a former owner has begun; until it is that
+  std::int64_t sound_from_ = 0;                 ///< sound before it is of turns that are over
   protocol::Checkpoint told_checkpoint_;
   Time checkpoint_at_{};
   std::int64_t heard_samples_ = 0;  ///< position behind the last sound that arrived
   Time heard_at_{};                 ///< when that was
-  std::uint64_t stored_input_ = 0;  ///< up to here inputs led to a stored turn and are only said again
+  std::uint64_t stored_input_ = 0;  ///< of a record of a former build: up to here inputs led to it
   std::uint64_t trace_ = 0;
   Time listen_again_at_{};  ///< after a vad could not be had
 

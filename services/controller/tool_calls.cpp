@@ -61,11 +61,13 @@ void Session::begin_call(ToolCall& call, Time now) {
   } else if (call.is_clients) {
     const auto early = early_outputs_.find(call.id);
     if (early == early_outputs_.end()) return;
+    turn_.inputs.push_back(early->second.first);
     call.result = result_of(early->second.second);
     call.is_answered = true;
     early_outputs_.erase(early);
   } else if (around_.tools != nullptr) {
-    if (around_.tools->ask({id_, turn_.id, call.id, call.name, call.arguments})) return;
+    const std::chrono::seconds budget(around_.config.tool_seconds_max);
+    if (around_.tools->ask({id_, turn_.id, call.id, call.name, call.arguments, budget})) return;
     call.result = {{"error", "too many calls wait"}};
     call.is_answered = true;
   } else {
@@ -105,15 +107,32 @@ void Session::answer_call(ToolCall& call, json result, Time now) {
   go_on_with_calls(now);
 }
 
+/// A tool server does not make calls that nobody waits for.
+void Session::forget_call(const ToolCall& call) {
+  if (around_.tools != nullptr && !call.is_clients && !call.is_answered) around_.tools->forget(id_, call.id);
+}
+
+void Session::forget_calls() {
+  for (const auto& call : turn_.tool_calls) forget_call(call);
+}
+
+/// The model has not made this call yet, but will: a former owner has told it.
+bool Session::may_call(const std::string& id) const {
+  const auto& known = turn_.told.call_ids;
+  return std::find(known.begin(), known.end(), id) != known.end();
+}
+
 void Session::on_tool_output(const ToolOutput& output, std::uint64_t input, Time now) {
   auto& calls = turn_.tool_calls;
   const auto call =
       std::find_if(calls.begin(), calls.end(), [&](const ToolCall& c) { return c.id == output.call && c.is_clients; });
   if (call != calls.end() && is_answering()) {
-    if (!call->is_answered && turn_.stage == Stage::thinking) return answer_call(*call, result_of(output.output), now);
+    const bool waits = !call->is_answered && turn_.stage == Stage::thinking;
+    if (waits || call->is_settled) turn_.inputs.push_back(input);
+    if (waits) return answer_call(*call, result_of(output.output), now);
     if (std::exchange(call->is_settled, false)) return;
-  } else if (call == calls.end() && output.call.starts_with(id_prefix(turn_.id)) &&
-             early_outputs_.size() < kEarlyOutputsMax && !early_outputs_.contains(output.call)) {
+  } else if (call == calls.end() && may_call(output.call) && early_outputs_.size() < kEarlyOutputsMax &&
+             !early_outputs_.contains(output.call)) {
     early_outputs_[output.call] = {input, output.output};
     return;
   }
@@ -141,10 +160,12 @@ void Session::expire_calls(Time now) {
   const milliseconds most = std::chrono::seconds(around_.config.tool_seconds_max);
   for (auto& call : turn_.tool_calls) {
     if (call.is_answered) continue;
-    if (now - turn_.waits_since < (call.was_made ? std::min(most, kReplayMax) : most)) continue;
+    const auto limit = call.was_made ? std::min(most, kReplayMax) : most;
+    if (now - turn_.waits_since < limit) continue;
     around_.tally.tool_timeouts.add();
-    call.result = {
-        {"error", fmt::format("{} has given no answer in {} s", call.name, around_.config.tool_seconds_max)}};
+    forget_call(call);
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(limit).count();
+    call.result = {{"error", fmt::format("{} has given no answer in {} s", call.name, seconds)}};
     call.is_answered = true;
   }
   go_on_with_calls(now);

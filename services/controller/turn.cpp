@@ -111,6 +111,12 @@ json Turn::record() const {
            {"typed", typed.has_value()},
            {"seed", seed},
            {"last_input", last_input}};
+  // Whoever takes the session over does not answer these again.
+  auto& settled = out["inputs"] = inputs;
+  for (const auto& w : before) settled.push_back(w.input);
+  for (const auto& c : corrections)
+    if (c.input != 0) settled.push_back(c.input);
+  if (sound_end >= 0) out["sound_end"] = sound_end;
   if (interrupted) out["interrupted"] = true;
   if (responds) out["responds"] = true;
   if (given) out["given"] = true;

@@ -55,6 +55,7 @@ struct Told {
   std::int64_t tool_calls = 0, pieces = 0, piece_samples = 0;
   std::int64_t whole_samples = 0;  ///< of those pieces in all; how long each of them is only its controller knew
   std::vector<nlohmann::json> tool_results;  ///< null: none was known
+  std::vector<std::string> call_ids;         ///< under which the client knows its calls
   bool anything = false;                     ///< some text or sound: the client knows that its speech was heard
 };
 
@@ -84,6 +85,11 @@ struct Turn {
   bool responds = false;                ///< what stands in front is answered, or the conversation as it is
   bool remember = true;                 ///< else nothing of it is stored, and its number is used again
   std::optional<std::string> given;     ///< the answer, from the client
+  std::vector<std::uint64_t> inputs;    ///< besides sound, that it answers or has taken up: settled with its end
+  std::uint64_t answers_input = 0;      ///< of these the one that has begun it; 0: it is an utterance
+  std::uint64_t settings_input = 0;     ///< the last one that has changed how it is led
+  /// Of a turn that is taken over: what is said to be changed behind this input is for the next one.
+  std::optional<std::uint64_t> settings_until;
 
   // What the user said.
   SoundLog sound;                  ///< in `listening` the last moments, else the utterance with its pre-roll
@@ -99,6 +105,8 @@ struct Turn {
   int trials = 0;                   ///< begun in its pauses and dropped again
   std::int64_t begin_sample = -1;   ///< speech starts there
   std::int64_t end_sample = -1;     ///< and ends there; of an utterance that only the client ends, as far as is known
+  std::int64_t sound_end = -1;      ///< what comes from here on is no part of it; -1: nothing was said
+  std::uint64_t end_input = 0;      ///< the flush that has ended it; 0: none has
   std::uint64_t begin_input = 0;    ///< what came before this input stands in front of the turn
   std::deque<Pause> pauses;         ///< with a semantic detector: those that are not judged, and those behind them
   std::int64_t paused_until = -1;   ///< the last one that was added

@@ -34,8 +34,9 @@ BOOST_AUTO_TEST_CASE(an_answer_is_made_in_the_pause_and_leaves_when_the_end_is_d
   const auto& events = t.g().events;
   const auto started =
       std::find_if(events.begin(), events.end(), [](const auto& e) { return e.type == MessageType::speech_started; });
-  const auto behind =
-      std::find_if(started + 1, events.end(), [](const auto& e) { return e.type != MessageType::checkpoint; });
+  const auto behind = std::find_if(started + 1, events.end(), [](const auto& e) {
+    return e.type != MessageType::checkpoint && e.type != MessageType::decided;
+  });
   BOOST_REQUIRE((behind != events.end()));
   BOOST_TEST((behind->type == MessageType::speech_ended));
   BOOST_TEST(t.g().turns[0]["stages"]["trial_ms"].get<double>() >= 300);

@@ -1,6 +1,4 @@
 /// What a client says beside utterances: settings, items, answers that it asks for or gives, tools of its own.
-#include <random>
-
 #include "tests/services/controller/talk.hpp"
 
 namespace parlando::controller {
@@ -996,91 +994,5 @@ BOOST_AUTO_TEST_CASE(a_tool_server_executes_what_is_not_the_clients) {
 }
 
 BOOST_AUTO_TEST_SUITE_END()
-
-/// Whatever is said in whatever order, and whoever dies: every answer is reported once, nothing is complained of.
-BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_survive_deaths) {
-  // More of them: PARLANDO_SEEDS=1000.
-  const auto* wanted = std::getenv("PARLANDO_SEEDS");
-  const unsigned seeds = wanted != nullptr ? static_cast<unsigned>(std::atoi(wanted)) : 300;
-  for (unsigned seed = 1; seed <= seeds; ++seed) {
-    BOOST_TEST_CONTEXT("seed " << seed) {
-      std::mt19937 random(seed);
-      const auto draw = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
-      const bool notes = draw(0, 2) == 0;
-      const auto detection = static_cast<Detection>(draw(0, 2));
-      auto t = talk_with(
-          [&](FakeGateway& g) {
-            g.settings.answers = !notes;
-            g.settings.detection = detection;
-            g.settings.interrupts = draw(0, 1) == 1;
-            g.plays = draw(0, 1) == 1;
-            g.settings.tools = {R"([{"name":"look"}])"};
-            g.opens_again = true;
-          },
-          led(draw(0, 1) * 8), 2);
-      t.rig.add("controller-2", "controller");
-      for (const auto* name : {"tokenizer-1", "tokenizer-2"}) {
-        t.rig.get<FakeTokenizer>(name).complete = [](std::int64_t samples) { return samples % 3 == 0 ? 800 : 300; };
-        t.rig.get<FakeTokenizer>(name).delay_steps = draw(0, 6);
-      }
-      for (const auto* name : {"llm-chat-1", "llm-chat-2"})
-        t.rig.get<FakeChat>(name).rounds = {{draw(0, 1) == 0 ? "look" : "set_timer"}};
-      const int dies_at = draw(20, 200);
-      const auto victim = draw(0, 1) == 0 ? std::string("controller-1")
-                                          : fmt::format("{}-1", kServiceRoles[static_cast<std::size_t>(draw(0, 3))]);
-      std::set<std::string> answered;
-      int step = 0;
-      const auto one = [&](bool speech) {
-        if (++step == dies_at) {
-          t.rig.kill(victim);
-          if (victim == "controller-1") t.g().open("controller-2");
-        }
-        for (const auto& call : t.g().calls)
-          if (call["name"] == "look")
-            if (const auto id = call["id"].get<std::string>(); answered.insert(id).second)
-              t.g().say(ToolOutput{id, "seen"});
-        t.say(1, speech);
-      };
-      for (int part = 0; part < 6; ++part) {
-        switch (draw(0, 5)) {
-          case 0:
-            t.g().say(item(ItemRole::user, fmt::format("item {}", part)));
-            break;
-          case 1:
-            t.g().say(Respond{{}, draw(0, 2) > 0});
-            break;
-          case 2:
-            t.g().say(Utter{"Given."});
-            break;
-          case 3:
-            t.g().say(Say{"typed"});
-            break;
-          default:
-            for (int i = draw(6, 20); i > 0; --i) one(true);
-            for (int i = draw(2, 30); i > 0; --i) one(false);
-            if (detection == Detection::none) t.g().say(Flush{t.microphone.at});
-        }
-        for (int i = draw(0, 60); i > 0; --i) one(false);
-      }
-      for (int i = 0; i < 500; ++i) one(false);
-      const auto complaints = t.rig.complaints();
-      BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
-      BOOST_TEST(t.rig.store->doubled == 0u);
-      BOOST_TEST(t.rig.streams_at_services() <= 1u);
-      // Everything is stored, and what led to it may go.
-      BOOST_TEST(t.g().kept() < 200u);
-      const auto& records = t.rig.store->sessions[kSession].turns;
-      std::set<std::int64_t> reported;
-      for (const auto& done : t.g().turns)
-        if (!done.contains("remembered")) BOOST_TEST(reported.insert(done["turn"].get<std::int64_t>()).second);
-      for (const auto& [turn, text] : records) {
-        const auto record = json::parse(text);
-        if (record.contains("noted") || record.contains("items_only")) continue;
-        BOOST_TEST(reported.contains(turn), "turn " << turn << " was stored and not reported");
-      }
-      BOOST_TEST(reported.size() <= records.size());
-    }
-  }
-}
 
 }  // namespace parlando::controller

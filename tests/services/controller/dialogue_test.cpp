@@ -372,7 +372,7 @@ BOOST_AUTO_TEST_CASE(a_cancelled_turn_says_nothing_more_whenever_it_is_cancelled
       const auto behind = g.events.size();
       rig.run(30);
       for (auto i = behind; i < g.events.size(); ++i) BOOST_TEST((g.events[i].type == MessageType::checkpoint));
-      BOOST_TEST(g.kept() == 0u);
+      BOOST_TEST(g.kept() <= 25u);                  // the silence in which somebody may have begun to speak
       BOOST_TEST(rig.streams_at_services() <= 1u);  // the vad goes on listening
       BOOST_TEST(g.turns.size() == rig.store->sessions[kSession].turns.size());
       BOOST_TEST(type(rig, "hello"));
@@ -701,7 +701,7 @@ BOOST_AUTO_TEST_CASE(checkpoints_let_go_of_what_is_not_needed_and_keep_an_uttera
   BOOST_TEST(kept->keep_until <= 30u);
   BOOST_TEST(kept->input == 0u);
   rig.run(3);
-  BOOST_TEST(rig.gateway().kept() <= 4u);  // what was said behind the turn
+  BOOST_TEST(rig.gateway().kept() <= 25u);  // what was said behind the turn's sound
   BOOST_TEST(list.back().keep_until == 0u);
 }
 

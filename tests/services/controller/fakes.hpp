@@ -213,7 +213,7 @@ class FakeChat final : public Fake<ChatStream> {
   bool calls_tool = true;
   std::size_t sentences = 2;
   std::optional<Errc> fails_at_third;
-  std::string last_past, last_system;
+  std::string last_past, last_system, last_user;
   OpenChat last_open;
   std::vector<std::vector<std::string>> rounds{{"set_timer"}};  ///< names of the tools that it calls
   std::vector<std::string> last_results;
@@ -261,7 +261,7 @@ class FakeChat final : public Fake<ChatStream> {
         return;
       }
       case MessageType::say:
-        s.user = must<Say>(m).text;
+        s.user = last_user = must<Say>(m).text;
         return;
       case MessageType::go_on:
         s.given = from_bytes<std::int32_t>(must<GoOn>(m).payload);
@@ -397,6 +397,7 @@ struct FakeStore {
     std::uint64_t epoch = 0;
     std::string owner;
     std::map<std::int64_t, std::string> turns;
+    bool erased = false;
   };
   std::map<SessionId, Entry> sessions;
   std::optional<Errc> fails;        ///< every Commit, as a full disk does
@@ -428,6 +429,8 @@ class FakeContext final : public Fake<ContextStream> {
         return history(key, e, m);
       case MessageType::commit:
         return commit(key, e, m);
+      case MessageType::erase:
+        return erase(key, e, m);
       default:
         strange.push_back("context: unknown message");
     }
@@ -438,8 +441,16 @@ class FakeContext final : public Fake<ContextStream> {
     to.epoch = {e.epoch};
     answer_error(key.peer, to, {Errc::stale_epoch, fmt::format("the session has epoch {}", e.epoch)});
   }
+  void erase(const CallerStream& key, FakeStore::Entry& e, Message& m) {
+    if (e.epoch == 0 || m.head.epoch.value != e.epoch || e.erased) return stale(key, e, m.head);
+    const auto turns = static_cast<std::int64_t>(e.turns.size());
+    e = {e.epoch + 1, {}, {}, true};
+    answer(key.peer, m.head, Erased{turns});
+  }
   void claim(const CallerStream& key, FakeStore::Entry& e, Message& m) {
     const auto c = must<Claim>(m);
+    if (e.erased && c.expected.value == e.epoch)
+      return answer_error(key.peer, m.head, {Errc::not_found, "the session was erased"});
     const bool again = c.owner == e.owner && c.expected.value + 1 == e.epoch;
     if (!again && c.expected.value != e.epoch) return stale(key, e, m.head);
     if (!again) ++e.epoch;
@@ -497,6 +508,18 @@ class FakeGateway final : public Core {
   bool holds = false;        ///< the last word on it was Hold
   std::string token_digest;  ///< with Open; empty: the session cannot be resumed
 
+  /// Inputs that ask for something, by what they are, and how often each was answered.
+  std::map<std::uint64_t, std::string> questions;
+  std::map<std::uint64_t, int> fates;
+  std::vector<std::pair<std::uint64_t, std::string>> open_questions() const {
+    std::vector<std::pair<std::uint64_t, std::string>> out;
+    for (const auto& question : questions)
+      if (!fates.contains(question.first)) out.push_back(question);
+    return out;
+  }
+  /// Whether the store has a turn; with it, calls before the end of speech are found.
+  std::function<bool(std::int64_t turn)> is_stored_turn;
+
   // ---- what the client got
   struct Event {
     MessageType type;
@@ -504,6 +527,7 @@ class FakeGateway final : public Core {
     std::uint32_t turn = 0;
     std::int64_t retry_ms = 0;
     std::uint64_t epoch = 0;
+    Time at{};
   };
   std::vector<Event> events;
   std::string transcript, reply;  ///< of the turn under way, or the last one
@@ -516,6 +540,16 @@ class FakeGateway final : public Core {
   Checkpoint checkpoint;
   std::vector<Checkpoint> checkpoints;
 
+  /// All that the client was told, and what of it waits.
+  std::string told() const {
+    std::string out;
+    for (const auto& e : events)
+      if (e.type != MessageType::speech && e.type != MessageType::text)
+        out += fmt::format("{} {} turn={} {}\n", (e.at - Time(std::chrono::hours(1))).count() / 20000000,
+                           to_string(e.type), e.turn, e.text);
+    for (const auto& [input, what] : open_questions()) out += fmt::format("{} {} has no answer\n", input, what);
+    return out;
+  }
   std::size_t count(MessageType type) const {
     return static_cast<std::size_t>(
         std::count_if(events.begin(), events.end(), [&](const Event& e) { return e.type == type; }));
@@ -542,14 +576,22 @@ class FakeGateway final : public Core {
     o.token_digest = token_digest;
     o.inputs_kept = inputs_kept;
     o.first_input = kept_.empty() ? next_input_ : kept_.front().first;
+    o.last_input = said_;
+    o.turn_told = turn_told_;
+    o.sound_from = sound_from_;
+    o.decided = decided_;
     if (open_turn_ != 0) {
       o.open_turn = {open_turn_};
       o.transcript_bytes = static_cast<std::int64_t>(transcript.size());
       o.reply_bytes = static_cast<std::int64_t>(reply.size());
       o.tool_calls = static_cast<std::int64_t>(calls.size());
-      json results = json::array();
-      for (const auto& c : calls) results.push_back(c.value("result", json()));
+      json results = json::array(), ids = json::array();
+      for (const auto& c : calls) {
+        results.push_back(c.value("result", json()));
+        ids.push_back(c.value("id", json()));
+      }
       o.tool_results = {results.dump()};
+      o.call_ids = {ids.dump()};
       o.pieces = pieces_;
       o.piece_samples = piece_samples_;
       o.turn_samples = turn_samples_;
@@ -557,17 +599,26 @@ class FakeGateway final : public Core {
     }
     send(controller, head(), std::move(o));
     is_open_ = false;
+    checkpoint.keep_until = 0;  // all is kept until the new owner says otherwise
     if (!waits_for_opened) say_kept();
   }
   template <class T>
   void say(T body) {
+    constexpr bool kBegins = std::is_same_v<T, Say> || std::is_same_v<T, Respond> || std::is_same_v<T, Utter>;
     if constexpr (std::is_same_v<T, Cancel>) typed_since_cancel_ = false;
-    if constexpr (std::is_same_v<T, Say>) typed_since_cancel_ = true;
-    must_begin_ = must_begin_ && !std::is_same_v<T, Say>;
+    if constexpr (kBegins) typed_since_cancel_ = true;
+    must_begin_ = must_begin_ && !kBegins;
+    if constexpr (std::is_same_v<T, Say>) questions[next_input_] = body.text;
+    if constexpr (std::is_same_v<T, Utter>) questions[next_input_] = body.text;
+    if constexpr (std::is_same_v<T, Respond>) questions[next_input_] = fmt::format("respond {}", next_input_);
+    if constexpr (std::is_same_v<T, Cancel>) questions[next_input_] = fmt::format("cancel {}", next_input_);
     auto message = pack(std::move(body), head());
     message.head.trace = 4711;
     kept_.push_back({next_input_++, message});
-    if (is_open_) post(controller, std::move(message));
+    if (!is_open_) return;
+    said_ = std::max(said_, kept_.back().first);
+    post(controller, std::move(message));
+    drop_behind();
   }
   /// The loudspeaker has come to the end of a turn's sound.
   void played(std::uint32_t turn, std::int64_t samples) {
@@ -606,14 +657,14 @@ class FakeGateway final : public Core {
   std::size_t kept() const { return kept_.size(); }
   StreamId stream() const { return {stream_}; }
 
-  void on_message(const std::string& peer, Message m, Time) override {
+  void on_message(const std::string& peer, Message m, Time now) override {
     const bool early = m.head.type == MessageType::error && m.head.epoch.value == 0;  // it answers an opening
     if (peer != controller || m.head.stream.value != stream_ || (m.head.epoch.value < epoch && !early)) {
       ++ignored;
       return;
     }
     if (m.head.type == MessageType::error) return on_error(m);
-    events.push_back({m.head.type, {}, m.head.turn.value, 0, m.head.epoch.value});
+    events.push_back({m.head.type, {}, m.head.turn.value, 0, m.head.epoch.value, now});
     switch (m.head.type) {
       case MessageType::opened:
         return on_opened(m);
@@ -625,8 +676,15 @@ class FakeGateway final : public Core {
         return on_speech(m);
       case MessageType::turn_done:
         return on_done(m);
-      case MessageType::cancelled:
-        return on_cancelled(read<Cancelled>(m)->turn.value);
+      case MessageType::cancelled: {
+        const auto c = *read<Cancelled>(m);
+        settle(c.settled, c.sound_from);
+        turn_over(m.head.turn.value, false);
+        return on_cancelled(c.turn.value);
+      }
+      case MessageType::decided:
+        decided_ = *read<Decided>(m);
+        return;
       case MessageType::speech_started:
         must_begin_ = false;
         return touch(m);
@@ -647,6 +705,8 @@ class FakeGateway final : public Core {
         touch(m);
         noted.push_back(*read<Noted>(m));
         if (noted.back().text != transcript) wrong.push_back("another transcript is noted");
+        settle(noted.back().settled, noted.back().sound_from);
+        turn_over(m.head.turn.value, true);
         return finish();
       default:
         touch(m);
@@ -697,7 +757,9 @@ class FakeGateway final : public Core {
     finish();
   }
   void on_cancelled(std::uint32_t turn) {
-    if (open_turn_ == 0 || turn == open_turn_) must_begin_ = !typed_since_cancel_;
+    forgotten_.insert(turn);  // the gateway keeps nothing of its sound
+    const bool was_done = open_turn_ == 0 && !turns.empty() && turns.back()["turn"] == turn;
+    if ((open_turn_ == 0 || turn == open_turn_) && !was_done) must_begin_ = !typed_since_cancel_;
     fall_silent(turn);
   }
   Played played_of(std::uint32_t turn) const {
@@ -714,7 +776,8 @@ class FakeGateway final : public Core {
     holds = false;
     const auto turn = what.turn.value;
     interrupted_ = turn == open_turn_ ? turn : 0;
-    if (keeps_time && plays && what.samples != played_of(turn).samples)
+    // The number of an answer that is not remembered is used again, while its sound may still be heard.
+    if (keeps_time && plays && !forgotten_.contains(turn) && what.samples != played_of(turn).samples)
       wrong.push_back(fmt::format("{} samples are said to be heard, not {}", what.samples, played_of(turn).samples));
     cut_turns_.insert(turn);
     std::erase_if(sounds_, [&](const Sound& s) { return s.turn <= turn; });
@@ -729,6 +792,8 @@ class FakeGateway final : public Core {
   void on_error(Message& m) {
     const auto e = read<ErrorMessage>(m);
     events.push_back({MessageType::error, e->code, m.head.turn.value, e->retry_ms, m.head.epoch.value});
+    settle(e->settled, e->sound_from);
+    if (m.head.turn.value != 0) turn_over(m.head.turn.value, false);
     if (m.head.turn.value != 0) fall_silent(m.head.turn.value);
     // Its first owner died with the grant: the session was never told to be open, so nobody else can have it.
     if (!opens_again || e->code != "stale_epoch" || m.head.epoch.value <= epoch) return;
@@ -740,6 +805,8 @@ class FakeGateway final : public Core {
     epoch = m.head.epoch.value;
     if (seed != 0 && seed != o->seed) wrong.push_back("another seed");
     seed = o->seed;
+    turn_told_ = std::min(turn_told_, o->turns);
+    if (open_turn_ > o->turns + 1) fall_silent(open_turn_);  // it begins again, behind turns that are lost
     opened_degraded = o->degraded;
     holds = false;
     interrupted_ = 0;  // a new owner makes the answer again; the gateway plays nothing of it
@@ -753,6 +820,8 @@ class FakeGateway final : public Core {
     epoch = m.head.epoch.value;
     seed = a->seed;
     next_input_ = a->first_input;
+    said_ = next_input_ - 1;
+    turn_told_ = -1;
     open_turn_ = a->open_turn.value;
     transcript.assign(static_cast<std::size_t>(a->transcript_bytes), '?');
     reply.assign(static_cast<std::size_t>(a->reply_bytes), '?');
@@ -772,7 +841,35 @@ class FakeGateway final : public Core {
     for (const auto& [number, message] : kept_) {
       auto again = message;
       again.head.stream = {stream_};
+      said_ = std::max(said_, number);
       post(controller, std::move(again));
+    }
+  }
+  // ---- as gateway/input_log does
+  void settle(const JsonText& list, std::int64_t sound_from) {
+    const auto settled = json::parse(list.text);
+    for (const auto& number : settled.is_array() ? settled : json::array()) {
+      if (questions.contains(number)) ++fates[number];
+      for (auto& [n, message] : kept_)
+        if (n == number && message.head.type != MessageType::audio) message = pack(Audio{}, message.head);
+    }
+    sound_from_ = std::max(sound_from_, sound_from);
+  }
+  void turn_over(std::uint32_t turn, bool stored) {
+    if (turn >= decided_.of_turn.value) decided_ = {};
+    if (stored && turn_told_ >= 0) turn_told_ = std::max<std::int64_t>(turn_told_, turn);
+  }
+  /// Of the sound behind a decision only the last stays.
+  void drop_behind() {
+    if (checkpoint.keep_until == 0) return;
+    std::int64_t recent = 0;
+    for (auto it = kept_.rbegin(); it != kept_.rend() && it->first > checkpoint.keep_until; ++it) {
+      if (it->second.head.type != MessageType::audio || it->second.payload.empty()) continue;
+      const auto samples = static_cast<std::int64_t>(it->second.payload.size() / 2);
+      if (recent + samples > checkpoint.recent_samples)
+        it->second.payload.clear();
+      else
+        recent += samples;
     }
   }
   void on_text(Message& m) {
@@ -788,6 +885,9 @@ class FakeGateway final : public Core {
     if (t->kind == TextKind::tool_call) {
       if (t->at_bytes != static_cast<std::int64_t>(calls.size())) wrong.push_back("a tool call twice");
       calls.push_back(json::parse(t->text));
+      const bool decided = decided_.of_turn == m.head.turn && (decided_.answers_input != 0 || decided_.end_sample >= 0);
+      if (is_stored_turn && !decided && !is_stored_turn(m.head.turn.value))
+        wrong.push_back("a tool call before the end of speech");
       return;
     }
     auto& text = t->kind == TextKind::transcript ? transcript : reply;
@@ -824,6 +924,9 @@ class FakeGateway final : public Core {
     degraded.push_back(d->degraded);
     turns.push_back(json::parse(text_of(d->payload)));
     const auto turn = m.head.turn.value;
+    settle(d->settled, d->sound_from);
+    turn_over(turn, d->remembered);
+    if (!d->remembered) forgotten_.insert(turn);
     whole_of[turn] = turns.back()["assistant"];
     if (!cut_turns_.contains(turn)) heard_of[turn] = whole_of[turn];
     interrupted_ = 0;
@@ -833,11 +936,12 @@ class FakeGateway final : public Core {
   void on_checkpoint(Message& m) {
     checkpoint = *read<Checkpoint>(m);
     checkpoints.push_back(checkpoint);
+    for (auto& [number, message] : kept_)
+      if (number <= checkpoint.input && message.head.type == MessageType::configure)
+        static_cast<Settings&>(settings) = *read<Configure>(message);
     std::erase_if(kept_, [&](const auto& k) { return k.first <= checkpoint.input; });
-    for (auto& [number, message] : kept_) {
-      const bool sound = message.head.type == MessageType::audio;
-      if (sound && checkpoint.keep_until != 0 && number > checkpoint.keep_until) message.payload.clear();
-    }
+    sound_from_ = std::max(sound_from_, checkpoint.sound_from);
+    drop_behind();
   }
   /// What a loudspeaker has of a turn.
   struct Sound {
@@ -847,12 +951,14 @@ class FakeGateway final : public Core {
   };
   std::deque<Sound> sounds_;
   Time ticked_at_{};
-  std::set<std::uint32_t> cut_turns_;
+  std::set<std::uint32_t> cut_turns_, forgotten_;
   std::uint32_t interrupted_ = 0;  ///< the open turn, if it was interrupted
   std::uint32_t sounding_ = 0;     ///< the last turn with sound
   bool must_begin_ = false, typed_since_cancel_ = false;
   std::uint32_t stream_ = 0, open_turn_ = 0;
-  std::uint64_t next_input_ = 1;
+  std::uint64_t next_input_ = 1, said_ = 0;
+  std::int64_t turn_told_ = 0, sound_from_ = 0;
+  TurnFacts decided_;
   bool is_open_ = false;
   std::deque<std::pair<std::uint64_t, Message>> kept_;
   std::vector<std::int32_t> ids_;

@@ -115,6 +115,43 @@ BOOST_AUTO_TEST_CASE(what_waits_is_bounded_and_given_up_with_the_server) {
   BOOST_TEST((std::chrono::steady_clock::now() - begun < 10s));  // and not the half minute of a call
 }
 
+BOOST_AUTO_TEST_CASE(calls_that_nobody_waits_for_are_not_made) {
+  // The first call holds the only thread until its time is over.
+  auto started = http::Server::start("127.0.0.1:0", [](const http::Request&) { return http::Response{}; }, {}, {});
+  BOOST_REQUIRE(started.has_value());
+  const http::Url silent{"127.0.0.1", "/", static_cast<std::uint16_t>((*started)->port())};
+  HttpToolServer::Limits limits;
+  limits.threads = 1;
+  limits.session_max = 3;
+  limits.post.time_max = 200ms;
+  HttpToolServer server(silent, limits);
+  BOOST_REQUIRE(server.ask({{1, 1}, {1}, "made", "x", {}}));
+  BOOST_REQUIRE(server.ask({{1, 1}, {1}, "forgotten", "x", {}}));
+  BOOST_REQUIRE(server.ask({{1, 1}, {1}, "late", "x", {}, 0ms}));
+  BOOST_TEST(!server.ask({{1, 1}, {1}, "one too many", "x", {}}));
+  BOOST_REQUIRE(server.ask({{2, 2}, {1}, "of another session", "x", {}}));
+  server.forget({1, 1}, "forgotten");
+  BOOST_TEST(server.ask({{1, 1}, {1}, "in its place", "x", {}}));
+  std::set<std::string> made;
+  for (const auto& answer : answers_of(server, 3)) made.insert(answer.id);
+  BOOST_TEST((made == std::set<std::string>{"made", "of another session", "in its place"}));
+}
+
+BOOST_AUTO_TEST_CASE(a_name_that_nobody_resolves_takes_no_longer_than_the_call) {
+  std::promise<void> end;
+  auto ended = end.get_future().share();
+  http::PostLimits limits;
+  limits.time_max = 50ms;
+  limits.resolver = [ended](const char*, const char*, const addrinfo*, addrinfo**) {
+    ended.wait();
+    return -2;  // EAI_NONAME
+  };
+  const auto answer = http::post({"nobody.example", "/", 80}, "{}", "application/json", limits);
+  BOOST_REQUIRE(!answer.has_value());
+  BOOST_TEST((answer.error().code == Errc::deadline_exceeded));
+  end.set_value();
+}
+
 BOOST_AUTO_TEST_CASE(addresses_are_read_or_refused) {
   const auto url = http::Url::parse("http://tools.example:8080/a/b?c=1");
   BOOST_REQUIRE(url.has_value());

@@ -1,5 +1,6 @@
 /// A controller whose life was recorded makes every decision again.
 #include <boost/test/unit_test.hpp>
+#include <fstream>
 #include <random>
 
 #include "tests/services/controller/rig.hpp"
@@ -68,6 +69,39 @@ BOOST_AUTO_TEST_CASE(every_decision_is_made_again) {
   }
   BOOST_TEST(turns > 10u);
   BOOST_TEST(messages > 2000u);
+}
+
+/// Personas, and turns that a former process has left, may be others when somebody looks.
+BOOST_AUTO_TEST_CASE(a_recording_brings_what_its_controller_found_on_the_disk) {
+  Rig rig;
+  TemporaryDirectory folder;
+  const auto file = folder.path() / "controller.plrec";
+  for (const auto& role : kServiceRoles) rig.add(role + "-1", role);
+  auto config = rig.config;
+  config.commit_queue_file = (folder.path() / "waiting").string();
+  BOOST_REQUIRE(Journal(config.commit_queue_file).append({{9, 9}, {1}, 1, R"({"user":"left"})"}).has_value());
+  config.personas_file = (folder.path() / "personas.json").string();
+  std::ofstream(config.personas_file) << R"({"guide": {"system": "you lead tours"}})";
+  rig.store->sessions[{9, 9}].epoch = 1;
+  auto made = ControllerCore::make(config);
+  BOOST_REQUIRE(made.has_value());
+  auto core = service::record(*std::move(made), {{"service", "controller"}}, {file});
+  BOOST_REQUIRE(core.has_value());
+  rig.add_core("controller-1", "controller", *std::move(core));
+  rig.add("gateway-1", "gateway");
+  rig.gateway().system = "persona:guide";
+  rig.gateway().open("controller-1");
+  rig.run(8);
+  rig.gateway().say(Say{"hello"});
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+  BOOST_TEST((rig.store->sessions[{9, 9}].turns.size() == 1u));
+  rig.kill("controller-1");
+  rig.add_core("controller-1", "controller", std::make_unique<ControllerCore>(rig.config));
+  const auto result = service::replay(file, [&](const nlohmann::json&) -> Result<std::unique_ptr<service::Core>> {
+    return std::unique_ptr<service::Core>(std::make_unique<ControllerCore>(rig.config));
+  });
+  BOOST_REQUIRE(result.has_value());
+  BOOST_TEST(!result->difference.has_value(), result->difference.value_or(""));
 }
 
 BOOST_AUTO_TEST_CASE(a_controller_that_decides_otherwise_is_found) {

@@ -65,7 +65,7 @@ struct Talk {
     const auto& turns = rig.store->sessions[kSession].turns;
     if (!turns.contains(turn)) return {};
     auto object = json::parse(turns.at(turn));
-    object.erase("last_input");
+    for (const auto* key : {"last_input", "inputs"}) object.erase(key);
     return object.dump();
   }
 };

@@ -1,0 +1,331 @@
+/// A controller that goes on where another one was lost: what is answered stays answered, what was decided is not found
+/// out anew, and a session can be erased whoever leads it.
+#include "services/controller/journal.hpp"
+#include "tests/services/controller/talk.hpp"
+#include "tests/support/temporary_directory.hpp"
+
+namespace parlando::controller {
+namespace {
+
+using Prepare = std::function<void(FakeGateway&)>;
+
+struct Pair : Talk {
+  explicit Pair(const Prepare& prepare = [](FakeGateway&) {}) : Talk(talking(0), false, 1, prepare) {
+    rig.add("controller-2", "controller");
+    chat().calls_tool = false;
+    rig.swallow = [this](const std::string& from, const std::string& to, const Message&) {
+      return cut && from == "controller-1" && to == "gateway-1";
+    };
+  }
+  bool cut = false;  ///< the gateway hears nothing of the first controller
+  void hand_over() {
+    rig.kill("controller-1");
+    cut = false;
+    g().open("controller-2");
+  }
+  bool wait(const std::function<bool()>& done, int limit = 400) { return rig.run_until(done, limit); }
+  std::map<std::int64_t, std::string>& stored() { return rig.store->sessions[kSession].turns; }
+};
+
+/// A tool server that keeps what it was asked.
+class Asked final : public ToolServer {
+ public:
+  bool ask(Ask ask) override {
+    asked.push_back(std::move(ask));
+    return true;
+  }
+  void forget(SessionId, const std::string& id) override { forgotten.push_back(id); }
+  std::vector<Answer> take() override { return {}; }
+  std::vector<Ask> asked;
+  std::vector<std::string> forgotten;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(adopt)
+
+/// The answer was stored and the client was told nothing of it: it is told, and not made once more.
+BOOST_AUTO_TEST_CASE(a_question_that_was_answered_unheard_is_told_and_not_answered_twice) {
+  for (const int kind : {0, 1, 2}) {
+    BOOST_TEST_CONTEXT("kind " << kind) {
+      Pair t;
+      t.cut = true;
+      if (kind == 0) t.g().say(Say{"one"});
+      if (kind == 1) t.g().say(Respond{});
+      if (kind == 2) t.g().say(Utter{"Given."});
+      BOOST_REQUIRE(t.wait([&] { return t.stored().size() == 1; }));
+      t.rig.run(20);
+      BOOST_TEST(t.g().turns.empty());
+      t.hand_over();
+      BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+      BOOST_TEST(!t.g().audio.empty());
+      t.rig.run(100);
+      BOOST_TEST(t.g().turns.size() == 1u);
+      BOOST_TEST(t.stored().size() == 1u);
+      BOOST_TEST(t.g().open_questions().empty());
+      BOOST_TEST(t.g().kept() == 0u);
+      t.check_calm();
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(several_answers_that_nobody_was_told_of_are_told_one_after_the_other) {
+  Pair t;
+  t.cut = true;
+  t.g().say(Utter{"First."});
+  BOOST_REQUIRE(t.wait([&] { return t.stored().size() == 1; }));
+  t.rig.run(5);
+  t.g().say(Utter{"Second."});
+  BOOST_REQUIRE(t.wait([&] { return t.stored().size() == 2; }));
+  t.hand_over();
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 2; }));
+  BOOST_TEST(t.g().turns[0]["assistant"] == "First.");
+  BOOST_TEST(t.g().turns[1]["assistant"] == "Second.");
+  t.rig.run(100);
+  BOOST_TEST(t.stored().size() == 2u);
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(what_was_refused_is_not_done_by_the_next_owner) {
+  Pair t;
+  t.chat().sentences = 20;
+  t.g().say(Say{"one"});
+  t.rig.run(10);
+  t.g().say(Say{"refused"});
+  t.rig.run(4);
+  BOOST_REQUIRE(t.g().count(MessageType::error) == 1u);
+  t.hand_over();
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+  t.rig.run(200);
+  BOOST_TEST(t.g().turns.size() == 1u);
+  BOOST_TEST(t.stored().size() == 1u);
+  BOOST_TEST(t.g().turns[0]["user"] == "one");
+  t.check_calm();
+}
+
+/// It is told under whose number, and what was told before counts for it: whoever speaks first.
+BOOST_AUTO_TEST_CASE(a_turn_under_way_is_what_it_was_decided_to_be) {
+  for (int at = 1; at < 60; at += 3) {
+    BOOST_TEST_CONTEXT("dies " << at << " steps behind the wish") {
+      Pair t;
+      t.chat().sentences = 10;
+      t.say(5, false);
+      t.say(kSpeech, true);
+      t.g().say(Respond{});
+      t.say(at, at < 10);
+      t.hand_over();
+      BOOST_REQUIRE(t.answered(2));
+      BOOST_TEST(t.g().turns[0]["responds"] == true);
+      BOOST_TEST(t.g().turns[1]["user"].get<std::string>().starts_with("heard "));
+      BOOST_TEST(t.stored().size() == 2u);
+      BOOST_TEST(t.g().count(MessageType::error) == 0u);
+      t.check_calm();
+    }
+  }
+}
+
+/// The speech that nobody has noticed yet when the former turn ends is not lost with its controller.
+BOOST_AUTO_TEST_CASE(an_utterance_that_had_just_begun_keeps_its_beginning) {
+  std::string want;
+  for (int at = -1; at < 12; ++at) {
+    BOOST_TEST_CONTEXT("dies at frame " << at) {
+      Pair t;
+      t.chat().sentences = 0;
+      t.g().speak = false;
+      t.g().open("controller-1");
+      t.rig.run(8);
+      t.say(5, false);
+      t.say(kSpeech, true);
+      BOOST_REQUIRE(t.answered(1));
+      const auto from = t.g().count(MessageType::turn_done);
+      for (int frame = 0; frame < 12; ++frame) {
+        if (frame == at) t.hand_over();
+        t.say(1, true);
+      }
+      BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::turn_done) == from + 1; }));
+      if (at < 0) want = t.record(2);
+      BOOST_TEST(t.record(2) == want);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_change_behind_the_beginning_of_an_utterance_is_for_the_next_one_whoever_hears_it) {
+  Pair t;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  Configure c;
+  c.answers = false;
+  t.g().say(c);
+  t.say(2, true);
+  t.hand_over();
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.g().noted.empty());
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().noted.size() == 1; }));
+}
+
+/// The store has not got the turn before, which was told: the one under way begins again under the number that is free.
+BOOST_AUTO_TEST_CASE(a_turn_behind_one_that_is_lost_begins_again) {
+  Pair t;
+  t.rig.store->fails = Errc::io;
+  t.g().say(Utter{"Lost."});
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(t.g().degraded[0]);
+  t.chat().sentences = 20;
+  t.g().say(Say{"two"});
+  BOOST_REQUIRE(t.wait([&] { return !t.g().reply.empty(); }));
+  t.rig.store->fails.reset();
+  t.hand_over();
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 2; }));
+  BOOST_TEST(t.g().turns[1]["turn"] == 1);
+  BOOST_TEST(t.g().turns[1]["user"] == "two");
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(items_wait_in_the_order_in_which_they_came) {
+  Items items;
+  BOOST_REQUIRE(items.add({"a", ItemRole::user, "a", {}}, 9).has_value());
+  BOOST_REQUIRE(items.add({"b", ItemRole::user, "b", {}}, 4).has_value());
+  BOOST_TEST(items.first_input() == 4u);
+  auto taken = items.take_before(9);
+  BOOST_REQUIRE(taken.size() == 1u);
+  BOOST_REQUIRE(items.add({"c", ItemRole::user, "c", {}}, 3).has_value());
+  items.give_back(std::move(taken));
+  BOOST_TEST(items.first_input() == 3u);
+  taken = items.take_before(100);
+  BOOST_REQUIRE(taken.size() == 3u);
+  BOOST_TEST(taken[0].input == 3u);
+  BOOST_TEST(taken[2].input == 9u);
+}
+
+/// The store will not have a record of items while a turn is under way: neither is lost.
+BOOST_AUTO_TEST_CASE(items_that_the_store_refuses_under_a_turn_wait_on) {
+  Pair t;
+  t.g().say(Item{"w", ItemRole::user, "wait", {}});
+  t.rig.store->fails = Errc::invalid_argument;
+  // The record is on its way when the question comes.
+  BOOST_REQUIRE(t.until([&] {
+    return !t.rig.sent.empty() && std::any_of(t.rig.sent.begin(), t.rig.sent.end(),
+                                              [](const auto& s) { return s.second.type == MessageType::commit; });
+  }));
+  t.g().say(Say{"two"});
+  BOOST_REQUIRE(t.until([&] { return t.rig.store->commits > 0; }));
+  t.rig.store->fails.reset();
+  BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 1; }));
+  BOOST_REQUIRE(t.until([&] {
+    for (const auto& [turn, text] : t.stored())
+      if (text.find("\"wait\"") != std::string::npos) return true;
+    return false;
+  }));
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(a_tool_server_is_told_of_calls_that_nobody_waits_for) {
+  Rig rig;
+  for (const auto& role : kServiceRoles) rig.add(role + "-1", role);
+  auto server = std::make_unique<Asked>();
+  auto& tools = *server;
+  rig.config.tool_seconds_max = 2;
+  rig.add_core("controller-1", "controller",
+               std::make_unique<ControllerCore>(rig.config, Personas{}, std::move(server)));
+  rig.add("gateway-1", "gateway");
+  rig.gateway().open("controller-1");
+  rig.run(8);
+  rig.get<FakeChat>("llm-chat-1").rounds = {{"weather"}};
+  rig.gateway().say(Say{"go"});
+  BOOST_REQUIRE(rig.run_until([&] { return tools.asked.size() == 1; }));
+  BOOST_TEST((tools.asked[0].budget == std::chrono::seconds(2)));
+  rig.gateway().say(Cancel{});
+  BOOST_REQUIRE(rig.run_until([&] { return tools.forgotten.size() == 1; }, 10));
+  BOOST_TEST(tools.forgotten[0] == tools.asked[0].id);
+  rig.gateway().say(Say{"again"});
+  BOOST_REQUIRE(rig.run_until([&] { return tools.forgotten.size() == 2; }));
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+  BOOST_TEST(rig.gateway().turns[0]["tool_calls"][0]["result"]["error"] == "weather has given no answer in 2 s");
+}
+
+BOOST_AUTO_TEST_CASE(a_journal_keeps_what_waits_and_lets_the_rest_go) {
+  TemporaryDirectory folder;
+  const auto file = (folder.path() / "waiting").string();
+  Journal journal(file);
+  JournalEntry entry{kSession, {3}, 1, R"({"user":"x"})"};
+  for (int i = 0; i < 100; ++i, ++entry.turn) BOOST_REQUIRE(journal.append(entry).has_value());
+  BOOST_TEST(journal.is_long(1));
+  BOOST_TEST(!journal.is_long(60));
+  BOOST_REQUIRE(journal.keep({entry}).has_value());
+  BOOST_TEST(!journal.is_long(1));
+  Journal next(file);
+  const auto loaded = next.load();
+  BOOST_REQUIRE(loaded.has_value());
+  BOOST_REQUIRE(loaded->size() == 1u);
+  BOOST_TEST(loaded->front().turn == 101);
+}
+
+// ------------------------------------------------------------------------------------------------ erasing
+
+/// A gateway that asks for nothing else.
+class Asker final : public Core {
+ public:
+  void ask(const std::string& controller, SessionId session) {
+    Envelope head;
+    head.session = session;
+    head.stream = {++streams};
+    send(controller, head, Erase{});
+  }
+  void on_message(const std::string&, Message m, Time) override {
+    if (m.head.type == MessageType::erased) turns = read<Erased>(m)->turns;
+    if (m.head.type == MessageType::error) error = read<ErrorMessage>(m)->code;
+  }
+  std::uint32_t streams = 0;
+  std::optional<std::int64_t> turns;
+  std::string error;
+};
+
+BOOST_AUTO_TEST_CASE(a_session_is_erased_by_any_controller_and_its_owner_stops) {
+  for (const auto* at : {"controller-1", "controller-2"}) {
+    BOOST_TEST_CONTEXT(at) {
+      Pair t;
+      t.g().say(Say{"secret"});
+      BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+      auto& asker = static_cast<Asker&>(t.rig.add_core("gateway-2", "gateway", std::make_unique<Asker>()));
+      asker.ask(at, kSession);
+      BOOST_REQUIRE(t.wait([&] { return asker.turns.has_value(); }, 20));
+      BOOST_TEST(*asker.turns == 1);
+      BOOST_TEST(t.stored().empty());
+      t.g().say(Say{"more"});
+      BOOST_REQUIRE(t.wait([&] { return t.g().last_error() != nullptr; }));
+      BOOST_TEST(t.g().last_error()->text == "stale_epoch");
+      t.rig.run(20);
+      BOOST_TEST(t.stored().empty());
+      // It is not there any more, for whoever asks.
+      asker.turns.reset();
+      asker.ask("controller-2", kSession);
+      BOOST_REQUIRE(t.wait([&] { return !asker.error.empty(); }, 20));
+      BOOST_TEST(asker.error == "not_found");
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_was_never_stored_cannot_be_erased_and_leaves_nothing) {
+  Pair t;
+  auto& asker = static_cast<Asker&>(t.rig.add_core("gateway-2", "gateway", std::make_unique<Asker>()));
+  asker.ask("controller-1", {1, 2});
+  BOOST_REQUIRE(t.wait([&] { return !asker.error.empty(); }, 20));
+  BOOST_TEST(asker.error == "not_found");
+  BOOST_TEST((t.rig.store->sessions[{1, 2}].epoch == 0u));
+}
+
+BOOST_AUTO_TEST_CASE(erasing_ends_when_the_store_is_away) {
+  Pair t;
+  t.g().say(Say{"secret"});
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+  auto& asker = static_cast<Asker&>(t.rig.add_core("gateway-2", "gateway", std::make_unique<Asker>()));
+  t.rig.kill("context-1");
+  asker.ask("controller-1", kSession);
+  BOOST_REQUIRE(t.wait([&] { return !asker.error.empty(); }, 700));
+  BOOST_TEST(asker.error == "unavailable");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::controller
