@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 fail() { echo "setup: $*" >&2; exit 1; }
 step() { echo "setup: $*"; }
 
-pip=".deps/venv/bin/pip --disable-pip-version-check -q"
+pip=".deps/venv/bin/python -m pip --disable-pip-version-check -q"
 make_venv() {
   mkdir -p .deps
   python=$(command -v python3) || fail "python3 is missing"
@@ -21,7 +21,7 @@ make_venv() {
 install_clients() {
   [ -x .deps/clients/bin/pip ] || "$python" -m venv .deps/clients || fail "python3 -m venv failed"
   step "installing the clients of $1"
-  .deps/clients/bin/pip --disable-pip-version-check -q install -r "$1" || fail "pip could not install $1; is there a network?"
+  .deps/clients/bin/python -m pip --disable-pip-version-check -q install -r "$1" || fail "pip could not install $1; is there a network?"
 }
 if [ "${1:-}" = --clients ]; then
   make_venv
@@ -76,7 +76,7 @@ if [ "${1:-}" = --test ]; then
   install_clients tools/clients_requirements.txt
   [ -x .deps/deploy/bin/pip ] || "$python" -m venv .deps/deploy || fail "python3 -m venv failed"
   step "installing the schemas that manifests and lists of parts are checked with"
-  .deps/deploy/bin/pip --disable-pip-version-check -q install -r tests/deploy/requirements.txt || fail "pip could not install tests/deploy/requirements.txt; is there a network?"
+  .deps/deploy/bin/python -m pip --disable-pip-version-check -q install -r tests/deploy/requirements.txt || fail "pip could not install tests/deploy/requirements.txt; is there a network?"
   rm -f .deps/stamp-test-*
   touch "$stamp"
   exit 0
