@@ -39,11 +39,12 @@ void StepCost::observe(std::int64_t decoding, std::int64_t prefilled, double sec
 
 std::int64_t StepCost::room(std::int64_t decoding) const {
   if (seconds_max_ >= kNoLimit) return std::numeric_limits<std::int64_t>::max();
-  if (token_ == 0) return kFirst;
+  const auto least = decoding == 0 ? kAlone : kLeast;
+  if (token_ == 0) return std::max(kFirst, least);
   const double base = without_prefill(decoding), allowed = std::max(seconds_max_, base * growth_) - base;
   const double tokens = allowed / token_;
-  const auto most = std::max(2 * seen_, kFirst);
-  return tokens >= static_cast<double>(most) ? most : std::max(kLeast, static_cast<std::int64_t>(tokens));
+  const auto most = std::max(2 * seen_, std::max(kFirst, least));
+  return tokens >= static_cast<double>(most) ? most : std::max(least, static_cast<std::int64_t>(tokens));
 }
 
 }  // namespace parlando::llm

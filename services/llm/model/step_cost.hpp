@@ -18,7 +18,9 @@ class StepCost {
   /// twice as many as were seen to be cheap enough.
   std::int64_t room(std::int64_t decoding) const;
 
-  static constexpr std::int64_t kLeast = 8, kFirst = 32;
+  /// `kAlone`: the least while nobody speaks. What reads the weights costs is part of every piece then, so that small
+  /// ones would make a long prompt several times slower and help only who comes meanwhile.
+  static constexpr std::int64_t kLeast = 8, kFirst = 32, kAlone = 64;
 
  private:
   static std::size_t bucket(std::int64_t decoding);

@@ -68,6 +68,18 @@ BOOST_AUTO_TEST_CASE(where_a_step_is_long_anyway_it_grows_by_a_quarter) {
   BOOST_TEST(room >= StepCost::kLeast);
 }
 
+BOOST_AUTO_TEST_CASE(while_nobody_speaks_pieces_are_not_tiny) {
+  // The weights alone take longer than a step should: pieces of 8 tokens would read them 250 times for 2000.
+  StepCost cost(0.050, 1.25);
+  cost.observe(0, 1, 0.181);  // the token that says that the model is ready
+  std::int64_t room = 0;
+  for (int i = 0; i < 60; ++i) {
+    room = cost.room(0);
+    cost.observe(0, room, 0.165 + 0.016 * static_cast<double>(room));
+  }
+  BOOST_TEST(room >= StepCost::kAlone);
+}
+
 BOOST_AUTO_TEST_CASE(a_machine_that_becomes_slow_is_noticed_at_once) {
   StepCost cost(0.050, 1.25);
   settled(cost, 1, [](auto, auto p) { return 0.001 + 0.0001 * static_cast<double>(p); });
