@@ -146,7 +146,14 @@ Result<json> quantize(const QuantizeOptions& o) try {
   if (source->format() != own)
     return fail(Errc::invalid_argument, "'{}' is packed as {} already", o.source.string(),
                 kernels::name(source->format()));
+  const auto inside = fs::weakly_canonical(o.target).lexically_relative(fs::weakly_canonical(o.source));
+  if (!inside.empty() && *inside.begin() != "..")
+    return fail(Errc::invalid_argument, "'{}' is inside of '{}', expected a directory beside it", o.target.string(),
+                o.source.string());
   PARLANDO_TRY(const auto packed, Step1::load(o.source, format));
+  if (packed->format() != format)
+    return fail(Errc::unsupported, "'{}' is packed as {} already: quantize the original", o.source.string(),
+                kernels::name(packed->format()));
   // Written beside its place and renamed: what has the name is whole.
   const auto part = fs::path(o.target.string() + ".part");
   std::error_code error;
