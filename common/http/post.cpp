@@ -80,12 +80,17 @@ Result<std::shared_ptr<Lookup>> look_up(const Url& url, const PostLimits& limits
     return fail(Errc::overloaded, "{} look-ups of names have no answer yet", kLookupsMax);
   }
   hints.ai_flags = 0;
-  std::thread([lookup, hints, resolver = limits.resolver ? limits.resolver : Resolver(::getaddrinfo)] {
-    lookup->error = resolver(lookup->host.c_str(), lookup->port.c_str(), &hints, &lookup->list);
+  try {
+    std::thread([lookup, hints, resolver = limits.resolver ? limits.resolver : Resolver(::getaddrinfo)] {
+      lookup->error = resolver(lookup->host.c_str(), lookup->port.c_str(), &hints, &lookup->list);
+      --lookups;
+      const std::uint64_t one = 1;
+      [[maybe_unused]] const auto ignored = ::write(lookup->done.fd, &one, sizeof one);
+    }).detach();
+  } catch (const std::system_error& e) {  // as many threads as the system allows
     --lookups;
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const auto ignored = ::write(lookup->done.fd, &one, sizeof one);
-  }).detach();
+    return fail(Errc::overloaded, "there is no thread to look '{}' up: {}", url.host, e.what());
+  }
   PARLANDO_DO(wait_for(lookup->done.fd, POLLIN, until));
   if (lookup->error != 0)
     return fail(Errc::unavailable, "'{}' is not known: {}", url.host, ::gai_strerror(lookup->error));

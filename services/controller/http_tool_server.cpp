@@ -72,15 +72,27 @@ std::vector<ToolServer::Answer> HttpToolServer::take() {
   return std::exchange(answers_, {});
 }
 
-/// The next call that somebody waits for. @return nothing: it is over
+/// The next call that somebody waits for. One session's slow calls leave threads for those of the others.
+/// @return nothing: it is over
 std::optional<HttpToolServer::Waiting> HttpToolServer::next() {
+  const int at_once = std::max(1, limits_.threads / 2);
   std::unique_lock lock(mutex_);
   for (;;) {
-    more_.wait(lock, [this] { return ends_ || !waiting_.empty(); });
+    auto found = waiting_.end();
+    more_.wait(lock, [&] {
+      found = std::find_if(waiting_.begin(), waiting_.end(), [&](const Waiting& w) {
+        const auto its = made_.find(w.ask.session);
+        return its == made_.end() || its->second < at_once;
+      });
+      return ends_ || found != waiting_.end();
+    });
     if (ends_) return std::nullopt;
-    auto call = std::move(waiting_.front());
-    waiting_.pop_front();
-    if (std::chrono::steady_clock::now() < call.until) return call;
+    auto call = std::move(*found);
+    waiting_.erase(found);
+    if (std::chrono::steady_clock::now() < call.until) {
+      ++made_[call.ask.session];
+      return call;
+    }
     if (--calls_[call.ask.session] == 0) calls_.erase(call.ask.session);
   }
 }
@@ -88,11 +100,14 @@ std::optional<HttpToolServer::Waiting> HttpToolServer::next() {
 void HttpToolServer::run() {
   while (auto call = next()) {
     auto result = result_of(*call);
+    const auto session = call->ask.session;
     {
       const std::lock_guard lock(mutex_);
-      if (--calls_[call->ask.session] == 0) calls_.erase(call->ask.session);
-      answers_.push_back({call->ask.session, call->ask.id, std::move(result)});
+      if (--calls_[session] == 0) calls_.erase(session);
+      if (--made_[session] == 0) made_.erase(session);
+      answers_.push_back({session, call->ask.id, std::move(result)});
     }
+    more_.notify_all();  // its place is free for a call of the same session
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto ignored = ::write(wake_, &one, sizeof one);
   }

@@ -46,6 +46,7 @@ class HttpToolServer final : public ToolServer {
   bool ends_ = false;
   std::deque<Waiting> waiting_;
   std::map<SessionId, std::size_t> calls_;  ///< of each session, waiting or being made
+  std::map<SessionId, int> made_;           ///< of these, being made
   std::vector<Answer> answers_;
   std::vector<std::thread> threads_;
 };

@@ -216,7 +216,11 @@ void Ledger::on_records(Records records, Time now) {
     remember(std::move(past));
   }
   // Turns of ours that the store does not have yet were said nevertheless.
-  for (const auto& w : waiting_) remember({w.turn, json::parse(w.record, nullptr, false)});
+  for (const auto& w : waiting_) {
+    Past said{w.turn, json::parse(w.record, nullptr, false)};
+    claimed_.push_back(said);
+    remember(std::move(said));
+  }
   if (waiting_.empty())
     degraded_ = false;
   else

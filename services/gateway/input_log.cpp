@@ -137,7 +137,8 @@ void InputLog::settle(const protocol::JsonText& settled, std::int64_t sound_from
 
 void InputLog::turn_over(TurnId turn, bool stored) {
   if (turn >= decided_.of_turn) decided_ = {};
-  if (stored && turn_told_ >= 0) turn_told_ = std::max<std::int64_t>(turn_told_, turn.value);
+  // Turns are told in order: with this one, those before it were, also where nobody knew (a session that was resumed).
+  if (stored) turn_told_ = std::max<std::int64_t>(turn_told_, turn.value);
 }
 
 void InputLog::describe(protocol::Open& open) const {

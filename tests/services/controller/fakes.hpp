@@ -857,7 +857,7 @@ class FakeGateway final : public Core {
   }
   void turn_over(std::uint32_t turn, bool stored) {
     if (turn >= decided_.of_turn.value) decided_ = {};
-    if (stored && turn_told_ >= 0) turn_told_ = std::max<std::int64_t>(turn_told_, turn);
+    if (stored) turn_told_ = std::max<std::int64_t>(turn_told_, turn);
   }
   /// Of the sound behind a decision only the last stays.
   void drop_behind() {
