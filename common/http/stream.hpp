@@ -30,7 +30,7 @@ class Stream {
   using Secure = ssl::stream<TcpSocket>;
   explicit Stream(TcpSocket socket) : plain_(std::move(socket)) {}
   Stream(TcpSocket socket, std::shared_ptr<Tls> tls)
-      : secure_(std::make_unique<Secure>(std::move(socket), tls->context)), tls_(std::move(tls)) {}
+      : secure_(std::make_shared<Secure>(std::move(socket), tls->context)), tls_(std::move(tls)) {}
 
   executor_type get_executor() { return tcp().get_executor(); }
   TcpSocket& tcp() { return secure_ ? secure_->next_layer() : *plain_; }
@@ -41,12 +41,12 @@ class Stream {
 
   template <class Handler>
   void async_handshake(Handler&& handler) {
-    secure_->async_handshake(ssl::stream_base::server, std::forward<Handler>(handler));
+    secure_->async_handshake(ssl::stream_base::server, keeping(std::forward<Handler>(handler)));
   }
   /// Tells the peer that nothing follows.
   template <class Handler>
   void async_shutdown(Handler&& handler) {
-    secure_->async_shutdown(std::forward<Handler>(handler));
+    secure_->async_shutdown(keeping(std::forward<Handler>(handler)));
   }
   template <class Buffers, class Handler>
   void async_read_some(const Buffers& buffers, Handler&& handler) {
@@ -55,19 +55,28 @@ class Stream {
       first_.erase(0, count);
       return asio::post(get_executor(), beast::bind_front_handler(std::forward<Handler>(handler), error_code(), count));
     }
-    if (secure_) return secure_->async_read_some(buffers, std::forward<Handler>(handler));
+    if (secure_) return secure_->async_read_some(buffers, keeping(std::forward<Handler>(handler)));
     plain_->async_read_some(buffers, std::forward<Handler>(handler));
   }
   template <class Buffers, class Handler>
   void async_write_some(const Buffers& buffers, Handler&& handler) {
     written_ = Clock::now();  // what is written in parts asks again after each
-    if (secure_) return secure_->async_write_some(buffers, std::forward<Handler>(handler));
+    if (secure_) return secure_->async_write_some(buffers, keeping(std::forward<Handler>(handler)));
     plain_->async_write_some(buffers, std::forward<Handler>(handler));
   }
 
  private:
+  /// An operation in TLS works on the stream's insides until its handler is called: one that waits behind another may
+  /// still do so when this object has gone.
+  template <class Handler>
+  auto keeping(Handler&& handler) {
+    return [secure = secure_, tls = tls_, handler = std::forward<Handler>(handler)](auto&&... results) mutable {
+      handler(std::forward<decltype(results)>(results)...);
+    };
+  }
+
   std::optional<TcpSocket> plain_;
-  std::unique_ptr<Secure> secure_;
+  std::shared_ptr<Secure> secure_;
   std::shared_ptr<Tls> tls_;  // outlives `secure_`'s use of it
   std::string first_;
   Clock::time_point written_{};
