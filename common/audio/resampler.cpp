@@ -10,6 +10,12 @@
 
 namespace parlando::audio {
 
+bool can_resample(int source, int target) {
+  constexpr std::int64_t kKernelMax = 1 << 20;
+  const auto measure = std::gcd(source, target);
+  return source > 0 && target > 0 && std::int64_t{source / measure} * (target / measure) <= kKernelMax;
+}
+
 ResampleKernel make_resample_kernel(int source, int target) {
   PARLANDO_ASSERT(source > 0 && target > 0, "rates are checked by the callers");
   const int g = std::gcd(source, target);

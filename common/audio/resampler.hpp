@@ -15,6 +15,11 @@ struct ResampleKernel {
   std::vector<int> first, last;  ///< per phase: range of taps that are not zero
 };
 
+/// Whether a kernel of these rates is of a sane size: two rates without a common measure need as many values as their
+/// product (11025 to 16000 Hz: 0.3 million; 44101 to 16000 Hz: 700 million). Whoever takes recordings of strangers
+/// asks.
+bool can_resample(int source, int target);
+
 /// @param source, target  rates in Hz, both > 0
 ResampleKernel make_resample_kernel(int source, int target);
 

@@ -19,6 +19,7 @@ constexpr std::size_t kJsonBytesMax = 1 << 20, kChatBytesMax = 12 << 20;
 constexpr std::size_t kUploadBytesMax = (25 << 20) + (64 << 10);  // as published, and what a form needs around it
 constexpr std::chrono::seconds kUpgradeTime{10};                  // a handshake that has not ended by then never will
 constexpr std::array<std::string_view, 3> kModels{"parlando-chat", "parlando-tts", "parlando-transcribe"};
+constexpr std::size_t kJobsMax = 16;           // that the helper has at a time
 constexpr std::size_t kLargeBytes = 64 << 10;  // of a body that is read elsewhere: 2 ms and more
 constexpr std::size_t kVoiceBytesMax = (10 << 20) + (64 << 10), kSecretBytesMax = 64 << 10;
 constexpr std::string_view kModelsPath = "/v1/models", kVoicesPath = "/v1/audio/voices";
@@ -74,6 +75,14 @@ bool is_type(std::string_view header, std::string_view type) {
 }
 
 std::string new_id() { return fmt::format("{:016x}{:016x}", random_u64(), random_u64()); }
+
+/// What throws on the helper's thread (no memory) is an answer, too.
+template <class Made, class Work>
+Made guarded(Work&& work) try {
+  return work();
+} catch (const std::exception& e) {
+  return tl::unexpected(ApiError{500, e.what(), {}, "internal"});
+}
 
 }  // namespace
 
@@ -152,8 +161,9 @@ std::optional<http::Response> HttpApi::admit_socket(const http::Request& request
   if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
   // A socket of `/v1/dialogue` may resume a session that has its place already.
   const auto target = std::string_view(request.target);
-  const bool resumes =
-      target.find("?resume=") != std::string_view::npos || target.find("&resume=") != std::string_view::npos;
+  const auto token_at = std::min(target.find("?resume="), target.find("&resume="));
+  const auto token = token_at == std::string_view::npos ? "" : target.substr(token_at + 8);
+  const bool resumes = !token.empty() && token.front() != '&' && token.front() != '#';
   const bool opens_session = path == kRealtimePath && !resumes;
   if (opens_session)
     if (auto full = refuse_if_full(request, now)) return full;
@@ -364,6 +374,8 @@ HttpApi::Made HttpApi::make(const http::Request& request, Endpoint endpoint, Req
 
 http::Response HttpApi::start(http::Request& request, Endpoint endpoint, Time now) {
   if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
+  if (request.body.size() > kLargeBytes)
+    if (auto busy = refuse_if_busy(request)) return std::move(*busy);
   const auto key = caller_of(request).key;
   if (key && !keys_.begin_session(*key)) {
     ++counters_.limited;
@@ -376,11 +388,18 @@ http::Response HttpApi::start(http::Request& request, Endpoint endpoint, Time no
   }
   auto whole = std::make_shared<http::Request>(std::move(request));
   reading_[whole->id] = {key, {whole->method, whole->target, {}, whole->id, whole->headers}};
+  ++jobs_;
   replies_.help([this, whole, endpoint, head]() -> Helper::Then {
-    auto made = std::make_shared<Made>(make(*whole, endpoint, head, spoken_));
+    auto made = std::make_shared<Made>(guarded<Made>([&] { return make(*whole, endpoint, head, spoken_); }));
     return [this, id = whole->id, made](Time then) { was_read(id, std::move(*made), then); };
   });
   return http::Response::given_later();
+}
+
+/// Too many large requests wait for the helper. What a client has left behind counts: its body is still there.
+std::optional<http::Response> HttpApi::refuse_if_busy(const http::Request& request) {
+  if (jobs_ < kJobsMax) return {};
+  return refuse(request, {503, "too many large requests are being read", {}, "overloaded", 1000});
 }
 
 /// Begins the session of a request that was read. @return an answer that refuses it
@@ -405,6 +424,7 @@ std::optional<http::Response> HttpApi::begin(const http::Request& request, Made 
 }
 
 void HttpApi::was_read(std::uint64_t id, Made made, Time now) {
+  --jobs_;
   const auto found = reading_.find(id);
   if (found == reading_.end()) return;  // its client has gone
   const auto reading = std::move(found->second);
@@ -419,6 +439,7 @@ void HttpApi::was_read(std::uint64_t id, Made made, Time now) {
 
 /// The disk may make it wait.
 http::Response HttpApi::manage_voices(http::Request& request) {
+  if (auto busy = refuse_if_busy(request)) return std::move(*busy);
   const auto owner = owner_of(request);
   const auto headers = common_headers(request);
   auto whole = std::make_shared<http::Request>(std::move(request));
@@ -432,9 +453,12 @@ http::Response HttpApi::manage_voices(http::Request& request) {
     count(out.status);
     return out;
   }
+  ++jobs_;
   replies_.help([this, id = whole->id, work]() -> Helper::Then {
-    auto answer = std::make_shared<http::Response>(work());
+    auto done = guarded<ApiResult<http::Response>>(work);
+    auto answer = std::make_shared<http::Response>(done ? *std::move(done) : error_response(done.error()));
     return [this, id, answer](Time) {
+      --jobs_;
       count(answer->status);
       replies_.respond(id, std::move(*answer));
     };

@@ -116,8 +116,10 @@ class HttpApi {
   static Made make(const http::Request& request, Endpoint endpoint, RequestHead head, SpokenAnswers& spoken);
   std::optional<http::Response> begin(const http::Request& request, Made made, std::optional<KeyId> key, Time now);
   void was_read(std::uint64_t id, Made made, Time now);
+  std::size_t jobs_ = 0;  ///< requests that the helper has, also of clients that have gone
   http::Response manage_voices(http::Request& request);
   http::Response models(std::string_view path) const;
+  std::optional<http::Response> refuse_if_busy(const http::Request& request);
   http::Response refuse(const http::Request& request, const ApiError& error);
   http::Response with_headers(const http::Request& request, http::Response response) const;
   std::vector<std::pair<std::string, std::string>> common_headers(const http::Request& request) const;

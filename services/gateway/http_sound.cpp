@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 namespace parlando::gateway {
 namespace {
@@ -17,8 +16,6 @@ std::vector<std::int16_t> to_pcm(const std::vector<float>& wave) {
   });
   return out;
 }
-
-constexpr std::int64_t kKernelMax = 1 << 20;  // values: 11025 Hz has 0.3 million, 44101 Hz 700 million
 
 std::string bytes_of(const std::vector<std::int16_t>& pcm) {
   return {reinterpret_cast<const char*>(pcm.data()), pcm.size() * kSampleBytes};
@@ -36,9 +33,7 @@ SoundSource::SoundSource(audio::Reader reader, const std::string& name, double s
 Result<std::unique_ptr<SoundSource>> SoundSource::open(std::string file, const std::string& name, double seconds_max,
                                                        milliseconds tail) {
   PARLANDO_TRY(auto reader, audio::Reader::open(std::move(file), name, seconds_max));
-  // The kernel of two rates without a common measure has as many values as their product.
-  const auto measure = std::gcd(reader.rate(), kInputRate);
-  if (std::int64_t{reader.rate() / measure} * (kInputRate / measure) > kKernelMax)
+  if (!audio::can_resample(reader.rate(), kInputRate))
     return fail(Errc::unsupported, "'{}' has {} samples a second, expected a usual rate as 8000, 44100 or 48000", name,
                 reader.rate());
   return std::unique_ptr<SoundSource>(new SoundSource(std::move(reader), name, seconds_max, tail));

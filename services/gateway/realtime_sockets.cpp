@@ -215,10 +215,13 @@ void RealtimeSockets::read_large(Socket& socket, std::string_view data) {
   review(socket);
   wire_.help([this, id = socket.id, text = std::make_shared<std::string>(data), bytes]() -> Helper::Then {
     std::shared_ptr<const Realtime::Append> append;
-    if (auto read = Realtime::read_append(*text)) {
-      append = std::make_shared<const Realtime::Append>(*std::move(read));
-      text->clear();
-      text->shrink_to_fit();
+    try {
+      if (auto read = Realtime::read_append(*text)) {
+        append = std::make_shared<const Realtime::Append>(*std::move(read));
+        text->clear();
+        text->shrink_to_fit();
+      }
+    } catch (const std::bad_alloc&) {  // the gateway's thread reads it, or says that it cannot
     }
     return [this, id, append, text, bytes](Time now) { was_read(id, append, *text, bytes, now); };
   });

@@ -46,9 +46,21 @@ Result<void> write_file(const fs::path& path, std::string_view bytes) {
   return {};
 }
 
+/// Names are on the disk, too. What cannot be synchronised (some file systems) is as durable as its system makes it.
+void sync_folder(const fs::path& folder) {
+  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;
+  ::fsync(fd);
+  ::close(fd);
+}
+
 Result<std::vector<float>> read_recording(const std::string& bytes) {
   PARLANDO_TRY(auto recording,
                audio::read_audio(std::as_bytes(std::span(bytes)), "recording", VoiceStore::kSecondsMax));
+  if (!audio::can_resample(recording.rate, kRate))
+    return fail(Errc::unsupported,
+                "the recording has {} samples a second, expected a usual rate as 16000, 44100 or 48000",
+                recording.rate);
   if (recording.seconds() < VoiceStore::kSecondsMin)
     return fail(Errc::invalid_argument, "the recording has {:.2f} s, expected {} to {} s", recording.seconds(),
                 VoiceStore::kSecondsMin, VoiceStore::kSecondsMax);
@@ -67,7 +79,12 @@ Result<std::vector<float>> read_recording(const std::string& bytes) {
 Result<StoredVoice> VoiceStore::read(const fs::path& folder) const {
   PARLANDO_TRY(const auto text, read_file(folder / "voice.json", kDescriptionBytesMax));
   const auto kept = json::parse(text, nullptr, false);
-  if (!kept.is_object()) return fail(Errc::bad_json, "'{}' is no description of a voice", folder.string());
+  const auto is = [&](const char* key, bool (json::*type)() const noexcept) {
+    return !kept.contains(key) || (kept[key].*type)();
+  };
+  if (!kept.is_object() || !is("name", &json::is_string) || !is("owner", &json::is_string) ||
+      !is("created_at", &json::is_number_integer))
+    return fail(Errc::bad_json, "'{}' is no description of a voice", folder.string());
   return StoredVoice{folder.filename().string(), kept.value("name", ""), kept.value("owner", ""),
                      kept.value("created_at", std::int64_t{0})};
 }
@@ -97,7 +114,9 @@ Result<StoredVoice> VoiceStore::add(const NewVoice& voice, const std::string& ow
     fs::remove_all(hidden, ignored);
     return tl::unexpected(written.error());
   }
+  sync_folder(hidden);
   fs::rename(hidden, folder_ / out.id);
+  sync_folder(folder_);
   return out;
 } catch (const fs::filesystem_error& e) {
   return fail(Errc::io, "the voice cannot be kept: {}", e.what());
@@ -129,6 +148,7 @@ Result<void> VoiceStore::remove(const std::string& id, const std::string& owner)
   PARLANDO_TRY(const auto voice, find(id, owner));
   const auto hidden = folder_ / ("." + voice.id + ".gone");
   fs::rename(folder_ / voice.id, hidden);
+  sync_folder(folder_);
   fs::remove_all(hidden);
   return {};
 } catch (const fs::filesystem_error& e) {

@@ -91,7 +91,8 @@ const std::string& Voices::entry(const TtsMode& mode) const {
 
 std::string Voices::default_name() const {
   if (texts_.contains("Tingting")) return "Tingting";
-  return texts_.empty() ? "" : texts_.begin()->first;
+  const auto known = std::find_if(texts_.begin(), texts_.end(), [](const auto& v) { return !is_voice_id(v.first); });
+  return known == texts_.end() ? "" : known->first;  // never one that a user has made for itself
 }
 
 Result<Voices::Recording> Voices::recording(const std::string& name) const {

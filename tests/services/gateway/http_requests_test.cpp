@@ -1,5 +1,6 @@
 #define BOOST_TEST_MODULE gateway_http
 #include <boost/test/unit_test.hpp>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "common/base/base64.hpp"
@@ -10,6 +11,8 @@
 #include "services/gateway/http_speech.hpp"
 #include "services/gateway/http_transcription.hpp"
 #include "services/gateway/http_voices.hpp"
+#include "services/gateway/voice_store.hpp"
+#include "tests/support/temporary_directory.hpp"
 
 using namespace parlando;
 using namespace parlando::gateway;
@@ -477,6 +480,31 @@ BOOST_AUTO_TEST_CASE(a_rate_that_nobody_records_at_is_refused_at_once) {
   }
   for (const int rate : {8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000})
     BOOST_TEST(SoundSource::open(wav(0.1, rate), "usual.wav", 30, milliseconds(0)).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(a_voice_is_no_way_to_fill_the_memory_either) {
+  const TemporaryDirectory folder;
+  const VoiceStore store(folder.path().string(), 5);
+  for (const int rate : {8009, 44101, 383999}) {
+    const auto kept = store.add({"a", "b", "c", wav(1, rate)}, "me", 1);
+    BOOST_REQUIRE(!kept.has_value());
+    BOOST_TEST((kept.error().code == Errc::unsupported), kept.error().message);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_description_that_somebody_has_spoilt_is_no_voice) {
+  const TemporaryDirectory folder;
+  const VoiceStore store(folder.path().string(), 5);
+  const auto kept = store.add({"a", "b", "c", wav(1.5, 44100)}, "me", 1);
+  BOOST_REQUIRE_MESSAGE(kept.has_value(), (kept ? "" : kept.error().message));
+  BOOST_TEST(store.list("me")->size() == 1u);
+  BOOST_TEST(store.find(kept->id, "me").has_value());
+  for (const char* text : {R"({"name": 1, "owner": "me"})", R"({"name": "a", "owner": ["me"]})",
+                           R"({"name": "a", "owner": "me", "created_at": "today"})", "[]", ""}) {
+    std::ofstream(folder.path() / kept->id / "voice.json") << text;
+    BOOST_TEST(store.list("me")->empty(), text);
+    BOOST_TEST((store.find(kept->id, "me").error().code == Errc::not_found), text);
+  }
 }
 
 namespace {
