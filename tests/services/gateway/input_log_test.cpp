@@ -106,11 +106,14 @@ BOOST_AUTO_TEST_CASE(a_decision_is_told_until_its_turn_is_over) {
   log.opened(0);
   log.describe(open);
   BOOST_TEST(open.turn_told == 0);
-  // Nobody knows what a client that has resumed was told.
+  // Nobody knows what a client that has resumed was told, until it is told something: turns are told in order.
   InputLog resumed({}, 5);
-  resumed.turn_over({3}, true);
+  resumed.turn_over({3}, false);
   resumed.describe(open);
   BOOST_TEST(open.turn_told == -1);
+  resumed.turn_over({4}, true);
+  resumed.describe(open);
+  BOOST_TEST(open.turn_told == 4);
 }
 
 BOOST_AUTO_TEST_CASE(audio_behind_keep_until_goes_and_keeps_its_number) {
