@@ -10,6 +10,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/vector/bf16.hpp"
 #include "kernels/vector/dispatch.hpp"
 
 namespace parlando::kernels {
@@ -17,18 +18,6 @@ namespace {
 
 constexpr std::int64_t kTilePositions = 128, kTileBlocks = kTilePositions / KvLayout::kBlock;
 constexpr std::int64_t kRowsMax = 48;  // of an item of work: with 128 positions they stay in the first cache
-
-std::uint16_t bf16_of(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-float float_of_bf16(std::uint16_t h) {
-  const auto bits = std::uint32_t{h} << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
 
 /// What a thread needs for an item of work; keeps its memory.
 struct Scratch {

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/vector/bf16.hpp"
 #include "kernels/vector/dispatch.hpp"
 
 namespace parlando::kernels {
@@ -21,17 +22,6 @@ static_assert(kBlockColumns * 127 * 32767 < (std::int64_t{1} << 31));
 std::int64_t blocks_of(std::int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns; }
 std::int64_t groups_of(const PackedShape& s) { return (s.columns + s.group - 1) / s.group; }
 
-std::uint16_t bf16_of(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-float float_of_bf16(std::uint16_t h) {
-  const auto bits = std::uint32_t{h} << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
 float round_one(float x) { return float_of_bf16(bf16_of(x)); }
 
 }  // namespace
