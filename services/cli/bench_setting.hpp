@@ -9,6 +9,8 @@ namespace parlando::cli {
 
 /// @return not a number when there are no values
 double quantile(std::vector<double> values, double q);
+/// Seconds of processor time that the calling thread has used.
+double cpu_of_thread();
 /// Of the last minutes, as the system says it.
 std::string load_average();
 /// Processor, cores, instruction set, commit (of the repository at `source`; empty or none: unknown) and load.

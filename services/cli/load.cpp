@@ -2,7 +2,6 @@
 
 #include <signal.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/mapped_file.hpp"
+#include "services/cli/bench_setting.hpp"
 #include "services/cli/dialogues.hpp"
 #include "services/cli/realtime_speaker.hpp"
 #include "services/cli/turn_figures.hpp"
@@ -29,15 +29,6 @@ constexpr std::size_t kEvents = 64;
 
 double ms_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
-}
-
-double cpu_of_thread() {
-  rusage usage{};
-  ::getrusage(RUSAGE_THREAD, &usage);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 Result<std::vector<Utterance>> read_utterances(const std::vector<fs::path>& say) {

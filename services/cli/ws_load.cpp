@@ -1,7 +1,6 @@
 #include "services/cli/ws_load.hpp"
 
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "services/cli/bench_setting.hpp"
 #include "services/cli/ws_client.hpp"
 
 namespace parlando::cli {
@@ -25,15 +25,6 @@ constexpr double kOpenSecondsMax = 60;
 constexpr milliseconds kGoodbyeMax{2000};  // for all clients together
 /// No session comes to this turn: the controller acknowledges a Cancel of it and changes nothing.
 constexpr std::uint32_t kNoTurn = 1'000'000'000;
-
-double cpu_of_thread() {
-  rusage usage{};
-  ::getrusage(RUSAGE_THREAD, &usage);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
-}
 
 }  // namespace
 
