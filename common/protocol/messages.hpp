@@ -711,13 +711,11 @@ struct Checkpoint {
   static constexpr MessageType kType = MessageType::checkpoint;
   std::uint64_t input = 0, keep_until = 0;
   std::int64_t recent_samples = 0;
-  std::int64_t sound_from = -1;  ///< as in TurnDone
   template <class V>
   void fields(V&& v) {
     v("input", input);
     v("keep_until", keep_until);
     v("recent_samples", recent_samples, at_least(0));
-    v("sound_from", sound_from, at_least(-1));
   }
 };
 
@@ -870,10 +868,12 @@ struct Generate {
   static constexpr MessageType kType = MessageType::generate;
   bool transcribe = false;    ///< only what was heard is wanted: the transcript, then done
   bool as_it_stands = false;  ///< nobody has said anything in this turn: the history is answered
+  bool background = false;    ///< nobody waits for it: everything else goes first
   template <class V>
   void fields(V&& v) {
     v("transcribe", transcribe);
     v("as_it_stands", as_it_stands);
+    v("background", background);
   }
 };
 

@@ -127,11 +127,8 @@ void Sessions::on_owner(Client& client, Message& message, Time now) {
       if (const auto body = read<Interrupted>(message)) interrupt(client, *body, now);
       return;
     case MessageType::checkpoint:
-      if (const auto point = read<Checkpoint>(message)) {
-        auto& log = client.session->log;
-        log.checkpoint(point->input, point->keep_until, point->recent_samples);
-        log.settle({}, point->sound_from);
-      }
+      if (const auto point = read<Checkpoint>(message))
+        client.session->log.checkpoint(point->input, point->keep_until, point->recent_samples);
       return;
     case MessageType::decided:
       if (const auto body = read<Decided>(message)) client.session->log.decide(*body);

@@ -110,8 +110,9 @@ Result<void> Chat::go_on(std::vector<std::int32_t> ids) {
   return {};
 }
 
-Result<std::vector<ChatEvent>> Chat::reply(Wanted wanted) {
+Result<std::vector<ChatEvent>> Chat::reply(Wanted wanted, Priority priority) {
   PARLANDO_DO(expect_no_reply());
+  priority_ = priority;
   if (wanted == Wanted::as_it_stands) {
     if (said_) return fail(Errc::invalid_argument, "the history is to be answered, and something was said");
     transcribed_ = true;
@@ -166,7 +167,7 @@ Result<std::vector<ChatEvent>> Chat::generate() {
     if (event.finish != Finish::none || over_) return out;
   }
   PARLANDO_TRY(const auto length, sync(wanted));
-  PARLANDO_DO(engine_->generate(name_, length, {options_.sampling, room - said, {config.eos}}));
+  PARLANDO_DO(engine_->generate(name_, length, {options_.sampling, room - said, {config.eos}, priority_}));
   return out;
 }
 

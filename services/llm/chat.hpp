@@ -59,10 +59,10 @@ class Chat {
   Result<void> go_on(std::vector<std::int32_t> ids);
   /// What is wanted: an answer to what was said, what was said alone, or an answer to the history as it stands.
   enum class Wanted { answer, transcript, as_it_stands };
-  /// The user's turn is over: generates the reply. @return the events of ids that are known already
+  /// The user's turn is over: generates the reply. @param priority  of its generation, all rounds of it @return the events of ids that are known already
   /// @error Errc::no_speech when nothing was said, Errc::invalid_argument when the reply has begun, Errc::unsupported
   /// for a transcript of a model that gives none
-  Result<std::vector<ChatEvent>> reply(Wanted wanted = Wanted::answer);
+  Result<std::vector<ChatEvent>> reply(Wanted wanted = Wanted::answer, Priority priority = Priority::reply);
   /// Of the reply so far; `finish` with its end.
   const ChatUsage& usage() const { return usage_; }
   /// Answers the next open call of the round; with the last one the model goes on. @return as `reply`.
@@ -96,6 +96,7 @@ class Chat {
   ChatUsage usage_;
   bool spoken_ = false, transcribed_ = true, calling_ = false, said_ = false;
   bool only_transcript_ = false;
+  Priority priority_ = Priority::reply;
   bool stopped_ = false;  ///< by one of the texts that end a reply, or because no more is wanted
   bool over_ = false;
   std::size_t open_calls_ = 0;  ///< that wait for their result

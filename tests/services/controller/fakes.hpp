@@ -940,7 +940,6 @@ class FakeGateway final : public Core {
       if (number <= checkpoint.input && message.head.type == MessageType::configure)
         static_cast<Settings&>(settings) = *read<Configure>(message);
     std::erase_if(kept_, [&](const auto& k) { return k.first <= checkpoint.input; });
-    sound_from_ = std::max(sound_from_, checkpoint.sound_from);
     drop_behind();
   }
   /// What a loudspeaker has of a turn.
