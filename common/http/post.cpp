@@ -59,7 +59,8 @@ std::atomic<int> lookups{0};
 struct Lookup {
   std::string host, port;
   Socket done{::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)};
-  int error = 0;  ///< of getaddrinfo; it and the list may be read when `done` can
+  int error = 0;  ///< of getaddrinfo; it and the list may be read when `is_done`, which is so before `done` can be read
+  std::atomic<bool> is_done{false};
   addrinfo* list = nullptr;
   ~Lookup() {
     if (list != nullptr) ::freeaddrinfo(list);
@@ -80,18 +81,23 @@ Result<std::shared_ptr<Lookup>> look_up(const Url& url, const PostLimits& limits
     return fail(Errc::overloaded, "{} look-ups of names have no answer yet", kLookupsMax);
   }
   hints.ai_flags = 0;
+  const Spawner spawn = limits.spawner ? limits.spawner : [](std::function<void()> run) {
+    std::thread(std::move(run)).detach();
+  };
   try {
-    std::thread([lookup, hints, resolver = limits.resolver ? limits.resolver : Resolver(::getaddrinfo)] {
+    spawn([lookup, hints, resolver = limits.resolver ? limits.resolver : Resolver(::getaddrinfo)] {
       lookup->error = resolver(lookup->host.c_str(), lookup->port.c_str(), &hints, &lookup->list);
       --lookups;
+      lookup->is_done.store(true, std::memory_order_release);
       const std::uint64_t one = 1;
       [[maybe_unused]] const auto ignored = ::write(lookup->done.fd, &one, sizeof one);
-    }).detach();
+    });
   } catch (const std::system_error& e) {  // as many threads as the system allows
     --lookups;
     return fail(Errc::overloaded, "there is no thread to look '{}' up: {}", url.host, e.what());
   }
   PARLANDO_DO(wait_for(lookup->done.fd, POLLIN, until));
+  if (!lookup->is_done.load(std::memory_order_acquire)) return fail(Errc::internal, "a look-up ended before its answer");
   if (lookup->error != 0)
     return fail(Errc::unavailable, "'{}' is not known: {}", url.host, ::gai_strerror(lookup->error));
   return lookup;

@@ -28,11 +28,15 @@ namespace parlando::http {
 /// long.
 using Resolver = std::function<int(const char* host, const char* port, const addrinfo* hints, addrinfo** list)>;
 
+/// Begins a thread that nobody waits for. @throws std::system_error as std::thread does
+using Spawner = std::function<void(std::function<void()> run)>;
+
 struct PostLimits {
   std::chrono::milliseconds time_max{30'000};  ///< for all of it
   std::size_t answer_bytes_max = 64 << 10;     ///< of the answer's body
   int give_up = -1;                            ///< a descriptor: can be read when nobody wants the answer any more
   Resolver resolver = {};                      ///< empty: the system's
+  Spawner spawner = {};                        ///< of the threads that resolve; empty: the system's
 };
 
 struct PostAnswer {

@@ -1,10 +1,17 @@
 #include "services/controller/http_tool_server.hpp"
 
+#include <arpa/inet.h>
+#include <netdb.h>
 #include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <future>
 #include <set>
+#include <system_error>
+#include <thread>
 
 #include "common/http/server.hpp"
 
@@ -150,6 +157,115 @@ BOOST_AUTO_TEST_CASE(a_name_that_nobody_resolves_takes_no_longer_than_the_call) 
   BOOST_REQUIRE(!answer.has_value());
   BOOST_TEST((answer.error().code == Errc::deadline_exceeded));
   end.set_value();
+}
+
+BOOST_AUTO_TEST_CASE(names_are_resolved_or_not_known) {
+  Tools tools;
+  http::PostLimits limits;
+  limits.resolver = [](const char*, const char* port, const addrinfo* hints, addrinfo** list) {
+    return ::getaddrinfo("127.0.0.1", port, hints, list);
+  };
+  const http::Url url{"localhost", "/tools", tools.url.port};
+  auto answer = http::post(url, R"({"name":"text"})", "application/json", limits);
+  BOOST_REQUIRE(answer.has_value());
+  BOOST_TEST(answer->body == "so it is");
+  limits.resolver = [](const char*, const char*, const addrinfo*, addrinfo**) { return EAI_NONAME; };
+  answer = http::post(url, "{}", "application/json", limits);
+  BOOST_REQUIRE(!answer.has_value());
+  BOOST_TEST((answer.error().code == Errc::unavailable));
+  BOOST_TEST(answer.error().message.starts_with("'localhost' is not known: "));
+}
+
+/// As at the system's limit of threads. More often than look-ups may hang: none is counted that was not begun.
+BOOST_AUTO_TEST_CASE(a_thread_that_cannot_be_made_is_an_error_and_is_not_counted) {
+  Tools tools;
+  const http::Url url{"localhost", "/tools", tools.url.port};
+  http::PostLimits limits;
+  limits.spawner = [](const std::function<void()>&) {
+    throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+  };
+  for (int i = 0; i < 20; ++i) {
+    const auto answer = http::post(url, "{}", "application/json", limits);
+    BOOST_REQUIRE(!answer.has_value());
+    BOOST_TEST((answer.error().code == Errc::overloaded));
+    BOOST_TEST(answer.error().message.starts_with("there is no thread to look 'localhost' up: "));
+  }
+  {
+    HttpToolServer::Limits of_server;
+    of_server.post = limits;
+    HttpToolServer server(url, of_server);
+    BOOST_REQUIRE(server.ask({{1, 2}, {3}, "a", "text", {}}));
+    const auto answers = answers_of(server, 1);
+    BOOST_REQUIRE(answers.size() == 1u);
+    BOOST_TEST(answers[0].result["error"].get<std::string>().find("there is no thread") != std::string::npos);
+  }
+  limits.spawner = {};
+  limits.resolver = [](const char*, const char* port, const addrinfo* hints, addrinfo** list) {
+    return ::getaddrinfo("127.0.0.1", port, hints, list);
+  };
+  BOOST_TEST(http::post(url, R"({"name":"text"})", "application/json", limits).has_value());
+}
+
+/// A server of which one tool never answers; the others do, on other connections.
+struct Hanging {
+  int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int end[2] = {-1, -1};
+  http::Url url{"127.0.0.1", "/", 0};
+  std::atomic<int> hang{0};
+  std::thread thread;
+  Hanging() {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    BOOST_REQUIRE(::bind(listener, reinterpret_cast<sockaddr*>(&address), size) == 0);
+    BOOST_REQUIRE(::listen(listener, 16) == 0);
+    BOOST_REQUIRE(::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &size) == 0);
+    BOOST_REQUIRE(::pipe(end) == 0);
+    url.port = ntohs(address.sin_port);
+    thread = std::thread([this] { run(); });
+  }
+  ~Hanging() {
+    ::close(end[1]);
+    thread.join();
+    ::close(end[0]);
+    ::close(listener);
+  }
+  void run() {
+    std::vector<int> kept;
+    for (;;) {
+      pollfd p[] = {{listener, POLLIN, 0}, {end[0], POLLIN, 0}};
+      if (::poll(p, 2, -1) < 0 || p[1].revents != 0) break;
+      const int fd = ::accept(listener, nullptr, nullptr);
+      std::string asked;
+      char block[4096];
+      while (asked.find("}") == std::string::npos)
+        if (const auto got = ::recv(fd, block, sizeof block, 0); got > 0)
+          asked.append(block, static_cast<std::size_t>(got));
+        else
+          break;
+      kept.push_back(fd);
+      if (asked.find("\"hang\"") != std::string::npos) {
+        ++hang;
+        continue;
+      }
+      const std::string answer = "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n42";
+      [[maybe_unused]] const auto ignored = ::send(fd, answer.data(), answer.size(), MSG_NOSIGNAL);
+    }
+    for (const int fd : kept) ::close(fd);
+  }
+};
+
+BOOST_AUTO_TEST_CASE(slow_tools_of_one_session_leave_threads_for_those_of_others) {
+  Hanging tools;
+  HttpToolServer server(tools.url, {});
+  for (int i = 0; i < 8; ++i) BOOST_REQUIRE(server.ask({{1, 1}, {1}, fmt::format("hang-{}", i), "hang", {}}));
+  BOOST_REQUIRE(server.ask({{2, 2}, {1}, "good", "good", {}}));
+  const auto answers = answers_of(server, 1);  // and not behind the half minute of the others
+  BOOST_REQUIRE(answers.size() == 1u);
+  BOOST_TEST(answers[0].id == "good");
+  BOOST_TEST(answers[0].result == 42);
+  BOOST_TEST(tools.hang.load() <= 2);
 }
 
 BOOST_AUTO_TEST_CASE(addresses_are_read_or_refused) {
