@@ -65,6 +65,12 @@ bool Replicas::is_draining(const std::string& instance) const {
 bool Replicas::any_up() const {
   return std::any_of(replicas_.begin(), replicas_.end(), [](const Replica& r) { return !r.suspect; });
 }
+std::int64_t Replicas::slots() const {
+  std::int64_t out = 0;
+  for (const auto& r : replicas_)
+    if (r.peer.ready && !r.peer.draining) out += r.peer.slots;
+  return out;
+}
 bool Replicas::any() const {
   return std::any_of(replicas_.begin(), replicas_.end(), [](const Replica& r) { return can_take(r); });
 }

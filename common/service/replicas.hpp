@@ -28,6 +28,9 @@ class Replicas {
   bool is_draining(const std::string& instance) const;
   /// Some replica can take a session now.
   bool any() const;
+  /// Free places of those that take new work, as they said last (`transport::Peer::slots`); a suspect one may be back
+  /// in a moment.
+  std::int64_t slots() const;
   /// Some replica is known and not suspect.
   bool any_up() const;
   std::size_t size() const { return replicas_.size(); }

@@ -68,6 +68,7 @@ struct Mesh::Side {
   bool suspect = false, hung = false, blocked = false, dirty = false;
   bool retired = false;        ///< its endpoint is named no more: it drains, whatever it says itself
   bool says_draining = false;  ///< what it says itself
+  std::int64_t told_slots = 0;  ///< of the peer, with the latest event
   Time retired_at{};
   bool missing = false;                  ///< something was lost on a living connection; until both have agreed again
   std::optional<Frames> pending_window;  ///< could not leave yet
@@ -253,7 +254,10 @@ void Mesh::mark(Side& side) {
 
 // ------------------------------------------------------------------------------------------------ states of a peer
 
-void Mesh::raise_event(const Side& side, PeerState state) { events_.push_back({{}, PeerEvent{side.peer, state}}); }
+void Mesh::raise_event(Side& side, PeerState state) {
+  side.told_slots = side.peer.slots;
+  events_.push_back({{}, PeerEvent{side.peer, state}});
+}
 
 /// Forgets the link; what follows is another incarnation. Down at our end; the other end learns of it by its HELLO.
 void Mesh::reset(Side& side) {
@@ -320,7 +324,10 @@ void Mesh::describe_peer(Side& side, bool ready, bool draining, std::int64_t slo
   auto& p = side.peer;
   side.says_draining = draining;
   draining = draining || side.retired;
-  const bool tell = p.ready != ready || p.draining != draining || (p.slots > 0) != (slots > 0);
+  // Whoever counts places knows them to a factor of two, and is told of no more than the logarithm of their changes.
+  const auto known = side.told_slots;
+  const bool moved = (known > 0) != (slots > 0) || slots > 2 * known || 2 * slots < known;
+  const bool tell = p.ready != ready || p.draining != draining || moved;
   p.ready = ready;
   p.draining = draining;
   p.slots = slots;

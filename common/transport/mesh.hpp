@@ -35,7 +35,7 @@ struct Peer {
 
 enum class PeerState {
   up,       ///< linked, anew or again
-  changed,  ///< ready, draining or whether it has slots
+  changed,  ///< ready, draining, or its slots: none or some, or twice or half as many as it was said to have
   suspect,  ///< silent or hung; what was sent to it is kept
   down,     ///< gone, and all streams with it
 };
@@ -171,7 +171,7 @@ class Mesh {
   void fence(const Side& owner, const protocol::Envelope& head);
   void make_link(Side& side, Peer peer, std::uint32_t window_messages);
   void link_up(Side& side, Time now);
-  void raise_event(const Side& side, PeerState state);
+  void raise_event(Side& side, PeerState state);
   void mark(Side& side);
   void reset(Side& side);
   void suspect(Side& side, Time now);

@@ -46,6 +46,29 @@ BOOST_AUTO_TEST_CASE(losing_a_replica_moves_only_its_own_sessions) {
   BOOST_TEST(counts.size() == 4u);
 }
 
+BOOST_AUTO_TEST_CASE(places_are_those_of_replicas_that_take_new_work) {
+  Replicas r;
+  BOOST_TEST(r.slots() == 0);
+  auto peer = named("a");
+  peer.slots = 3;
+  r.on_peer(peer, PeerState::up);
+  peer = named("b");
+  peer.slots = 4;
+  r.on_peer(peer, PeerState::up);
+  BOOST_TEST(r.slots() == 7);
+  r.on_peer(peer, PeerState::suspect);
+  BOOST_TEST(r.slots() == 7);
+  peer.draining = true;
+  r.on_peer(peer, PeerState::changed);
+  BOOST_TEST(r.slots() == 3);
+  peer.draining = false;
+  peer.ready = false;
+  r.on_peer(peer, PeerState::changed);
+  BOOST_TEST(r.slots() == 3);
+  r.on_peer(peer, PeerState::down);
+  BOOST_TEST(r.slots() == 3);
+}
+
 BOOST_AUTO_TEST_CASE(one_that_drains_is_the_last_resort) {
   auto r = of({"a", "b"});
   auto draining = named("a");

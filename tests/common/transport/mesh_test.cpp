@@ -166,6 +166,33 @@ struct Two {
 
 }  // namespace
 
+// ------------------------------------------------------------------------------------------------ places
+
+/// Of every place that is taken or given back nobody wants to hear, but of much more or less, and of all and none.
+BOOST_AUTO_TEST_CASE(places_are_told_when_they_have_halved_or_doubled_and_when_none_is_left) {
+  Two t;
+  t.b.mesh.set_status({.slots = 16});
+  t.link();
+  const auto says = [&](std::int64_t slots) {
+    t.b.mesh.set_status({.slots = slots});
+    t.run(milliseconds(500));
+    return !t.a.states().empty();
+  };
+  const auto first = t.a.mesh.peers().at(0).slots;
+  BOOST_TEST(first == 16);
+  BOOST_TEST(!says(15));
+  BOOST_TEST(!says(8));
+  BOOST_TEST(says(7));
+  BOOST_TEST(!says(8));
+  BOOST_TEST(!says(14));
+  BOOST_TEST(says(15));
+  BOOST_TEST(says(1));
+  BOOST_TEST(says(0));
+  BOOST_TEST(says(1));
+  BOOST_TEST(!says(2));
+  BOOST_TEST(says(3));
+}
+
 // ------------------------------------------------------------------------------------------------ named no more
 
 BOOST_AUTO_TEST_CASE(a_call_that_is_named_no_more_drains_and_ends_with_its_last_stream) {
