@@ -109,8 +109,11 @@ void Session::end_voice_here(Time now) {
 /// The client has said over the answer what it wanted to say: that is a question, be it as short as it may. The vad
 /// says where it is.
 void Session::flush_voice(const Flush& flush, Time now) {
-  if (around_.config.barge_in_ms == 0 || ear_.is_empty() || (voice_ && voice_->flushed))
-    return turn_.inputs.push_back(taken_);
+  const bool has_effect = around_.config.barge_in_ms != 0 && !ear_.is_empty() && !(voice_ && voice_->flushed);
+  if (!has_effect || turn_.inputs.size() >= kTurnInputsMax) {
+    settle_with_turn();
+    return;
+  }
   forget_flush();
   flushed_input_ = taken_;
   flushed_sample_ = flush.end_sample < 0 ? ear_.end_sample() : std::min(flush.end_sample, ear_.end_sample());

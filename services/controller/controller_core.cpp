@@ -15,6 +15,7 @@ using transport::PeerState;
 namespace {
 constexpr std::size_t kEndedMax = 16384;  // above it a stream without a session is answered again
 constexpr std::size_t kIdentityBytesMax = 512u << 10;
+constexpr milliseconds kJournalAgain{1000};
 
 /// Of the time zone here, east of Greenwich.
 std::int64_t zone_seconds() {
@@ -408,12 +409,14 @@ void ControllerCore::on_tick(Time now) {
   settle_erasures(now);
   const auto waiting = commits_waiting();
   if (tally_.commits_waiting.impl != nullptr) tally_.commits_waiting.set(static_cast<double>(waiting));
-  if (waiting > 0 && !journal_.is_long(waiting)) return;
+  if (now < journal_again_ || (waiting > 0 && !journal_.is_long(waiting))) return;
   std::vector<JournalEntry> entries;
   for (const auto& [id, session] : sessions_) session->ledger().add_journaled(entries);
   for (const auto& [id, left] : leftovers_) left.ledger.add_journaled(entries);
-  if (const auto good = waiting > 0 ? journal_.keep(entries) : journal_.clear(); !good)
+  if (const auto good = waiting > 0 ? journal_.keep(entries) : journal_.clear(); !good) {
     telemetry::log(telemetry::Level::error, "controller: {}", good.error().message);
+    journal_again_ = now + kJournalAgain;
+  }
 }
 
 /// What a tool server has answered belongs to sessions; of one that is gone nobody wants it.

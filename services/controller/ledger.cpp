@@ -77,11 +77,16 @@ void Ledger::open_unstored() {
 void Ledger::restore(const JournalEntry& entry) {
   head_.epoch = std::max(head_.epoch, entry.epoch);
   history_known_ = degraded_ = true;
-  const bool known =
-      std::any_of(waiting_.begin(), waiting_.end(), [&](const Waiting& w) { return w.turn == entry.turn; });
-  if (known) return;
-  waiting_.push_back({entry.turn, entry.record, true});
+  // One that was put in the place of another was written behind those that follow it.
+  const auto behind = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& w) { return w.turn >= entry.turn; });
+  if (behind != waiting_.end() && behind->turn == entry.turn) return;
+  waiting_.insert(behind, {entry.turn, entry.record, true});
   durable_ = waiting_.front().turn - 1;
+}
+
+bool Ledger::has(std::int64_t turn) const {
+  return turn <= durable_ ||
+         std::any_of(waiting_.begin(), waiting_.end(), [&](const Waiting& w) { return w.turn == turn; });
 }
 
 /// Everything that a fresh stream needs to know.

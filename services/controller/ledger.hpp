@@ -56,6 +56,8 @@ class Ledger {
   /// Turns so far, those that wait included.
   std::int64_t turns() const { return durable_ + static_cast<std::int64_t>(waiting_.size()); }
   std::int64_t durable() const { return durable_; }
+  /// It is stored or waits to be: the store has not refused it for good.
+  bool has(std::int64_t turn) const;
   std::size_t waiting() const { return waiting_.size(); }
   /// Those that wait and are in the journal, behind what is there.
   void add_journaled(std::vector<JournalEntry>& to) const;

@@ -51,8 +51,12 @@ std::int64_t size_of(const json& record, const char* key) {
 
 void Session::detach(Time now) {
   drop_trial();
+  // What it has told of a voice that is dropped it tells nobody again, and what comes next may lie anywhere.
+  if (voice_ || (turn_.stage != Stage::hearing && !turn_.sealed)) call(Role::vad).end(head());
+  const bool waits_for_voice = voice_ && turn_.stage == Stage::listening && turn_.sealed;
   voice_.reset();
   forget_flush();
+  if (waits_for_voice) want(Role::vad, now);  // it ends a turn now, and interrupts nothing
   playing_ = playing_last_ = {};
   telemetry::log(telemetry::Level::info, "controller keeps a session for its client session={} turn={} open={}",
                  id_.text(), turn_.id.value, turn_.is_open());
@@ -90,7 +94,8 @@ void Session::attach(ClientStream client, const Attach& claim, Time now) {
   told_checkpoint_ = {input_, 0};  // the gateway has none of the inputs so far
   const auto held = std::exchange(held_, {});
   const bool under_way = turn_.is_open();
-  const bool of_last = last_ && claim.turn == last_->id;
+  // The number of a turn that was told and forgotten is that of the one under way.
+  const bool of_last = last_ && claim.turn == last_->id && !(under_way && claim.turn == turn_.id);
   Had had;
   if (claim.turn == turn_.id) {
     if (under_way && had_turn_ == turn_.id) had = clamp(claim, had_);

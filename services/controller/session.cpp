@@ -277,8 +277,7 @@ void Session::on_flush(const Flush& flush, Time now) {
   drop_trial();
   if (decided_) return go_by_decision(now);
   if (is_answering()) return flush_voice(flush, now);
-  turn_.inputs.push_back(taken_);
-  if (turn_.sealed) return;
+  if (!settle_with_turn() || turn_.sealed) return;
   turn_.end_input = taken_;
   if (voice_ && voice_->waits) take_voice(now);  // it is what the client means
   if (turn_.sound.is_empty()) return fail_turn({Errc::no_speech, "no audio came before the end of the turn"}, now);
@@ -329,27 +328,24 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   const bool meant = id == turn_.id;
   // It is complete and as good as stored: its end comes first.
   if (meant && (turn_.stage == Stage::closing || turn_.durable || turn_.committing)) {
-    turn_.cancel_asked = true;
-    turn_.inputs.push_back(taken_);
+    turn_.cancel_asked = settle_with_turn() || turn_.cancel_asked;
     return;
   }
+  if (!meant) return tell_at_once(id, Cancelled{id, list_of({taken_})});
   drop_trial();
   std::vector<std::uint64_t> settled{taken_};
-  std::int64_t sound_from = -1;
-  if (meant) {
-    settled.insert(settled.end(), turn_.inputs.begin(), turn_.inputs.end());
-    for (const auto& later : later_) settled.push_back(later.input);
-    later_.clear();
-    if (turn_.is_open())
-      telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
-    sound_from = rest_from();
-    drop_sound_of_turn(now);
-    next_turn(now);
-  }
+  settled.insert(settled.end(), turn_.inputs.begin(), turn_.inputs.end());
+  for (const auto& later : later_) settled.push_back(later.input);
+  later_.clear();
+  if (turn_.is_open())
+    telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
+  const auto sound_from = rest_from();
+  drop_sound_of_turn(now);
+  next_turn(now);
   auto to = client_head();
   to.turn = id;
   tell(to, Cancelled{id, list_of(settled), sound_from});
-  if (meant) checkpoint(past_input(), 0);
+  checkpoint(past_input(), 0);
 }
 
 /// A turn more than the store may owe us is not begun.
@@ -902,8 +898,9 @@ void Session::next_turn(Time now) {
   turn_.id = {static_cast<std::uint32_t>(ledger_.turns() + 1)};
   turn_.seed = mix_seed(open_.seed, turn_.id.value);
   for (auto& [id, output] : std::exchange(early_outputs_, {})) keep_output(id, output.second, output.first);
-  // Nobody is left who would say what the client's flush has ended.
-  if (voice_) return;
+  // Nobody is left who would say what the client's flush has ended. What it has ended is said behind all turns that are
+  // still to be told.
+  if (voice_ || !untold_.empty()) return;
   const auto flushed = std::exchange(flushed_sample_, -1);
   if (flushed < 0) return;
   turn_.inputs.push_back(flushed_input_);
@@ -989,6 +986,9 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
   // Something is missing at the client, and nothing behind it may arrive.
   telemetry::log(telemetry::Level::warning, "controller drops a session whose client takes no more session={}: {}",
                  id_.text(), error.message);
+  drop_trial();
+  tell(client_head(), ErrorMessage{std::string(to_string(Errc::stale_epoch)),
+                                   "the controller cannot tell what follows: " + error.message});
   leave();
 }
 
@@ -1011,12 +1011,18 @@ void Session::on_tick(Time now) {
 }
 
 void Session::refuse_input(const Error& error, milliseconds retry) {
-  auto to = client_head();
-  to.turn = {};
-  // It answers the client, and is no part of a trial.
-  around_.outlet.send(client_.gateway, to,
-                      ErrorMessage{std::string(to_string(error.code)), error.message, retry.count(),
-                                   taken_ == 0 ? JsonText() : list_of({taken_})});
+  tell_at_once({}, ErrorMessage{std::string(to_string(error.code)), error.message, retry.count(),
+                                taken_ == 0 ? JsonText() : list_of({taken_})});
+}
+
+bool Session::settle_with_turn() {
+  if (turn_.inputs.size() >= kTurnInputsMax) {
+    refuse_input({Errc::overloaded, fmt::format("{} inputs wait for the end of turn {}", turn_.inputs.size(),
+                                                turn_.id.value)});
+    return false;
+  }
+  turn_.inputs.push_back(taken_);
+  return true;
 }
 
 /// How much of the sound behind `keep_until` an utterance may begin in that nobody has noticed yet.

@@ -130,6 +130,8 @@ class Session {
     protocol::Message message;
   };
   static constexpr std::size_t kLaterMax = 16;
+  /// What one message names: with items and corrections (512 each) below the 128 KiB of a body.
+  static constexpr std::size_t kTurnInputsMax = 1024;
   void skip_stored(protocol::Message message, Time now);
   void take(std::uint64_t input, protocol::Message message, Time now);
   void on_configure(protocol::Settings settings, Time now);
@@ -145,7 +147,7 @@ class Session {
   void set_sound_aside();
   void store_items(Time now);
   void settle_items(Time now);
-  bool items_are_lost() const { return storing_ && ledger_.turns() < storing_->turn; }
+  bool items_are_lost() const { return storing_ && !ledger_.has(storing_->turn); }
   std::uint64_t needed_input() const;
 
   // pauses.cpp: where a semantic detector ends an utterance.
@@ -299,7 +301,20 @@ class Session {
     else if (kHeld && held_.size() < kHeldMax)
       held_.push_back(protocol::pack(std::move(body), head));
   }
+  /// It answers the client, and is no part of a trial.
+  template <protocol::WireMessage T>
+  void tell_at_once(TurnId turn, T body) {
+    auto to = client_head();
+    to.turn = turn;
+    if (!detached_)
+      around_.outlet.send(client_.gateway, to, std::move(body));
+    else if (held_.size() < kHeldMax)
+      held_.push_back(protocol::pack(std::move(body), to));
+  }
   void refuse_input(const Error& error, milliseconds retry = milliseconds(0));
+  /// The input that is being worked on is settled with the end of the turn under way. @return false: too many are, and
+  /// this one is refused
+  bool settle_with_turn();
   void tell_text(protocol::TextKind kind, TextTrack::News news, protocol::Bytes ids);
   void tell_ids(protocol::Bytes ids);
   void checkpoint(std::uint64_t input, std::uint64_t keep_until);
@@ -374,7 +389,8 @@ class Session {
   std::uint64_t trace_ = 0;
   Time listen_again_at_{};  ///< after a vad could not be had
 
-  static constexpr std::size_t kHeldMax = 16;  ///< without inputs no turn begins: one turn's events are fewer
+  /// Besides what waits (kLaterMax) no inputs come without a client: these and one turn's events are fewer.
+  static constexpr std::size_t kHeldMax = 48;
   bool detached_ = false;
   TurnId had_turn_;                      ///< detached: the turn that was under way then
   Had had_;                              ///< and what had been told of it: nobody has more

@@ -11,14 +11,15 @@ std::optional<TextTrack::News> TextTrack::push(std::int64_t at_bytes, std::strin
   News news;
   news.fresh = part.substr(static_cast<std::size_t>(std::min(size - at_bytes, static_cast<std::int64_t>(part.size()))));
   text += news.fresh;
-  // Another telling may have other words: what the client has counts by its bytes, and the cut moves behind a
-  // character.
-  auto skip = std::clamp<std::int64_t>(told_bytes - size, 0, static_cast<std::int64_t>(news.fresh.size()));
+  // Another telling may have other words: what the client has counts by its bytes, and the rest of a character that is
+  // cut becomes spaces, so that both go on counting alike.
+  const auto skip = std::clamp<std::int64_t>(told_bytes - size, 0, static_cast<std::int64_t>(news.fresh.size()));
   const auto inside = [&](std::int64_t at) {
     return (static_cast<unsigned char>(news.fresh[static_cast<std::size_t>(at)]) & 0xc0) == 0x80;
   };
-  while (skip > 0 && skip < static_cast<std::int64_t>(news.fresh.size()) && inside(skip)) ++skip;
   news.telling = news.fresh.substr(static_cast<std::size_t>(skip));
+  for (auto at = skip; skip > 0 && at < static_cast<std::int64_t>(news.fresh.size()) && inside(at); ++at)
+    news.telling[static_cast<std::size_t>(at - skip)] = ' ';
   news.at_bytes = news.telling.empty() ? told_bytes : size + skip;
   told_bytes = std::max(told_bytes, static_cast<std::int64_t>(text.size()));
   return news;

@@ -73,6 +73,8 @@ class InputLog {
   void decide(const protocol::TurnFacts& facts) { decided_ = facts; }
   /// The end of this turn was told. @param stored  it is in the store, as far as is known
   void turn_over(TurnId turn, bool stored);
+  /// Of a session that was resumed: so many turns were told. What comes of the next one is still to be told.
+  void resumed(std::int64_t turns) { turn_told_ = turns; }
   /// An owner knows of so many turns: what was told beyond them is lost.
   void opened(std::int64_t turns) { turn_told_ = std::min(turn_told_, turns); }
   /// Writes what the next owner must know of the inputs that follow.

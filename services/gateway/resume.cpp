@@ -148,7 +148,9 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
   session.position_samples = attached->position_samples;
   session.trace = attempt.trace;
   session.turn_resumed = attached->open_turn;
-  if (attached->open_turn.value != 0) session.turn_done = {attached->open_turn.value - 1};
+  const bool in_turn = attached->open_turn.value != 0;
+  if (in_turn) session.turn_done = {attached->open_turn.value - 1};
+  session.log.resumed(in_turn ? session.turn_done.value : attached->turns);
   by_session_[session.id] = client.id;
   telemetry::log(telemetry::Level::info, "gateway resumes session={} at={} turn={}", session.id.text(),
                  session.controller, attached->open_turn.value);

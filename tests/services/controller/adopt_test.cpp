@@ -1,5 +1,8 @@
 /// A controller that goes on where another one was lost: what is answered stays answered, what was decided is not found
 /// out anew, and a session can be erased whoever leads it.
+#include <filesystem>
+#include <fstream>
+
 #include "services/controller/journal.hpp"
 #include "tests/services/controller/talk.hpp"
 #include "tests/support/temporary_directory.hpp"
@@ -26,6 +29,8 @@ struct Pair : Talk {
   bool wait(const std::function<bool()>& done, int limit = 400) { return rig.run_until(done, limit); }
   std::map<std::int64_t, std::string>& stored() { return rig.store->sessions[kSession].turns; }
 };
+
+constexpr int kFlood = 2500;  // of inputs; 19'000 would have been more than a message holds
 
 /// A tool server that keeps what it was asked.
 class Asked final : public ToolServer {
@@ -218,6 +223,192 @@ BOOST_AUTO_TEST_CASE(items_that_the_store_refuses_under_a_turn_wait_on) {
     return false;
   }));
   BOOST_TEST(t.g().count(MessageType::error) == 0u);
+}
+
+/// The turn behind the record of items is on its way to the store when that is refused for good: it follows all the
+/// same, and the items wait on.
+BOOST_AUTO_TEST_CASE(items_that_the_store_refuses_in_front_of_a_turn_do_not_take_it_with_them) {
+  Pair t;
+  t.g().speak = false;
+  t.g().open("controller-1");
+  t.rig.run(8);
+  t.chat().sentences = 0;
+  t.g().say(Item{"w", ItemRole::user, "wait", {}});
+  BOOST_REQUIRE(t.until([&] {
+    return std::any_of(t.rig.sent.begin(), t.rig.sent.end(),
+                       [](const auto& s) { return s.second.type == MessageType::commit; });
+  }));
+  t.rig.suspend("context-1");
+  t.g().say(Say{"two"});
+  BOOST_REQUIRE(t.wait([&] { return t.rig.controller("controller-1").turn_of(kSession)->stage == Turn::Stage::closing; },
+                       12));
+  t.rig.store->fails = Errc::invalid_argument;
+  t.rig.wake("context-1");
+  BOOST_REQUIRE(t.wait([&] { return t.rig.store->commits > 0; }, 5));
+  t.rig.store->fails.reset();
+  BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 1; }));
+  BOOST_REQUIRE(t.until([&] { return t.stored().size() == 3; }));
+  BOOST_TEST(json::parse(t.stored()[2])["user"] == "two");
+  BOOST_TEST(t.stored()[3].find("\"wait\"") != std::string::npos);
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+  BOOST_TEST(t.rig.store->doubled == 0u);
+}
+
+/// The store has not got the turn yet, and the client was not told of it, when its gateway opens the session anew at
+/// the same controller: it is told, and not made once more.
+BOOST_AUTO_TEST_CASE(a_turn_that_waits_here_is_told_and_not_answered_twice_when_its_gateway_comes_back) {
+  for (const bool spoken : {false, true}) {
+    BOOST_TEST_CONTEXT("spoken " << spoken) {
+      Pair t;
+      t.chat().sentences = 0;
+      t.rig.store->fails = Errc::io;
+      t.cut = true;
+      if (spoken) {
+        t.say(5, false);
+        t.say(kSpeech, true);
+        t.say(kSilence, false);
+      } else {
+        t.g().say(Say{"one"});
+      }
+      BOOST_REQUIRE(t.wait([&] { return t.rig.store->commits > 0; }));
+      t.rig.run(10);
+      BOOST_TEST(t.g().turns.empty());
+      t.cut = false;
+      t.g().open("controller-1");
+      BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+      t.rig.store->fails.reset();
+      t.rig.run(400);
+      BOOST_TEST(t.g().turns.size() == 1u);
+      BOOST_TEST(t.stored().size() == 1u);
+      BOOST_TEST(t.g().open_questions().empty());
+      t.check_calm();
+    }
+  }
+}
+
+/// The client's flush over the first of two answers that are told again ends what it said, behind the second.
+BOOST_AUTO_TEST_CASE(a_flush_over_turns_that_are_told_again_ends_what_was_said_behind_them) {
+  for (const bool speak : {false, true}) {
+    BOOST_TEST_CONTEXT("speak " << speak) {
+      Pair t([speak](FakeGateway& g) { g.speak = speak; });
+      t.cut = true;
+      t.g().say(Utter{"First."});
+      BOOST_REQUIRE(t.wait([&] { return t.stored().size() == 1; }));
+      t.rig.run(5);
+      t.g().say(Utter{"Second."});
+      BOOST_REQUIRE(t.wait([&] { return t.stored().size() == 2; }));
+      t.rig.kill("controller-1");
+      for (int i = 0; i < 30; ++i) t.g().say(t.microphone.frame(i >= 5));
+      t.g().say(Flush{t.microphone.at});
+      t.cut = false;
+      t.g().open("controller-2");  // and the microphone is off
+      BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 3; }));
+      BOOST_TEST(t.g().turns[2]["user"].get<std::string>().starts_with("heard "));
+      BOOST_TEST(t.g().open_questions().empty());
+      BOOST_TEST(t.stored().size() == 3u);
+      t.check_calm();
+    }
+  }
+}
+
+/// One message names what a turn has settled, and has a limit: more flushes than it may name are refused.
+BOOST_AUTO_TEST_CASE(a_flood_of_flushes_does_not_keep_a_turn_from_its_end) {
+  for (const int kind : {0, 1, 2}) {
+    BOOST_TEST_CONTEXT("kind " << kind) {
+      Pair t([](FakeGateway& g) { g.settings.tools = {R"([{"name":"look"}])"}; });
+      t.chat().calls_tool = true;
+      t.chat().rounds = {{"look"}};
+      t.g().say(Say{"go"});
+      BOOST_REQUIRE(t.wait([&] { return t.g().waiting.has_value(); }));
+      if (kind == 1) t.say(2, false);  // there is sound that a flush may end
+      for (int i = 0; i < kFlood; ++i) {
+        if (kind == 2 && i % 4 == 0) t.g().say(t.microphone.frame(false));
+        t.g().say(Flush{kind == 0 ? -1 : t.microphone.at});
+        if (i % 500 == 0) t.rig.step();
+      }
+      t.g().say(ToolOutput{t.g().calls[0]["id"], "fine"});
+      BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+      BOOST_TEST(t.g().count(MessageType::error) >= kFlood - 1024u);
+      BOOST_TEST(t.g().last_error()->text == "overloaded");
+      t.rig.run(20);
+      BOOST_TEST(json::parse(t.stored()[1])["inputs"].size() <= 1026u);
+      t.check_calm();
+    }
+  }
+}
+
+/// Cancels of a turn that is as good as stored, too.
+BOOST_AUTO_TEST_CASE(a_flood_of_cancels_does_not_keep_a_turn_from_its_end) {
+  Pair t;
+  t.chat().sentences = 0;
+  t.g().speak = false;
+  t.g().open("controller-1");
+  t.rig.run(8);
+  t.rig.suspend("context-1");
+  t.g().say(Say{"go"});
+  BOOST_REQUIRE(t.wait([&] { return t.rig.controller("controller-1").turn_of(kSession)->stage == Turn::Stage::closing; }));
+  for (int i = 0; i < kFlood; ++i) t.g().say(Cancel{});
+  t.rig.run(2);
+  t.rig.wake("context-1");
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+  t.rig.run(5);
+  BOOST_TEST(t.g().count(MessageType::cancelled) >= 1u);
+  BOOST_TEST(t.g().open_questions().empty());
+  t.check_calm();
+}
+
+BOOST_AUTO_TEST_CASE(a_gateway_that_cannot_be_told_what_follows_is_told_that_the_session_is_not_here) {
+  Pair t;
+  t.g().say(Say{"go"});
+  t.rig.run(3);
+  auto head = t.last_to("gateway-1");
+  head.stream = t.g().stream();
+  t.rig.controller("controller-1").on_refused("gateway-1", head, {Errc::invalid_argument, "too large"}, t.rig.now);
+  BOOST_TEST(t.rig.controller("controller-1").load() == 0);
+  BOOST_REQUIRE(t.wait([&] { return t.g().last_error() != nullptr; }, 5));
+  BOOST_TEST(t.g().last_error()->text == "stale_epoch");
+  BOOST_TEST(t.rig.streams_at_services() == 0u);
+  // Another one goes on with it.
+  t.g().open("controller-2");
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_journal_that_cannot_be_written_is_tried_again_once_a_second) {
+  TemporaryDirectory folder;
+  const auto place = folder.path() / "place";
+  std::ofstream(place).put('x');  // where a folder is to be
+  ControllerConfig config;
+  config.commit_queue_file = (place / "waiting").string();
+  ControllerCore core(config);
+  const Time begin{std::chrono::hours(1)};
+  core.on_tick(begin);
+  std::filesystem::remove(place);
+  std::filesystem::create_directory(place);
+  std::ofstream(place / "waiting").put('x');
+  const auto size = [&] { return std::filesystem::file_size(place / "waiting"); };
+  core.on_tick(begin + milliseconds(980));
+  BOOST_TEST(size() == 1u);
+  core.on_tick(begin + milliseconds(1000));
+  BOOST_TEST(size() == 0u);
+}
+
+/// Lines of a journal are in the order in which they were written, which is not always that of the turns.
+BOOST_AUTO_TEST_CASE(turns_of_a_former_process_are_written_in_their_order) {
+  Rig rig;
+  rig.add("context-1", "context");
+  TemporaryDirectory folder;
+  rig.config.commit_queue_file = (folder.path() / "waiting").string();
+  rig.store->sessions[kSession].epoch = 3;
+  {
+    Journal journal(rig.config.commit_queue_file);
+    for (const std::int64_t turn : {2, 1, 3})
+      BOOST_REQUIRE(journal.append({kSession, {3}, turn, json{{"user", turn}}.dump()}).has_value());
+  }
+  auto core = ControllerCore::make(rig.config);
+  BOOST_REQUIRE(core.has_value());
+  rig.add_core("controller-1", "controller", *std::move(core));
+  BOOST_REQUIRE(rig.run_until([&] { return rig.store->sessions[kSession].turns.size() == 3; }, 100));
+  BOOST_TEST(rig.store->sessions[kSession].turns[1] == R"({"user":1})");
 }
 
 BOOST_AUTO_TEST_CASE(a_tool_server_is_told_of_calls_that_nobody_waits_for) {

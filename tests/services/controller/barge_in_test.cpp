@@ -76,6 +76,25 @@ BOOST_AUTO_TEST_CASE(a_user_who_goes_on_never_hears_of_a_trial) {
   BOOST_TEST(t.g().checkpoints.back().input == plain.g().checkpoints.back().input);
 }
 
+/// And is answered at once, not with what the trial has to say.
+BOOST_AUTO_TEST_CASE(a_cancel_of_another_turn_leaves_a_trial_alone) {
+  Talk t;
+  telemetry::Metrics metrics;
+  t.rig.controller().add_metrics(metrics);
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.chat().forks == 1; }));
+  t.g().say(Cancel{{99}});
+  t.rig.run(3);
+  BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
+  BOOST_TEST(t.g().events.back().turn == 99u);
+  BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(figure(metrics, "trials_committed_total") == 1);
+  BOOST_TEST(t.chat().forks == 1u);
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(no_more_trials_run_at_a_time_than_are_allowed) {
   Talk t(talking(1));
   telemetry::Metrics metrics;

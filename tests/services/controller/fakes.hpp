@@ -236,10 +236,14 @@ class FakeChat final : public Fake<ChatStream> {
     s.to = m.head;
     switch (m.head.type) {
       case MessageType::open_chat: {
-        const auto open = last_open = must<OpenChat>(m);
-        s.past = last_past = text_of(open.payload);
-        s.system = last_system = open.system;
+        const auto open = must<OpenChat>(m);
+        s.past = text_of(open.payload);
+        s.system = open.system;
         s.seed = open.seed;
+        if (open.tool_choice == "none") return;  // nobody is answered
+        last_open = open;
+        last_past = s.past;
+        last_system = s.system;
         return;
       }
       case MessageType::fork_chat: {
@@ -505,6 +509,8 @@ class FakeGateway final : public Core {
   std::vector<Noted> noted;
   /// What the user has heard of each turn's answer, and what its record says.
   std::map<std::int64_t, std::string> heard_of, whole_of;
+  std::set<std::int64_t> truncated;  ///< turns of which the client has said itself how much it has heard
+  bool was_cut_off = false;  ///< an end of a turn was told that never came: its number may be another one's by now
   bool holds = false;        ///< the last word on it was Hold
   std::string token_digest;  ///< with Open; empty: the session cannot be resumed
 
@@ -574,7 +580,7 @@ class FakeGateway final : public Core {
     o.seed = seed == 0 ? 77 : seed;
     o.expected_epoch = {epoch};
     o.token_digest = token_digest;
-    o.inputs_kept = inputs_kept;
+    o.inputs_kept = inputs_kept && !(attached && open_turn_ != 0 && attached->open_turn.value == open_turn_);
     o.first_input = kept_.empty() ? next_input_ : kept_.front().first;
     o.last_input = said_;
     o.turn_told = turn_told_;
@@ -605,6 +611,7 @@ class FakeGateway final : public Core {
   template <class T>
   void say(T body) {
     constexpr bool kBegins = std::is_same_v<T, Say> || std::is_same_v<T, Respond> || std::is_same_v<T, Utter>;
+    if constexpr (std::is_same_v<T, Truncate>) truncated.insert(body.turn.value);
     if constexpr (std::is_same_v<T, Cancel>) typed_since_cancel_ = false;
     if constexpr (kBegins) typed_since_cancel_ = true;
     must_begin_ = must_begin_ && !kBegins;
@@ -654,6 +661,7 @@ class FakeGateway final : public Core {
   }
   std::optional<Attached> attached;  ///< the last one
   bool pieces_may_jump = false;      ///< the client has more than whole pieces of unknown length
+  bool is_open() const { return is_open_; }
   std::size_t kept() const { return kept_.size(); }
   StreamId stream() const { return {stream_}; }
 
@@ -704,8 +712,9 @@ class FakeGateway final : public Core {
       case MessageType::noted:
         touch(m);
         noted.push_back(*read<Noted>(m));
-        if (noted.back().text != transcript) wrong.push_back("another transcript is noted");
+        if (noted.back().text != transcript && !was_cut_off) wrong.push_back("another transcript is noted");
         settle(noted.back().settled, noted.back().sound_from);
+        std::erase_if(sounds_, [&](const Sound& s) { return s.turn == m.head.turn.value; });  // of one before it
         turn_over(m.head.turn.value, true);
         return finish();
       default:
@@ -777,7 +786,8 @@ class FakeGateway final : public Core {
     const auto turn = what.turn.value;
     interrupted_ = turn == open_turn_ ? turn : 0;
     // The number of an answer that is not remembered is used again, while its sound may still be heard.
-    if (keeps_time && plays && !forgotten_.contains(turn) && what.samples != played_of(turn).samples)
+    const bool is_told = keeps_time && plays && !forgotten_.contains(turn) && !truncated.contains(turn);
+    if (is_told && what.samples != played_of(turn).samples)
       wrong.push_back(fmt::format("{} samples are said to be heard, not {}", what.samples, played_of(turn).samples));
     cut_turns_.insert(turn);
     std::erase_if(sounds_, [&](const Sound& s) { return s.turn <= turn; });
@@ -793,6 +803,10 @@ class FakeGateway final : public Core {
     const auto e = read<ErrorMessage>(m);
     events.push_back({MessageType::error, e->code, m.head.turn.value, e->retry_ms, m.head.epoch.value});
     settle(e->settled, e->sound_from);
+    // What the former gateway had is said again by nobody: its turn has taken the answers to that with it.
+    if (attached && m.head.turn.value != 0 && attached->open_turn == m.head.turn)
+      for (const auto& [input, what] : questions)
+        if (input < attached->first_input) fates.try_emplace(input, 1);
     if (m.head.turn.value != 0) turn_over(m.head.turn.value, false);
     if (m.head.turn.value != 0) fall_silent(m.head.turn.value);
     // Its first owner died with the grant: the session was never told to be open, so nobody else can have it.
@@ -821,14 +835,15 @@ class FakeGateway final : public Core {
     seed = a->seed;
     next_input_ = a->first_input;
     said_ = next_input_ - 1;
-    turn_told_ = -1;
     open_turn_ = a->open_turn.value;
-    transcript.assign(static_cast<std::size_t>(a->transcript_bytes), '?');
-    reply.assign(static_cast<std::size_t>(a->reply_bytes), '?');
-    const auto results = json::parse(a->tool_results.text);
+    turn_told_ = open_turn_ != 0 ? open_turn_ - 1 : a->turns;
+    transcript.resize(static_cast<std::size_t>(a->transcript_bytes), '?');
+    reply.resize(static_cast<std::size_t>(a->reply_bytes), '?');
+    const auto results = json::parse(a->tool_results.text), ids = json::parse(a->call_ids.text);
     calls.clear();
-    for (std::int64_t i = 0; i < a->tool_calls; ++i)
-      calls.push_back({{"result", results.at(static_cast<std::size_t>(i))}});
+    for (std::size_t i = 0; i < static_cast<std::size_t>(a->tool_calls); ++i)
+      calls.push_back({{"id", i < ids.size() ? ids[i] : json()}, {"name", ""}, {"result", results.at(i)}});
+    std::erase_if(questions, [&](const auto& q) { return q.first >= next_input_ && !fates.contains(q.first); });
     ids_ = from_bytes<std::int32_t>(a->payload);
     pieces_ = a->pieces;
     piece_samples_ = a->piece_samples;
@@ -886,7 +901,8 @@ class FakeGateway final : public Core {
       if (t->at_bytes != static_cast<std::int64_t>(calls.size())) wrong.push_back("a tool call twice");
       calls.push_back(json::parse(t->text));
       const bool decided = decided_.of_turn == m.head.turn && (decided_.answers_input != 0 || decided_.end_sample >= 0);
-      if (is_stored_turn && !decided && !is_stored_turn(m.head.turn.value))
+      const bool is_resumed = attached && attached->open_turn == m.head.turn;  // that was decided before
+      if (is_stored_turn && !decided && !is_resumed && !is_stored_turn(m.head.turn.value))
         wrong.push_back("a tool call before the end of speech");
       return;
     }

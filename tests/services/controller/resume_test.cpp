@@ -402,6 +402,43 @@ BOOST_AUTO_TEST_CASE(a_resumed_session_moves_on_and_its_open_turn_fails_at_once_
   check_calm(rig);
 }
 
+/// The answer to the first question behind a resume is stored, and its controller is lost before a word of it reaches
+/// the gateway: the next one knows that it was not told.
+BOOST_AUTO_TEST_CASE(the_first_turn_behind_a_resume_is_not_lost_with_its_controller) {
+  for (const bool in_turn : {false, true}) {
+    BOOST_TEST_CONTEXT("resumed in a turn " << in_turn) {
+      Rig rig;
+      furnish(rig);
+      rig.add("controller-2", "controller");
+      rig.gateway().say(Say{"first"});
+      if (in_turn)
+        rig.run(4);
+      else
+        BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+      const auto claim = rig.gateway().claim(kFirst, kSecond);
+      rig.kill("gateway-1");
+      rig.run(2);
+      auto& g = second(rig);
+      g.resume(rig.gateway(), "controller-1", claim);
+      BOOST_REQUIRE(rig.run_until([&] { return g.attached.has_value() && g.turns.size() == 1; }));
+      rig.swallow = [](const std::string& from, const std::string& to, const Message&) {
+        return from == "controller-1" && to == "gateway-2";
+      };
+      g.say(Say{"second"});
+      BOOST_REQUIRE(rig.run_until([&] { return !stored(rig, 2).empty(); }));
+      rig.kill("controller-1");
+      g.token_digest = kSecond;
+      g.open("controller-2");
+      BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 2; }));
+      BOOST_TEST(g.turns[1]["user"] == "second");
+      rig.run(50);
+      BOOST_TEST(g.turns.size() == 2u);
+      BOOST_TEST(stored(rig, 3).empty());
+      check_calm(rig);
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_session_without_a_client_gives_way_to_a_new_one_when_its_turn_is_over) {
   Rig rig;
   rig.config.sessions_max = 1;

@@ -114,6 +114,10 @@ BOOST_AUTO_TEST_CASE(a_decision_is_told_until_its_turn_is_over) {
   resumed.turn_over({4}, true);
   resumed.describe(open);
   BOOST_TEST(open.turn_told == 4);
+  InputLog told({}, 5);
+  told.resumed(3);
+  told.describe(open);
+  BOOST_TEST(open.turn_told == 3);
 }
 
 BOOST_AUTO_TEST_CASE(audio_behind_keep_until_goes_and_keeps_its_number) {

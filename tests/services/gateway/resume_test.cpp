@@ -97,6 +97,19 @@ BOOST_AUTO_TEST_CASE(the_next_controller_gets_the_same_digest_and_the_client_hea
   BOOST_TEST(rig.story() == "");
 }
 
+BOOST_AUTO_TEST_CASE(the_next_controller_is_told_which_turns_a_client_knew_when_it_came_back) {
+  for (const bool in_turn : {false, true}) {
+    Back back;
+    auto body = within_turn();
+    body.turns = 2;
+    if (!in_turn) body.open_turn = {};
+    back.attached("a", 4, std::move(body));
+    back.refused("b");
+    back.rig.down("a");
+    BOOST_TEST(back.rig.open_of("b").turn_told == 2);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(all_controllers_are_asked_with_what_the_client_has) {
   Back back(R"(,"turn":3,"samples":500,"reply_bytes":12)");
   for (const auto* peer : {"a", "b"}) {
