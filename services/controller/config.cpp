@@ -29,6 +29,7 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
       {"unfinished_permille", unfinished_permille, 0, 1000},
       {"unsure_silence_ms", unsure_silence_ms, 200, 10000},
       {"history_bytes_max", history_bytes_max, 0, 1 << 24},
+      {"sessions_per_slot", sessions_per_slot, 1, 1024},
   };
   std::vector<config::Problem> out;
   for (const auto& r : ranges) config::expect_range(out, path + "." + r.key, r.value, r.low, r.high);

@@ -33,6 +33,7 @@ struct ControllerConfig {
   int history_bytes_max = 32768;  ///< of texts that the model is told of the past; the oldest turns go first
   std::string personas_file;      ///< {name: {system, speaker}}; empty: none
   std::string commit_queue_file;  ///< turns that wait for the store are also kept here; empty: in memory only
+  int sessions_per_slot = 8;     ///< that are open for each slot of llm-chat and tts: people listen more than they speak
   template <class V>
   void fields(V&& v) {
     v("preroll_ms", preroll_ms);
@@ -59,6 +60,7 @@ struct ControllerConfig {
     v("history_bytes_max", history_bytes_max);
     v("personas_file", personas_file);
     v("commit_queue_file", commit_queue_file);
+    v("sessions_per_slot", sessions_per_slot);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };

@@ -1,6 +1,7 @@
 #include "services/controller/controller_core.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "common/base/random_id.hpp"
 #include "common/base/secret.hpp"
@@ -121,8 +122,18 @@ milliseconds ControllerCore::tick_interval() const {
   return busy_.empty() && leftovers_.empty() && erasures_.empty() ? milliseconds(500) : milliseconds(20);
 }
 
+std::int64_t ControllerCore::slots() const { return std::min(own_slots(), slots_of_models()); }
+
+/// Of a role that has no replica at all `why_not_ready` tells.
+std::int64_t ControllerCore::slots_of_models() const {
+  auto out = std::numeric_limits<std::int64_t>::max();
+  for (const auto role : {Role::chat, Role::tts})
+    if (fleet_.linked(role) > 0) out = std::min(out, fleet_.slots(role) * config_.sessions_per_slot);
+  return out;
+}
+
 /// A session that nobody is at, and in which nothing is under way, gives way to one that somebody wants.
-std::int64_t ControllerCore::slots() const {
+std::int64_t ControllerCore::own_slots() const {
   const auto idle =
       std::count_if(detached_.begin(), detached_.end(), [this](const auto& d) { return !busy_.contains(d.first); });
   return std::max<std::int64_t>(0, config_.sessions_max - load() + idle);
@@ -190,9 +201,13 @@ std::optional<Error> ControllerCore::why_not_open(const Session* known, const Cl
     return Error{Errc::stale_epoch,
                  fmt::format("the session has epoch {}, not {}", known->epoch().value, open.expected_epoch.value)};
   if (draining_) return Error{Errc::overloaded, "this controller takes no new sessions"};
-  if (known == nullptr && slots() <= 0)
+  if (known == nullptr && own_slots() <= 0)
     return Error{Errc::overloaded,
                  fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)};
+  // One that goes on here has been let in before.
+  if (known == nullptr && open.expected_epoch.value == 0 && slots_of_models() <= 0)
+    return Error{Errc::overloaded, fmt::format("{} sessions are open, and llm-chat or tts has no place for another",
+                                               load())};
   return std::nullopt;
 }
 

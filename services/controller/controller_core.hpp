@@ -30,6 +30,7 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   milliseconds tick_interval() const override;
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.size()); }
+  /// For new sessions: its own places, as long as every model that answers has some free (`sessions_per_slot`).
   std::int64_t slots() const override;
   /// True when no session and no waiting turn is left; gateways move idle sessions away.
   bool drain() override;
@@ -65,6 +66,8 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   void attach(const ClientStream& client, protocol::Message message, Time now);
   void part(Sessions::iterator at, Time now);
   void tick_detached(Time now);
+  std::int64_t own_slots() const;
+  std::int64_t slots_of_models() const;
   void make_room(Time now);
   void drop_detached(SessionId id, std::string_view why, Time now);
   void refuse(const ClientStream& client, const protocol::Envelope& to, const Error& error);

@@ -1204,6 +1204,36 @@ BOOST_AUTO_TEST_CASE(sessions_are_bounded_and_slots_say_so) {
   BOOST_TEST(rig.controller().load() == 1);
 }
 
+BOOST_AUTO_TEST_CASE(no_more_sessions_are_offered_than_models_can_answer) {
+  Rig rig;
+  rig.config.sessions_per_slot = 2;
+  rig.furnish();
+  rig.run(8);
+  auto& core = rig.controller();
+  BOOST_TEST(core.slots() == 16);  // as the models have said, twice
+  rig.describe("llm-chat-1", true, false, 3);
+  BOOST_TEST(core.slots() == 6);
+  rig.describe("tts-1", true, false, 1);
+  BOOST_TEST(core.slots() == 2);
+  rig.add("tts-2", "tts");
+  BOOST_TEST(core.slots() == 6);
+  rig.describe("llm-chat-1", true, true, 3);  // it takes nothing new
+  BOOST_TEST(core.slots() == 0);
+  rig.add("gateway-2", "gateway");
+  auto& other = rig.gateway("gateway-2");
+  other.session = {8, 8};
+  other.open("controller-1");
+  rig.run(8);
+  BOOST_TEST(other.last_error()->text == "overloaded");
+  BOOST_TEST(core.load() == 1);
+  // Who was let in elsewhere goes on here.
+  rig.store->sessions[{8, 8}].epoch = 4;
+  other.epoch = 4;
+  other.open("controller-1");
+  rig.run(8);
+  BOOST_TEST(core.load() == 2);
+}
+
 BOOST_AUTO_TEST_CASE(time_passes_slowly_while_nothing_waits) {
   Rig rig;
   rig.furnish();

@@ -32,7 +32,9 @@ class Fake : public Core {
   std::size_t opened = 0;
   std::vector<std::string> strange;  ///< what a well-behaved caller does not do
   std::size_t streams() const { return streams_.size(); }
+  std::int64_t places = 64;  ///< streams that it takes at a time
   std::int64_t load() const override { return static_cast<std::int64_t>(streams_.size()); }
+  std::int64_t slots() const override { return std::max<std::int64_t>(0, places - load()); }
 
   void on_message(const std::string& peer, Message m, Time) override {
     const CallerStream key{peer, m.head.key()};

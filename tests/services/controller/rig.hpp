@@ -180,6 +180,7 @@ class Rig {
     p.instance = name;
     p.role = role;
     p.caller = calls(role, seen_by);
+    p.slots = 8;
     return p;
   }
   void introduce(const std::string& name, Node& node, const std::string& other, Node& n) {

@@ -94,6 +94,8 @@ class ScriptedGateway final : public service::Core {
     return std::all_of(clients_.begin(), clients_.end(), [](const auto& c) { return c.second.is_finished(); });
   }
   const Sessions& sessions() const { return sessions_; }
+  /// What the front door would tell another client.
+  std::optional<protocol::ErrorMessage> why_full(Time now) { return sessions_.why_full(0, now); }
 
   void on_message(const std::string& peer, protocol::Message message, Time now) override {
     sessions_.on_message(peer, std::move(message), now);
