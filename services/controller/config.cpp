@@ -29,6 +29,7 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
       {"unfinished_permille", unfinished_permille, 0, 1000},
       {"unsure_silence_ms", unsure_silence_ms, 200, 10000},
       {"history_bytes_max", history_bytes_max, 0, 1 << 24},
+      {"summary_bytes_max", summary_bytes_max, 100, 1 << 14},
       {"sessions_per_slot", sessions_per_slot, 1, 1024},
   };
   std::vector<config::Problem> out;
@@ -36,6 +37,10 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
   if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
     out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
   if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});
+  if (summary != "off" && summary != "model")
+    out.push_back({path + ".summary", "is '" + summary + "', expected off or model"});
+  if (summary == "model" && summary_prompt.empty())
+    out.push_back({path + ".summary_prompt", "is empty, expected what the model is asked for"});
   if (!tools_url.empty() && !http::Url::parse(tools_url))
     out.push_back({path + ".tools_url", "is '" + tools_url + "', expected http://host:port/path"});
   return out;

@@ -33,6 +33,12 @@ struct ControllerConfig {
   int history_bytes_max = 32768;  ///< of texts that the model is told of the past; the oldest turns go first
   std::string personas_file;      ///< {name: {system, speaker}}; empty: none
   std::string commit_queue_file;  ///< turns that wait for the store are also kept here; empty: in memory only
+  std::string summary = "off";    ///< or model: turns that the model is told no more are summarised by it
+  std::string summary_prompt =    ///< what it is asked for
+      "You keep the memory of a spoken conversation. Summarise what follows in at most ten short sentences, in the "
+      "language of the conversation: who the user is, names, numbers, dates, wishes, promises and what is still open. "
+      "Say nothing else.";
+  int summary_bytes_max = 2000;  ///< of one; a longer one is not used
   int sessions_per_slot = 8;     ///< that are open for each slot of llm-chat and tts: people listen more than they speak
   template <class V>
   void fields(V&& v) {
@@ -60,6 +66,9 @@ struct ControllerConfig {
     v("history_bytes_max", history_bytes_max);
     v("personas_file", personas_file);
     v("commit_queue_file", commit_queue_file);
+    v("summary", summary);
+    v("summary_prompt", summary_prompt);
+    v("summary_bytes_max", summary_bytes_max);
     v("sessions_per_slot", sessions_per_slot);
   }
   std::vector<config::Problem> problems(const std::string& path) const;

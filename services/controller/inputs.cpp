@@ -166,6 +166,7 @@ void Session::on_item(const Item& item, std::uint64_t input) {
 /// @param input  that asks for it; 0: nobody has
 void Session::correct(std::uint64_t input, json change) {
   Correction correction{input, std::move(change)};
+  summaries_.correct(correction.change, ledger_.history(), head());
   if (items_.correct(correction)) ledger_.correct(correction);
 }
 
@@ -242,6 +243,7 @@ void Session::store_items(Time now) {
   auto record = turn.record();
   record["items_only"] = true;
   write_corrections(record, turn.corrections);
+  summaries_.write(record, ledger_.history());
   storing_ = Storing{turn.id.value, first, std::move(turn.before), std::move(turn.corrections)};
   items_since_ = Time::max();
   items_due_ = false;

@@ -38,13 +38,110 @@ bool has_answer(const json& record) { return !record.contains("noted") && !recor
 
 }  // namespace
 
+namespace {
+
+bool has_item(const Past& past, const std::string& id) {
+  const auto& before = list_in(past.record, "before");
+  const auto noted = past.record.find("noted");
+  return (noted != past.record.end() && text_in(*noted, "id") == id) ||
+         std::any_of(before.begin(), before.end(), [&](const json& item) { return text_in(item, "id") == id; });
+}
+
+}  // namespace
+
+std::optional<Summary> summary_of(const std::deque<Past>& history) {
+  if (history.empty()) return std::nullopt;
+  const auto found = history.back().record.find("summary");
+  if (found == history.back().record.end() || !found->is_object()) return std::nullopt;
+  Summary out{number_in(*found, "until"), text_in(*found, "text")};
+  if (out.until < 1 || out.text.empty()) return std::nullopt;
+  return out;
+}
+
+void write_summary(json& record, const Summary& summary) {
+  record["summary"] = {{"until", summary.until}, {"text", summary.text}};
+}
+
+bool is_about(const json& change, std::int64_t until, const std::deque<Past>& history) {
+  if (!change.is_object()) return false;
+  const auto id = text_in(change, "item");
+  if (id.empty()) return number_in(change, "turn") <= until;
+  // Of an item that stands in no turn behind the summary nobody knows where it stood.
+  return std::none_of(history.begin(), history.end(), [&](const Past& p) { return p.turn > until && has_item(p, id); });
+}
+
+namespace {
+
+/// Of those that carry a summary, none does any more if the change is about it.
+void drop_summaries(std::deque<Past>& history, const json& change) {
+  for (auto& past : history) {
+    const auto found = past.record.find("summary");
+    if (found != past.record.end() && is_about(change, number_in(*found, "until"), history)) past.record.erase(found);
+  }
+}
+
+std::int64_t bytes_of(const std::optional<Summary>& summary) {
+  return summary ? static_cast<std::int64_t>(summary->text.size()) : 0;
+}
+
+/// The first turn that is told if nothing has to go.
+std::int64_t first_kept(const std::deque<Past>& history, const std::optional<Summary>& summary) {
+  const auto named = std::max<std::int64_t>(1, number_in(history.back().record, "history_from"));
+  return summary ? std::max(named, summary->until + 1) : named;
+}
+
+}  // namespace
+
+std::optional<Summary> to_summarise(const std::deque<Past>& history, std::int64_t turns_max, std::int64_t bytes_max) {
+  constexpr std::int64_t kFull = 90, kLeft = 60;  // percent
+  if (history.empty()) return std::nullopt;
+  const auto summary = summary_of(history);
+  const auto done = summary ? summary->until : 0;
+  const auto first = first_told(history, bytes_max);
+  std::int64_t turns = 0, bytes = bytes_of(summary);
+  for (const auto& past : history) {
+    if (past.turn < first) continue;
+    ++turns;
+    bytes += bytes_of(past.record);
+  }
+  const bool full = turns * 100 >= turns_max * kFull || bytes * 100 >= bytes_max * kFull;
+  Summary out{first - 1, {}};
+  for (const auto& past : history) {
+    if (!full || past.turn >= history.back().turn) break;
+    if (past.turn < first) continue;
+    if (turns * 100 <= turns_max * kLeft && bytes * 100 <= bytes_max * kLeft) break;
+    out.until = past.turn;
+    --turns;
+    bytes -= bytes_of(past.record);
+  }
+  std::deque<Past> going;
+  for (const auto& past : history) {
+    if (past.turn <= done || past.turn > out.until) continue;
+    going.push_back(past);
+    going.back().record.erase("summary");
+  }
+  if (going.empty()) return std::nullopt;
+  if (summary) out.text = summary->text + "\n";
+  for (const auto& message : messages_of(going, 1)) {
+    const auto content = text_in(message, "content");
+    if (!content.empty()) out.text += text_in(message, "role") + ": " + content + "\n";
+  }
+  return out;
+}
+
 void apply_cut(std::deque<Past>& history, const json& cut) {
   if (!cut.is_object() || !cut.contains("heard")) return;
-  if (auto* past = turn_of(history, cut)) past->record["assistant"] = text_in(cut, "heard");
+  drop_summaries(history, cut);
+  auto* past = turn_of(history, cut);
+  if (past == nullptr) return;
+  // Claims only shorten: what is forgotten stays so.
+  auto heard = text_in(cut, "heard");
+  if (heard.size() < text_in(past->record, "assistant").size()) past->record["assistant"] = std::move(heard);
 }
 
 void apply_forget(std::deque<Past>& history, const json& forgot) {
   if (!forgot.is_object()) return;
+  drop_summaries(history, forgot);
   if (const auto id = text_in(forgot, "item"); !id.empty()) {
     for (auto& past : history) {
       if (past.record.contains("before") && past.record["before"].is_array())
@@ -66,7 +163,9 @@ void apply_forget(std::deque<Past>& history, const json& forgot) {
 
 void apply_corrections(std::deque<Past>& history) {
   if (history.empty()) return;
-  const auto record = history.back().record;
+  auto& latest = history.back().record;
+  const auto record = latest;
+  latest.erase("summary");
   if (const auto cut = record.find("cut"); cut != record.end()) {
     if (cut->is_array())
       for (const auto& one : *cut) apply_cut(history, one);
@@ -74,12 +173,14 @@ void apply_corrections(std::deque<Past>& history) {
       apply_cut(history, *cut);
   }
   for (const auto& one : list_in(record, "forgot")) apply_forget(history, one);
+  if (const auto own = record.find("summary"); own != record.end()) latest["summary"] = *own;
 }
 
 std::int64_t first_told(const std::deque<Past>& history, std::int64_t bytes_max) {
   if (history.empty()) return 1;
-  const auto first = std::max<std::int64_t>(1, number_in(history.back().record, "history_from"));
-  std::int64_t bytes = 0;
+  const auto summary = summary_of(history);
+  const auto first = first_kept(history, summary);
+  std::int64_t bytes = bytes_of(summary);
   for (const auto& past : history) bytes += past.turn >= first ? bytes_of(past.record) : 0;
   if (bytes <= bytes_max) return first;
   for (const auto& past : history) {
@@ -102,6 +203,8 @@ void append_items(json& messages, const json& before) {
 
 json messages_of(const std::deque<Past>& history, std::int64_t first) {
   auto out = json::array();
+  if (const auto summary = summary_of(history))
+    out.push_back({{"role", "system"}, {"content", "What was said before, in short:\n" + summary->text}});
   for (const auto& [turn, record] : history) {
     if (turn < first) continue;
     append_items(out, list_in(record, "before"));

@@ -60,6 +60,7 @@ void Session::detach(Time now) {
   playing_ = playing_last_ = {};
   telemetry::log(telemetry::Level::info, "controller keeps a session for its client session={} turn={} open={}",
                  id_.text(), turn_.id.value, turn_.is_open());
+  summaries_.give_up(head());
   had_turn_ = turn_.id;
   had_ = told_of(turn_);
   client_ = {};

@@ -29,6 +29,14 @@ constexpr std::size_t kEffectBytesMax = 1u << 20;  // 20 s of sound: more is not
 
 Bytes bytes_of(const std::string& text) { return to_bytes(std::span<const char>(text)); }
 
+/// A refusal of this owner, from whatever service.
+bool is_stale(const Message& message) {
+  if (message.head.type != MessageType::error) return false;
+  auto copy = message;
+  const auto error = read<ErrorMessage>(copy);
+  return error && errc_of(error->code) == Errc::stale_epoch;
+}
+
 /// Inputs as a message names them.
 JsonText list_of(const std::vector<std::uint64_t>& inputs) { return {json(inputs).dump()}; }
 
@@ -41,7 +49,8 @@ Session::Session(SessionId id, ClientStream client, Open open, Ledger ledger, Su
       around_(around),
       ledger_(std::move(ledger)),
       calls_{Call(Role::vad, id, around.fleet, around.outlet), Call(Role::tokenizer, id, around.fleet, around.outlet),
-             Call(Role::chat, id, around.fleet, around.outlet), Call(Role::tts, id, around.fleet, around.outlet)} {
+             Call(Role::chat, id, around.fleet, around.outlet), Call(Role::tts, id, around.fleet, around.outlet)},
+      summaries_(id, around.config, around.fleet, around.outlet, around.tally) {
   if (open_.seed == 0) open_.seed = mix_seed(id.high ^ id.low, 0);
   input_ = open_.first_input == 0 ? 0 : open_.first_input - 1;
 }
@@ -66,7 +75,7 @@ void Session::set_trace(std::uint64_t trace) {
 bool Session::is_busy() const {
   if (detached_ && turn_.stage == Stage::closing && ledger_.waiting() == 0) return false;  // its client decides
   const auto waits = [](const Call& c) { return c.is_wanted() && !c.is_served(); };
-  return !opened_ || turn_.is_open() || trial_ || voice_ || !later_.empty() || (open_.stored && !items_.is_empty()) ||
+  return !opened_ || turn_.is_open() || trial_ || summaries_.is_busy() || voice_ || !later_.empty() || (open_.stored && !items_.is_empty()) ||
          turn_.deadline != Time::max() || ledger_.waiting() > 0 || std::any_of(calls_.begin(), calls_.end(), waits);
 }
 
@@ -122,6 +131,7 @@ void Session::leave() {
   later_.clear();
   forget_calls();
   for (auto& c : calls_) c.end(head());
+  summaries_.give_up(head());
   if (ledger_.waiting() == 0) ledger_.close();
   over_ = true;
 }
@@ -373,6 +383,12 @@ void Session::on_answer(const std::string& peer, Message message, Time now) {
   if (over_) return;
   if (ledger_.is_current(peer, message.head.stream)) {
     ledger_.on_message(std::move(message), now);
+    return settle(now);
+  }
+  if (summaries_.is_current(peer, message.head.stream)) {
+    const auto known = message.head.epoch;
+    if (is_stale(message)) return stop_stale(known);
+    summaries_.on_message(std::move(message), head());
     return settle(now);
   }
   // Whoever listens on under a trial has nothing to say but that it cannot: the trial is not worth the trouble.
@@ -690,6 +706,7 @@ void Session::on_speech(Speech speech, Time now) {
 // told
 
 void Session::want(Role role, Time now) {
+  if (role == Role::chat) summaries_.give_up(head());  // its place may be needed
   if (call(role).begin(now)) say(role);
 }
 
@@ -800,6 +817,7 @@ void Session::complete_if_all_there(Time now) {
   turn_.corrections = items_.take_corrections();
   auto record = turn_.record();
   write_corrections(record, turn_.corrections);
+  summaries_.write(record, ledger_.history());
   if (items_.waits_since(turn_.last_input)) record["items_until"] = turn_.begin_input - 1;
   ledger_.commit(turn_.id.value, std::move(record), now);
 }
@@ -913,6 +931,20 @@ void Session::next_turn(Time now) {
 
 /// After everything that happened: what follows from the state of ledger and calls.
 void Session::settle(Time now) {
+  settle_turn(now);
+  keep_summary(now);
+}
+
+/// Old turns are summarised while nobody speaks, waits or is answered.
+void Session::keep_summary(Time now) {
+  if (over_ || !opened_) return;
+  const bool free = turn_.stage == Stage::listening && !turn_.sealed && !voice_ && !detached_ && later_.empty() &&
+                    !decided_ && untold_.empty();
+  if (!free) return summaries_.give_up(head());
+  summaries_.begin(ledger_.history(), ledger_.turns(), turn_.seed, head(), now);
+}
+
+void Session::settle_turn(Time now) {
   if (over_) return;
   if (trial_ && trial_->effect_bytes > kEffectBytesMax) drop_trial();
   ledger_.tick(now);
@@ -948,6 +980,7 @@ void Session::on_peer(Role role, const std::string& instance, PeerState state, T
     const bool its = instance == trial_->chat.replica() || instance == call(role).replica();
     if (its) drop_trial();
   }
+  if (role == Role::chat) summaries_.on_peer(instance, state, head());
   if (role == Role::context)
     ledger_.on_peer(instance, state, now);
   else if (call(role).on_peer(head(), instance, state, now))
@@ -965,6 +998,7 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
     ledger_.on_refused(error, now);
     return settle(now);
   }
+  if (summaries_.is_current(peer, head.stream)) return summaries_.fail(this->head());
   const auto is_its = [&](const Call& c) { return c.is_current(peer, head.stream); };
   if (trial_ && (is_its(trial_->chat) || std::any_of(calls_.begin(), calls_.end(), is_its))) {
     drop_trial();
@@ -1003,6 +1037,7 @@ void Session::on_exception(const std::string& what, Time now) {
 void Session::on_tick(Time now) {
   if (over_) return;
   if (opened_ && turn_.is_open()) ledger_.renew(now);
+  summaries_.tick(head(), now);
   expire_calls(now);
   if (opened_ && turn_.stage != Stage::closing && !turn_.is_waiting() && now >= turn_.deadline)
     fail_turn({Errc::deadline_exceeded, fmt::format("the turn took more than {} s", around_.config.reply_seconds_max)},

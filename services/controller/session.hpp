@@ -16,6 +16,7 @@
 #include <set>
 
 #include "services/controller/ledger.hpp"
+#include "services/controller/summary.hpp"
 #include "services/controller/tally.hpp"
 #include "services/controller/tool_server.hpp"
 #include "services/controller/turn.hpp"
@@ -146,6 +147,7 @@ class Session {
   void take_later(Time now);
   void set_sound_aside();
   void store_items(Time now);
+  void keep_summary(Time now);
   void settle_items(Time now);
   bool items_are_lost() const { return storing_ && !ledger_.has(storing_->turn); }
   std::uint64_t needed_input() const;
@@ -282,6 +284,7 @@ class Session {
   void fail_turn(const Error& error, Time now, milliseconds retry = milliseconds(0));
   void next_turn(Time now);
   void settle(Time now);
+  void settle_turn(Time now);
 
   // What the client is told.
   template <protocol::WireMessage T>
@@ -347,6 +350,7 @@ class Session {
   std::uint32_t trials_ = 0;  ///< of the session
   SoundLog ear_;              ///< what is said behind the turn under way
   std::optional<Voice> voice_;
+  Summaries summaries_;
   Items items_;                     ///< for the next turns' records
   Time items_since_ = Time::max();  ///< something of them waits; when nothing takes it up it is stored on its own
   bool items_due_ = false;          ///< at once: a turn that would have taken them up came to nothing

@@ -14,6 +14,10 @@ namespace parlando::controller {
 enum class Detector : std::size_t { silence, semantic, client, limit };
 inline constexpr std::array<std::string_view, 4> kDetectorNames{"silence", "semantic", "client", "limit"};
 
+/// What has become of a summary of the past.
+enum class SummaryEnd : std::size_t { made, given_up, failed, empty, too_long };
+inline constexpr std::array<std::string_view, 5> kSummaryEnds{"made", "given_up", "failed", "empty", "too_long"};
+
 /// Turns that `/turns` of the metrics port tells of.
 inline constexpr std::size_t kLatestTurns = 256;
 
@@ -23,6 +27,7 @@ struct Tally {
   Counter trials, trials_committed, trials_refused, holds, interruptions;
   Counter notes, tool_calls, tool_timeouts, unjudged, items_stored;
   std::array<Counter, kDetectorNames.size()> decisions;
+  std::array<Counter, kSummaryEnds.size()> summaries;
   int trials_open = 0;  ///< now, of all sessions
   std::array<Counter, kErrcCount> turn_errors;
   std::array<Counter, kRoles> replays;
@@ -75,6 +80,9 @@ struct Tally {
     unjudged = metrics.counter(name + "unjudged_sessions_total",
                                "Sessions with a semantic detector whose tokenizer cannot judge an utterance");
     items_stored = metrics.counter(name + "items_stored_total", "Records of items alone, which no turn has taken up");
+    for (std::size_t how = 0; how < kSummaryEnds.size(); ++how)
+      summaries[how] = metrics.counter(name + "summaries_total", "Summaries of old turns that were begun, by their end",
+                                       "end", std::string(kSummaryEnds[how]));
     sessions = metrics.gauge(name + "sessions", "Open sessions");
     detached = metrics.gauge(name + "detached", "Of these, those that wait for their client to resume them");
     commits_waiting = metrics.gauge(name + "commits_waiting", "Turns that wait to be durable");

@@ -201,7 +201,7 @@ struct ChatStream {
   std::uint64_t seed = 0;
   std::vector<std::int32_t> codes, given;
   std::vector<std::string> results;
-  bool asked = false, waits = false, transcribes = false, as_it_stands = false;
+  bool asked = false, waits = false, transcribes = false, as_it_stands = false, in_background = false;
   std::size_t next = 0, calls = 0;
   std::map<TextKind, std::int64_t> said;  ///< bytes, or calls
   CallerStream key;
@@ -220,6 +220,15 @@ class FakeChat final : public Fake<ChatStream> {
   std::vector<std::vector<std::string>> rounds{{"set_timer"}};  ///< names of the tools that it calls
   std::vector<std::string> last_results;
   bool speaks_first = false;  ///< a sentence before the first call
+  /// What is asked for in the background is a summary of what stands in the history.
+  std::vector<std::string> asked_to_summarise;
+  std::string summary;        ///< empty: one that depends on what is summarised
+  std::string summary_end = "stop";
+  std::optional<Errc> fails_in_background;
+  std::size_t summary_steps = 1;  ///< that one takes
+  static std::string summary_of(std::string_view past) {
+    return fmt::format("summary {:x}", crc32c(std::as_bytes(std::span(past))));
+  }
   std::size_t forks = 0;
   static std::int32_t id_of(std::size_t index) { return 1000 + static_cast<std::int32_t>(index); }
 
@@ -279,6 +288,8 @@ class FakeChat final : public Fake<ChatStream> {
           const auto generate = must<Generate>(m);
           s.transcribes = generate.transcribe;
           s.as_it_stands = generate.as_it_stands;
+          s.in_background = generate.background;
+          if (s.in_background) asked_to_summarise.push_back(json::parse(s.past).at(0)["content"]);
         }
         if (s.as_it_stands && (!s.user.empty() || !s.codes.empty())) strange.push_back("llm-chat: somebody has spoken");
         if (s.user.empty() && !s.as_it_stands)
@@ -298,6 +309,12 @@ class FakeChat final : public Fake<ChatStream> {
  private:
   std::vector<Token> script(const ChatStream& s) const {
     std::vector<Token> out;
+    if (s.in_background) {
+      out.resize(summary_steps, {TextKind::text, ""});
+      out.push_back({TextKind::text, summary == "none" ? " " : summary.empty() ? summary_of(s.past) : summary});
+      out.push_back({TextKind::done, json{{"finish", summary_end}}.dump()});
+      return out;
+    }
     if (!s.as_it_stands) {
       out.push_back({TextKind::transcript, s.user.substr(0, 4)});
       out.push_back({TextKind::transcript, s.user.substr(std::min<std::size_t>(4, s.user.size()))});
@@ -331,6 +348,10 @@ class FakeChat final : public Fake<ChatStream> {
       if (s.given[s.next - 1] != id_of(s.next - 1)) strange.push_back("llm-chat: ids of another reply");
     }
     if (s.waits || s.next < s.given.size()) return;
+    if (fails_in_background && s.in_background) {
+      s.asked = false;
+      return answer_error(s.key.peer, s.to, {*fails_in_background, "asked to fail"});
+    }
     if (fails_at_third && s.next == 3) {
       s.asked = false;
       return answer_error(s.key.peer, s.to, {*fails_at_third, "asked to fail"});
@@ -660,6 +681,24 @@ class FakeGateway final : public Core {
     out.reply_bytes = static_cast<std::int64_t>(reply.size());
     out.tool_calls = static_cast<std::int64_t>(calls.size());
     return out;
+  }
+  /// The same client comes back to a session whose gateway was lost, with all that it has. What it had said and nobody
+  /// has taken in is said by nobody again.
+  void come_back(std::string at, std::string next_digest) {
+    auto claim = this->claim(token_digest, next_digest);
+    claim.turn = {open_turn_ != 0 ? open_turn_ : static_cast<std::uint32_t>(turn_told_) + 1};
+    token_digest = std::move(next_digest);
+    controller = std::move(at);
+    kept_.clear();
+    sounds_.clear();
+    attached.reset();
+    holds = false;
+    interrupted_ = sounding_ = 0;
+    decided_ = {};
+    checkpoint = {};
+    ++stream_;
+    is_open_ = false;
+    send(controller, head(), std::move(claim));
   }
   std::optional<Attached> attached;  ///< the last one
   bool pieces_may_jump = false;      ///< the client has more than whole pieces of unknown length
