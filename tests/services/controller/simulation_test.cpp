@@ -1,6 +1,8 @@
-/// Whole conversations from a seed: people who speak, cough, interrupt, type, flush, cancel and correct, tools that
-/// answer late or never, in front of controllers that think ahead, while services, stores and controllers die, stall,
-/// lose their last words or are left. Checked at the end and all along the way: the invariants of a session.
+/// Whole conversations from a seed: people who speak, cough, interrupt, type, flush, cancel, truncate, forget and
+/// correct, lose their gateway and come back, have their session erased; tools that answer late or never; in front of
+/// controllers that think ahead and summarise what is old, while services, stores and controllers die, stall, lose
+/// their last words or are left, other clients crowd in and strangers say what they may not. Checked at the end and all
+/// along the way: the invariants of a session.
 ///   - every question has one fate: an answer, an error or a cancellation (I2, I6)
 ///   - what was reported as durable is in the store, unaltered, and what is in the store was reported once (I1, I5)
 ///   - sound, texts, ids and calls reach the client in order, once, and nothing of what was cancelled (I4, I10)
@@ -8,6 +10,11 @@
 ///   - the model is told what was heard
 ///   - behind the faults the session goes on, nothing is left at the services, little is kept (I7, I8)
 ///   - the same seed makes the same conversation (I11)
+///   - never more sessions than places, whoever wants one (I9)
+///   - who is not the session's client changes nothing, whatever it says (I12; that bytes without a key reach no
+///     service at all is the transport's: sockets_test, curve_test, front_door_fuzz)
+///   - what is summarised is not told besides, every owner tells the summary of the record; what is forgotten is told no
+///     more; of what is erased nothing is left
 /// More or others of them: PARLANDO_SEEDS=20000, PARLANDO_SEED=4711 (tells the story of that one).
 #define BOOST_TEST_MODULE controller_simulation
 #include <boost/test/unit_test.hpp>
@@ -25,7 +32,80 @@ constexpr unsigned kSeeds = 1000;
 constexpr unsigned kSeeds = 10000;
 #endif
 
+/// Whoever else is about: clients that want a place, somebody who says what only the session's client may, somebody who
+/// may erase it.
+class Others final : public Core {
+ public:
+  std::string strange;
+  bool erased = false;
+  bool is_crowd() const { return !open_.empty(); }
+  void crowd(const std::string& at, int count) {
+    at_ = at;
+    for (int i = 0; i < count; ++i) {
+      Envelope head;
+      head.session = {9, ++sessions_};
+      head.stream = {++streams_};
+      open_[head.stream.value] = head;
+      Open open;
+      open.seed = 1;
+      send(at, head, std::move(open));
+    }
+  }
+  void leave() {
+    for (const auto& [stream, head] : open_) send(at_, head, Close{});
+    open_.clear();
+  }
+  /// @param stream  that the session's client has
+  void meddle(const std::string& at, StreamId stream, std::uint64_t kind) {
+    Envelope head;
+    head.session = kSession;
+    head.stream = kind % 2 == 0 ? stream : StreamId{++streams_};
+    meddled_.insert(head.stream.value);
+    switch (kind / 2) {
+      case 0:
+        return send(at, head, Say{"not mine"});
+      case 1:
+        return send(at, head, Cancel{});
+      case 2:
+        return send(at, head, Attach{});
+      case 3: {
+        auto message = pack(Say{"x"}, head);
+        message.body = "{\"text\": [1, {";
+        return post(at, std::move(message));
+      }
+      default:
+        return send(at, head, Close{true});
+    }
+  }
+  void erase(const std::string& at) {
+    Envelope head;
+    head.session = kSession;
+    head.stream = {++streams_};
+    send(at, head, Erase{});
+  }
+  void on_message(const std::string&, Message m, Time) override {
+    erased = erased || m.head.type == MessageType::erased;
+    const bool meddled = m.head.session == kSession && meddled_.contains(m.head.stream.value);
+    if (meddled && m.head.type != MessageType::error) strange = "somebody else is told of the session";
+    if (m.head.session == kSession || m.head.type != MessageType::error) return;
+    const auto error = read<ErrorMessage>(m);
+    if (error->code != "overloaded" && error->code != "unavailable") strange = "a client is refused: " + error->message;
+    open_.erase(m.head.stream.value);
+  }
+  void on_peer(const transport::Peer& peer, PeerState state, Time) override {
+    if (state == PeerState::down && peer.instance == at_) open_.clear();
+  }
+
+ private:
+  std::string at_;
+  std::map<std::uint32_t, Envelope> open_;
+  std::set<std::uint32_t> meddled_;
+  std::uint32_t streams_ = 1000;
+  std::uint64_t sessions_ = 0;
+};
+
 struct Conversation {
+  static constexpr int kPlaces = 4;
   std::mt19937 random;
   Rig rig;
   Microphone microphone;
@@ -35,6 +115,9 @@ struct Conversation {
   bool controller_lost = false, store_failed = false;
   std::map<std::string, int> told_calls;  ///< and the step in which the client was told
   std::set<std::int64_t> lost_turns;      ///< reported as degraded, and perhaps lost with their controller
+  std::map<std::int64_t, TurnPart> forgotten;
+  std::set<std::int64_t> at_risk;  ///< of these: their gateway was lost before that was stored
+  std::string broken;  ///< an invariant of every moment
 
   static ControllerConfig config(unsigned seed) {
     ControllerConfig out;
@@ -42,6 +125,11 @@ struct Conversation {
     out.tail_ms = 100;
     out.trials_max = seed % 2 == 0 ? 8 : 0;
     out.tool_seconds_max = 3;
+    out.sessions_max = kPlaces;
+    if (seed % 4 == 1) {
+      out.summary = "model";
+      out.history_turns = 3;
+    }
     return out;
   }
   explicit Conversation(unsigned seed) : random(seed), rig(config(seed)) {
@@ -56,6 +144,7 @@ struct Conversation {
     s.tools = {R"([{"name":"look"}])"};
     g().keeps_time = g().opens_again = true;
     g().plays = draw(0, 3) > 0;
+    g().token_digest = token();
     tool_steps = draw(0, 4) == 0 ? 0 : draw(1, 60);
     const auto tool = std::vector<std::string>{"look", "set_timer", "", ""}[static_cast<std::size_t>(draw(0, 3))];
     likely_ = draw(0, 1) * 500 + 300;
@@ -73,7 +162,11 @@ struct Conversation {
     };
     g().open("controller-1");
     rig.run(8);
+    rig.add_core("gateway-2", "gateway", std::make_unique<Others>());
+    rig.may_be_wrong.insert("gateway-2");
   }
+  Others& others() { return rig.get<Others>("gateway-2"); }
+  std::string token() { return fmt::format("{:064}", ++tokens_); }
   FakeGateway& g() { return rig.gateway(); }
   int draw(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); }
   std::string controller() const { return fmt::format("controller-{}", controllers); }
@@ -102,6 +195,10 @@ struct Conversation {
   void step() {
     answer_calls();
     rig.step();
+    for (int i = std::max(1, controllers - 1); i <= controllers; ++i)
+      if (const auto name = fmt::format("controller-{}", i);
+          rig.is_alive(name) && rig.controller(name).load() > static_cast<std::int64_t>(kPlaces))
+        broken = "more sessions than places";
   }
   void run(int steps) {
     for (int i = 0; i < steps; ++i) step();
@@ -125,7 +222,7 @@ struct Conversation {
   void answer_calls() {
     for (const auto& call : g().calls)
       if (call["name"] == "look") told_calls.try_emplace(call["id"].get<std::string>(), rig.steps);
-    if (tool_steps == 0) return;
+    if (tool_steps == 0 || away_) return;
     for (auto& [id, since] : told_calls) {
       if (since < 0 || rig.steps - since < tool_steps) continue;
       since = -1;
@@ -136,7 +233,7 @@ struct Conversation {
 
   void user_does_something() {
     ++part;
-    switch (draw(0, 17)) {
+    switch (draw(0, 23)) {
       case 0:
       case 1:
       case 2:  // a voice, with pauses perhaps
@@ -199,9 +296,26 @@ struct Conversation {
         return g().say(c);
       }
       case 16:
+      case 17:
         story += 'o';
-        if (!g().turns.empty()) g().say(Forget{"", {g().turns.back()["turn"].get<std::uint32_t>()}, TurnPart::user});
-        return;
+        return forget();
+      case 18:
+        story += 'O';
+        return g().say(Forget{fmt::format("i{}", draw(1, part)), {}, TurnPart::all});
+      case 19:
+      case 20:
+        story += 'T';
+        return truncate();
+      case 21:
+        story += 'R';
+        return lose_gateway();
+      case 22:
+        story += 'k';
+        return others().crowd(controller(), draw(1, 2 * kPlaces));
+      case 23:
+        story += 'z';
+        others().meddle(controller(), g().stream(), static_cast<std::uint64_t>(draw(0, 9)));
+        return run(2);
       default:
         story += 'b';  // everything at once
         say_at_once(draw(0, 20), true);
@@ -210,6 +324,53 @@ struct Conversation {
         g().say(Utter{fmt::format("given {}.", part)});
         return;
     }
+  }
+
+  /// Of a turn that is stored.
+  void forget() {
+    if (g().turns.empty()) return;
+    const auto& done = g().turns[static_cast<std::size_t>(draw(0, static_cast<int>(g().turns.size()) - 1))];
+    const auto turn = done["turn"].get<std::int64_t>();
+    const auto part_of = static_cast<TurnPart>(draw(0, 2));
+    if (done.contains("remembered") || !is_stored(turn) || forgotten.contains(turn)) return;
+    forgotten[turn] = part_of;
+    g().say(Forget{"", {static_cast<std::uint32_t>(turn)}, part_of});
+  }
+  /// Of the answer under way, or of an earlier one.
+  void truncate() {
+    const auto* t = turn();
+    if (t != nullptr && t->stage == Turn::Stage::thinking && draw(0, 1) == 0)
+      return g().say(Truncate{t->id, draw(0, 3) * 10000});
+    if (g().turns.empty()) return;
+    const auto& done = g().turns[static_cast<std::size_t>(draw(0, static_cast<int>(g().turns.size()) - 1))];
+    if (done.contains("remembered") || !is_stored(done["turn"])) return;
+    g().say(Truncate{{done["turn"].get<std::uint32_t>()}, draw(0, 3) * 10000});
+  }
+  bool is_stored_forgotten(std::int64_t turn) {
+    for (const auto& [number, text] : rig.store->sessions[kSession].turns)
+      for (const auto& change : json::parse(text).value("forgot", json::array()))
+        if (change.value("turn", 0) == turn) return true;
+    return false;
+  }
+  bool is_stored(std::int64_t turn) { return rig.store->sessions[kSession].turns.contains(turn); }
+  /// The client comes back through another one: to its controller, which has kept the session.
+  void lose_gateway() {
+    run(3);
+    if (!stalled.empty() || !muted.empty() || turn() == nullptr || !g().is_open() || others().is_crowd()) return;
+    away_ = true;
+    // Nobody but the controller has what is not stored by now.
+    for (const auto& [turn, part_of] : forgotten)
+      if (!is_stored_forgotten(turn)) at_risk.insert(turn);
+    rig.unlink("gateway-1");
+    run(draw(1, 40));
+    rig.link("gateway-1");
+    g().come_back(controller(), token());
+    for (int i = 0; i < 10 && !g().attached; ++i) run(1);
+    away_ = false;
+    if (!g().attached) broken = "the session is not there any more";
+    // What was on its way is said again, or it is missing.
+    else if (draw(0, 1) == 0)
+      microphone.at = g().attached->position_samples;
   }
 
   // ---------------------------------------------------------------------------------------------- what happens
@@ -232,6 +393,7 @@ struct Conversation {
       g().close();
     muted.clear();
     ++controllers;
+    others().leave();
     g().open(controller());
   }
   void something_happens() {
@@ -266,6 +428,7 @@ struct Conversation {
       case 5:  // its last words are lost
         story += "[" + controller() + " is cut off and dies]";
         muted = controller();
+        g().was_cut_off = true;
         say(draw(1, 60), draw(0, 3) == 0);
         return hand_over(true);
       default:
@@ -302,18 +465,36 @@ struct Conversation {
                        g().open_questions().empty() ? "" : ", " + g().open_questions().front().second);
   }
 
+  /// Whatever is under way, nothing of the session is left, for whoever asks.
+  std::string is_not_erased() {
+    if (draw(0, 1) == 0) g().say(Say{"more"});
+    run(draw(0, 20));
+    others().erase(controller());
+    run(40);
+    const auto& left = rig.store->sessions[kSession];
+    if (!others().erased || !left.erased) return "it was not erased";
+    if (!left.turns.empty()) return "it was written to behind its end";
+    if (rig.controller(controller()).turn_of(kSession) != nullptr) return "it is led behind its end";
+    return {};
+  }
+
   /// @return what is wrong; empty: nothing
   std::string play(bool faults) {
+    const auto wrong = converse(faults);
+    return wrong.empty() ? broken : wrong;
+  }
+  std::string converse(bool faults) {
     say(5, false);
     say(12, true);
     if (is_manual()) g().say(Flush{-1});
-    for (int n = draw(1, 6); n > 0; --n) {
+    for (int n = draw(1, 6) + (rig.config.summary == "off" ? 0 : 4); n > 0; --n) {
       say(draw(0, 1) * draw(0, 60), false);
       if (faults && draw(0, 2) == 0) something_happens();
       user_does_something();
     }
     say(draw(0, 30), false);
     wake();
+    others().leave();
     if (is_manual()) g().say(Flush{-1});
     // A tool that never answers takes its time in every turn.
     if (!comes_to_rest(tool_steps == 0 ? 6000 : 2500)) return why_not_calm();
@@ -331,7 +512,12 @@ struct Conversation {
     if (g().kept() > 200) return fmt::format("{} inputs are kept", g().kept());
     for (const auto& e : g().events)
       if (e.type == MessageType::error && (e.text == "internal" || e.text == "deadline_exceeded")) return e.text;
-    g().close();
+    if (draw(0, 3) == 0) {
+      if (const auto left = is_not_erased(); !left.empty()) return left;
+    } else {
+      g().close();
+    }
+    if (!others().strange.empty()) return others().strange;
     run(5);
     if (rig.streams_at_services() > 0) return "streams are left behind the session";
     const auto complaints = rig.complaints();
@@ -386,9 +572,22 @@ struct Conversation {
         text = chat.last_past;
     if (text.empty()) return "nobody was asked last";
     std::vector<std::string> told;
-    for (const auto& message : json::parse(text))
+    const auto messages = json::parse(text);
+    for (const auto& message : messages)
       if (message["role"] == "assistant") told.push_back(message["content"]);
     const auto& stored = rig.store->sessions[kSession].turns;
+    std::int64_t until = 0;
+    if (auto before = stored.rbegin(); before != stored.rend() && ++before != stored.rend()) {
+      const auto summary = json::parse(before->second).value("summary", json());
+      const auto first = messages.empty() ? std::string() : messages[0]["content"].get<std::string>();
+      const bool is_told = first.starts_with("What was said before, in short:");
+      if (is_told && (summary.is_null() || !first.ends_with("\n" + summary["text"].get<std::string>())))
+        return "a summary is told that is not the record's";
+      if (!summary.is_null() && !is_told && forgotten.empty() && g().truncated.empty() && story.find('O') == story.npos)
+        return "a summary is not told";
+      if (is_told) until = summary["until"].get<std::int64_t>();
+    }
+    summarised = until > 0;
     auto at = told.rbegin();
     bool is_last = true;
     for (auto it = stored.rbegin(); it != stored.rend() && at != told.rend(); ++it) {
@@ -396,8 +595,20 @@ struct Conversation {
       if (record.contains("items_only") || record.contains("noted")) continue;
       if (std::exchange(is_last, false)) continue;  // the question itself
       const auto turn = it->first;
+      const auto part_of = forgotten.find(turn);
+      // What was to be forgotten may have gone with a turn that was told and lost.
+      const auto is_forgotten = [&](TurnPart part) {
+        return part_of != forgotten.end() && part_of->second == part && lost_turns.empty();
+      };
+      if (at_risk.contains(turn) && controller_lost && !is_stored_forgotten(turn)) return {};
+      if (is_forgotten(TurnPart::all)) continue;
+      if (turn <= until) return fmt::format("turn {} is told, and the summary of turns up to {}", turn, until);
       // A controller that died had perhaps not stored yet what was heard, or counted it anew.
-      const bool heard = *at == g().heard_of[turn] || (controller_lost && g().whole_of[turn].starts_with(*at));
+      const bool shortened = controller_lost || g().truncated.contains(turn);
+      const bool heard = is_forgotten(TurnPart::assistant)
+                             ? at->empty()
+                             : *at == g().heard_of[turn] || (shortened && g().whole_of[turn].starts_with(*at));
+      if (part_of != forgotten.end() && !lost_turns.empty() && !heard) return {};
       if (!heard && !lost_turns.contains(turn))
         return fmt::format("of turn {} \"{}\" is told, \"{}\" was heard", turn, *at, g().heard_of[turn]);
       ++at;
@@ -405,7 +616,11 @@ struct Conversation {
     return {};
   }
 
+  bool summarised = false;
+
  private:
+  std::uint64_t tokens_ = 0;
+  bool away_ = false;  ///< the client has no gateway
   std::vector<std::vector<std::string>> rounds_;
   std::int32_t likely_ = 300;
   int delay_ = 0;
@@ -433,12 +648,13 @@ BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_d
   const auto only = number_of("PARLANDO_SEED", 0);
   const auto seeds = number_of("PARLANDO_SEEDS", kSeeds);
   std::map<std::string, std::pair<int, std::string>> bad;
-  std::size_t turns = 0, lost = 0;
+  std::size_t turns = 0, lost = 0, summarised = 0;
   for (unsigned seed = only != 0 ? only : 1; seed <= (only != 0 ? only : seeds); ++seed) {
     Conversation c(seed);
     const auto wrong = c.play(seed % 3 != 0);
     turns += c.g().turns.size();
     lost += c.lost_turns.size();
+    summarised += c.summarised ? 1 : 0;
     if (only != 0) BOOST_TEST_MESSAGE(c.story << "\n" << c.g().told() << c.said() << "\n" << wrong);
     if (wrong.empty()) continue;
     auto& [count, first] = bad[kind_of(wrong)];
@@ -446,7 +662,9 @@ BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_d
   }
   for (const auto& [kind, what] : bad)
     BOOST_TEST(what.first == 0, what.first << " of " << seeds << ": " << kind << what.second);
-  BOOST_TEST_MESSAGE(seeds << " conversations, " << turns << " turns, " << lost << " lost while the store was away");
+  BOOST_TEST_MESSAGE(seeds << " conversations, " << turns << " turns, " << lost << " lost while the store was away, "
+                           << summarised << " end with a summary");
+  if (only == 0) BOOST_TEST(summarised > seeds / 100);
   BOOST_TEST(turns > 2 * (only != 0 ? 0 : seeds));
 }
 
