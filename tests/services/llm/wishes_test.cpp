@@ -197,6 +197,30 @@ BOOST_AUTO_TEST_CASE(what_stands_there_can_be_answered) {
   BOOST_TEST(driver.take()[0].code() == "invalid_argument");
 }
 
+/// What nobody waits for goes behind what somebody waits for, whoever came first.
+BOOST_AUTO_TEST_CASE(what_is_made_in_the_background_comes_last) {
+  for (const bool background : {false, true}) {
+    LmEngine::Limits limits;
+    limits.cache_tokens = 4096;
+    limits.prefill_chunk = limits.batch_tokens = 32;  // a prompt takes several steps
+    auto model = nano();
+    model.engine = std::make_shared<LmEngine>(
+        std::shared_ptr<const Step1>(nano().engine, &nano().engine->model()), limits);
+    LlmCore core({}, std::move(model));
+    CoreDriver driver(core);
+    const auto history = R"([{"role":"user","content":")" + std::string(300, 'a') + R"("}])";
+    driver.tell("controller", 1, protocol::OpenChat{.payload = bytes_of(history)});
+    driver.tell("controller", 1, protocol::Generate{.as_it_stands = true, .background = background});
+    driver.tell("controller", 2, protocol::OpenChat{});
+    driver.tell("controller", 2, protocol::Say{"hello"});
+    driver.tell("controller", 2, protocol::Generate{});
+    driver.work();
+    const auto heard = driver.take();
+    BOOST_REQUIRE(!heard.empty());
+    BOOST_TEST(heard.front().stream() == (background ? 2u : 1u));
+  }
+}
+
 BOOST_AUTO_TEST_CASE(wishes_that_cannot_be_are_refused_by_name) {
   LlmCore core({}, nano());
   CoreDriver driver(core);
