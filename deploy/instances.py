@@ -37,7 +37,7 @@ def official(role):
     """What differs with the official weights on GPUs and PostgreSQL: the prod overlays of k8s/."""
     store = "postgresql://parlando@postgres:5432/parlando?sslmode=verify-full&sslrootcert=/etc/parlando/store/ca.crt&sslcert=/etc/parlando/store/tls.crt&sslkey=/etc/parlando/store/tls.key"
     return {"context": {"store": store},
-            "controller": {"history_turns": 20, "commit_queue_file": "/data/commits"},
+            "controller": {"history_turns": 20, "summary": "model", "commit_queue_file": "/data/commits"},
             "tokenizer": {"model": "/models/Step-Audio-Tokenizer"},
             "llm-chat": {"model": "/models/Step-Audio-Chat", "bf16": True, "cache_tokens": 61440},
             "llm-tts": {"model": "/models/Step-Audio-TTS-3B", "bf16": True, "cache_tokens": 262144},
