@@ -36,7 +36,7 @@ Result<void> read_lead(const json& value, const char* name, std::optional<millis
 }
 
 Result<void> read_option(const std::string& key, const json& value, OpenOptions& to) {
-  if (key == "type" || is_setting(key)) return {};
+  if (key == "type" || key == "session" || key == "token" || is_setting(key)) return {};
   if (key == "stored") {
     if (!value.is_boolean())
       return fail(Errc::invalid_argument, "open: stored is {}, expected true or false", shown(value));
@@ -50,7 +50,8 @@ Result<void> read_option(const std::string& key, const json& value, OpenOptions&
     return {};
   }
   if (key == "lead_ms") return read_lead(value, "open", to.lead);
-  return fail(Errc::invalid_argument, "open: '{}' is unknown, expected seed, lead_ms, stored or a setting",
+  return fail(Errc::invalid_argument,
+              "open: '{}' is unknown, expected seed, lead_ms, stored, session, token or a setting",
               key.substr(0, kShownMax));
 }
 
@@ -65,9 +66,33 @@ Result<void> check(T message) {
   return {};
 }
 
+Result<std::string> read_hex(const json& value, const char* name) {
+  const auto text = value.is_string() ? value.get<std::string>() : std::string();
+  if (text.size() != 32 || text.find_first_not_of("0123456789abcdef") != std::string::npos)
+    return fail(Errc::invalid_argument, "{} is no text of 32 hexadecimal digits", name);
+  return text;
+}
+
+Result<SessionId> read_session(const json& value, const char* name) {
+  PARLANDO_TRY(const auto text, read_hex(value, name));
+  return SessionId{std::strtoull(text.substr(0, 16).c_str(), nullptr, 16),
+                   std::strtoull(text.substr(16).c_str(), nullptr, 16)};
+}
+
+/// A session by its name needs its token.
+template <class Options>
+Result<void> read_named(const json& body, const char* type, Options& to) {
+  if (!body.contains("session") && !body.contains("token")) return {};
+  PARLANDO_TRY(to.session, read_session(body.value("session", json()), fmt::format("{}: session", type).c_str()));
+  PARLANDO_TRY(to.token, read_hex(body.value("token", json()), fmt::format("{}: token", type).c_str()));
+  return {};
+}
+
 Result<ClientMessage> read_open(const json& body) {
   OpenOptions options;
   for (const auto& [key, value] : body.items()) PARLANDO_DO(read_option(key, value, options));
+  PARLANDO_DO(read_named(body, "open", options));
+  if (options.session && !options.stored) return fail(Errc::invalid_argument, "open: a session that goes on is stored");
   PARLANDO_TRY(const auto changes, read_settings(body, "open"));
   PARLANDO_DO(protocol::apply(changes, options));
   protocol::Open open;
@@ -173,13 +198,6 @@ Result<ClientMessage> read_utter(const json& body) {
   return ClientMessage(std::move(utter));
 }
 
-Result<std::string> read_hex(const json& value, const char* name) {
-  const auto text = value.is_string() ? value.get<std::string>() : std::string();
-  if (text.size() != 32 || text.find_first_not_of("0123456789abcdef") != std::string::npos)
-    return fail(Errc::invalid_argument, "resume: {} is no text of 32 hexadecimal digits", name);
-  return text;
-}
-
 Result<void> read_count(const std::string& key, const json& value, std::int64_t& to) {
   constexpr auto kMost = std::uint64_t{1} << 53;
   if (!value.is_number_unsigned() || value.get<std::uint64_t>() > kMost)
@@ -190,10 +208,8 @@ Result<void> read_count(const std::string& key, const json& value, std::int64_t&
 
 Result<ClientMessage> read_resume(const json& body) {
   ResumeOptions out;
-  PARLANDO_TRY(const auto session, read_hex(body.value("session", json()), "session"));
-  out.session = {std::strtoull(session.substr(0, 16).c_str(), nullptr, 16),
-                 std::strtoull(session.substr(16).c_str(), nullptr, 16)};
-  PARLANDO_TRY(out.token, read_hex(body.value("token", json()), "token"));
+  PARLANDO_TRY(out.session, read_session(body.value("session", json()), "resume: session"));
+  PARLANDO_TRY(out.token, read_hex(body.value("token", json()), "resume: token"));
   std::int64_t turn = 0;
   const std::map<std::string, std::int64_t*> counts{{"turn", &turn},
                                                     {"samples", &out.claim.samples},
@@ -217,6 +233,13 @@ Result<ClientMessage> read_resume(const json& body) {
   if (turn > std::numeric_limits<std::uint32_t>::max())
     return fail(Errc::invalid_argument, "resume: turn is {}, expected the number of a turn", turn);
   out.claim.turn.value = static_cast<std::uint32_t>(turn);
+  return ClientMessage(std::move(out));
+}
+
+Result<ClientMessage> read_erase(const json& body) {
+  PARLANDO_DO(expect_only(body, "erase", {"session", "token"}));
+  EraseOptions out;
+  PARLANDO_DO(read_named(body, "erase", out));
   return ClientMessage(std::move(out));
 }
 
@@ -286,44 +309,66 @@ Result<ClientMessage> read_client_message(std::string_view text) {
   const auto type = body["type"].get<std::string>();
   using Read = Result<ClientMessage> (*)(const json&);
   static const std::map<std::string, Read, std::less<>> kTypes{
-      {"open", read_open},           {"resume", read_resume},
-      {"configure", read_configure}, {"text", read_say},
-      {"cancel", read_cancel},       {"item", read_item},
-      {"respond", read_respond},     {"tool_output", read_tool_output},
-      {"utter", read_utter},         {"truncate", read_truncate},
-      {"forget", read_forget},       {"flush", [](const json&) { return Result<ClientMessage>(protocol::Flush{}); }}};
+      {"open", read_open},
+      {"resume", read_resume},
+      {"configure", read_configure},
+      {"text", read_say},
+      {"cancel", read_cancel},
+      {"item", read_item},
+      {"respond", read_respond},
+      {"tool_output", read_tool_output},
+      {"utter", read_utter},
+      {"truncate", read_truncate},
+      {"forget", read_forget},
+      {"erase", read_erase},
+      {"flush", [](const json&) { return Result<ClientMessage>(protocol::Flush{}); }}};
   if (const auto found = kTypes.find(type); found != kTypes.end()) return found->second(body);
   std::vector<std::string_view> names;
   for (const auto& [name, read] : kTypes) names.push_back(name);
   return fail(Errc::unknown_type, "the type is '{}', expected {}", type.substr(0, kShownMax), fmt::join(names, ", "));
 }
 
-std::string opened_event(SessionId session, std::uint64_t seed, const std::string& token,
-                         const protocol::Opened& opened, std::optional<milliseconds> lead) {
+namespace {
+void tell_keys(json& to, const SessionKeys& keys) {
+  to["resume_token"] = keys.resume_token;
+  if (!keys.session_token.empty()) to["session_token"] = keys.session_token;
+}
+}  // namespace
+
+std::string opened_event(SessionId session, std::uint64_t seed, const SessionKeys& keys, const protocol::Opened& opened,
+                         std::optional<milliseconds> lead, std::int64_t input_samples) {
   auto e = event("opened");
   e["session"] = session.text();
   e["rate"] = kSpeechRate;
   e["turns"] = opened.turns;
   e["seed"] = seed;
-  e["resume_token"] = token;
+  tell_keys(e, keys);
+  if (input_samples > 0) e["input_samples"] = input_samples;
   if (lead) e["lead_ms"] = lead->count();
   if (opened.degraded) e["degraded"] = true;
   return dump(e);
 }
 
-std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached,
+std::string resumed_event(SessionId session, const SessionKeys& keys, const protocol::Attached& attached,
                           std::optional<milliseconds> lead) {
   auto e = event("opened");
   e["session"] = session.text();
   e["rate"] = kSpeechRate;
   e["turns"] = attached.turns;
   e["seed"] = attached.seed;
-  e["resume_token"] = token;
+  tell_keys(e, keys);
   e["resumed"] = true;
   e["input_samples"] = attached.position_samples;
   if (attached.open_turn.value != 0) e["turn"] = attached.open_turn.value;
   if (lead) e["lead_ms"] = lead->count();
   if (attached.degraded) e["degraded"] = true;
+  return dump(e);
+}
+
+std::string erased_event(SessionId session, std::int64_t turns) {
+  auto e = event("erased");
+  e["session"] = session.text();
+  e["turns"] = turns;
   return dump(e);
 }
 

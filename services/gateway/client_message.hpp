@@ -16,6 +16,14 @@ struct OpenOptions : protocol::Settings {
   std::optional<std::uint64_t> seed;  ///< empty: any
   std::optional<milliseconds> lead;   ///< how far sound may be ahead of the loudspeaker; empty: as it comes
   bool stored = true;                 ///< else nothing of it outlives its controller
+  std::optional<SessionId> session;   ///< one that is stored, which is to go on; empty: a new one
+  std::string token;                  ///< its `session_token`
+};
+
+/// What was said in a session is to be deleted.
+struct EraseOptions {
+  std::optional<SessionId> session;  ///< empty: the one that is open here
+  std::string token;                 ///< its `session_token`
 };
 
 /// Settings that change: applied to those that stand (`protocol::apply`), they make a Configure.
@@ -31,9 +39,9 @@ struct ResumeOptions {
   std::optional<milliseconds> lead;  ///< another one, if the session has any
 };
 
-using ClientMessage = std::variant<OpenOptions, ResumeOptions, SettingsChange, protocol::Flush, protocol::Say,
-                                   protocol::Cancel, protocol::Item, protocol::Respond, protocol::ToolOutput,
-                                   protocol::Utter, protocol::Truncate, protocol::Forget>;
+using ClientMessage = std::variant<OpenOptions, ResumeOptions, EraseOptions, SettingsChange, protocol::Flush,
+                                   protocol::Say, protocol::Cancel, protocol::Item, protocol::Respond,
+                                   protocol::ToolOutput, protocol::Utter, protocol::Truncate, protocol::Forget>;
 
 /// @error Errc::bad_json, Errc::unknown_type: no message at all; Errc::invalid_argument: one with a wrong field, which
 /// is named
@@ -44,11 +52,20 @@ inline bool is_malformed(Errc code) {
   return code == Errc::bad_json || code == Errc::unknown_type || code == Errc::bad_frame;
 }
 
+/// What a client keeps of its session.
+struct SessionKeys {
+  std::string resume_token;   ///< single use
+  std::string session_token;  ///< empty: this gateway gives none
+};
+
 // Events.
-std::string opened_event(SessionId session, std::uint64_t seed, const std::string& token,
-                         const protocol::Opened& opened, std::optional<milliseconds> lead = {});
-std::string resumed_event(SessionId session, const std::string& token, const protocol::Attached& attached,
+/// @param input_samples  position of the first sound to come, of a session that was stored; 0: the beginning
+std::string opened_event(SessionId session, std::uint64_t seed, const SessionKeys& keys, const protocol::Opened& opened,
+                         std::optional<milliseconds> lead = {}, std::int64_t input_samples = 0);
+std::string resumed_event(SessionId session, const SessionKeys& keys, const protocol::Attached& attached,
                           std::optional<milliseconds> lead = {});
+/// @param turns  that were stored of it
+std::string erased_event(SessionId session, std::int64_t turns);
 std::string speech_event(std::string_view type, std::int64_t sample);
 std::string text_event(TurnId turn, protocol::TextKind kind, std::string_view text);
 std::string turn_event(const protocol::TurnDone& done);

@@ -21,6 +21,7 @@ std::optional<T> Sessions::read(Message& message) {
 /// Only the owner is listened to: this controller, this stream, no epoch that has been left behind.
 void Sessions::on_message(const std::string& peer, Message message, Time now) {
   if (is_of_attempt(message.head)) return on_attempt(peer, std::move(message), now);
+  if (erasures_.contains(message.head.stream.value)) return on_erasure(peer, std::move(message));
   auto* client = find(message.head.session);
   if (client == nullptr || !client->session) return;  // it has ended
   auto& session = *client->session;
@@ -62,7 +63,9 @@ void Sessions::on_opened(Client& client, Message& message, Time now) {
   }
   if (!std::exchange(session.told_opened, true))
     say(client,
-        opened_event(session.id, session.seed, std::exchange(session.token.text, {}), *opened, session.options.lead));
+        opened_event(session.id, session.seed,
+                     {std::exchange(session.token.text, {}), config_.tokens.of(session.id, client.traits.owner)},
+                     *opened, session.options.lead, session.first_sample));
   // Who made it stand still is not there to let it go on.
   if (const auto held = session.playout ? session.playout->held() : std::nullopt) release(client, *held, now);
   tell_playing(session, now);

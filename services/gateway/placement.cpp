@@ -217,9 +217,10 @@ void Sessions::on_peer(const transport::Peer& peer, PeerState state, Time now) {
     suspects_.erase(peer.instance);
   for (auto& [id, client] : clients_)
     if (client.session) review(client, now);
+  if (state != PeerState::down && state != PeerState::suspect) return;
   for (auto& [id, client] : clients_)
-    if (client.attempt && (state == PeerState::down || state == PeerState::suspect))
-      drop_from_attempt(client, peer.instance, now);
+    if (client.attempt) drop_from_attempt(client, peer.instance, now);
+  move_erasures(peer.instance);
 }
 
 void Sessions::review(Client& client, Time now) {
@@ -273,6 +274,9 @@ void Sessions::pump(Session& session) {
 void Sessions::on_refused(const std::string& peer, const Envelope& head, const Error& error, Time now) {
   if (head.type == MessageType::close) return;
   if (is_of_attempt(head)) return drop_from_attempt(*find(attempts_.at(head.stream.value)), peer, now);
+  if (const auto erasure = erasures_.find(head.stream.value);
+      erasure != erasures_.end() && erasure->second.controller == peer)
+    return move_erasures(peer);
   auto* client = find(head.session);
   if (client == nullptr || !client->session) return;
   auto& session = *client->session;

@@ -154,7 +154,8 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
   by_session_[session.id] = client.id;
   telemetry::log(telemetry::Level::info, "gateway resumes session={} at={} turn={}", session.id.text(),
                  session.controller, attached->open_turn.value);
-  say(client, resumed_event(session.id, attempt.next.text, *attached, session.options.lead));
+  say(client, resumed_event(session.id, {attempt.next.text, config_.tokens.of(session.id, client.traits.owner)},
+                            *attached, session.options.lead));
   if (session.playout && attached->open_turn.value != 0)
     session.playout->resume(attached->open_turn, attached->turn_samples);
   session.turn.resume(*std::move(attached));

@@ -105,6 +105,8 @@ void Sessions::client_text(ClientId id, std::string_view text, Time now) {
     open(*client, std::move(*wanted), now);
   else if (auto* lost = std::get_if<ResumeOptions>(&*message))
     resume(*client, std::move(*lost), now);
+  else if (auto* wish = std::get_if<EraseOptions>(&*message))
+    erase(*client, std::move(*wish), now);
   else if (!client->session)
     complain_not_open(*client, false);
   else if (const auto* change = std::get_if<SettingsChange>(&*message))
@@ -146,10 +148,24 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   if (client.attempt) return complain(client, {Errc::invalid_argument, "a session is being resumed"}, now);
   if (const auto allowed = check_voice(client, options.speaker); !allowed)
     return complain(client, allowed.error(), now);
+  if (options.session && !config_.tokens.is_right(options.token, *options.session, client.traits.owner))
+    return complain(client, {Errc::not_found, "nothing is stored of a session with this token"}, now);
   const auto high = random_();
-  const SessionId id{high, random_()};
-  client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout);
+  const auto id = options.session.value_or(SessionId{high, random_()});
+  // Whoever comes last with the token has it.
+  if (auto* holder = options.session ? find(id) : nullptr)
+    fail(*holder, {std::string(to_string(Errc::not_found)), "the session goes on at another connection"});
+  // Its records name inputs and positions. What follows has higher ones, whatever came before: nobody says a thousand
+  // things or 8 s of sound in a millisecond.
+  const auto since =
+      options.session
+          ? std::chrono::duration_cast<milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count()
+          : 0;
+  constexpr std::int64_t kInputsPerMs = 1000, kSamplesPerMs = 128;
+  client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout,
+                                             static_cast<std::uint64_t>(1 + since * kInputsPerMs));
   auto& session = *client.session;
+  session.first_sample = session.position_samples = since * kSamplesPerMs;
   session.seed = session.options.seed.value_or(random_() & kSeedMask);
   session.trace = random_();
   session.token = ResumeToken::make(random_);
@@ -237,6 +253,7 @@ void Sessions::on_tick(Time now) {
     if (client.attempt) review_attempt(client, now);
     review_pause(client, now);
   }
+  review_erasures(now);
   if (draining_since_) drain(now);
 }
 

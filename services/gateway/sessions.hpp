@@ -18,6 +18,7 @@
 #include "common/base/random_id.hpp"
 #include "common/service/replicas.hpp"
 #include "services/gateway/session.hpp"
+#include "services/gateway/session_token.hpp"
 
 namespace parlando::gateway {
 
@@ -34,6 +35,7 @@ struct SessionsConfig {
   milliseconds resume_wait{5000};          ///< so long a `resume` asks: the end of the former gateway is noticed late
   milliseconds resume_answer{1000};        ///< a controller that has not answered Attach is not waited for
   milliseconds resume_again{500};          ///< when nobody keeps the session, all are asked again
+  SessionTokens tokens;                    ///< of sessions; without a key clients are given none
   InputLimits inputs;
   UploadLimits upload;
   /// Of a recording, what may be ahead of the controller's checkpoint without counting against `upload`.
@@ -64,7 +66,7 @@ struct ToController {
   protocol::Envelope head;
   std::variant<protocol::Open, protocol::Attach, protocol::Audio, protocol::Flush, protocol::Say, protocol::Cancel,
                protocol::Configure, protocol::Item, protocol::Respond, protocol::ToolOutput, protocol::Utter,
-               protocol::Truncate, protocol::Forget, protocol::Played, protocol::Close>
+               protocol::Truncate, protocol::Forget, protocol::Played, protocol::Erase, protocol::Close>
       body;
 };
 
@@ -194,6 +196,25 @@ class Sessions {
   void drop_from_attempt(Client& client, const std::string& peer, Time now);
   void close_at(const Attempt& attempt, const std::string& peer, bool detached);
 
+  // erase.cpp: what was said in a session is deleted
+  struct Erasure {
+    ClientId client = 0;  ///< who waits for the answer, if it is still there
+    SessionId session;
+    std::string controller;       ///< that is to do it
+    std::set<std::string> asked;  ///< it, and those before it that came to nothing
+    Time give_up{};
+    bool was_here = false;  ///< a client of ours had it: that the store knows nothing of it is no error
+    bool was_own = false;   ///< the one that waits for the answer
+  };
+  void erase(Client& client, EraseOptions wish, Time now);
+  void ask_to_erase(Erasure erasure, const std::string& first);
+  void on_erasure(const std::string& peer, protocol::Message message);
+  void close_erasure(const Erasure& erasure, StreamId stream);
+  void erasure_over(const Erasure& erasure, std::int64_t turns);
+  void erasure_failed(const Erasure& erasure, const protocol::ErrorMessage& why);
+  void move_erasures(const std::string& peer);
+  void review_erasures(Time now);
+
   // placement.cpp: who has a session
   void place(Client& client, Time now);
   void nobody_takes_it(Client& client, Time now);
@@ -233,6 +254,7 @@ class Sessions {
   std::map<ClientId, Client> clients_;
   std::unordered_map<SessionId, ClientId> by_session_;
   std::unordered_map<std::uint32_t, ClientId> attempts_;  ///< by stream
+  std::unordered_map<std::uint32_t, Erasure> erasures_;   ///< by stream; until its answer, or its time is over
   std::uint32_t streams_ = 0;  ///< numbers used so far; never twice: a session may come back to this gateway
   std::vector<ToClient> to_clients_;
   std::vector<ToController> to_controllers_;
