@@ -16,6 +16,7 @@ constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  // of a response that 
 constexpr std::size_t kLingerBytesMax = 64 << 20;  // read and dropped: a client hears its refusal behind its upload
 constexpr std::size_t kSmallBodyBytes = 64 << 10;  // not counted against bodies_bytes_max
 constexpr std::size_t kEarlyBytesMax = 64 << 10;   // of further requests while one is being answered
+constexpr std::size_t kHeaderPartBytes = 4 << 10;  // read at first of a later request in TLS
 constexpr std::size_t kSliceBytes = 32 << 10;      // of a streamed answer, given to the system at a time
 constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -43,6 +44,16 @@ class Exchange final : public Connection, public Answering {
     if (first || buffer_.size() > 0) return read_header();
     // A later request: idle until its first byte, then as quick as the first one.
     expire_after(server_.limits.idle_time_max);
+    // In TLS its bytes may be here already: they came in the same segment as the former request.
+    if (stream_.is_secure())
+      return stream_.async_read_some(buffer_.prepare(kHeaderPartBytes),
+                                     [me = self()](error_code ec, std::size_t count) {
+                                       if (me->ended_) return;
+                                       me->server_.count_step();
+                                       if (ec) return me->cut();
+                                       me->buffer_.commit(count);
+                                       me->read_header();
+                                     });
     stream_.tcp().async_wait(TcpSocket::wait_read, [me = self()](error_code ec) {
       if (me->ended_) return;
       if (ec) return me->cut();
@@ -64,7 +75,7 @@ class Exchange final : public Connection, public Answering {
     error_code ignored;
     stream_.tcp().close(ignored);
     server_.leave(id_);
-    release_body();
+    counted_body_.reset();
     const auto request = std::exchange(request_, 0);
     leave_answering();
     if (request != 0 && server_.answering.erase(request) != 0 && server_.request_handlers.gone)
@@ -174,12 +185,15 @@ class Exchange final : public Connection, public Answering {
 
   /// Asks whether this request may be, and how large. @return false when it was answered
   bool admit() {
-    std::size_t most = server_.limits.body_bytes_max;
+    const bool counts_addresses = server_.limits.connections_per_address_max > 0;
+    Admission admission{server_.limits.body_bytes_max,
+                        counts_addresses ? "address " + server_.connections[id_].address : ""};
+    share_.clear();
     if (server_.request_handlers.admit) {
       std::optional<Response> refusal;
       auto asked = describe();
       if (ws::is_upgrade(parser_->get())) asked.id = id_;
-      if (!server_.guarded([&] { refusal = server_.request_handlers.admit(asked, most); })) {
+      if (!server_.guarded([&] { refusal = server_.request_handlers.admit(asked, admission); })) {
         refuse(500, "internal error\n");
         return false;
       }
@@ -191,9 +205,10 @@ class Exchange final : public Connection, public Answering {
         answer(std::move(*refusal), keep);
         return false;
       }
-      if (upgrade) return true;
     }
-    most = std::min(most, server_.limits.body_bytes_max);
+    share_ = std::move(admission.share);
+    if (ws::is_upgrade(parser_->get())) return true;
+    const auto most = std::min(admission.body_bytes_max, server_.limits.body_bytes_max);
     const auto length = parser_->content_length();
     if (length && *length > most) {
       server_.counters.protocol_errors.add();
@@ -203,15 +218,15 @@ class Exchange final : public Connection, public Answering {
     parser_->body_limit(most);
     const std::size_t bytes = length ? static_cast<std::size_t>(*length) : parser_->is_done() ? 0 : most;
     if (bytes <= kSmallBodyBytes) return true;
-    if (!server_.reserve(bytes)) {
+    if (!server_.budget->take(bytes, share_)) {
       server_.counters.refused_bodies.add();
       refuse(503, "too many large requests are being received; try again later\n", {{"Retry-After", "1"}});
       return false;
     }
-    body_bytes_ = bytes;
+    counted_body_ = std::shared_ptr<void>(
+        server_.budget.get(), [budget = server_.budget, bytes, share = share_](void*) { budget->give(bytes, share); });
     return true;
   }
-  void release_body() { server_.bodies_bytes -= std::exchange(body_bytes_, 0); }
 
   void on_header() {
     const auto& request = parser_->get();
@@ -249,23 +264,33 @@ class Exchange final : public Connection, public Answering {
     });
   }
 
+  /// It was admitted, and its place is free again.
+  void tell_not_opened() {
+    const auto& handlers = server_.request_handlers;
+    if (handlers.admit && handlers.gone) server_.guarded([&] { handlers.gone(id_); });
+  }
+
   void upgrade(const std::string& host) {
     const auto& request = parser_->get();
     const std::string target(request.target());
     const auto& paths = server_.handlers.paths;
     const auto path = std::find_if(paths.begin(), paths.end(),
                                    [&](const auto& p) { return target.substr(0, target.find('?')) == p.path; });
-    if (path == paths.end()) return refuse(404, "no WebSocket here\n");
+    if (path == paths.end()) {
+      tell_not_opened();
+      return refuse(404, "no WebSocket here\n");
+    }
     const auto origins = request.count(bhttp::field::origin);
     const std::string origin(request[bhttp::field::origin]);
     if (origins > 1 || (origins == 1 && !origin_allowed(origin, host, server_.limits.origins))) {
       server_.counters.refused_origin.add();
+      tell_not_opened();
       return refuse(403, "pages of '" + origin.substr(0, 100) +
                              "' may not connect; add it to the allowed origins of this server\n");
     }
     ended_ = true;  // as an exchange; the place in the table goes on
     stream_.give_back(beast::buffers_to_string(buffer_.data()));
-    const auto socket = std::make_shared<Socket>(server_, id_, std::move(stream_), *path);
+    const auto socket = std::make_shared<Socket>(server_, id_, std::move(stream_), *path, share_);
     const auto me = self();
     server_.connections[id_].connection = socket;
     socket->start(parser_->release());
@@ -279,6 +304,7 @@ class Exchange final : public Connection, public Answering {
     keep_ = request.keep_alive() && server_.accepting;
     asked.id = request_ = server_.next_id++;
     asked.body = std::move(request.body());
+    asked.counted = counted_body_;
     server_.answering[request_] = this;
     const auto me = self();
     Response response;
@@ -370,7 +396,7 @@ class Exchange final : public Connection, public Answering {
 
   void on_answered(bool keep) {
     leave_answering();
-    release_body();
+    counted_body_.reset();
     if (keep) return read(false);
     // Closing with bytes unread would reset the connection, and the client might never see the answer.
     lingering_ = true;
@@ -443,8 +469,9 @@ class Exchange final : public Connection, public Answering {
   std::uint64_t request_ = 0;  // the one that is answered later, until its last word was said
   unsigned version_ = 11;
   bool keep_ = false, counted_ = false;
-  bool is_unwatched_ = false;   // the client has sent more than its request
-  std::size_t body_bytes_ = 0;  // counted against bodies_bytes_max
+  bool is_unwatched_ = false;           // the client has sent more than its request
+  std::string share_;                   // of its Admission
+  std::shared_ptr<void> counted_body_;  // against bodies_bytes_max
   // Of a streamed answer: the front piece is being written while `writing_`.
   std::deque<std::string> pieces_;
   std::size_t unsent_ = 0;

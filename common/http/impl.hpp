@@ -38,6 +38,21 @@ class Connection : public std::enable_shared_from_this<Connection> {
 };
 class Socket;
 
+/// What counts against Limits::bodies_bytes_max, and whose it is.
+class Budget {
+ public:
+  explicit Budget(const Limits& limits)
+      : bytes_max_(limits.bodies_bytes_max), share_max_(limits.bodies_bytes_per_client_max) {}
+  bool take(std::size_t bytes, const std::string& share);
+  void give(std::size_t bytes, const std::string& share);
+  std::size_t taken() const { return taken_; }
+
+ private:
+  const std::size_t bytes_max_, share_max_;
+  std::size_t taken_ = 0;
+  std::unordered_map<std::string, std::size_t> shares_;  ///< who holds nothing is not in it
+};
+
 /// A request that is answered later.
 class Answering {
  public:
@@ -79,7 +94,6 @@ struct Server::Impl {
   void accept(Listener& at);
   void admit(TcpSocket socket);
   void start_exchange(std::uint64_t id, TcpSocket socket);
-  bool reserve(std::size_t bytes);
   void leave(std::uint64_t id);  ///< the connection has ended
   void arm_sweep();
   void stop_accepting();
@@ -115,7 +129,7 @@ struct Server::Impl {
   std::atomic<std::size_t> open_count{0};
   std::unordered_map<std::uint64_t, Answering*> answering;  ///< requests, by their own numbers
   std::size_t requests_open = 0;                            ///< those whose answer is still being sent, too
-  std::size_t bodies_bytes = 0;                             ///< of Limits::bodies_bytes_max
+  std::shared_ptr<Budget> budget;                           ///< whoever keeps a body may outlive the server
   std::shared_ptr<Tls> tls;                                 ///< null: connections are plain
 
   bool in_turn = false, stop = false;

@@ -45,7 +45,7 @@ void refuse(TcpSocket& socket, std::string_view status, std::string_view type, s
 
 }  // namespace
 
-Server::Impl::Impl(Limits l) : limits(std::move(l)) {
+Server::Impl::Impl(Limits l) : limits(std::move(l)), budget(std::make_shared<Budget>(limits)) {
   // Often enough for the shortest limit to be kept within a quarter.
   auto shortest = std::chrono::milliseconds(1000);
   for (const auto t : {limits.header_time_max, limits.body_time_max, limits.idle_time_max / 2, limits.close_time_max,
@@ -226,10 +226,22 @@ void Server::Impl::stop_accepting() {
   }
 }
 
-bool Server::Impl::reserve(std::size_t bytes) {
-  if (bodies_bytes + bytes > limits.bodies_bytes_max) return false;
-  bodies_bytes += bytes;
+bool Budget::take(std::size_t bytes, const std::string& share) {
+  if (bytes > bytes_max_ - std::min(taken_, bytes_max_)) return false;
+  if (share_max_ > 0 && !share.empty() && bytes > 0) {
+    const auto found = shares_.find(share);
+    const auto held = found == shares_.end() ? 0 : found->second;
+    if (bytes > share_max_ - std::min(held, share_max_)) return false;
+    shares_[share] = held + bytes;
+  }
+  taken_ += bytes;
   return true;
+}
+
+void Budget::give(std::size_t bytes, const std::string& share) {
+  taken_ -= bytes;
+  const auto found = shares_.find(share);
+  if (found != shares_.end() && (found->second -= bytes) == 0) shares_.erase(found);
 }
 
 bool Server::Impl::allows_host(std::string_view host) const {
@@ -355,9 +367,9 @@ void Server::post(std::function<void()> f) {
   });
 }
 
-bool Server::reserve(std::size_t bytes) { return impl_->reserve(bytes); }
-void Server::release(std::size_t bytes) { impl_->bodies_bytes -= bytes; }
-std::size_t Server::reserved_bytes() const { return impl_->bodies_bytes; }
+bool Server::reserve(std::size_t bytes, const std::string& share) { return impl_->budget->take(bytes, share); }
+void Server::release(std::size_t bytes, const std::string& share) { impl_->budget->give(bytes, share); }
+std::size_t Server::reserved_bytes() const { return impl_->budget->taken(); }
 
 Result<void> Server::use_tls(const std::string& certificate, const std::string& key) {
   PARLANDO_TRY(impl_->tls, Tls::load(certificate, key));

@@ -32,6 +32,9 @@ struct Request {
   /// Of this request, for an answer that is given later; never that of a WebSocket, but for the upgrade that opens one.
   std::uint64_t id = 0;
   std::vector<std::pair<std::string, std::string>> headers = {};  ///< as they came
+  /// Its body's place in Limits::bodies_bytes_max, which is free when the last copy goes: whoever keeps the body longer
+  /// than its connection keeps this, too. Goes on the driving thread. Null: the body is small.
+  std::shared_ptr<void> counted = nullptr;
 
   std::string_view path() const { return std::string_view(target).substr(0, target.find('?')); }
   /// @param name  in any case. @return the first value; empty when there is none
@@ -56,14 +59,22 @@ struct Response {
   }
 };
 
+/// What a request may be, as far as its header tells.
+struct Admission {
+  std::size_t body_bytes_max;  ///< at first Limits::body_bytes_max, which it cannot exceed
+  /// Whose memory its body, or the messages of its WebSocket, count as: see Limits::bodies_bytes_per_client_max. At
+  /// first the client's address; empty: nobody's.
+  std::string share;
+};
+
 /// What is asked of requests besides their answer. All of it is optional.
 struct RequestHandlers {
   /// With the header alone: before the body is read, and before a WebSocket is opened.
-  /// @param body_bytes_max  of this request; at first Limits::body_bytes_max, which it cannot exceed
   /// @return an answer that refuses it
-  std::function<std::optional<Response>(const Request&, std::size_t& body_bytes_max)> admit;
+  std::function<std::optional<Response>(const Request&, Admission&)> admit;
   /// The client of a request that is being answered later has gone, or has not taken its answer in time. Nothing that
-  /// is said of it counts any more. Not after `respond` and `finish`.
+  /// is said of it counts any more. Not after `respond` and `finish`. Likewise an upgrade that was admitted and does
+  /// not become an open WebSocket.
   std::function<void(std::uint64_t id)> gone;
   /// Gives the server's own refusals (400, 403, 404, 413, 431, 500, 503) another form. The header may be incomplete.
   std::function<Response(const Request&, Response)> shape;
@@ -76,12 +87,16 @@ struct Limits {
   /// Of all bodies and WebSocket messages above 64 KiB that are being received or worked on, and of what `reserve` has
   /// taken. A request beyond it is answered by 503, a socket closed with 1013.
   std::size_t bodies_bytes_max = 256u << 20;
+  /// Of these, what one client may hold (Admission::share). 0: no limit. Addresses have none where
+  /// connections_per_address_max is 0.
+  std::size_t bodies_bytes_per_client_max = 128u << 20;
   std::size_t message_bytes_max = 64 << 10;  ///< of one WebSocket message; more closes with 1009
   int connections_max = 256;                 ///< in all; further ones are answered by 503 and closed
   /// From one IPv4 address or one IPv6 /64 network; further ones are answered by 429. 0: no limit (behind a proxy).
   int connections_per_address_max = 64;
   Time header_time_max{5'000};  ///< from the connection, or from a later request's first byte, to the end of the header
-  Time body_time_max{30'000};   ///< from the end of the header to the end of the body
+  /// From the end of the header to the end of the body; and between two parts of a WebSocket message.
+  Time body_time_max{30'000};
   Time idle_time_max{60'000};   ///< between requests; of a WebSocket: without any frame. It is pinged after half of it
   Time close_time_max{1'000};   ///< of a closing handshake; then the connection is cut
   Time flush_time_max{5'000};   ///< of what CloseMode::flush sends before the handshake
@@ -144,6 +159,7 @@ struct SocketPath {
 struct Upgrade {
   std::string path, target;                                  ///< the target with its query
   std::vector<std::pair<std::string, std::string>> headers;  ///< names as the client wrote them
+  std::string share = {};                                    ///< of its Admission
 };
 
 /// Events of WebSockets, by connection number. Numbers are never reused.
@@ -219,9 +235,10 @@ class Server {
   void post(std::function<void()> f);
 
   /// The rest, but for `counters`, `sockets` and `port`, is for the driving thread alone.
-  /// Counts memory of the caller's against Limits::bodies_bytes_max until it is released. @return false: it is too much
-  bool reserve(std::size_t bytes);
-  void release(std::size_t bytes);
+  /// Counts memory of the caller's against Limits::bodies_bytes_max until it is released.
+  /// @param share  whose it is; empty: nobody's. @return false: it is too much
+  bool reserve(std::size_t bytes, const std::string& share = {});
+  void release(std::size_t bytes, const std::string& share = {});
   std::size_t reserved_bytes() const;  ///< all that counts against Limits::bodies_bytes_max now
   /// Drops queued binary frames whose tag `drop` wants to go, but for one that is being written. @return how many
   std::size_t drop_queued(std::uint64_t id, const std::function<bool(std::uint32_t tag)>& drop);

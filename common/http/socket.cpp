@@ -23,10 +23,15 @@ std::string_view shortened(std::string_view text) {
 }
 }  // namespace
 
-Socket::Socket(Server::Impl& server, std::uint64_t id, Stream stream, const SocketPath& path)
-    : server_(server), id_(id), path_(path), ws_(std::in_place, std::move(stream)), heard_(server.now) {}
+Socket::Socket(Server::Impl& server, std::uint64_t id, Stream stream, const SocketPath& path, std::string share)
+    : server_(server),
+      id_(id),
+      path_(path),
+      share_(std::move(share)),
+      ws_(std::in_place, std::move(stream)),
+      heard_(server.now) {}
 
-Socket::~Socket() { server_.bodies_bytes -= counted_; }
+Socket::~Socket() { server_.budget->give(counted_, share_); }
 
 /// A browser that offers subprotocols and is answered with none fails the connection.
 void Socket::agree_to_protocol() {
@@ -41,7 +46,7 @@ void Socket::agree_to_protocol() {
 }
 
 void Socket::tell_opened() {
-  Upgrade upgrade{path_.path, std::string(request_.target()), {}};
+  Upgrade upgrade{path_.path, std::string(request_.target()), {}, share_};
   for (const auto& field : request_)
     upgrade.headers.emplace_back(std::string(field.name_string()), std::string(field.value()));
   request_ = {};
@@ -220,29 +225,31 @@ void Socket::resume() {
   if (!std::exchange(paused_, false)) return;
   gone_since_.reset();
   heard_ = server_.now;
-  if (message_since_) message_since_ = server_.now;
+  part_ = server_.now;
+  if (message_until_) message_until_ = server_.now + server_.limits.idle_time_max;
   if (!reading_ && !delivering_) read();
 }
 
 void Socket::read() {
   if (reading_ || paused_ || (state_ != State::open && state_ != State::flushing)) return;
   reading_ = true;
-  ws_->async_read_some(buffer_, kPartBytes, [me = self()](error_code ec, std::size_t) { me->on_read(ec); });
+  ws_->async_read_some(buffer_, kPartBytes,
+                       [me = self()](error_code ec, std::size_t bytes) { me->on_read(ec, bytes); });
 }
 
 /// Large messages of all sockets, and large bodies, have one budget. @return false: it is spent
 bool Socket::count_memory() {
   const auto bytes = buffer_.capacity() > kSmallBytes + kPartBytes ? buffer_.capacity() : 0;
   if (bytes <= counted_) {
-    server_.bodies_bytes -= counted_ - bytes;
-  } else if (!server_.reserve(bytes - counted_)) {
+    server_.budget->give(counted_ - bytes, share_);
+  } else if (!server_.budget->take(bytes - counted_, share_)) {
     return false;
   }
   counted_ = bytes;
   return true;
 }
 
-void Socket::on_read(error_code ec) {
+void Socket::on_read(error_code ec, std::size_t bytes) {
   reading_ = false;
   if (state_ == State::ended) return;
   server_.count_step();
@@ -254,13 +261,17 @@ void Socket::on_read(error_code ec) {
   heard_ = server_.now;
   pinged_ = false;
   if (ws_->is_message_done()) {
-    message_since_.reset();
+    message_until_.reset();
     deliver();
     buffer_.clear();
     if (buffer_.capacity() > kKeptBytes) buffer_.shrink_to_fit();
     count_memory();
   } else {
-    if (!message_since_) message_since_ = server_.now;
+    // What comes quickly at first earns no time to be silent in.
+    const auto most = server_.now + server_.limits.idle_time_max;
+    const auto earned = std::chrono::nanoseconds(std::chrono::seconds(bytes)) / kSlowestBytesPerSecond;
+    message_until_ = message_until_ ? std::min<Clock::time_point>(*message_until_ + earned, most) : most;
+    if (bytes > 0) part_ = server_.now;
     if (!count_memory()) {
       server_.counters.refused_bodies.add();
       close(CloseCode::try_later, "too many large messages are being received", CloseMode::now);
@@ -289,6 +300,11 @@ int Socket::tcp_state() {
   socklen_t bytes = sizeof(info);
   const int fd = ws_->next_layer().tcp().native_handle();
   return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 ? int{info.tcpi_state} : int{TCP_CLOSE};
+}
+
+/// Of a message that has come in part. Its memory is others', too.
+bool Socket::comes_too_slowly(Clock::time_point now) const {
+  return message_until_ && (now >= *message_until_ || now - part_ >= server_.limits.body_time_max);
 }
 
 void Socket::sweep(Clock::time_point now) {
@@ -322,11 +338,10 @@ void Socket::sweep(Clock::time_point now) {
     return;
   }
   const auto silent = now - heard_;
-  const auto slowest = std::chrono::seconds(buffer_.size() / kSlowestBytesPerSecond);
   if (paused_) {
     heard_ = now;
-  } else if (message_since_ && now - *message_since_ >= server_.limits.idle_time_max + slowest) {
-    server_.counters.closed_idle.add();  // in drops
+  } else if (comes_too_slowly(now)) {
+    server_.counters.closed_idle.add();
     cut();
   } else if (silent >= server_.limits.idle_time_max) {
     server_.counters.closed_idle.add();
@@ -350,7 +365,11 @@ void Socket::cut(bool lost) {
   // Beast keeps suspended operations, and with them this object, inside the stream: it has to go, but not while it is
   // running.
   asio::post(server_.io, [me] { me->ws_.reset(); });
-  if (!opened_) return;
+  if (!opened_) {
+    const auto& handlers = server_.request_handlers;
+    if (handlers.admit && handlers.gone) server_.guarded([&] { handlers.gone(id_); });
+    return;
+  }
   server_.open.erase(id_);
   --server_.open_count;
   if (lost && !said_goodbye_ && server_.handlers.lost) server_.guarded([&] { server_.handlers.lost(id_); });

@@ -16,7 +16,8 @@ class Socket final : public Connection {
  public:
   using UpgradeRequest = bhttp::request<bhttp::string_body>;
   /// @param path  of the server's handlers, which outlive it
-  Socket(Server::Impl& server, std::uint64_t id, Stream stream, const SocketPath& path);
+  /// @param share  whose memory its messages are
+  Socket(Server::Impl& server, std::uint64_t id, Stream stream, const SocketPath& path, std::string share);
   ~Socket() override;
   void start(UpgradeRequest request);
   bool send(std::string data, bool binary, std::uint32_t tag, std::optional<Due> due);
@@ -40,11 +41,12 @@ class Socket final : public Connection {
   };
   std::shared_ptr<Socket> self() { return std::static_pointer_cast<Socket>(shared_from_this()); }
   void read();
-  void on_read(error_code ec);
+  void on_read(error_code ec, std::size_t bytes);
   void deliver();
   bool count_memory();
   void write();
   void on_write(error_code ec);
+  bool comes_too_slowly(Clock::time_point now) const;
   void begin_close();
   void drop_all();
   template <class F>
@@ -60,6 +62,7 @@ class Socket final : public Connection {
   Server::Impl& server_;
   const std::uint64_t id_;
   const SocketPath& path_;
+  const std::string share_;
   std::optional<ws::stream<Stream, false>> ws_;  // without compression
   UpgradeRequest request_;
   beast::flat_buffer buffer_;
@@ -72,7 +75,8 @@ class Socket final : public Connection {
   bool said_goodbye_ = false;  // the peer's close frame came, whatever became of the answer
   ws::close_reason reason_;
   Clock::time_point heard_;                         // the last frame, or part of one, came then
-  std::optional<Clock::time_point> message_since_;  // of a message that has come in part
+  Clock::time_point part_;                          // the last part of a message came then
+  std::optional<Clock::time_point> message_until_;  // of a message that has come in part: more has to come before
   std::optional<Clock::time_point> deadline_;       // of handshake, flush or close
   std::optional<Clock::time_point> gone_since_;     // paused, and the peer has ended its side
 };

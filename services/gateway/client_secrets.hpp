@@ -27,6 +27,8 @@ class ClientSecrets {
   /// @param path  at least 32 bytes that all gateways share. @error Errc::not_found, Errc::io; Errc::bad_format
   static Result<ClientSecrets> read(const std::string& path);
 
+  /// A key for something else, of which this one is not learnt.
+  std::string derive(std::string_view purpose) const { return sign(purpose); }
   std::string make(const SecretClaims& claims) const;
   /// @return nothing when it was not made here, or its time is over
   std::optional<SecretClaims> find(std::string_view secret, std::int64_t now_seconds) const;

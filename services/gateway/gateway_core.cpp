@@ -46,8 +46,9 @@ std::string type_of(const fs::path& file) {
   return found == kTypes.end() ? "application/octet-stream" : found->second;
 }
 
-SessionsConfig sessions_config(const GatewayConfig& config) {
+SessionsConfig sessions_config(const GatewayConfig& config, const ClientSecrets& secrets) {
   SessionsConfig out;
+  out.tokens = SessionTokens(secrets.derive("tokens of sessions"));
   out.session_max = std::chrono::seconds(config.session_seconds_max);
   out.drain_max = std::chrono::seconds(config.drain_seconds_max);
   return out;
@@ -83,7 +84,7 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
 GatewayCore::GatewayCore(GatewayConfig config, const Clock& clock, ApiKeys keys, ClientSecrets secrets)
     : config_(std::move(config)),
       clock_(clock),
-      sessions_(sessions_config(config_)),
+      sessions_(sessions_config(config_, secrets)),
       realtime_(sessions_, realtime_wire()),
       zmq_(sessions_, zmq_limits(), zmq_wire()),
       api_(sessions_, replies(),
@@ -130,7 +131,7 @@ Result<std::unique_ptr<service::Core>> GatewayCore::make(const GatewayConfig& co
 }
 
 /// What takes long to read is read on a thread of its own, and gone on with here.
-void GatewayCore::help(Helper::Work work) {
+void GatewayCore::help(Helper::Work work, Helper::Then failed) {
   if (!helper_)
     helper_.emplace([this](Helper::Then then) {
       server_->post([this, then = std::move(then)] {
@@ -138,7 +139,7 @@ void GatewayCore::help(Helper::Work work) {
         act();
       });
     });
-  helper_->start(std::move(work));
+  helper_->start(std::move(work), std::move(failed));
 }
 
 http::Response GatewayCore::answer(http::Request& request) {
@@ -167,8 +168,8 @@ http::Limits GatewayCore::limits() const {
 
 http::RequestHandlers GatewayCore::request_handlers() {
   http::RequestHandlers out;
-  out.admit = [this](const http::Request& request, std::size_t& most) {
-    return api_.admit(request, most, clock_.now());
+  out.admit = [this](const http::Request& request, http::Admission& admission) {
+    return api_.admit(request, admission, clock_.now());
   };
   out.shape = [this](const http::Request& request, http::Response given) {
     return api_.shape(request, std::move(given));
@@ -189,7 +190,7 @@ HttpReplies GatewayCore::replies() {
   out.abort = [this](std::uint64_t id) {
     if (server_) server_->abort(id);
   };
-  out.help = [this](Helper::Work work) { help(std::move(work)); };
+  out.help = [this](Helper::Work work, Helper::Then failed) { help(std::move(work), std::move(failed)); };
   return out;
 }
 
@@ -227,18 +228,19 @@ http::SocketHandlers GatewayCore::handlers() {
     } else {
       realtime_.opened(id,
                        {upgrade.target, std::time(nullptr) + config_.session_seconds_max, rights.session, rights.owner,
-                        config_.realtime_beta && asks_for_beta(upgrade)},
+                        upgrade.share, config_.realtime_beta && asks_for_beta(upgrade)},
                        now);
     }
     act();
   };
   out.closed = [this](std::uint64_t id) {
     const auto now = clock_.now();
-    if (realtime_.has(id))
+    if (realtime_.has(id)) {
       realtime_.closed(id, now);
-    else if (!realtime_.owns(id))  // else it was lost, and its session waits
+    } else if (!realtime_.owns(id)) {  // else it was lost, and its session waits
       sessions_.client_closed(id, now);
-    api_.socket_closed(id);
+      api_.socket_over(id);
+    }
     sound_due_.erase(id);
     act();
   };
@@ -268,17 +270,20 @@ RealtimeWire GatewayCore::realtime_wire() {
     const auto due = sound_due ? std::optional(http::Due{on_wall(*sound_due), true}) : std::nullopt;
     if (server_) server_->send(id, std::move(event), false, 0, due);
   };
-  out.help = [this](Helper::Work work) { help(std::move(work)); };
-  out.reserve = [this](std::size_t bytes) { return server_ && server_->reserve(bytes); };
-  out.release = [this](std::size_t bytes) {
-    if (server_) server_->release(bytes);
+  out.help = [this](Helper::Work work, Helper::Then failed) { help(std::move(work), std::move(failed)); };
+  out.reserve = [this](std::size_t bytes, const std::string& share) {
+    return server_ && server_->reserve(bytes, share);
   };
-  out.admit_side = [this](std::uint64_t socket) -> std::optional<RealtimeError> {
-    const auto why = api_.side_opened(socket, clock_.now());
+  out.release = [this](std::size_t bytes, const std::string& share) {
+    if (server_) server_->release(bytes, share);
+  };
+  out.admit_side = [this](std::uint64_t session) -> std::optional<RealtimeError> {
+    const auto why = api_.side_opened(session, clock_.now());
     if (!why) return {};
     return RealtimeError{why->code, why->message};
   };
-  out.side_over = [this](std::uint64_t socket) { api_.side_closed(socket); };
+  out.side_over = [this](std::uint64_t session) { api_.side_closed(session); };
+  out.over = [this](std::uint64_t session) { api_.socket_over(session); };
   out.close = [this](std::uint64_t id, std::uint16_t code, std::string reason) {
     if (server_) server_->close(id, http::CloseCode(code), std::move(reason));
   };
@@ -293,7 +298,14 @@ Result<void> GatewayCore::listen() {
   auto answers = [this](http::Request& request) { return answer(request); };
   PARLANDO_TRY(server_, http::Server::start(config_.listen, std::move(answers), handlers(), limits()));
   if (!config_.api_listen.empty()) {
-    PARLANDO_DO(server_->also_listen(config_.api_listen));
+    const auto also = server_->also_listen(config_.api_listen);
+    if (!also && config_.api_listen_required) return tl::unexpected(also.error());
+    api_port_ = also ? *also : 0;
+    if (also)
+      telemetry::log(telemetry::Level::info, "gateway serves everything at '{}', too", config_.api_listen);
+    else
+      telemetry::log(telemetry::Level::warning, "gateway serves everything at '{}' alone: {}", config_.listen,
+                     also.error().message);
   }
   server_->set_requests(request_handlers());
   if (!config_.tls_certificate.empty()) {
@@ -402,7 +414,6 @@ void GatewayCore::on_refused(const std::string& peer, const protocol::Envelope& 
 void GatewayCore::on_tick(Time now) {
   sessions_.on_tick(now);
   realtime_.on_tick(now);
-  api_.on_tick(now);
   review_certificate(now);
   zmq_.on_tick();
   act();
@@ -508,7 +519,7 @@ void GatewayCore::tell_metrics() {
   };
   m.sessions.set(static_cast<double>(sessions_.sessions()));
   m.sockets.set(static_cast<double>(sessions_.clients() - api_.running() - zmq_.open()));
-  m.api_running.set(static_cast<double>(api_.running()));
+  m.api_running.set(static_cast<double>(api_.running() + api_.reading()));
   for (std::size_t i = 0; i < m.api_requests.size(); ++i) tell(m.api_requests[i], api_.counters().requests[i]);
   for (const auto& [to, member] : m.api) tell(to, api_.counters().*member);
   m.realtime.set(static_cast<double>(realtime_.size()));

@@ -16,6 +16,7 @@ namespace parlando::gateway {
 struct GatewayConfig {
   std::string listen = "127.0.0.1:7860";            ///< host:port; port 0 takes a free one; empty: no HTTP
   std::string api_listen;                           ///< a second address, with all the same; empty: none
+  bool api_listen_required = true;                  ///< else one that is taken is told, and gone on without
   std::string page = "services/gateway/page";       ///< folder of the page; empty: none
   std::string questions = "models/nano/questions";  ///< example recordings the page offers; empty: none
   int connections_max = 512;                        ///< in all; further ones are answered by 503
@@ -38,6 +39,7 @@ struct GatewayConfig {
   void fields(V&& v) {
     v("listen", listen);
     v("api_listen", api_listen);
+    v("api_listen_required", api_listen_required);
     v("page", page);
     v("questions", questions);
     v("connections_max", connections_max);
@@ -75,6 +77,9 @@ class GatewayCore final : public service::Core {
   Result<void> listen() override;
   int listening_port() const override { return server_ ? server_->port() : 0; }
 
+  /// Of `api_listen`; 0: nothing listens there.
+  int api_port() const { return api_port_; }
+
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.clients()); }
   /// Those who are told of them are clients of the mesh.
@@ -87,13 +92,17 @@ class GatewayCore final : public service::Core {
   std::size_t large_bytes() const { return server_ ? server_->reserved_bytes() : 0; }
   /// HTTP requests that are not answered to their end.
   std::size_t requests() const { return server_ ? server_->requests() : 0; }
+  std::size_t sockets() const { return server_ ? server_->sockets() : 0; }
+  /// Has `work` done on the helper's thread: see `Helper::start`. After `listen`.
+  void help(Helper::Work work, Helper::Then failed);
+  /// Bodies that the helper has, also of clients that have gone.
+  std::size_t reading() const { return api_.reading(); }
   SessionsCounters counters() const { return sessions_.counters(); }
 
  private:
   static const SteadyClock kSteadyClock;
   Result<void> load_files(const std::string& folder, const std::string& prefix);
   http::Response answer(http::Request& request);
-  void help(Helper::Work work);
   std::chrono::steady_clock::time_point on_wall(Time time) const;
   void review_certificate(Time now);
   http::RequestHandlers request_handlers();
@@ -131,6 +140,7 @@ class GatewayCore final : public service::Core {
   std::unordered_map<std::uint64_t, SoundDue> sound_due_;    ///< of sockets of `/v1/dialogue`
   std::pair<std::int64_t, std::int64_t> certificate_times_;  ///< when its files were written
   Time certificate_seen_{};
+  int api_port_ = 0;
   bool waiting_ = false;  ///< inside `wait`
   std::optional<Meters> meters_;
   std::optional<Helper> helper_;  ///< last: what it has under way uses all of the above

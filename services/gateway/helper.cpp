@@ -12,10 +12,10 @@ Helper::~Helper() {
   if (thread_.joinable()) thread_.join();
 }
 
-void Helper::start(Work work) {
+void Helper::start(Work work, Then failed) {
   {
     const std::lock_guard lock(mutex_);
-    waiting_.push_back(std::move(work));
+    waiting_.emplace_back(std::move(work), std::move(failed));
   }
   if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
   changed_.notify_one();
@@ -23,18 +23,22 @@ void Helper::start(Work work) {
 
 void Helper::run() {
   for (;;) {
-    Work work;
+    std::pair<Work, Then> job;
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [this] { return over_ || !waiting_.empty(); });
       if (over_) return;
-      work = std::move(waiting_.front());
+      job = std::move(waiting_.front());
       waiting_.pop_front();
     }
+    Then then;
     try {
-      post_(work());
-    } catch (...) {  // no memory: whoever waits for it is told by its own limit
+      then = job.first();
+    } catch (...) {  // no memory: whoever waits for it is told
+      then = std::move(job.second);
     }
+    job = {};  // what it has read is free before anybody goes on
+    post_(std::move(then));
   }
 }
 

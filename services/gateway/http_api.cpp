@@ -7,8 +7,10 @@
 #include "services/gateway/http_client_secrets.hpp"
 #include "services/gateway/http_fields.hpp"
 #include "services/gateway/http_own_voices.hpp"
+#include "services/gateway/http_sessions.hpp"
 #include "services/gateway/http_speech.hpp"
 #include "services/gateway/http_transcription.hpp"
+#include "services/gateway/realtime_query.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
@@ -17,11 +19,11 @@ namespace {
 
 constexpr std::size_t kJsonBytesMax = 1 << 20, kChatBytesMax = 12 << 20;
 constexpr std::size_t kUploadBytesMax = (25 << 20) + (64 << 10);  // as published, and what a form needs around it
-constexpr std::chrono::seconds kUpgradeTime{10};                  // a handshake that has not ended by then never will
 constexpr std::array<std::string_view, 3> kModels{"parlando-chat", "parlando-tts", "parlando-transcribe"};
 constexpr std::size_t kJobsMax = 16;           // that the helper has at a time
 constexpr std::size_t kLargeBytes = 64 << 10;  // of a body that is read elsewhere: 2 ms and more
 constexpr std::size_t kVoiceBytesMax = (10 << 20) + (64 << 10), kSecretBytesMax = 64 << 10;
+constexpr std::string_view kSessionsPath = "/v1/sessions/", kSessionTokenHeader = "x-session-token";
 constexpr std::string_view kModelsPath = "/v1/models", kVoicesPath = "/v1/audio/voices";
 constexpr std::string_view kDialoguePath = "/v1/dialogue", kRealtimePath = "/v1/realtime";
 constexpr std::string_view kProtocolKey = "openai-insecure-api-key.";  // of browsers, which cannot send other headers
@@ -32,13 +34,14 @@ struct Route {
   std::size_t body_bytes_max = 0;
   std::string_view content_type = {};
 };
-constexpr std::array<Route, 10> kRoutes{{
+constexpr std::array<Route, 11> kRoutes{{
     {"/v1/chat/completions", "POST", Endpoint::chat, kChatBytesMax, "application/json"},
     {"/v1/audio/speech", "POST", Endpoint::speech, kJsonBytesMax, "application/json"},
     {"/v1/audio/transcriptions", "POST", Endpoint::transcriptions, kUploadBytesMax, "multipart/form-data"},
     {kVoicesPath, "GET, POST", Endpoint::voices, kVoiceBytesMax, "multipart/form-data"},
     {"/v1/audio/voices/", "GET, DELETE", Endpoint::voices},
     {"/v1/realtime/client_secrets", "POST", Endpoint::secrets, kSecretBytesMax},
+    {kSessionsPath, "DELETE", Endpoint::sessions},
     {kModelsPath, "GET", Endpoint::models},
     {"/healthz", "GET", Endpoint::other},
     {"/readyz", "GET", Endpoint::other},
@@ -76,14 +79,6 @@ bool is_type(std::string_view header, std::string_view type) {
 
 std::string new_id() { return fmt::format("{:016x}{:016x}", random_u64(), random_u64()); }
 
-/// What throws on the helper's thread (no memory) is an answer, too.
-template <class Made, class Work>
-Made guarded(Work&& work) try {
-  return work();
-} catch (const std::exception& e) {
-  return tl::unexpected(ApiError{500, e.what(), {}, "internal"});
-}
-
 }  // namespace
 
 HttpApi::HttpApi(Sessions& sessions, HttpReplies replies, HttpApiSetup setup,
@@ -95,7 +90,9 @@ HttpApi::HttpApi(Sessions& sessions, HttpReplies replies, HttpApiSetup setup,
       voices_(std::move(setup.voices)),
       origins_(std::move(setup.origins)),
       why_not_ready_(std::move(why_not_ready)),
-      started_(std::time(nullptr)) {}
+      started_(std::time(nullptr)) {
+  if (voices_.is_kept()) voices_.sweep();
+}
 
 bool HttpApi::serves(std::string_view path) { return is_api(path) || find_route(path) != nullptr; }
 
@@ -119,10 +116,8 @@ HttpApi::Caller HttpApi::caller_of(const http::Request& request) const {
   return {of, std::move(secret)};
 }
 
-std::string HttpApi::owner_of(const http::Request& request) const {
-  const auto key = caller_of(request).key;
-  return key ? keys_.name(*key) : std::string();
-}
+std::string HttpApi::owner_of(std::optional<KeyId> key) const { return key ? keys_.name(*key) : std::string(); }
+std::string HttpApi::owner_of(const http::Request& request) const { return owner_of(caller_of(request).key); }
 
 std::optional<http::Response> HttpApi::admit_key(const http::Request& request, Time now) {
   if (keys_.empty()) return {};
@@ -160,19 +155,16 @@ std::optional<http::Response> HttpApi::admit_socket(const http::Request& request
   if (!origin.empty() && !http::origin_allowed(origin, request.header("host"), origins_)) return {};  // refuses it
   if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
   // A socket of `/v1/dialogue` may resume a session that has its place already.
-  const auto target = std::string_view(request.target);
-  const auto token_at = std::min(target.find("?resume="), target.find("&resume="));
-  const auto token = token_at == std::string_view::npos ? "" : target.substr(token_at + 8);
-  const bool resumes = !token.empty() && token.front() != '&' && token.front() != '#';
+  const bool resumes = path == kRealtimePath && !resume_fields(request.target).token.empty();
   const bool opens_session = path == kRealtimePath && !resumes;
   if (opens_session)
     if (auto full = refuse_if_full(request, now)) return full;
   auto caller = caller_of(request);
-  if (caller.key && !keys_.begin_session(*caller.key)) {
+  if (!resumes && caller.key && !keys_.begin_session(*caller.key)) {
     ++counters_.limited;
     return refuse(request, {429, "this key has as many sessions as it may", {}, "rate_limit_exceeded", 1000});
   }
-  upgrading_[request.id] = {caller.key, now, opens_session, caller.secret ? std::move(caller.secret->session) : ""};
+  upgrading_[request.id] = {caller.key, opens_session, resumes, caller.secret ? std::move(caller.secret->session) : ""};
   return {};
 }
 
@@ -180,16 +172,18 @@ std::optional<http::Response> HttpApi::admit_socket(const http::Request& request
 std::optional<http::Response> HttpApi::refuse_if_full(const http::Request& request, Time now) {
   const auto coming =
       std::count_if(upgrading_.begin(), upgrading_.end(), [](const auto& entry) { return entry.second.opens_session; });
-  const auto why = sessions_.why_full(static_cast<std::size_t>(coming) + reading_.size(), now);
+  const auto read =
+      std::count_if(jobs_.begin(), jobs_.end(), [](const auto& entry) { return entry.second.opens_session; });
+  const auto why = sessions_.why_full(static_cast<std::size_t>(coming + read), now);
   if (!why) return {};
   ++counters_.full;
   return refuse(request, api_error(why->code, why->message, why->retry_ms));
 }
 
-std::optional<http::Response> HttpApi::admit(const http::Request& request, std::size_t& body_bytes_max, Time now) {
+std::optional<http::Response> HttpApi::admit(const http::Request& request, http::Admission& admission, Time now) {
   const auto path = request.path();
   const auto* route = find_route(path);
-  body_bytes_max = route != nullptr && request.method != "OPTIONS" ? route->body_bytes_max : 0;
+  admission.body_bytes_max = route != nullptr && request.method != "OPTIONS" ? route->body_bytes_max : 0;
   if (!is_api(path) || request.method == "OPTIONS") return {};
   // A page of somebody else would use its visitor's right to this address. WebSockets the server asks itself.
   const auto origin = request.header("origin");
@@ -197,6 +191,7 @@ std::optional<http::Response> HttpApi::admit(const http::Request& request, std::
     return refuse(request,
                   {403, fmt::format("pages of '{}' may not use this server", origin.substr(0, 100)), {}, "origin"});
   if (auto refused = admit_key(request, now)) return refused;
+  if (const auto owner = owner_of(request); !owner.empty()) admission.share = "key " + owner;
   if (is_upgrade(request)) return admit_socket(request, now);
   if (route == nullptr)
     return refuse(request, {404, fmt::format("there is no '{}' here", path.substr(0, 100)), {}, "unknown_url"});
@@ -224,15 +219,15 @@ SocketRights HttpApi::socket_opened(std::uint64_t id) {
   if (found == upgrading_.end()) return {};
   SocketRights out{{}, std::move(found->second.session)};
   if (const auto key = found->second.key) {
-    sockets_[id] = *key;
+    if (!found->second.resumes) sockets_[id] = *key;
     out.owner = keys_.name(*key);
   }
   upgrading_.erase(found);
   return out;
 }
 
-std::optional<ApiError> HttpApi::side_opened(std::uint64_t socket, Time now) {
-  const auto found = sockets_.find(socket);
+std::optional<ApiError> HttpApi::side_opened(std::uint64_t session, Time now) {
+  const auto found = sockets_.find(session);
   if (found == sockets_.end()) return {};
   const auto wait = keys_.take_request(found->second, now);
   if (!wait && keys_.begin_session(found->second)) return {};
@@ -245,16 +240,12 @@ std::optional<ApiError> HttpApi::side_opened(std::uint64_t socket, Time now) {
       wait ? wait->count() : 1000};
 }
 
-void HttpApi::side_closed(std::uint64_t socket) {
-  if (const auto found = sockets_.find(socket); found != sockets_.end()) keys_.end_session(found->second);
+void HttpApi::side_closed(std::uint64_t session) {
+  if (const auto found = sockets_.find(session); found != sockets_.end()) keys_.end_session(found->second);
 }
 
-void HttpApi::socket_closed(std::uint64_t id) {
-  if (const auto early = upgrading_.find(id); early != upgrading_.end()) {
-    if (early->second.key) keys_.end_session(*early->second.key);
-    upgrading_.erase(early);
-  }
-  const auto found = sockets_.find(id);
+void HttpApi::socket_over(std::uint64_t session) {
+  const auto found = sockets_.find(session);
   if (found == sockets_.end()) return;
   keys_.end_session(found->second);
   sockets_.erase(found);
@@ -350,6 +341,8 @@ http::Response HttpApi::handle(http::Request& request, Time now) {
     }
     case Endpoint::voices:
       return manage_voices(request);
+    case Endpoint::sessions:
+      return erase_session(request, now);
     case Endpoint::secrets: {
       auto out = answer_client_secret(request.body, secrets_, owner_of(request), new_id(), std::time(nullptr));
       count(out.status);
@@ -383,35 +376,56 @@ http::Response HttpApi::start(http::Request& request, Endpoint endpoint, Time no
   }
   RequestHead head{new_id(), std::time(nullptr)};
   if (request.body.size() <= kLargeBytes || !replies_.help) {
-    auto refused = begin(request, make(request, endpoint, std::move(head), spoken_), key, now);
+    auto refused = begin(request, make(request, endpoint, std::move(head), spoken_), key, owner_of(key), now);
     return refused ? std::move(*refused) : http::Response::given_later();
   }
-  auto whole = std::make_shared<http::Request>(std::move(request));
-  reading_[whole->id] = {key, {whole->method, whole->target, {}, whole->id, whole->headers}};
-  ++jobs_;
-  replies_.help([this, whole, endpoint, head]() -> Helper::Then {
-    auto made = std::make_shared<Made>(guarded<Made>([&] { return make(*whole, endpoint, head, spoken_); }));
-    return [this, id = whole->id, made](Time then) { was_read(id, std::move(*made), then); };
+  const auto id = request.id;
+  const auto is_left = begin_job(request, key, true);
+  auto read = [this, id, endpoint, head, is_left,
+               whole = std::make_shared<http::Request>(std::move(request))]() -> Helper::Then {
+    auto made = std::make_shared<Made>(tl::unexpected(ApiError{}));
+    if (!*is_left) *made = make(*whole, endpoint, head, spoken_);
+    return [this, id, made](Time then) { was_read(id, std::move(*made), then); };
+  };
+  replies_.help(std::move(read), [this, id](Time then) {
+    was_read(id, tl::unexpected(ApiError{500, "the request could not be read", {}, "internal"}), then);
   });
   return http::Response::given_later();
 }
 
 /// Too many large requests wait for the helper. What a client has left behind counts: its body is still there.
 std::optional<http::Response> HttpApi::refuse_if_busy(const http::Request& request) {
-  if (jobs_ < kJobsMax) return {};
+  if (jobs_.size() < kJobsMax) return {};
   return refuse(request, {503, "too many large requests are being read", {}, "overloaded", 1000});
 }
 
+/// @return whether its client has gone: for the helper's thread
+std::shared_ptr<std::atomic<bool>> HttpApi::begin_job(http::Request& request, std::optional<KeyId> key,
+                                                      bool opens_session) {
+  auto is_left = std::make_shared<std::atomic<bool>>(false);
+  http::Request head{request.method, request.target, {}, request.id, request.headers, std::move(request.counted)};
+  jobs_[request.id] = {key, opens_session, std::move(head), is_left};
+  return is_left;
+}
+
+/// @return nothing when its client has gone
+std::optional<HttpApi::Job> HttpApi::end_job(std::uint64_t id) {
+  auto job = std::move(jobs_.extract(id).mapped());
+  if (*job.is_left) return {};
+  return job;
+}
+
 /// Begins the session of a request that was read. @return an answer that refuses it
+/// @param key  whose session it counts as. @param owner  who asks
 std::optional<http::Response> HttpApi::begin(const http::Request& request, Made made, std::optional<KeyId> key,
-                                             Time now) {
+                                             const std::string& owner, Time now) {
   if (!made) {
     if (key) keys_.end_session(*key);
     return refuse(request, made.error());
   }
   const auto id = request.id;
   auto& started = *running_.emplace(id, Running{std::move(*made), key, common_headers(request)}).first->second.request;
-  sessions_.client_opened(id, now, {.of_file = started.is_of_file(), .owner = key ? keys_.name(*key) : ""});
+  sessions_.client_opened(id, now, {.of_file = started.is_of_file(), .owner = owner});
   try {
     started.start();
   } catch (...) {  // no memory: the server answers, and nothing of it may stay
@@ -424,17 +438,23 @@ std::optional<http::Response> HttpApi::begin(const http::Request& request, Made 
 }
 
 void HttpApi::was_read(std::uint64_t id, Made made, Time now) {
-  --jobs_;
-  const auto found = reading_.find(id);
-  if (found == reading_.end()) return;  // its client has gone
-  const auto reading = std::move(found->second);
-  reading_.erase(found);
+  const auto job = end_job(id);
+  if (!job) return;
   try {
-    if (auto refused = begin(reading.request, std::move(made), reading.key, now))
+    if (auto refused = begin(job->request, std::move(made), job->key, owner_of(job->key), now))
       replies_.respond(id, std::move(*refused));
   } catch (const std::exception& e) {
-    replies_.respond(id, refuse(reading.request, {500, e.what(), {}, "internal"}));
+    replies_.respond(id, refuse(job->request, {500, e.what(), {}, "internal"}));
   }
+}
+
+/// It is no session of its key, and needs no place.
+http::Response HttpApi::erase_session(const http::Request& request, Time now) {
+  if (draining_) return refuse(request, {503, "the gateway is going away", {}, "unavailable"});
+  Made made =
+      std::make_unique<EraseRequest>(request.path().substr(kSessionsPath.size()), request.header(kSessionTokenHeader));
+  auto refused = begin(request, std::move(made), {}, owner_of(request), now);
+  return refused ? std::move(*refused) : http::Response::given_later();
 }
 
 /// The disk may make it wait.
@@ -442,26 +462,35 @@ http::Response HttpApi::manage_voices(http::Request& request) {
   if (auto busy = refuse_if_busy(request)) return std::move(*busy);
   const auto owner = owner_of(request);
   const auto headers = common_headers(request);
-  auto whole = std::make_shared<http::Request>(std::move(request));
-  const auto work = [this, whole, owner, headers]() -> http::Response {
-    auto out = answer_voices(*whole, voices_, owner, std::time(nullptr));
+  const auto work = [this, owner, headers](http::Request& whole) {
+    auto out = answer_voices(whole, voices_, owner, std::time(nullptr));
     for (const auto& header : headers) out.headers.push_back(header);
     return out;
   };
   if (!replies_.help) {
-    auto out = work();
+    auto out = work(request);
     count(out.status);
     return out;
   }
-  ++jobs_;
-  replies_.help([this, id = whole->id, work]() -> Helper::Then {
-    auto done = guarded<ApiResult<http::Response>>(work);
-    auto answer = std::make_shared<http::Response>(done ? *std::move(done) : error_response(done.error()));
-    return [this, id, answer](Time) {
-      --jobs_;
-      count(answer->status);
-      replies_.respond(id, std::move(*answer));
-    };
+  const auto id = request.id;
+  const bool is_wanted = request.method == "DELETE";  // whether or not somebody waits for the answer
+  const auto is_left = begin_job(request, {}, false);
+  const auto answer = [this](std::uint64_t id, http::Response response) {
+    const auto job = end_job(id);
+    if (!job) return;
+    count(response.status);
+    replies_.respond(id, std::move(response));
+  };
+  auto manage = [id, is_wanted, is_left, work, answer,
+                 whole = std::make_shared<http::Request>(std::move(request))]() -> Helper::Then {
+    auto made = std::make_shared<http::Response>();
+    if (is_wanted || !*is_left) *made = work(*whole);
+    return [id, made, answer](Time) { answer(id, std::move(*made)); };
+  };
+  replies_.help(std::move(manage), [id, answer, headers](Time) {
+    auto failed = error_response({500, "voices could not be read or written", {}, "internal"});
+    for (const auto& header : headers) failed.headers.push_back(header);
+    answer(id, std::move(failed));
   });
   return http::Response::given_later();
 }
@@ -542,23 +571,23 @@ void HttpApi::end(ClientId id, Time now) {
 }
 
 void HttpApi::gone(std::uint64_t id, Time now) {
-  if (const auto reading = reading_.find(id); reading != reading_.end()) {
+  if (const auto early = upgrading_.find(id); early != upgrading_.end()) {
+    if (early->second.key && !early->second.resumes) keys_.end_session(*early->second.key);
+    upgrading_.erase(early);
+    return;
+  }
+  if (const auto found = jobs_.find(id); found != jobs_.end()) {
+    auto& job = found->second;
     ++counters_.left;
-    if (reading->second.key) keys_.end_session(*reading->second.key);
-    reading_.erase(reading);
+    if (job.key) keys_.end_session(*job.key);
+    job.key = {};
+    job.opens_session = false;
+    *job.is_left = true;
     return;
   }
   if (!running_.contains(id)) return;
   ++counters_.left;
   end(id, now);
-}
-
-void HttpApi::on_tick(Time now) {
-  std::erase_if(upgrading_, [&](const auto& entry) {
-    const bool over = now - entry.second.since > kUpgradeTime;
-    if (over && entry.second.key) keys_.end_session(*entry.second.key);
-    return over;
-  });
 }
 
 }  // namespace parlando::gateway

@@ -1,6 +1,7 @@
 #pragma once
 /// The OpenAI-compatible HTTP API: routes, who may use them, and the requests under way, each a client of the sessions.
 /// No sockets and no threads; `gateway_core.hpp` gives it both. README.md lists the endpoints.
+#include <atomic>
 #include <set>
 
 #include "services/gateway/client_secrets.hpp"
@@ -19,12 +20,12 @@ struct HttpReplies {
   std::function<bool(std::uint64_t)> finish;
   std::function<void(std::uint64_t)> abort;
   /// Reads a large body elsewhere; what that gives is done here, later. None: it is read at once.
-  std::function<void(Helper::Work)> help = {};
+  std::function<void(Helper::Work, Helper::Then failed)> help = {};
 };
 
-enum class Endpoint { chat, speech, transcriptions, models, voices, secrets, other };
-inline constexpr std::array<std::string_view, 7> kEndpointNames{"chat",   "speech",  "transcriptions", "models",
-                                                                "voices", "secrets", "other"};
+enum class Endpoint { chat, speech, transcriptions, models, voices, secrets, sessions, other };
+inline constexpr std::array<std::string_view, 8> kEndpointNames{"chat",   "speech",  "transcriptions", "models",
+                                                                "voices", "secrets", "sessions",       "other"};
 
 /// Who may do what, and what is kept for them.
 struct HttpApiSetup {
@@ -58,18 +59,19 @@ class HttpApi {
   /// Is this path ours? Others are the page's.
   static bool serves(std::string_view path);
   /// See http::RequestHandlers; WebSockets of the page and of Realtime, too.
-  std::optional<http::Response> admit(const http::Request& request, std::size_t& body_bytes_max, Time now);
+  std::optional<http::Response> admit(const http::Request& request, http::Admission& admission, Time now);
   /// @param request  its body is taken
   http::Response handle(http::Request& request, Time now);
   http::Response shape(const http::Request& request, http::Response given) const;
   void gone(std::uint64_t id, Time now);
-  /// A WebSocket of a key counts as one of its sessions, from its admission on.
+  /// A WebSocket of a key counts as one of its sessions, from its admission on until `socket_over`, under its number.
+  /// One that resumes a session does not: that session counts already, under the number of its first socket.
   SocketRights socket_opened(std::uint64_t id);
-  void socket_closed(std::uint64_t id);
+  void socket_over(std::uint64_t session);
   /// A conversation beside that of a WebSocket is a request and a session of its key like any other.
   /// @return why it may not be; else `side_closed` follows
-  std::optional<ApiError> side_opened(std::uint64_t socket, Time now);
-  void side_closed(std::uint64_t socket);
+  std::optional<ApiError> side_opened(std::uint64_t session, Time now);
+  void side_closed(std::uint64_t session);
 
   bool has(ClientId id) const { return running_.contains(id); }
   void on_action(ToClient& action, Time now);
@@ -77,10 +79,11 @@ class HttpApi {
   void pump(Time now);
   /// `pump` has more to do.
   bool wants_to_say() const { return !talking_.empty(); }
-  void on_tick(Time now);
   void drain() { draining_ = true; }
 
-  std::size_t running() const { return running_.size() + reading_.size(); }
+  std::size_t running() const { return running_.size(); }
+  /// Bodies that are read elsewhere, also of clients that have gone.
+  std::size_t reading() const { return jobs_.size(); }
   const HttpApiCounters& counters() const { return counters_; }
 
  private:
@@ -92,8 +95,8 @@ class HttpApi {
   /// A WebSocket that was admitted and is not open yet: its place is kept.
   struct Upgrading {
     std::optional<KeyId> key;
-    Time since;
-    bool opens_session = false;
+    bool opens_session = false;  ///< it needs a place at a controller
+    bool resumes = false;        ///< its session counts already
     std::string session = {};
   };
   /// Whom a request comes from.
@@ -101,22 +104,28 @@ class HttpApi {
     std::optional<KeyId> key;
     std::optional<SecretClaims> secret;  ///< instead of a key
   };
-  /// A request whose body is being read elsewhere.
-  struct Reading {
-    std::optional<KeyId> key;
-    http::Request request;  ///< without its body
+  /// A request that the helper has. It stays when its client goes, because its body does.
+  struct Job {
+    std::optional<KeyId> key;  ///< whose session it is; of one that has gone: none
+    bool opens_session = false;
+    http::Request request;                       ///< without its body, which is counted here
+    std::shared_ptr<std::atomic<bool>> is_left;  ///< its client has gone: nothing has to be made of it
   };
   Caller caller_of(const http::Request& request) const;
   std::string owner_of(const http::Request& request) const;
+  std::string owner_of(std::optional<KeyId> key) const;
   std::optional<http::Response> admit_key(const http::Request& request, Time now);
   std::optional<http::Response> admit_socket(const http::Request& request, Time now);
   std::optional<http::Response> refuse_if_full(const http::Request& request, Time now);
   http::Response start(http::Request& request, Endpoint endpoint, Time now);
   using Made = ApiResult<std::unique_ptr<HttpRequest>>;
   static Made make(const http::Request& request, Endpoint endpoint, RequestHead head, SpokenAnswers& spoken);
-  std::optional<http::Response> begin(const http::Request& request, Made made, std::optional<KeyId> key, Time now);
+  std::optional<http::Response> begin(const http::Request& request, Made made, std::optional<KeyId> key,
+                                      const std::string& owner, Time now);
+  http::Response erase_session(const http::Request& request, Time now);
   void was_read(std::uint64_t id, Made made, Time now);
-  std::size_t jobs_ = 0;  ///< requests that the helper has, also of clients that have gone
+  std::shared_ptr<std::atomic<bool>> begin_job(http::Request& request, std::optional<KeyId> key, bool opens_session);
+  std::optional<Job> end_job(std::uint64_t id);
   http::Response manage_voices(http::Request& request);
   http::Response models(std::string_view path) const;
   std::optional<http::Response> refuse_if_busy(const http::Request& request);
@@ -137,9 +146,9 @@ class HttpApi {
   std::int64_t started_;  ///< Unix time
   std::map<ClientId, Running> running_;
   std::set<ClientId> talking_;
-  std::map<ClientId, Reading> reading_;
+  std::map<std::uint64_t, Job> jobs_;  ///< by their request
   std::map<std::uint64_t, Upgrading> upgrading_;
-  std::map<std::uint64_t, KeyId> sockets_;
+  std::map<std::uint64_t, KeyId> sockets_;  ///< by the number of their first one
   SpokenAnswers spoken_;
   bool draining_ = false;
   HttpApiCounters counters_;

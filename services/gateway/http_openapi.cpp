@@ -153,6 +153,42 @@ std::string_view openapi_document() {
     }
    }
   },
+  "/v1/sessions/{session}": {
+   "parameters": [
+    {"name": "session", "in": "path", "required": true, "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}},
+    {
+     "name": "X-Session-Token",
+     "in": "header",
+     "required": true,
+     "description": "As `opened` of /v1/dialogue has told it",
+     "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}
+    }
+   ],
+   "delete": {
+    "operationId": "deleteSession",
+    "summary": "Everything that was said in it is deleted, for good",
+    "responses": {
+     "200": {
+      "description": "It is gone",
+      "content": {
+       "application/json": {
+        "schema": {
+         "type": "object",
+         "required": ["object", "id", "deleted", "turns"],
+         "properties": {
+          "object": {"type": "string", "const": "session.deleted"},
+          "id": {"type": "string"},
+          "deleted": {"type": "boolean", "const": true},
+          "turns": {"type": "integer", "minimum": 0}
+         }
+        }
+       }
+      }
+     },
+     "default": {"$ref": "#/components/responses/Error"}
+    }
+   }
+  },
   "/v1/realtime/client_secrets": {
    "post": {
     "operationId": "createClientSecret",

@@ -2,6 +2,7 @@
 
 #include "common/base/random_id.hpp"
 #include "services/gateway/realtime_beta.hpp"
+#include "services/gateway/realtime_query.hpp"
 
 namespace parlando::gateway {
 
@@ -9,62 +10,10 @@ namespace {
 
 // Conversations beside that of a socket have numbers that no socket has.
 constexpr ClientId kSide = ClientId{1} << 63;
-constexpr std::size_t kModelMax = 200;
 constexpr int kPrefixBytes = 8;
 constexpr int kMessagesAtOnce = 8;
 constexpr std::size_t kSliceBytes = 64u << 10;  // of a large append, told to a conversation at a time
-constexpr std::uint16_t kGoingAway = 1001, kPolicy = 1008, kTryLater = 1013;
-
-int hex_digit(char c) {
-  return c >= '0' && c <= '9'   ? c - '0'
-         : c >= 'a' && c <= 'f' ? c - 'a' + 10
-         : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                : -1;
-}
-
-/// Of a query: "%20" and "+" are characters again.
-std::string decoded(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const bool escaped =
-        text[i] == '%' && i + 2 < text.size() && hex_digit(text[i + 1]) >= 0 && hex_digit(text[i + 2]) >= 0;
-    if (escaped) {
-      out += static_cast<char>(hex_digit(text[i + 1]) * 16 + hex_digit(text[i + 2]));
-      i += 2;
-    } else {
-      out += text[i] == '+' ? ' ' : text[i];
-    }
-  }
-  return out;
-}
-
-/// Calls `f` with each name and value of a target's query.
-template <class F>
-void each_field(std::string_view target, F f) {
-  const auto query = target.find('?');
-  auto rest = query == std::string_view::npos ? std::string_view() : target.substr(query + 1);
-  while (!rest.empty()) {
-    const auto pair = rest.substr(0, rest.find('&'));
-    rest.remove_prefix(std::min(pair.size() + 1, rest.size()));
-    const auto name = pair.substr(0, pair.find('='));
-    f(name, decoded(pair.substr(std::min(name.size() + 1, pair.size()))));
-  }
-}
-
-/// What the resume extension reads of it.
-struct ResumeFields {
-  bool resumable = false;
-  std::string token, after;
-};
-ResumeFields resume_fields(std::string_view target) {
-  ResumeFields out;
-  each_field(target, [&](std::string_view name, const std::string& value) {
-    if (name == "resumable") out.resumable = value == "true";
-    if (name == "resume") out.token = value;
-    if (name == "after") out.after = value;
-  });
-  return out;
-}
+constexpr std::uint16_t kGoingAway = 1001, kPolicy = 1008, kInternal = 1011, kTryLater = 1013;
 
 /// Of an event's id; 0: of none.
 std::uint64_t number_of(const std::string& event_id) {
@@ -76,15 +25,6 @@ std::uint64_t number_of(const std::string& event_id) {
 }
 
 }  // namespace
-
-RealtimeOptions realtime_options(std::string_view target) {
-  RealtimeOptions out;
-  each_field(target, [&](std::string_view name, const std::string& value) {
-    if (name == "model" && !value.empty()) out.model = value.substr(0, kModelMax);
-    if (name == "intent") out.transcription = value == "transcription";
-  });
-  return out;
-}
 
 RealtimeSockets::Socket* RealtimeSockets::find(std::uint64_t wire) {
   const auto found = by_wire_.find(wire);
@@ -103,14 +43,15 @@ void RealtimeSockets::opened(std::uint64_t id, const RealtimeUpgrade& upgrade, T
   options.admit_side = [this, id]() -> std::optional<RealtimeError> {
     const auto found = sockets_.find(id);
     if (!wire_.admit_side || found == sockets_.end()) return {};
-    return wire_.admit_side(found->second->wire);
+    return wire_.admit_side(id);
   };
   auto& socket = *sockets_.emplace(id, std::make_unique<Socket>(id, std::move(options))).first->second;
   by_wire_[id] = id;
   socket.beta = upgrade.beta;
   socket.owner = upgrade.owner;
+  socket.share = upgrade.share;
   socket.translator.start();
-  if (asked.resumable && (!wire_.reserve || wire_.reserve(kKeptBytesMax))) keep(socket, now);
+  if (asked.resumable && reserve(kKeptBytesMax, {})) keep(socket, now);
   pump(socket, now);
 }
 
@@ -183,13 +124,16 @@ void RealtimeSockets::closed(std::uint64_t wire, Time now) {
 
 void RealtimeSockets::drop(Socket& socket, Time now) {
   while (!socket.talks.empty()) end(socket, socket.talks.begin()->first, now);
-  if (socket.large && socket.large->append) release(socket.large->reserved);  // what is being read releases itself
+  if (socket.large && socket.large->append)
+    release(socket.large->reserved, socket.share);  // what is being read releases itself
   if (socket.kept) {
-    release(kKeptBytesMax);
+    release(kKeptBytesMax, {});
     by_token_.erase(socket.kept->token.digest);
   }
   by_wire_.erase(socket.wire);
-  sockets_.erase(socket.id);
+  const auto id = socket.id;
+  sockets_.erase(id);
+  if (wire_.over) wire_.over(id);
 }
 
 // ------------------------------------------------------------------------------------------------ both ways
@@ -207,36 +151,48 @@ void RealtimeSockets::message(std::uint64_t wire, std::string_view data, bool bi
 
 void RealtimeSockets::read_large(Socket& socket, std::string_view data) {
   const auto bytes = 2 * data.size();  // its text, and what is made of it
-  if (wire_.reserve && !wire_.reserve(bytes)) {
+  if (!reserve(bytes, socket.share)) {
     socket.closing = true;
     return wire_.close(socket.wire, kTryLater, "too many large messages are being received");
   }
   socket.large = Large{{}, 0, bytes};
   review(socket);
-  wire_.help([this, id = socket.id, text = std::make_shared<std::string>(data), bytes]() -> Helper::Then {
+  const auto id = socket.id;
+  auto read = [this, id, text = std::make_shared<std::string>(data), bytes, share = socket.share]() -> Helper::Then {
     std::shared_ptr<const Realtime::Append> append;
-    try {
-      if (auto read = Realtime::read_append(*text)) {
-        append = std::make_shared<const Realtime::Append>(*std::move(read));
-        text->clear();
-        text->shrink_to_fit();
-      }
-    } catch (const std::bad_alloc&) {  // the gateway's thread reads it, or says that it cannot
+    if (auto read = Realtime::read_append(*text)) {
+      append = std::make_shared<const Realtime::Append>(*std::move(read));
+      text->clear();
+      text->shrink_to_fit();
     }
-    return [this, id, append, text, bytes](Time now) { was_read(id, append, *text, bytes, now); };
-  });
+    return [this, id, append, text, bytes, share](Time now) { was_read(id, append, *text, bytes, share, now); };
+  };
+  wire_.help(std::move(read),
+             [this, id, bytes, share = socket.share](Time now) { was_not_read(id, bytes, share, now); });
+}
+
+/// Reading it threw: there was no memory for it.
+void RealtimeSockets::was_not_read(std::uint64_t id, std::size_t reserved, const std::string& share, Time now) {
+  release(reserved, share);
+  const auto found = sockets_.find(id);
+  if (found == sockets_.end()) return;
+  auto& socket = *found->second;
+  socket.large.reset();
+  if (!std::exchange(socket.closing, true) && socket.wire != 0)
+    wire_.close(socket.wire, kInternal, "a message could not be read");
+  pump(socket, now);
 }
 
 void RealtimeSockets::was_read(std::uint64_t id, std::shared_ptr<const Realtime::Append> append,
-                               const std::string& text, std::size_t reserved, Time now) {
+                               const std::string& text, std::size_t reserved, const std::string& share, Time now) {
   const auto found = sockets_.find(id);
-  if (found == sockets_.end()) return release(reserved);
+  if (found == sockets_.end()) return release(reserved, share);
   auto& socket = *found->second;
   if (append) {
     socket.large->append = std::move(append);
   } else {
     socket.large.reset();
-    release(reserved);
+    release(reserved, share);
     if (!socket.closing) socket.translator.client_message(socket.beta ? from_beta(text) : text, false);
   }
   pump(socket, now);
@@ -256,7 +212,7 @@ void RealtimeSockets::feed_large(Socket& socket) {
     hungry_.insert(socket.id);
     return;
   }
-  release(large.reserved);
+  release(large.reserved, socket.share);
   socket.large.reset();
 }
 
@@ -274,7 +230,7 @@ void RealtimeSockets::end(Socket& socket, int talk, Time now) {
   talks_.erase(client);
   socket.talks.erase(found);
   sessions_.client_closed(client, now);
-  if (talk != 0 && wire_.side_over) wire_.side_over(socket.wire);
+  if (talk != 0 && wire_.side_over) wire_.side_over(socket.id);
 }
 
 /// Tells a conversation what waits for it, a few messages: between them it is seen whether it takes more.

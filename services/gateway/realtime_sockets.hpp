@@ -25,12 +25,15 @@ struct RealtimeWire {
   std::function<void(std::uint64_t socket, std::uint16_t code, std::string reason)> close;
   std::function<void(std::uint64_t socket, bool read)> read;
   // All of these are optional.
-  std::function<void(Helper::Work)> help = {};          ///< reads large messages elsewhere
-  std::function<bool(std::size_t bytes)> reserve = {};  ///< memory for them, and for resumable sockets
-  std::function<void(std::size_t bytes)> release = {};
-  /// A conversation beside the socket's own is a session of its key. Why it may not be; else `side_over` follows.
-  std::function<std::optional<RealtimeError>(std::uint64_t socket)> admit_side = {};
-  std::function<void(std::uint64_t socket)> side_over = {};
+  std::function<void(Helper::Work, Helper::Then failed)> help = {};  ///< reads large messages elsewhere
+  /// Memory for them, and for resumable sockets. @param share  whose it is; empty: nobody's
+  std::function<bool(std::size_t bytes, const std::string& share)> reserve = {};
+  std::function<void(std::size_t bytes, const std::string& share)> release = {};
+  // What follows counts sessions of a key. A session has the number of its first socket, wherever it goes on.
+  /// A conversation beside the socket's own is one, too. Why it may not be; else `side_over` follows.
+  std::function<std::optional<RealtimeError>(std::uint64_t session)> admit_side = {};
+  std::function<void(std::uint64_t session)> side_over = {};
+  std::function<void(std::uint64_t session)> over = {};  ///< nothing is left of it
 };
 
 /// What a socket was opened with.
@@ -39,11 +42,9 @@ struct RealtimeUpgrade {
   std::int64_t expires_at = 0;  ///< Unix time
   std::string session = {};     ///< JSON of a `session`, which a client secret brings; empty: none
   std::string owner = {};       ///< whose key it is
+  std::string share = {};       ///< whose memory its large messages are
   bool beta = false;            ///< it speaks the names of the beta
 };
-
-/// `model` and `intent` of a request's target; whatever else it has is no concern of translators.
-RealtimeOptions realtime_options(std::string_view target);
 
 struct RealtimeCounters {
   std::uint64_t errors = 0;                    ///< events that were answered by an `error`
@@ -106,7 +107,7 @@ class RealtimeSockets {
     SoundDue due;
     std::optional<Large> large;
     std::optional<Kept> kept;
-    std::string owner;
+    std::string owner, share;
     bool beta = false;
     bool unread = false;  ///< it is read no further for now
     bool closing = false;
@@ -117,7 +118,8 @@ class RealtimeSockets {
   void keep(Socket& socket, Time now);
   void read_large(Socket& socket, std::string_view data);
   void was_read(std::uint64_t id, std::shared_ptr<const Realtime::Append> append, const std::string& text,
-                std::size_t reserved, Time now);
+                std::size_t reserved, const std::string& share, Time now);
+  void was_not_read(std::uint64_t id, std::size_t reserved, const std::string& share, Time now);
   void feed_large(Socket& socket);
   void drop(Socket& socket, Time now);
   void pump(Socket& socket, Time now);
@@ -126,8 +128,9 @@ class RealtimeSockets {
   void end(Socket& socket, int talk, Time now);
   void feed(Socket& socket, Talk& talk, Time now);
   void review(Socket& socket);
-  void release(std::size_t bytes) {
-    if (wire_.release) wire_.release(bytes);
+  bool reserve(std::size_t bytes, const std::string& share) { return !wire_.reserve || wire_.reserve(bytes, share); }
+  void release(std::size_t bytes, const std::string& share) {
+    if (wire_.release) wire_.release(bytes, share);
   }
 
   Sessions& sessions_;

@@ -22,7 +22,9 @@ namespace {
 
 constexpr int kRate = 24000;  // Hz, of what is kept
 constexpr std::size_t kDescriptionBytesMax = 64 << 10;
-constexpr float kSilence = 1e-3f;  // as the tts service judges recordings
+constexpr std::string_view kGone = ".gone";   // behind the name of a voice that is being deleted
+constexpr std::chrono::minutes kUnderWay{1};  // a hidden folder that is older belongs to nobody
+constexpr float kSilence = 1e-3f;             // as the tts service judges recordings
 
 std::string new_id(const std::string& owner) {
   constexpr int kRandomBytes = (kVoiceDigits - kOwnerDigits) / 2;
@@ -74,7 +76,27 @@ Result<std::vector<float>> read_recording(const std::string& bytes) {
   return wave;
 }
 
+/// Of a voice that is not one yet, or no more.
+bool is_hidden_voice(std::string_view name) {
+  if (!name.starts_with('.')) return false;
+  name.remove_prefix(1);
+  if (name.ends_with(kGone)) name.remove_suffix(kGone.size());
+  return is_voice_id(name);
+}
+
 }  // namespace
+
+void VoiceStore::sweep() const {
+  std::error_code ignored;
+  std::vector<fs::path> old;
+  const auto now = fs::file_time_type::clock::now();
+  for (auto at = fs::directory_iterator(folder_, ignored); at != fs::directory_iterator(); at.increment(ignored)) {
+    if (!is_hidden_voice(at->path().filename().string())) continue;
+    const auto written = fs::last_write_time(at->path(), ignored);
+    if (!ignored && now - written > kUnderWay) old.push_back(at->path());
+  }
+  for (const auto& folder : old) fs::remove_all(folder, ignored);
+}
 
 Result<StoredVoice> VoiceStore::read(const fs::path& folder) const {
   PARLANDO_TRY(const auto text, read_file(folder / "voice.json", kDescriptionBytesMax));
@@ -146,7 +168,7 @@ Result<StoredVoice> VoiceStore::find(const std::string& id, const std::string& o
 
 Result<void> VoiceStore::remove(const std::string& id, const std::string& owner) const try {
   PARLANDO_TRY(const auto voice, find(id, owner));
-  const auto hidden = folder_ / ("." + voice.id + ".gone");
+  const auto hidden = folder_ / fmt::format(".{}{}", voice.id, kGone);
   fs::rename(folder_ / voice.id, hidden);
   sync_folder(folder_);
   fs::remove_all(hidden);

@@ -31,6 +31,8 @@ class VoiceStore {
   /// @param folder  made when it is missing; empty: no voices are kept. @param per_owner_max  voices of one key
   VoiceStore(std::string folder, int per_owner_max) : folder_(std::move(folder)), per_owner_max_(per_owner_max) {}
   bool is_kept() const { return !folder_.empty(); }
+  /// Deletes what a crash has left of voices that were being made or deleted. Before anything else is asked for.
+  void sweep() const;
 
   /// @error Errc::bad_format, Errc::invalid_argument, Errc::no_speech: the recording; Errc::overloaded: as many as may
   /// be; Errc::io

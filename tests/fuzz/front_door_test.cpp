@@ -72,6 +72,9 @@ std::vector<std::string> dialogue_messages() {
       R"({"type":"utter","text":"say this"})",
       R"({"type":"truncate","turn":1,"samples":100})",
       R"({"type":"forget","turn":1,"part":"all"})",
+      R"({"type":"erase"})",
+      R"({"type":"erase","session":"00000000000000070000000000000009","token":"0123456789abcdef0123456789abcdef"})",
+      R"({"type":"open","session":"00000000000000070000000000000009","token":"0123456789abcdef0123456789abcdef"})",
       R"({"type":"resume","session":"0123456789abcdef0123456789abcdef","token":"0123456789abcdef0123456789abcdef"})"};
 }
 
@@ -130,6 +133,7 @@ std::vector<std::string> requests() {
               form_type),
       request("GET", "/v1/audio/voices"),
       request("DELETE", "/v1/audio/voices/voice_0123456789abcdef0123456789abcdef"),
+      request("DELETE", "/v1/sessions/00000000000000070000000000000009"),
       request("POST", "/v1/realtime/client_secrets", R"({"session":{"type":"realtime","instructions":"x"}})"),
       request("GET", "/v1/models"),
       request("GET", "/v1/models/parlando-chat"),
@@ -349,7 +353,8 @@ struct Play {
   }
   void answer() {
     for (auto& m : std::exchange(door.sent, {})) {
-      if (m.head.type == MessageType::open || m.head.type == MessageType::attach) open.push_back(m.head);
+      if (m.head.type == MessageType::open || m.head.type == MessageType::attach || m.head.type == MessageType::erase)
+        open.push_back(m.head);
     }
     while (open.size() > 64) open.pop_front();
     if (open.empty()) return;

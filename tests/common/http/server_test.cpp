@@ -129,12 +129,13 @@ struct LateWorld : World {
   explicit LateWorld(Limits limits = {}) : World(std::move(limits)) {
     on_request = [this](const Request& r) {
       asked.push_back(r);
+      if (!keeps_bodies) asked.back().counted.reset();
       return Response::given_later();
     };
     RequestHandlers handlers;
     handlers.gone = [this](std::uint64_t id) { gone.push_back(id); };
-    handlers.admit = [this](const Request& r, std::size_t& most) -> std::optional<Response> {
-      return on_admit ? on_admit(r, most) : std::nullopt;
+    handlers.admit = [this](const Request& r, Admission& admission) -> std::optional<Response> {
+      return on_admit ? on_admit(r, admission) : std::nullopt;
     };
     handlers.shape = [](const Request& r, Response given) {
       given.body = "shaped " + std::string(r.path()) + ": " + given.body;
@@ -155,7 +156,8 @@ struct LateWorld : World {
   }
   std::vector<Request> asked;
   std::vector<std::uint64_t> gone;
-  std::function<std::optional<Response>(const Request&, std::size_t&)> on_admit;
+  bool keeps_bodies = false;
+  std::function<std::optional<Response>(const Request&, Admission&)> on_admit;
 };
 
 BOOST_AUTO_TEST_SUITE(later_answers)
@@ -312,9 +314,9 @@ BOOST_AUTO_TEST_CASE(a_request_is_refused_by_its_header_alone) {
   Limits limits;
   limits.body_bytes_max = 1000;
   LateWorld world(limits);
-  world.on_admit = [](const Request& r, std::size_t& most) -> std::optional<Response> {
+  world.on_admit = [](const Request& r, Admission& admission) -> std::optional<Response> {
     if (r.path() == "/no") return Response{401, "text/plain", "who are you"};
-    if (r.path() == "/small") most = 10;
+    if (r.path() == "/small") admission.body_bytes_max = 10;
     return {};
   };
   const auto refused = world.ask(world.line("POST /no", "Content-Length: 500\r\n"));
@@ -354,6 +356,64 @@ BOOST_AUTO_TEST_CASE(all_bodies_together_have_a_limit) {
   second.close();
   BOOST_REQUIRE(world.until([&] { return world.gone.size() == 1; }));
   auto third = world.request(world.line("POST /", "Content-Length: 100000\r\n") + std::string(100'000, 'x'));
+}
+
+BOOST_AUTO_TEST_CASE(a_body_counts_as_long_as_somebody_keeps_it) {
+  LateWorld world;
+  world.keeps_bodies = true;
+  auto client = world.request(world.line("POST /", "Content-Length: 100000\r\n") + std::string(100'000, 'x'));
+  client.close();
+  BOOST_REQUIRE(world.until([&] { return world.gone.size() == 1; }));
+  BOOST_TEST(world.server->reserved_bytes() == 100'000u);
+  world.asked.clear();
+  BOOST_TEST(world.server->reserved_bytes() == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(one_client_has_a_share_of_all_bodies) {
+  Limits limits;
+  limits.bodies_bytes_max = 1'000'000;
+  limits.bodies_bytes_per_client_max = 150'000;
+  LateWorld world(limits);
+  world.on_admit = [](const Request& r, Admission& admission) -> std::optional<Response> {
+    if (const auto key = r.header("x-key"); !key.empty()) admission.share = key;
+    return {};
+  };
+  const auto post = [&](const std::string& key) {
+    return world.line("POST /", "Content-Length: 100000\r\n" + key) + std::string(100'000, 'x');
+  };
+  const std::string anna = "X-Key: anna\r\n", ben = "X-Key: ben\r\n";
+  auto first = world.request(post(anna));
+  BOOST_TEST(has(world.ask(world.line("POST /", "Content-Length: 100000\r\n" + anna)), "503 "));
+  auto other = world.request(post(ben));
+  auto nobody = world.request(post({}));  // its address has a share
+  BOOST_TEST(has(world.ask(world.line("POST /", "Content-Length: 100000\r\n")), "503 "));
+  BOOST_TEST(world.server->reserved_bytes() == 300'000u);
+  first.close();
+  BOOST_REQUIRE(world.until([&] { return world.gone.size() == 1; }));
+  auto again = world.request(post(anna));
+}
+
+BOOST_AUTO_TEST_CASE(an_admitted_upgrade_that_never_opens_is_told) {
+  LateWorld world;
+  std::vector<std::uint64_t> admitted;
+  world.on_admit = [&](const Request& r, Admission&) -> std::optional<Response> {
+    admitted.push_back(r.id);
+    return {};
+  };
+  const auto port = world.server->port();
+  auto without_key = Client::upgrade(port);
+  without_key.erase(without_key.find("Sec-WebSocket-Key"),
+                    std::string("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n").size());
+  world.ask(without_key);
+  world.ask(Client::upgrade(port, "Origin: https://elsewhere.example\r\n"));
+  world.ask(Client::upgrade(port, "Origin: http://localhost\r\nOrigin: http://localhost\r\n"));
+  world.ask(Client::upgrade(port, {}, "/no_socket"));
+  BOOST_REQUIRE(admitted.size() == 4u);
+  BOOST_TEST(world.gone == admitted);
+  auto good = world.join();
+  good.close();
+  BOOST_REQUIRE(world.until([&] { return world.server->sockets() == 0; }));
+  BOOST_TEST(world.gone.size() == 4u);
 }
 
 BOOST_AUTO_TEST_CASE(who_asks_before_sending_a_body_is_told_to) {
@@ -685,6 +745,43 @@ BOOST_AUTO_TEST_CASE(a_message_may_come_slowly_but_not_in_drops) {
   BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
 }
 
+/// Sends all of it, as the server takes it.
+void send_all(World& world, Client& client, std::string_view bytes) {
+  BOOST_REQUIRE(world.until([&] {
+    bytes.remove_prefix(client.send(bytes.substr(0, 32 << 10)));
+    return bytes.empty() || client.pump().ended;
+  }));
+}
+
+BOOST_AUTO_TEST_CASE(a_message_of_which_no_more_comes_is_cut_though_its_client_lives) {
+  World world({.message_bytes_max = 2 << 20, .body_time_max = 200ms, .idle_time_max = 60s});
+  std::uint64_t id = 0;
+  auto client = world.join(&id);
+  const auto frame = Client::encode(2, std::string(1'500'000, 'x'), false);
+  send_all(world, client, frame);
+  BOOST_TEST(world.until([&] {
+    if (!client.ended) client.send(Client::encode(10, "alive"));
+    return has(world.log[id], "closed");
+  }));
+  BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
+  BOOST_TEST(world.until([&] { return world.server->reserved_bytes() == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(what_came_quickly_earns_no_time_for_drops) {
+  World world({.message_bytes_max = 2 << 20, .body_time_max = 60s, .idle_time_max = 300ms});
+  std::uint64_t id = 0;
+  auto client = world.join(&id);
+  const auto frame = Client::encode(2, std::string(1'500'000, 'x'));  // a minute and a half at the slowest rate
+  const auto most = std::string_view(frame).substr(0, frame.size() - 1000);
+  send_all(world, client, most);
+  std::size_t at = most.size();
+  BOOST_TEST(world.until([&] {
+    if (!client.ended && at + 1 < frame.size()) client.send(std::string_view(frame).substr(at++, 1));
+    return has(world.log[id], "closed");
+  }));
+  BOOST_TEST(world.server->counters().closed_idle.value() == 1u);
+}
+
 BOOST_AUTO_TEST_CASE(large_messages_of_all_sockets_have_one_budget) {
   // A message's buffer has its size or up to twice as much, as it came: one fits whatever it has, two never do.
   constexpr std::size_t kBudget = 2'040'000;
@@ -715,6 +812,26 @@ BOOST_AUTO_TEST_CASE(large_messages_of_all_sockets_have_one_budget) {
   BOOST_TEST(world.received[b] == 0);
   second.close();
   BOOST_TEST(world.until([&] { return world.server->reserved_bytes() == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(large_messages_of_one_client_have_its_share) {
+  World world({.bodies_bytes_max = 8 << 20, .bodies_bytes_per_client_max = 2'040'000, .message_bytes_max = 1 << 20});
+  std::uint64_t a = 0, b = 0;
+  auto first = world.join(&a), second = world.join(&b);
+  world.log_messages = false;
+  const auto frame = Client::encode(2, std::string(1'000'000, 'x'));
+  send_all(world, first, std::string_view(frame).substr(0, frame.size() - 1));
+  BOOST_REQUIRE(world.until([&] { return world.server->reserved_bytes() >= 900'000; }));
+  BOOST_TEST(world.upgrades[a].share == world.upgrades[b].share);
+  BOOST_TEST(!world.server->reserve(1'200'000, world.upgrades[a].share));
+  BOOST_TEST(world.server->reserve(1'200'000, "somebody else"));
+  send_all(world, second, Client::encode(2, std::string(1'048'000, 'x')));
+  Client::Frame closing{};
+  BOOST_REQUIRE(world.until([&] {
+    if (const auto next = second.frame()) closing = *next;
+    return closing.opcode == 8;
+  }));
+  BOOST_TEST(closing.code() == 1013);
 }
 
 BOOST_AUTO_TEST_CASE(what_the_caller_keeps_counts_with_the_bodies) {
@@ -1480,6 +1597,34 @@ BOOST_AUTO_TEST_CASE(who_leaves_in_tls_while_an_answer_is_made_is_noticed) {
   BOOST_REQUIRE(world.until([&] { return client.pump(), asked == 1; }));
   client.close();
   BOOST_TEST(world.until([&] { return gone.size() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_request_that_came_together_with_the_former_is_answered_in_tls) {
+  SecureWorld world;
+  TlsClient client(world.server->port());
+  BOOST_REQUIRE(world.until([&] { return client.pump().is_secure(); }));
+  const auto get = [&](const std::string& path) {
+    return "GET " + path + " HTTP/1.1\r\nHost: localhost:" + std::to_string(world.server->port()) + "\r\n\r\n";
+  };
+  client.send_records({get("/one"), get("/two")});
+  BOOST_TEST(world.until([&] { return has(client.pump().in, "GET /two"); }));
+  // And one that takes its time.
+  client.send(get("/three"));
+  BOOST_TEST(world.until([&] { return has(client.pump().in, "GET /three"); }));
+}
+
+/// A read that has an alert to send waits behind a write that nobody takes, and outlives its connection.
+BOOST_AUTO_TEST_CASE(operations_of_a_cut_tls_socket_end_without_its_stream) {
+  SecureWorld world({.socket_stall_time_max = 200ms, .unsent_bytes_max = 32 << 20});
+  TlsClient client(world.server->port());
+  client.send(Client::upgrade(world.server->port()));
+  BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "101 "); }));
+  BOOST_REQUIRE(world.server->send(world.ids.at(0), std::string(16 << 20, 'x'), true));
+  const std::string bad_record = std::string("\x17\x03\x03\x00\x20", 5) + std::string(32, 'x');
+  client.raw().send(bad_record);
+  BOOST_REQUIRE(world.until([&] { return has(world.log[world.ids[0]], "closed"); }));
+  world.run(20ms);  // what was cancelled is called
+  BOOST_TEST(world.server->sockets() == 0u);
 }
 
 BOOST_AUTO_TEST_CASE(who_does_not_speak_tls_is_cut) {

@@ -39,6 +39,17 @@ class TlsClient {
     return *this;
   }
   void send(std::string_view bytes) { waiting_ += bytes; }
+  /// Each in a record of its own, all of them in one segment. After the handshake.
+  void send_records(std::initializer_list<std::string_view> records) {
+    std::string all;
+    char part[16384];
+    for (const auto record : records) SSL_write(ssl_, record.data(), static_cast<int>(record.size()));
+    for (int n = 0; (n = BIO_read(SSL_get_wbio(ssl_), part, sizeof(part))) > 0;)
+      all.append(part, static_cast<std::size_t>(n));
+    raw_.send(all);
+  }
+  /// What lies below TLS.
+  Client& raw() { return raw_; }
   bool is_secure() const { return SSL_is_init_finished(ssl_) == 1; }
   /// As browsers end a connection.
   void close() {

@@ -1,6 +1,8 @@
 /// What the front door refuses, holds back and keeps: places, budgets, slow readers, voices, secrets, resumed sockets.
+#include <condition_variable>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
 
 #include "common/audio/audio_file.hpp"
 #include "common/base/base64.hpp"
@@ -180,6 +182,108 @@ BOOST_AUTO_TEST_CASE(a_response_out_of_band_is_a_session_and_a_request_of_its_ke
   BOOST_REQUIRE(door.until([&] { return door.core.load() == 0; }));
 }
 
+BOOST_AUTO_TEST_CASE(an_upgrade_that_never_opens_gives_its_place_back_at_once) {
+  Door door(config_of_tests(), keys("sessions=1"));
+  auto controller = Door::controller();
+  controller.slots = 1;
+  door.core.on_peer(controller, transport::PeerState::changed, door.clock.now());
+  const auto port = door.core.listening_port();
+  auto without_key = Browser::upgrade(port, kKey, "/v1/realtime?model=m");
+  const auto at = without_key.find("Sec-WebSocket-Key");
+  without_key.erase(at, without_key.find("\r\n", at) + 2 - at);
+  const auto answer = door.ask(without_key);
+  BOOST_TEST(!answer.starts_with("HTTP/1.1 101"));
+  BOOST_TEST(
+      door.ask(Browser::upgrade(port, kKey + "Origin:\r\n", "/v1/realtime?model=m")).starts_with("HTTP/1.1 403"));
+  BOOST_TEST(Talker(door, "?model=m", kKey).is_open());
+}
+
+BOOST_AUTO_TEST_CASE(what_resumes_for_one_resumes_for_the_other) {
+  Door door(config_of_tests(), keys("sessions=1"));
+  auto controller = Door::controller();
+  controller.slots = 1;
+  door.core.on_peer(controller, transport::PeerState::changed, door.clock.now());
+  Talker first(door, "?model=m", kKey);
+  BOOST_TEST(first.is_open());
+  for (const std::string query : {"?resume=", "?resume=x&resume=", "?Resume=x", "?x=%3Fresume=x&resume"})
+    BOOST_TEST(Talker(door, query, kKey).answer.starts_with("HTTP/1.1 503"), query);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+BOOST_AUTO_TEST_SUITE(sessions_of_a_key)
+
+/// A lost resumable session, as the server has noticed.
+void lose(Door& door, Talker& talker) {
+  talker.client.reset();
+  BOOST_REQUIRE(door.until([&] { return door.core.sockets() == 0; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_side_of_a_lost_session_is_given_back_when_it_expires) {
+  Door door(config_of_tests(), keys("sessions=2"));
+  Talker talker(door, "?model=m&resumable=true", kKey);
+  talker.wait("parlando.session.resumable");
+  talker.send(R"({"type":"response.create","response":{"conversation":"none"}})");
+  talker.wait("response.created");
+  lose(door, talker);
+  BOOST_TEST(Talker(door, "?model=m", kKey).answer.starts_with("HTTP/1.1 429"));
+  door.tick(61'000);
+  Talker one(door, "?model=m", kKey), two(door, "?model=m", kKey);
+  BOOST_TEST(one.is_open());
+  BOOST_TEST(two.is_open());
+  BOOST_TEST(Talker(door, "?model=m", kKey).answer.starts_with("HTTP/1.1 429"));
+}
+
+BOOST_AUTO_TEST_CASE(a_lost_session_that_may_be_resumed_counts) {
+  Door door(config_of_tests(), keys("sessions=1"));
+  Talker talker(door, "?model=m&resumable=true", kKey);
+  talker.wait("parlando.session.resumable");
+  lose(door, talker);
+  BOOST_TEST(Talker(door, "?model=m", kKey).answer.starts_with("HTTP/1.1 429"));
+}
+
+BOOST_AUTO_TEST_CASE(a_resumption_is_not_refused_at_the_limit_and_takes_no_place) {
+  Door door(config_of_tests(), keys("sessions=1"));
+  Talker talker(door, "?model=m&resumable=true", kKey);
+  const auto token = talker.wait("parlando.session.resumable")["resume_token"].get<std::string>();
+  // Before its loss was noticed.
+  auto again = std::make_unique<Talker>(door, "?resume=" + token + "&after=" + talker.last_id, kKey);
+  BOOST_REQUIRE(again->is_open());
+  const auto next = again->wait("parlando.session.resumed")["resume_token"].get<std::string>();
+  BOOST_TEST(talker.wait_close() == 1001);
+  talker.client.close();
+  BOOST_TEST(Talker(door, "?model=m", kKey).answer.starts_with("HTTP/1.1 429"));  // it counts once, and still
+  // And behind it.
+  const auto last = again->last_id;
+  BOOST_REQUIRE(door.until([&] { return door.core.sockets() == 1; }));
+  lose(door, *again);
+  Talker third(door, "?resume=" + next + "&after=" + last, kKey);
+  BOOST_REQUIRE(third.is_open());
+  third.wait("parlando.session.resumed");
+  third.client.send(Browser::encode(8, std::string("\x03\xe8", 2)));
+  BOOST_REQUIRE(door.until([&] { return door.core.load() == 0; }));
+  BOOST_TEST(Talker(door, "?model=m", kKey).is_open());
+}
+
+BOOST_AUTO_TEST_CASE(sides_are_counted_behind_a_loss_and_never_below_none) {
+  Door door(config_of_tests(), keys("sessions=2"));
+  auto talker = std::make_unique<Talker>(door, "?model=m&resumable=true", kKey);
+  const auto token = talker->wait("parlando.session.resumable")["resume_token"].get<std::string>();
+  talker->send(R"({"type":"response.create","response":{"conversation":"none"}})");
+  talker->wait("response.created");
+  const auto opened = last_open(door);
+  const auto last = talker->last_id;
+  lose(door, *talker);
+  Talker again(door, "?resume=" + token + "&after=" + last, kKey);
+  again.wait("parlando.session.resumed");
+  // The side ends at the new socket: one of two is free, and not two.
+  door.answer(opened, protocol::Opened{});
+  door.answer(opened, protocol::ErrorMessage{"internal", "because"});
+  again.wait("response.done");
+  Talker other(door, "?model=m", kKey);
+  BOOST_TEST(other.is_open());
+  BOOST_TEST(Talker(door, "?model=m", kKey).answer.starts_with("HTTP/1.1 429"));
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 BOOST_AUTO_TEST_SUITE(large_messages)
 
@@ -262,6 +366,139 @@ BOOST_AUTO_TEST_CASE(a_large_body_that_is_wrong_is_refused) {
     BOOST_TEST(answer.starts_with("HTTP/1.1 400"));
     BOOST_TEST(body_of(answer)["error"]["code"] == "bad_json");
   }
+}
+
+BOOST_AUTO_TEST_CASE(bodies_of_clients_that_have_gone_count_until_they_are_done_with) {
+  TemporaryDirectory folder;
+  auto config = config_of_tests();
+  config.voices = folder.path() / "voices";
+  Door door(config);
+  // The helper is in the middle of something.
+  std::mutex mutex;
+  std::unique_lock held(mutex);
+  door.core.help(
+      [&mutex]() -> Helper::Then {
+        const std::lock_guard wait(mutex);
+        return [](Time) {};
+      },
+      [](Time) {});
+  const auto body = form({{"name", "x"}, {"transcript", "hello"}, {"consent", "yes"}}, std::string(10 << 20, 'x'));
+  const auto request = post(door, "/v1/audio/voices", body, {}, "multipart/form-data; boundary=b");
+  int refused = 0, left = 0;
+  for (int i = 0; i < 40; ++i) {
+    Browser client(door.core.listening_port());
+    std::size_t sent = 0;
+    const auto before = door.core.reading();
+    BOOST_REQUIRE(door.until(
+        [&] {
+          sent += client.send(std::string_view(request).substr(sent));
+          return client.pump().in.find("\r\n\r\n") != std::string::npos || client.ended || door.core.reading() > before;
+        },
+        20s));
+    const bool is_refused = client.in.starts_with("HTTP/1.1 503");
+    refused += is_refused;
+    left += !is_refused;
+    client.reset();
+    BOOST_REQUIRE(door.until([&] { return door.core.requests() == 0; }));
+  }
+  BOOST_TEST(left >= 8);
+  BOOST_TEST(left <= 16);
+  BOOST_TEST(refused == 40 - left);
+  BOOST_TEST(door.core.large_bytes() >= static_cast<std::size_t>(left) * (10u << 20));
+  BOOST_TEST(door.core.large_bytes() <= 256u << 20);
+  held.unlock();
+  BOOST_TEST(door.until([&] { return door.core.large_bytes() == 0; }, 20s));
+  BOOST_TEST(door.core.reading() == 0u);
+  BOOST_TEST(door.get("/v1/audio/voices").starts_with("HTTP/1.1 200"));
+}
+
+BOOST_AUTO_TEST_CASE(work_that_throws_on_the_helper_is_told) {
+  std::vector<Helper::Then> posted;
+  std::mutex mutex;
+  std::condition_variable changed;
+  Helper helper([&](Helper::Then then) {
+    const std::lock_guard lock(mutex);
+    posted.push_back(std::move(then));
+    changed.notify_one();
+  });
+  std::string told;
+  helper.start([]() -> Helper::Then { throw std::bad_alloc(); }, [&](Time) { told += "failed;"; });
+  helper.start([]() -> Helper::Then { throw 7; }, [&](Time) { told += "failed;"; });
+  helper.start([&]() -> Helper::Then { return [&](Time) { told += "done;"; }; }, [&](Time) { told += "wrong;"; });
+  std::unique_lock lock(mutex);
+  BOOST_REQUIRE(changed.wait_for(lock, 20s, [&] { return posted.size() == 3; }));
+  for (auto& then : posted) then({});
+  BOOST_TEST(told == "failed;failed;done;");
+}
+
+/// What its helper does is what fails.
+struct FailingApi {
+  FailingApi() {
+    HttpReplies replies;
+    replies.respond = [this](std::uint64_t, http::Response r) {
+      status = r.status;
+      return true;
+    };
+    replies.help = [this](Helper::Work, Helper::Then failed) { fails.push_back(std::move(failed)); };
+    api.emplace(sessions, std::move(replies), HttpApiSetup{keys("sessions=1")}, [] { return std::string(); });
+  }
+  Sessions sessions;
+  int status = 0;
+  std::vector<Helper::Then> fails;
+  std::optional<HttpApi> api;
+};
+
+BOOST_AUTO_TEST_CASE(a_body_that_cannot_be_read_is_answered_and_its_session_is_over) {
+  FailingApi f;
+  for (int i = 0; i < 2; ++i) {
+    http::Request request{"POST", "/v1/chat/completions", std::string(100'000, 'x'), 9u + static_cast<unsigned>(i)};
+    request.headers = {{"Authorization", "Bearer secret"}};
+    auto counted = std::make_shared<int>(1);
+    const std::weak_ptr<int> still = counted;
+    request.counted = std::move(counted);
+    BOOST_TEST(f.api->handle(request, {}).later);
+    BOOST_TEST(!still.expired());
+    BOOST_TEST(f.api->reading() == 1u);
+    f.fails.back()({});
+    BOOST_TEST(f.status == 500);
+    BOOST_TEST(f.api->reading() == 0u);
+    request = {};
+    BOOST_TEST(still.expired());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_message_that_cannot_be_read_closes_its_socket_and_holds_nothing) {
+  Sessions sessions;
+  std::int64_t reserved = 0;
+  int code = 0, over = 0;
+  std::vector<Helper::Then> fails;
+  RealtimeWire wire;
+  wire.send = [](std::uint64_t, std::string, std::optional<Time>) {};
+  wire.read = [](std::uint64_t, bool) {};
+  wire.close = [&](std::uint64_t, std::uint16_t c, std::string) { code = c; };
+  wire.help = [&](Helper::Work, Helper::Then failed) { fails.push_back(std::move(failed)); };
+  wire.reserve = [&](std::size_t bytes, const std::string& share) {
+    BOOST_TEST(share == "anna's");
+    reserved += static_cast<std::int64_t>(bytes);
+    return true;
+  };
+  wire.release = [&](std::size_t bytes, const std::string&) { reserved -= static_cast<std::int64_t>(bytes); };
+  wire.over = [&](std::uint64_t) { ++over; };
+  RealtimeSockets sockets(sessions, wire);
+  RealtimeUpgrade upgrade{"/v1/realtime?model=m", 0};
+  upgrade.share = "anna's";
+  for (std::uint64_t id = 1; id <= 2; ++id) {
+    sockets.opened(id, upgrade, {});
+    sockets.message(id, append(300'000), false, {});
+    BOOST_TEST(reserved > 0);
+    if (id == 2) sockets.closed(id, {});  // it is gone before it was read
+    fails.back()({});
+    BOOST_TEST(reserved == 0);
+  }
+  BOOST_TEST(code == 1011);
+  sockets.closed(1, {});
+  BOOST_TEST(reserved == 0);
+  BOOST_TEST(over == 2);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
@@ -381,6 +618,40 @@ BOOST_AUTO_TEST_CASE(what_is_no_voice_is_refused_by_its_field) {
   BOOST_TEST(v.make(kFields, recording(1)).starts_with("HTTP/1.1 409"));  // as many as a key may have
   BOOST_TEST(v.make(kFields, recording(1), "Authorization: Bearer other\r\n").starts_with("HTTP/1.1 200"));
   BOOST_TEST(v.door.get("/v1/audio/voices/../x", "GET", kKey).starts_with("HTTP/1.1 404"));
+}
+
+BOOST_AUTO_TEST_CASE(what_a_crash_has_left_of_voices_goes_at_the_next_start) {
+  VoiceDoor v;
+  const auto voices = v.folder.path() / "voices";
+  const auto id = body_of(v.make(kFields, recording(2)))["id"].get<std::string>();
+  for (const auto& name : {"." + id + ".gone", "." + id}) {
+    std::filesystem::create_directory(voices / name);
+    std::ofstream(voices / name / "recording.wav") << "somebody's voice";
+    std::filesystem::last_write_time(voices / name, std::filesystem::file_time_type::clock::now() - 2min);
+  }
+  const auto fresh = voices / ("." + id.substr(0, id.size() - 1) + (id.back() == 'a' ? "b" : "a"));
+  std::filesystem::create_directory(fresh);                  // another gateway makes it now
+  std::filesystem::create_directory(voices / ".something");  // none of ours
+  std::filesystem::last_write_time(voices / ".something", std::filesystem::file_time_type::clock::now() - 2min);
+  Door second(VoiceDoor::config(v.folder), keys());
+  BOOST_TEST(second.get("/v1/audio/voices", "GET", kKey).starts_with("HTTP/1.1 200"));
+  BOOST_TEST(!std::filesystem::exists(voices / ("." + id + ".gone")));
+  BOOST_TEST(!std::filesystem::exists(voices / ("." + id)));
+  BOOST_TEST(std::filesystem::exists(voices / id));
+  BOOST_TEST(std::filesystem::exists(fresh));
+  BOOST_TEST(std::filesystem::exists(voices / ".something"));
+}
+
+BOOST_AUTO_TEST_CASE(a_description_that_is_none_hides_no_other_voice) {
+  VoiceDoor v;
+  const auto id = body_of(v.make(kFields, recording(2)))["id"].get<std::string>();
+  auto other = id;
+  other.back() = other.back() == 'a' ? 'b' : 'a';
+  std::filesystem::create_directory(v.folder.path() / "voices" / other);
+  std::ofstream(v.folder.path() / "voices" / other / "voice.json") << R"({"name":1,"owner":"anna"})";
+  const auto listed = v.list();
+  BOOST_REQUIRE(listed.size() == 1u);
+  BOOST_TEST(listed[0]["id"] == id);
 }
 
 BOOST_AUTO_TEST_CASE(without_a_folder_there_are_no_voices) {
@@ -550,6 +821,60 @@ BOOST_AUTO_TEST_CASE(a_resumed_session_is_its_owners_and_needs_no_new_place) {
   BOOST_TEST(thief.wait_close() == 1008);
   Talker owner(door, "?resume=" + token + "&after=" + talker->last_id, kKey);
   owner.wait("parlando.session.resumed");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+BOOST_AUTO_TEST_SUITE(erased_sessions)
+
+BOOST_AUTO_TEST_CASE(a_session_is_deleted_by_its_owner_with_its_token_and_by_nobody_else) {
+  Door door(config_of_tests(), keys());
+  Browser client(door.core.listening_port());
+  client.send(Browser::upgrade(door.core.listening_port(), kKey, "/v1/dialogue"));
+  BOOST_REQUIRE(door.until([&] { return client.pump().in.find("\r\n\r\n") != std::string::npos; }));
+  client.in.erase(0, client.in.find("\r\n\r\n") + 4);
+  Door::say(client, R"({"type":"open"})");
+  BOOST_REQUIRE(door.until([&] { return door.count(MessageType::open) == 1; }));
+  door.answer(last_open(door), protocol::Opened{});
+  const auto opened = door.event(client);
+  const auto session = opened["session"].get<std::string>(), token = opened["session_token"].get<std::string>();
+  BOOST_TEST(token.size() == 32u);
+  const auto header = "X-Session-Token: " + token + "\r\n";
+  const std::string other = "Authorization: Bearer other\r\n";
+  const std::vector<std::pair<std::string, std::string>> wrong{
+      {session, kKey},           {session, kKey + "X-Session-Token: " + std::string(32, '0') + "\r\n"},
+      {session, other + header}, {std::string(32, '0'), kKey + header},
+      {"", kKey + header},       {"x", kKey + header}};
+  for (const auto& [name, headers] : wrong) {
+    const auto answer = door.get("/v1/sessions/" + name, "DELETE", headers);
+    BOOST_TEST(answer.starts_with("HTTP/1.1 404"), answer.substr(0, 40) << " of '" << name << "'");
+    BOOST_TEST(body_of(answer)["error"]["code"] == "not_found");
+  }
+  BOOST_TEST(door.get("/v1/sessions/" + session, "DELETE", header).starts_with("HTTP/1.1 401"));
+  BOOST_TEST(door.get("/v1/sessions/" + session, "GET", kKey + header).starts_with("HTTP/1.1 405"));
+  BOOST_TEST(door.count(MessageType::erase) == 0u);
+  const auto erase = [&](const std::function<void(const protocol::Envelope&)>& answered) {
+    const auto before = door.count(MessageType::erase);
+    Browser asker(door.core.listening_port());
+    asker.send("DELETE /v1/sessions/" + session + " HTTP/1.1\r\nHost: localhost:" +
+               std::to_string(door.core.listening_port()) + "\r\nConnection: close\r\n" + kKey + header + "\r\n");
+    BOOST_REQUIRE(door.until([&] { return door.count(MessageType::erase) > before; }));
+    for (const auto& m : std::vector(door.sent))
+      if (m.head.type == MessageType::erase) answered(m.head);
+    BOOST_REQUIRE(door.until([&] { return asker.pump().ended; }));
+    return asker.in;
+  };
+  const auto done = erase([&](const auto& head) { door.answer(head, protocol::Erased{2}); });
+  BOOST_TEST(done.starts_with("HTTP/1.1 200"), done);
+  BOOST_TEST(body_of(done) == (json{{"object", "session.deleted"}, {"id", session}, {"deleted", true}, {"turns", 2}}));
+  // Who had it is told, and has none.
+  const auto told = door.event(client);
+  BOOST_TEST(told["code"] == "not_found");
+  BOOST_TEST(told["session_ended"] == true);
+  const auto again = erase([&](const auto& head) {
+    door.answer(head, protocol::ErrorMessage{"not_found", "it was erased"});
+  });
+  BOOST_TEST(again.starts_with("HTTP/1.1 404"), again.substr(0, 40));
+  BOOST_REQUIRE(door.until([&] { return door.core.requests() == 0; }));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

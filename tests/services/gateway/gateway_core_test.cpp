@@ -64,6 +64,24 @@ BOOST_AUTO_TEST_CASE(wrong_limits_are_all_reported) {
   BOOST_TEST(GatewayConfig().problems("core").empty());
 }
 
+BOOST_AUTO_TEST_CASE(a_second_address_that_is_taken_ends_the_start_or_is_gone_on_without) {
+  Door first;
+  auto config = config_of_tests();
+  config.api_listen = "127.0.0.1:" + std::to_string(first.core.listening_port());
+  GatewayCore strict(config);
+  const auto refused = strict.listen();
+  BOOST_REQUIRE(!refused);
+  BOOST_TEST(refused.error().message.find(config.api_listen) != std::string::npos);
+  config.api_listen_required = false;
+  Door second(config);
+  BOOST_TEST(second.core.api_port() == 0);
+  BOOST_TEST(second.get("/healthz").starts_with("HTTP/1.1 200"));
+  config.api_listen = "127.0.0.1:0";
+  Door third(config);
+  BOOST_TEST(third.core.api_port() != 0);
+  BOOST_TEST(third.core.api_port() != third.core.listening_port());
+}
+
 BOOST_AUTO_TEST_CASE(a_turn_over_a_real_socket) {
   Door door;
   protocol::Envelope head;
