@@ -81,7 +81,8 @@ struct Driver {
       tools.push_back({.name = tool, .description = tool + "."});
       tools.back().function = [text = output.get<std::string>()](const std::string&) { return text; };
     }
-    for (const auto* own : {"as", "talk", "timeout", "do", "client_tools"}) c.erase(own);
+    if (c.contains("again")) c.update(json(c["again"]));
+    for (const auto* own : {"as", "talk", "timeout", "do", "client_tools", "again"}) c.erase(own);
     auto talk = resumes ? client->resume(c["token"].dump(), tools, timeout) : client->open(c.dump(), tools, timeout);
     json out{{"session", talk.session()}, {"rate", talk.rate()}};
     talks[name] = std::make_unique<sdk::Conversation>(std::move(talk));
@@ -108,11 +109,14 @@ struct Driver {
       client->close();
       return json::object();
     }
+    if (what == "erase_session") return {{"turns", client->erase(c["token"].dump())}};
     // The type keeps odd numbers of bytes out; the package for Python refuses them with these words.
     if (what == "bytes") throw sdk::Error("invalid_argument", c["count"].dump() + " bytes");
     auto& t = talk(c);
     if (what == "turn") return take_turn(t);
     if (what == "wait") return wait_for(t, c["type"]);
+    if (what == "session_token") return {{"token", json::parse(t.session_token())}};
+    if (what == "erase") return {{"turns", t.erase()}};
     if (what == "endpoint") return {{"endpoint", t.endpoint()}};
     if (what == "metrics") return metrics(t.metrics());
     if (what == "close") {

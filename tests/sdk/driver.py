@@ -36,9 +36,16 @@ class Driver:
             self.client = self.client_class(c.pop("endpoints"), keys=parlando.Keys.read(*keys) if keys else None, **c)
             return {}
         if what in ("open", "resume"):
+            c.update(c.pop("again", {}))
             c["tools"] = [parlando.Tool(tool, lambda output=output, **_: output, f"{tool}.") for tool, output in c.pop("client_tools", {}).items()]
             talk = self.talks[name] = await got(self.client.resume(c["token"], c["tools"]) if what == "resume" else self.client.open(**c))
             return {"session": talk.session, "rate": talk.rate}
+        if what == "session_token":
+            return {"token": talk.session_token()}
+        if what == "erase":
+            return {"turns": await got(talk.erase())}
+        if what == "erase_session":
+            return {"turns": await got(self.client.erase(c["token"]))}
         if what == "audio":
             samples = sound_of(c["file"])
             await got(talk.send_audio(samples[c.get("from", 0):c.get("to", len(samples))]))

@@ -83,6 +83,14 @@ Conversation Client::resume(std::string_view token, std::vector<Tool> tools, mil
   return begin(opening.dump(), std::move(tools), timeout);
 }
 
+std::int64_t Client::erase(std::string_view token, milliseconds timeout) {
+  if (!core_) throw Error("cancelled", "the client is closed");
+  auto opening = object_of(token, "token");
+  opening["type"] = "erase";
+  Conversation asking(core_, core_->begin(std::move(opening)), {});
+  return asking.wait_erased(timeout);
+}
+
 Conversation Client::begin(std::string opening, std::vector<Tool> tools, milliseconds timeout) {
   if (!core_) throw Error("cancelled", "the client is closed");
   auto talk = core_->begin(json::parse(opening));
@@ -134,6 +142,12 @@ Metrics Conversation::metrics() const {
 std::string Conversation::resume_token() const {
   const std::lock_guard lock(core_->mutex);
   return talk_->resume_token().dump();
+}
+
+std::string Conversation::session_token() const {
+  const std::lock_guard lock(core_->mutex);
+  if (talk_->session_token().empty()) throw Error("unsupported", "the gateway has given no token of the session");
+  return json{{"session", talk_->session()}, {"token", talk_->session_token()}}.dump();
 }
 
 void Conversation::send_audio(std::span<const std::int16_t> samples, milliseconds timeout) {
@@ -193,6 +207,28 @@ void Conversation::cancel(std::uint32_t turn) {
   sdk::say(*core_, *talk_, std::move(fields));
 }
 
+std::int64_t Conversation::erase(milliseconds timeout) {
+  sdk::say(*core_, *talk_, {{"type", "erase"}});
+  return wait_erased(timeout);
+}
+
+/// Errors of turns that were under way are none of it.
+std::int64_t Conversation::wait_erased(milliseconds timeout) {
+  const auto end = core_->clock.now() + timeout;
+  for (;;) {
+    const auto told = next(std::max(milliseconds(0), std::chrono::ceil<milliseconds>(end - core_->clock.now())));
+    if (!told) {
+      const std::lock_guard lock(core_->mutex);
+      throw talk_->failure().value_or(Error("cancelled", "the conversation is closed"));
+    }
+    const auto* event = std::get_if<Event>(&*told);
+    if (event == nullptr) continue;
+    if (event->type == "erased") return event->number("turns");
+    if (event->type == "error" && event->number("turn") == 0)
+      throw Error(event->text("code"), event->text("message"), event->number("retry_ms"));
+  }
+}
+
 std::optional<Told> Conversation::next(milliseconds timeout) {
   std::optional<Told> out;
   {
@@ -224,8 +260,8 @@ void Conversation::call_tool(const Event& event) {
   }
   // The turn waits for it: what is too large to be told is said to be so.
   if (output.size() > kOutputBytesMax)
-    output = fmt::format("error: the tool has answered {} bytes, at most {} can be told", output.size(),
-                         kOutputBytesMax);
+    output =
+        fmt::format("error: the tool has answered {} bytes, at most {} can be told", output.size(), kOutputBytesMax);
   tool_output(call["id"].get<std::string>(), output);
 }
 

@@ -283,6 +283,7 @@ void Talk::on_opened(const json& fields, Time now) {
   const bool first = !std::exchange(was_opened_, true);
   session_ = text_of(fields, "session");
   token_ = text_of(fields, "resume_token");
+  if (fields.contains("session_token")) session_token_ = text_of(fields, "session_token");
   rate_ = static_cast<std::int32_t>(number_of(fields, "rate"));
   state_ = State::open;
   avoid_ = nullptr;
@@ -368,6 +369,11 @@ void Talk::on_event(const json& fields, const Envelope& head, Time now) {
     ask(now);
   } else if (type == "speech_started") {
     asked_at_.reset();
+  } else if (type == "erased") {
+    place_->handled(head);
+    leave(false);
+    state_ = State::ended;
+    return tell(Event{type, dump(fields)});
   } else if (type == "error" && on_error(fields, head)) {
     return;
   }

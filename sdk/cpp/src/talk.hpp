@@ -49,6 +49,7 @@ class Talk {
   bool was_opened() const { return was_opened_; }
   const std::optional<Error>& failure() const { return failure_; }
   const std::string& session() const { return session_; }
+  const std::string& session_token() const { return session_token_; }
   std::int32_t rate() const { return rate_; }
   const Place* place() const { return place_; }
   Metrics metrics() const;
@@ -124,7 +125,7 @@ class Talk {
   protocol::Envelope head_;
   Time not_before_, ask_by_{}, lost_at_;
   std::optional<Error> failure_;
-  std::string session_, token_;
+  std::string session_, token_, session_token_;
   std::int32_t rate_ = 0;
   std::map<std::string, std::int64_t> had_;
   std::deque<Input> log_;

@@ -12,7 +12,7 @@ from .core import Core, Keys
 from .errors import ParlandoError
 from .events import AnyEvent, Tool, Turn
 from .link import LinkCounters
-from .sync import WAIT, Collector, Known, arguments_of, call_of, opening_of, output_of
+from .sync import WAIT, Collector, Known, arguments_of, call_of, erased_turns, opening_of, output_of
 from .talk import Talk, pcm_of
 
 LOOK_AGAIN = 0.2  # a change that is not told is seen after this
@@ -29,6 +29,20 @@ class Client:
 
     async def resume(self, token: Dict[str, Any], tools: Sequence[Tool] = (), timeout: float = WAIT) -> "Conversation":
         return await Conversation._begin(self._core, {"type": "resume", **token}, tools, timeout)
+
+    async def erase(self, token: Dict[str, Any], timeout: float = WAIT) -> int:
+        talk = self._core.begin({"type": "erase", **token})
+        it = Conversation(self._core, talk, ())
+        with self._core.lock:
+            talk.on_told = it._notify
+        try:
+            while True:
+                turns = erased_turns(await it.next_event(timeout), talk.failure)
+                if turns is not None:
+                    return turns
+        finally:
+            with self._core.lock:
+                talk.close(False)
 
     def counters(self) -> LinkCounters:
         return self._core.counters()
@@ -136,6 +150,14 @@ class Conversation(Known):
 
     async def cancel(self, turn: Optional[int] = None) -> None:
         await self._say(type="cancel", turn=turn)
+
+    async def erase(self, timeout: float = WAIT) -> int:
+        await self._say(type="erase")
+        end = time.monotonic() + timeout
+        while True:
+            turns = erased_turns(await self.next_event(max(0.0, end - time.monotonic())), self._talk.failure)
+            if turns is not None:
+                return turns
 
     async def next_event(self, timeout: Optional[float] = None) -> Optional[AnyEvent]:
         end = None if timeout is None else time.monotonic() + timeout

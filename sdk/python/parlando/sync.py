@@ -74,6 +74,24 @@ class Known:
         with self._core.lock:
             return self._talk.resume_token()
 
+    def session_token(self) -> Dict[str, Any]:
+        """What opens this session again, hours later and at any gateway (`Client.open(**token)`), or erases it (`Client.erase`)."""
+        with self._core.lock:
+            return self._talk.session_token()
+
+
+def erased_turns(event: Optional[AnyEvent], failure: Optional[ParlandoError]) -> Optional[int]:
+    """Of what is told behind `erase`: how many turns were erased; None: it was none of it. @raise ParlandoError when they were not"""
+    if event is None:
+        raise failure or ParlandoError("cancelled", "the conversation is closed")
+    if not isinstance(event, Event) or event.type not in ("erased", "error"):
+        return None
+    if event.type == "erased":
+        return int(event["turns"])
+    if event.get("turn"):
+        return None  # of a turn that was under way
+    raise ParlandoError(str(event.get("code")), str(event.get("message", "")), int(event.get("retry_ms", 0)))
+
 
 class Collector:
     """What is told of a turn, until it is over."""
@@ -113,6 +131,26 @@ class Client:
     def resume(self, token: Dict[str, Any], tools: Sequence[Tool] = (), timeout: float = WAIT) -> "Conversation":
         """A conversation that another program left with `close(detach=True)`, or lost. @param token  `Conversation.resume_token()` of it"""
         return Conversation(self._core, self._core.begin({"type": "resume", **token}), tools, timeout)
+
+    def erase(self, token: Dict[str, Any], timeout: float = WAIT) -> int:
+        """Everything that was said in a session is deleted, for good. @param token  `Conversation.session_token()` of it @return turns that were stored
+        @raise ParlandoError not_found: nothing is stored of it"""
+        talk = self._core.begin({"type": "erase", **token})
+        end = time.monotonic() + timeout
+        try:
+            with self._core.changed:
+                while True:
+                    event = talk.take()
+                    turns = erased_turns(event, talk.failure) if event is not None or talk.is_ended else None
+                    if turns is not None:
+                        return turns
+                    if time.monotonic() >= end:
+                        raise ParlandoError("deadline_exceeded", f"the session was not erased within {timeout:g} s")
+                    if event is None:
+                        self._core.changed.wait(max(0.0, min(0.2, end - time.monotonic())))
+        finally:
+            with self._core.lock:
+                talk.close(False)
 
     def counters(self) -> LinkCounters:
         return self._core.counters()
@@ -206,6 +244,16 @@ class Conversation(Known):
     def cancel(self, turn: Optional[int] = None) -> None:
         """Drops the turn under way, or that one."""
         self._say(type="cancel", turn=turn)
+
+    def erase(self, timeout: float = WAIT) -> int:
+        """Everything that was said here is deleted, for good, and the conversation ends; what was told before is dropped. @return turns that were stored"""
+        self._say(type="erase")
+        end = time.monotonic() + timeout
+        while True:
+            event = self.next_event(max(0.0, end - time.monotonic()))
+            turns = erased_turns(event, self._talk.failure)
+            if turns is not None:
+                return turns
 
     # ---- listening
 

@@ -75,7 +75,7 @@ class Talk:
         self._lost_at = now
         self._failure: Optional[ParlandoError] = None
         self.opened: Optional[Dict[str, Any]] = None
-        self.session, self._token = "", ""
+        self.session, self._token, self._session_token = "", "", ""
         self.rate = 0
         self.metrics = Metrics()
         self._had: Dict[str, int] = {}
@@ -109,6 +109,12 @@ class Talk:
     def resume_token(self) -> Dict[str, Any]:
         """What another program needs to go on with this session (`Client.resume`). A token counts once."""
         return {"session": self.session, "token": self._token, **self._had}
+
+    def session_token(self) -> Dict[str, Any]:
+        """What opens this session again for as long as it is stored, or erases it. @raise ParlandoError unsupported: its gateway gives none"""
+        if not self._session_token:
+            raise ParlandoError("unsupported", "the gateway has given no token of the session")
+        return {"session": self.session, "token": self._session_token}
 
     # ---- what the user says
 
@@ -299,6 +305,7 @@ class Talk:
         first = self.opened is None
         self.opened = fields
         self.session, self._token, self.rate = fields["session"], fields["resume_token"], int(fields["rate"])
+        self._session_token = fields.get("session_token", self._session_token)
         self._state = "open"
         self._avoid = None
         resumed = bool(fields.get("resumed"))
@@ -384,6 +391,11 @@ class Talk:
             self._ask(now)
         elif kind == "speech_started":
             self._asked_at = None
+        elif kind == "erased":
+            link.handled(self._key)
+            self._leave(detached=False)
+            self._state = "ended"
+            return self._tell(Event(kind, fields), None)
         elif kind == "error":
             if fields.get("code") == "no_speech" and self._swallow_no_speech:
                 self._swallow_no_speech = False

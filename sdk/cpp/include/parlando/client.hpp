@@ -110,6 +110,9 @@ class Conversation {
   Metrics metrics() const;
   /// JSON for `Client::resume` of another program. A token counts once.
   std::string resume_token() const;
+  /// JSON that opens this session again, hours later and at any gateway (among the settings of `Client::open`), or
+  /// erases it (`Client::erase`). @throw Error unsupported: its gateway gives none
+  std::string session_token() const;
 
   // ---- speaking. @throw Error overloaded (later), cancelled (it has ended), invalid_argument (too large)
   /// The user's sound at 16 kHz. Waits while the gateway takes no more.
@@ -126,6 +129,9 @@ class Conversation {
   void forget(std::string_view item);
   void forget(std::uint32_t turn, std::string_view part = "all");
   void cancel(std::uint32_t turn = 0);  ///< 0: the one under way
+  /// Everything that was said here is deleted, for good, and the conversation ends; what was told before is dropped.
+  /// @return turns that were stored
+  std::int64_t erase(milliseconds timeout = milliseconds(30000));
 
   // ---- listening
   /// Nothing when the conversation has ended. Tools are called here. @throw Error deadline_exceeded
@@ -140,6 +146,7 @@ class Conversation {
   friend class Client;
   Conversation(std::shared_ptr<Core> core, std::shared_ptr<Talk> talk, std::vector<Tool> tools);
   void call_tool(const Event& event);
+  std::int64_t wait_erased(milliseconds timeout);
   std::shared_ptr<Core> core_;
   std::shared_ptr<Talk> talk_;
   std::vector<Tool> tools_;
@@ -159,6 +166,9 @@ class Client {
                     milliseconds timeout = milliseconds(30000));
   /// @param token  as `Conversation::resume_token` gave it
   Conversation resume(std::string_view token, std::vector<Tool> tools = {}, milliseconds timeout = milliseconds(30000));
+  /// Everything that was said in a session is deleted, for good. @param token  as `Conversation::session_token` gave it
+  /// @return turns that were stored. @throw Error not_found: nothing is stored of it
+  std::int64_t erase(std::string_view token, milliseconds timeout = milliseconds(30000));
   void close();
 
  private:
