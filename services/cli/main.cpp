@@ -468,8 +468,16 @@ void add_up(Commands& commands, CLI::App& app, bool page) {
                     ->check(CLI::IsMember({"none", "demo"}));
   auto* step = sub.add_option("--step-limit-ms", o->step_limit_ms,
                               "work of a model that takes longer counts as hung; default 2000, 30000 for other models");
-  sub.add_option("--listen", o->listen, "address of the gateway")->capture_default_str();
+  auto* listen = sub.add_option("--listen", o->listen, "address of the gateway")->capture_default_str();
+  auto* api = sub.add_option("--api-listen", o->api_listen,
+                             page ? "a second address of it; default 127.0.0.1:8000 without --listen, as far as it is "
+                                    "free; '': none"
+                                  : "a second address of it; default none");
   sub.add_option("--keys-file", o->keys_file, "who may use /v1: lines of SHA-256 and name; empty: everybody")
+      ->check(CLI::ExistingFile);
+  sub.add_option("--secrets-file", o->secrets_file,
+                 "what signs client secrets and tokens of sessions; default: beside a store that is a file, made when "
+                 "it is missing")
       ->check(CLI::ExistingFile);
   sub.add_option("--store", o->store, "where committed turns are kept: a file, :memory: for nowhere, or postgresql://…")
       ->capture_default_str();
@@ -488,6 +496,11 @@ void add_up(Commands& commands, CLI::App& app, bool page) {
     const bool bundled = is_bundled(o->model_path);
     if (step->count() == 0) o->step_limit_ms = bundled ? 2000 : 30000;
     if (tools->count() == 0 && bundled) o->tools = "demo";
+    // Where clients of these APIs look for a server on this machine. Another program may be there already.
+    if (page && api->count() == 0 && listen->count() == 0) {
+      o->api_listen = "127.0.0.1:8000";
+      o->api_listen_required = false;
+    }
     o->vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string();
     o->source = find_models("silero-vad").parent_path().parent_path().string();
     o->bin = fs::canonical("/proc/self/exe").parent_path().string();

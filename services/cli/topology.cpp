@@ -50,7 +50,11 @@ class Topology {
   void add(const std::string& service, const std::string& role, json core, const std::vector<std::string>& calls = {}) {
     for (int n = 1; n <= count(role); ++n) {
       // One address is the engine's; further gateways take free ports.
-      if (service == "gateway" && n == 2) core["listen"] = options_.listen.substr(0, options_.listen.rfind(':')) + ":0";
+      if (service == "gateway" && n == 2) {
+        core["listen"] = options_.listen.substr(0, options_.listen.rfind(':')) + ":0";
+        core.erase("api_listen");
+        core.erase("api_listen_required");
+      }
       add_one(service, role, n, core, calls);
     }
   }
@@ -108,6 +112,11 @@ json topology(const UpOptions& o, const Places& places) {
              {"page", o.page ? (source / "services/gateway/page").string() : ""},
              {"questions", o.page ? (source / "models/nano/questions").string() : ""}};
   if (!o.keys_file.empty()) front["keys_file"] = o.keys_file;
+  if (!o.secrets_file.empty()) front["secrets_file"] = o.secrets_file;
+  if (!o.api_listen.empty()) {
+    front["api_listen"] = o.api_listen;
+    front["api_listen_required"] = o.api_listen_required;
+  }
   out.add("gateway", "gateway", front, {"controller"});
   return out.take();
 }

@@ -5,10 +5,12 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <iostream>
 
 #include "common/base/mapped_file.hpp"
+#include "common/base/random_id.hpp"
 #include "common/service/process/supervisor.hpp"
 #include "services/cli/engine.hpp"
 #include "services/cli/plan.hpp"
@@ -308,7 +310,38 @@ Result<void> scale(const std::string& run_folder, const std::map<std::string, in
   return {};
 }
 
-Result<int> up(const UpOptions& options) {
+namespace {
+
+/// Tokens of sessions are good for as long as what they open: what signs them lies beside the store.
+Result<void> take_secret(UpOptions& options) {
+  const bool is_file = options.store != ":memory:" && options.store.find("://") == std::string::npos;
+  if (!options.secrets_file.empty() || !options.config.empty() || options.check || !is_file) return {};
+  const auto path = options.store + ".secret";
+  std::error_code ignored;
+  if (const auto folder = fs::path(path).parent_path(); !folder.empty()) fs::create_directories(folder, ignored);
+  // Written as a whole under another name: an engine that starts beside this one reads all of it.
+  if (!fs::exists(path)) {
+    const auto hidden = fmt::format("{}.{}", path, ::getpid());
+    const int fd = ::open(hidden.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) return fail(Errc::io, "'{}' cannot be written: {}", hidden, std::strerror(errno));
+    const auto secret = random_hex(32);
+    const bool good = ::write(fd, secret.data(), secret.size()) == static_cast<ssize_t>(secret.size());
+    ::close(fd);
+    // Who comes second finds the first one's.
+    if (good && ::link(hidden.c_str(), path.c_str()) != 0 && errno != EEXIST)
+      return fail(Errc::io, "'{}' cannot be written: {}", path, std::strerror(errno));
+    fs::remove(hidden, ignored);
+    if (!good) return fail(Errc::io, "'{}' cannot be written", hidden);
+  }
+  options.secrets_file = fs::absolute(path).string();
+  return {};
+}
+
+}  // namespace
+
+Result<int> up(const UpOptions& given) {
+  auto options = given;
+  PARLANDO_DO(take_secret(options));
   if (!options.processes || options.check) {
     PARLANDO_TRY(const auto plan, read_plan(options, {options.processes ? "ipc://./" : "inproc://", {}}));
     if (!options.check) return run_here(options, plan);

@@ -12,7 +12,10 @@ struct UpOptions {
   std::string config;  ///< file with {"instances": […]}; empty: everything for `model_path` on this machine
   std::string model_path, vad_weights, source;  ///< `source`: folder with the page and the questions
   std::string listen = "127.0.0.1:7860", store = "out/context.sqlite";
-  std::string keys_file;  ///< of the gateways
+  std::string api_listen;  ///< a second address of the first gateway; empty: none
+  bool api_listen_required = true;
+  std::string keys_file;     ///< of the gateways
+  std::string secrets_file;  ///< likewise; empty: beside the store, made when it is missing
   bool page = false, processes = false, check = false, bf16 = false;
   int threads = 1, metrics_port = 0;    ///< first of consecutive ports of metrics and health; 0: none
   int step_limit_ms = 2000;             ///< of one unit of a model's work; official sizes on a processor take longer

@@ -49,4 +49,18 @@ BOOST_AUTO_TEST_CASE(scaling_a_role_leaves_the_configuration_of_everybody_else_a
   }
 }
 
+BOOST_AUTO_TEST_CASE(the_second_address_is_the_first_gateways_alone) {
+  UpOptions options;
+  options.api_listen = "127.0.0.1:1";
+  options.api_listen_required = false;
+  options.replicas = {{"gateway", 2}};
+  std::vector<nlohmann::json> gateways;
+  for (const auto& entry : topology(options, {"inproc://", {}}))
+    if (entry["role"] == "gateway") gateways.push_back(entry["core"]);
+  BOOST_REQUIRE(gateways.size() == 2u);
+  BOOST_TEST(gateways[0]["api_listen"] == "127.0.0.1:1");
+  BOOST_TEST(gateways[0]["api_listen_required"] == false);
+  BOOST_TEST(!gateways[1].contains("api_listen"));
+}
+
 }  // namespace parlando::cli
