@@ -145,7 +145,13 @@ void TtsCore::forget_voice(const std::string& name) {
 
 /// A user's voice gets its codes when it is first spoken with.
 Result<void> TtsCore::find_own_voice(const std::string& name, Time now) {
-  auto found = voices_->find_own(name);
+  // Else two who wait for more voices than are kept would take theirs away from each other for ever.
+  auto found = voices_->find_own(name, [this](const std::string& id) {
+    return std::any_of(utterances_.begin(), utterances_.end(), [&](auto& entry) {
+      const auto* piece = to_begin(entry.second);
+      return piece != nullptr && piece->speaker == id;
+    });
+  });
   if (!found) {
     forget_voice(name);
     return tl::unexpected(found.error());

@@ -57,7 +57,8 @@ void Voices::set_own(const std::filesystem::path& folder, std::size_t cached_max
   own_max_ = cached_max;
 }
 
-Result<std::vector<std::string>> Voices::find_own(const std::string& name) {
+Result<std::vector<std::string>> Voices::find_own(const std::string& name,
+                                                  const std::function<bool(const std::string&)>& is_awaited) {
   constexpr std::size_t kDescriptionBytesMax = 64 << 10;
   const std::lock_guard lock(mutex_);
   std::vector<std::string> gone;
@@ -81,7 +82,11 @@ Result<std::vector<std::string>> Voices::find_own(const std::string& name) {
       return fail(Errc::bad_json, "'{}' has no transcript", file.string());
     texts_[name] = json["transcript"].get<std::string>();
   }
-  while (own_.size() > own_max_) forget(own_.front());
+  while (own_.size() > own_max_) {
+    const auto oldest = std::find_if(own_.begin(), own_.end(), [&](const auto& id) { return !is_awaited(id); });
+    if (oldest == own_.end()) break;
+    forget(*oldest);
+  }
   return gone;
 }
 

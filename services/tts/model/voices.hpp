@@ -29,8 +29,10 @@ class Voices {
   /// Where users' voices are kept; empty: nowhere. @param cached_max  of them, prompts that are kept
   void set_own(const std::filesystem::path& folder, std::size_t cached_max);
   /// Makes a user's voice one of those that `get` knows; the one that was not asked for the longest goes when there are
-  /// too many. @return the names that have gone. @error Errc::not_found: there is none (any more); Errc::bad_json
-  Result<std::vector<std::string>> find_own(const std::string& name);
+  /// too many. @param is_awaited  somebody waits for it: it does not go, however many there are
+  /// @return the names that have gone. @error Errc::not_found: there is none (any more); Errc::bad_json
+  Result<std::vector<std::string>> find_own(const std::string& name,
+                                            const std::function<bool(const std::string&)>& is_awaited);
   /// @error Errc::not_found listing the voices
   Result<std::shared_ptr<const Voice>> get(const std::string& name);
   /// Name of the entry that a text selects. A voice may have been recorded in the style of a tag (`Clara高兴1` beside

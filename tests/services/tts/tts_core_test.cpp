@@ -1099,4 +1099,25 @@ BOOST_AUTO_TEST_CASE(of_many_users_voices_the_last_ones_are_kept) {
   BOOST_TEST(speak('b') == 1u);
 }
 
+BOOST_AUTO_TEST_CASE(who_waits_for_more_voices_than_are_kept_gets_them_all) {
+  OwnVoices folder;
+  for (const char c : {'a', 'b'}) folder.make(c);
+  Serving w(folder.core(1));
+  w.speak(1, OwnVoices::id('a'));
+  w.speak(2, OwnVoices::id('b'));
+  std::size_t asked = 0;
+  std::set<std::uint32_t> spoken;
+  for (int i = 0; i < 20; ++i) {
+    w.driver.work();
+    for (const auto& heard : w.driver.take()) {
+      if (heard.is<protocol::Synthesise>()) spoken.insert(heard.stream());
+      if (!heard.is<protocol::Tokenize>()) continue;
+      ++asked;
+      w.answer(heard);
+    }
+  }
+  BOOST_TEST(asked == 2u);
+  BOOST_TEST(spoken.size() == 2u);
+}
+
 }  // namespace parlando::tts
