@@ -82,7 +82,9 @@ void Sessions::on_error(Client& client, Message& message, Time now) {
     if (head.epoch.value != 0) session.epoch = head.epoch;
     return lost_by_owner(client, Reason::stale, now);
   }
-  const bool stream_is_gone = error->code == to_string(Errc::not_found) && head.turn.value == 0;
+  // Who refuses an input names it: then it is a turn or a call that was not found, and not the stream.
+  const bool of_input = error->settled.text != "null";
+  const bool stream_is_gone = error->code == to_string(Errc::not_found) && head.turn.value == 0 && !of_input;
   if (stream_is_gone || error->code == to_string(Errc::credit_exceeded))
     return lost_by_owner(client, Reason::broken, now);
   on_turn_error(client, head.turn, *error, now);

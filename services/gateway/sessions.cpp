@@ -169,7 +169,7 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   session.seed = session.options.seed.value_or(random_() & kSeedMask);
   session.trace = random_();
   session.token = ResumeToken::make(random_);
-  session.give_up = now + config_.open_wait;
+  session.give_up = now + (session.options.session ? config_.resume_wait : config_.open_wait);
   by_session_[id] = client.id;
   client.told_not_open = false;
   place(client, now);

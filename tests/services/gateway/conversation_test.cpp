@@ -280,4 +280,17 @@ BOOST_AUTO_TEST_CASE(what_is_not_stored_ends_with_its_controller) {
   BOOST_TEST(talk.all<protocol::Open>("b").empty());
 }
 
+BOOST_AUTO_TEST_CASE(an_input_that_names_nothing_is_refused_and_leaves_its_conversation_where_it_is) {
+  Talk talk(R"({"type":"open","stored":false})");
+  talk.up("b");
+  talk.text(R"({"type":"truncate","turn":9,"samples":0})");
+  talk.from(kOwner, protocol::ErrorMessage{"not_found", "there is no turn 9", 0, {"[1]"}}, 1);
+  BOOST_TEST(talk.story() == "error:not_found");
+  BOOST_TEST(!talk.last_event().contains("session_ended"));
+  BOOST_TEST(talk.all<protocol::Open>("b").empty());
+  // Without an input it is the conversation that is not there.
+  talk.from(kOwner, protocol::ErrorMessage{"not_found", "the session is not open here", 0}, 1);
+  BOOST_TEST(talk.last_event()["session_ended"] == true);
+}
+
 BOOST_AUTO_TEST_SUITE_END()

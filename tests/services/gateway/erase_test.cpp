@@ -198,4 +198,34 @@ BOOST_AUTO_TEST_CASE(a_stored_session_is_opened_again_by_its_name) {
   BOOST_TEST(e.rig.story(1) == "opened error:not_found");
 }
 
+BOOST_AUTO_TEST_CASE(a_session_that_its_controller_still_keeps_is_asked_for_again) {
+  Erasing e;
+  e.rig.connect();
+  e.rig.text(named("open", kTokens.of(kSession, "")));
+  const auto refuse = [&] {
+    const auto asked = e.rig.all<Open>().back();
+    e.rig.from(asked.peer, protocol::ErrorMessage{"not_found", "it goes on elsewhere", 0}, asked.head, 0);
+  };
+  refuse();  // its `close` is on its way
+  BOOST_TEST(e.rig.story().empty());
+  BOOST_TEST(e.rig.all<Open>().size() == 1u);
+  e.rig.tick(600);
+  BOOST_REQUIRE(e.rig.all<Open>().size() == 2u);
+  const auto second = e.rig.all<Open>().back();
+  e.rig.from(second.peer, protocol::Opened{.turns = 1}, second.head, 2);
+  BOOST_TEST(e.rig.story() == "opened");
+  // Not for ever.
+  e.rig.connect(2);
+  const SessionId other{1, 2};
+  e.rig.text(named("open", kTokens.of(other, ""), other), 2);
+  int times = 0;
+  for (; times < 20 && e.rig.story(2).empty(); ++times) {
+    refuse();
+    e.rig.tick(500);
+  }
+  BOOST_TEST(e.rig.story(2) == "error:not_found");
+  BOOST_TEST(times >= 8);
+  BOOST_TEST(times <= 11);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
