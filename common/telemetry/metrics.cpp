@@ -1,15 +1,24 @@
 #include "common/telemetry/metrics.hpp"
 
+#include <fmt/format.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
+#include <time.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <deque>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <set>
+#include <sstream>
+#include <vector>
 
 #include "common/base/assert.hpp"
 
@@ -21,6 +30,37 @@ struct Kept {
   std::mutex mutex;
   std::deque<std::string> lines;
 };
+/// What every Prometheus client tells of its process, by the names that all of them use.
+std::string process_text() {
+  // Fields of /proc/self/stat behind the name, from zero; `proc(5)` counts from three.
+  constexpr std::size_t kUser = 11, kSystem = 12, kStart = 19, kResident = 21;
+  std::ifstream file("/proc/self/stat");
+  const std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::istringstream words(text.substr(std::min(text.rfind(')') + 1, text.size())));
+  std::vector<double> fields;
+  for (std::string word; words >> word;) fields.push_back(std::strtod(word.c_str(), nullptr));
+  if (fields.size() <= kResident) return {};
+  std::error_code code;
+  const auto files = std::distance(std::filesystem::directory_iterator("/proc/self/fd", code), {});
+  const auto ticks = static_cast<double>(::sysconf(_SC_CLK_TCK));
+  // The kernel counts from its start, everybody else from 1970.
+  timespec now{}, up{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  ::clock_gettime(CLOCK_BOOTTIME, &up);
+  const auto boot = static_cast<double>(now.tv_sec - up.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec - up.tv_nsec);
+  std::string out;
+  const auto add = [&](const char* name, const char* kind, const char* help, double value) {
+    out += fmt::format("# HELP {0} {1}\n# TYPE {0} {2}\n{0} {3:.15g}\n", name, help, kind, value);
+  };
+  add("process_cpu_seconds_total", "counter", "Processor time, user and system.",
+      (fields[kUser] + fields[kSystem]) / ticks);
+  add("process_resident_memory_bytes", "gauge", "Memory that is not swapped out.",
+      fields[kResident] * static_cast<double>(::sysconf(_SC_PAGESIZE)));
+  add("process_open_fds", "gauge", "Open file descriptors.", static_cast<double>(files) - 1);
+  add("process_start_time_seconds", "gauge", "Start of the process, since 1970.", boot + fields[kStart] / ticks);
+  return out;
+}
+
 }  // namespace
 
 struct Metrics::Impl {
@@ -99,6 +139,8 @@ std::optional<std::string> Metrics::lines_of(const std::string& name) const {
   return out;
 }
 
-std::string Metrics::text() const { return prometheus::TextSerializer().Serialize(impl_->registry.Collect()); }
+std::string Metrics::text() const {
+  return prometheus::TextSerializer().Serialize(impl_->registry.Collect()) + process_text();
+}
 
 }  // namespace parlando::telemetry

@@ -26,6 +26,7 @@
 #include "services/cli/speak.hpp"
 #include "services/cli/talk.hpp"
 #include "services/cli/tokenize.hpp"
+#include "services/cli/top.hpp"
 #include "services/cli/up.hpp"
 
 namespace parlando::cli {
@@ -525,6 +526,20 @@ void add_scale(Commands& commands, CLI::App& app) {
   };
 }
 
+void add_top(Commands& commands, CLI::App& app) {
+  auto& c = add(commands, app, "top", "the services of a running engine: load, queues, latency, faults");
+  const auto o = std::make_shared<TopOptions>();
+  c.sub.add_option("--run-folder", o->run_folder, "of `up --processes --run-folder --metrics-port`");
+  c.sub.add_option("endpoints", o->endpoints, "HOST:PORT of metrics; dns:NAME:PORT: every address of a name");
+  c.sub.add_option("--seconds", o->seconds, "between two looks")->check(CLI::Range(0.2, 3600.0))->capture_default_str();
+  c.sub.add_flag("--once", o->once, "one picture");
+  c.sub.add_flag("--json", o->as_json, "one JSON object a look");
+  c.run = [=] {
+    const auto done = top(*o);
+    return done ? kOk : report(done.error(), o->as_json);
+  };
+}
+
 }  // namespace parlando::cli
 
 int run(int argc, char** argv) {
@@ -542,6 +557,7 @@ int run(int argc, char** argv) {
   add_up(commands, app, true);
   add_up(commands, app, false);
   add_scale(commands, app);
+  add_top(commands, app);
   add_bench(commands, app);
   add_load(commands, app);
   add_generate(commands, app);

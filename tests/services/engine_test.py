@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 
 BIN, ROOT = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -238,6 +239,15 @@ def health(folder):
     check("readiness", get("/readyz") == "ready\n")
     metrics = get("/metrics")
     check("metrics", "# HELP parlando_vad_frames_total" in metrics and "parlando_vad_ready 1" in metrics, metrics[:300])
+    own = {line.split()[0]: float(line.split()[1]) for line in metrics.splitlines() if line.startswith("process_")}
+    check("metrics of the process", own.get("process_resident_memory_bytes", 0) > 1 << 20 and own.get("process_cpu_seconds_total", -1) >= 0
+          and own.get("process_open_fds", 0) > 3 and abs(own.get("process_start_time_seconds", 0) - time.time()) < 600, own)
+    code, said = parlando("top", "--once", "--json", "--seconds", "0.2", f"127.0.0.1:{port}", "127.0.0.1:1")
+    rows = {row["name"]: row for row in json.loads(said)["services"]} if code == 0 else {}
+    check("top", rows.get(f"127.0.0.1:{port}", {}).get("role") == "vad" and rows[f"127.0.0.1:{port}"]["memory_mib"] > 1
+          and rows.get("127.0.0.1:1", {}).get("state") == "away", said)
+    code, said = parlando("top", "--run-folder", folder / "nowhere")
+    check("top of nothing", code == 3 and "nowhere" in said, said)
     process.send_signal(signal.SIGTERM)
     check("SIGTERM", process.wait(timeout=30) == 0)
 
