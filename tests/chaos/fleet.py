@@ -119,11 +119,11 @@ class Services:
 
 
 class Fleet(Services):
-    def __init__(self, folder, source, run, replicas=2, extra=()):
+    def __init__(self, folder, source, run, replicas=2, extra=(), store=None):
         self.parlando, self.run = pathlib.Path(folder) / "parlando", pathlib.Path(run) / "run"
         base = free_ports(64)
-        self.port = base
-        args = ["--processes", "--listen", f"127.0.0.1:{base}", "--metrics-port", base + 1, "--store", pathlib.Path(run) / "store.sqlite", "--run-folder", self.run,
+        self.port, self.store = base, store or pathlib.Path(run) / "store.sqlite"
+        args = ["--processes", "--listen", f"127.0.0.1:{base}", "--metrics-port", base + 1, "--store", self.store, "--run-folder", self.run,
                 "--model-path", pathlib.Path(source) / "models/nano", *extra]
         for role in ROLES:
             args += ["--replicas", f"{role}={replicas}"]

@@ -105,6 +105,7 @@ class Trials:
         quietest = max(turns, key=lambda t: t.max_gap, default=None)
         answered = [t for t in turns if t.event.get("type") == "turn"]
         heard = sum(t.event.get("user") == t.said for t in answered)
+        note += "".join(f"; heard {t.event.get('user')!r} for {t.said!r}" for t in answered if t.event.get("user") != t.said)
         print(f"{self.count:>3}  {name:<22} {'pass' if passed else 'FAIL':<5} {len(answered):>3} of {len(turns):<3} answered, {heard:>3} understood, "
               f"{quietest.silence() if quietest else 'nobody talked'}  {note}", flush=True)
 
@@ -170,7 +171,7 @@ async def run(fleet, questions):
     print(f"{len(crowd.turns)} turns, {trials.count} trials, {len(trials.problems)} problems; the clients' own clock was late by at most {1000 * crowd.late:.0f} ms")
     if skipped:
         print(f"left out for lack of time: {', '.join(skipped)}")
-    return trials.problems
+    return trials.problems, crowd.history
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-chaos-") as folder:
@@ -178,7 +179,8 @@ with tempfile.TemporaryDirectory(prefix="parlando-chaos-") as folder:
     recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
     fleet = Fleet(a.bin, a.source, folder)
     try:
-        problems = asyncio.run(run(fleet, recordings))
+        problems, history = asyncio.run(run(fleet, recordings))
+        problems += history.problems(fleet.store, lost_with_owner=2 * (a.sessions or 6))
     finally:
         code = fleet.stop()
     if code != 0:

@@ -1,7 +1,7 @@
 """Runs the chaos programs and makes one report of them: a row a fault with its id, trials, passes and the longest silence that anybody heard.
 
-`suite.py BUILD_DIR SOURCE_DIR [--profile short|long] [--report FILE.md] [--rounds N]`. Short, about 5 minutes on two free cores: every role killed or
-stopped once, cuts between a few, one roll and the loss of a node. Long: each program's full form, `--rounds` times. Beside FILE.md lies FILE.svg.
+`suite.py BUILD_DIR SOURCE_DIR [--profile short|long] [--report FILE.md] [--rounds N]`. Short, about 7 minutes on two free cores: every role killed or
+stopped once, cuts between a few, damage and delay on the way, a full disk and its like, one roll and the loss of a node. Long: each program's full form, `--rounds` times. Beside FILE.md lies FILE.svg.
 Exit code 1 when a trial failed or a program told none. What judges a turn is tests/chaos/talkers.py, which shares no code with the engine.
 """
 import argparse
@@ -17,8 +17,10 @@ import time
 FAULTS = [(r"kill -9 gateway|^kill gateway", "P1", "a gateway is killed"), (r"kill -9 controller|^kill controller", "P2", "a controller is killed"), (r"kill -9 vad|^kill vad", "P3", "a vad is killed"),
           (r"kill -9 tokenizer|^kill tokenizer", "P4", "a tokenizer is killed"), (r"kill -9 llm-(chat|tts)|^kill llm-", "P5", "a language model is killed"),
           (r"kill -9 tts|^kill tts", "P6", "a tts is killed"), (r"kill -9 context|^kill context", "P7", "context is killed"), (r"^stop .* s ", "P8", "a process is stopped and goes on"),
-          (r"^lose ", "P13", "a node is lost with all that runs there"), (r" -> ", "N5", "one way between two services is cut for 3 s"),
-          (r"^names away", "N9", "the name server is silent"), (r"^roll ", "U1", "a role is rolled, one after the other"), (r"^scale|^tts 1|^autoscale", "U3", "replicas come and go"),
+          (r"^descriptors", "P11", "a gateway has no descriptors left"), (r"^role away", "P12", "every tts is away for 6 s"), (r"^random deaths", "P13", "two services die at random every 5 s"),
+          (r"^lose ", "P14", "a node is lost with all that runs there"), (r"^flip ", "N4", "bits turn over on the way"), (r" -> ", "N5", "one way between two services is cut for 3 s"),
+          (r"^slow ", "N7", "a way has little room"), (r"^reset ", "N8", "connections are reset, six in 3 s"), (r"^late ", "N10", "a way takes 40 to 200 ms"),
+          (r"^clock ", "C1", "the wall clock jumps by an hour"), (r"^disk full", "D1", "the store's disk is full for 12 s"), (r"^names away", "N9", "the name server is silent"), (r"^roll ", "U1", "a role is rolled, one after the other"), (r"^scale|^tts 1|^autoscale", "U3", "replicas come and go"),
           (r"^drain|^budget", "U4", "nodes are drained, budgets hold"), (r"^keys ", "U5", "a role gets new keys"), (r"^none", "–", "no fault, for comparison")]
 ROW = re.compile(r"^\s*(?:\d+\s{2})?\s*(?P<name>\S.*?)\s+(?P<result>pass|FAIL)\s+(?:[\d.]+ s\s+)?(?P<answered>\d+) of (?P<turns>\d+)\s+answered(?:.*longest silence (?P<silence>\d+) ms)?")
 
@@ -29,6 +31,8 @@ def programs(build, source, profile):
     yield "mesh", [sys.executable, tests / "chaos/mesh_chaos.py", build / "bin", source, *full]
     # Cuts have no short form of their own: two pairs stand for all.
     yield "cuts", [sys.executable, tests / "chaos/partition.py", build / "bin", source, *([] if profile == "long" else ["--only", "controller -> tts"])]
+    yield "wire", [sys.executable, tests / "chaos/wire.py", build / "bin", source, *full]
+    yield "hardships", [sys.executable, tests / "chaos/hardships.py", build / "bin", source, "--minutes", "10" if profile == "long" else "0.25"]
     if profile == "long":
         yield "cluster", [sys.executable, tests / "k8s/cluster_test.py", build, source, "--full"]
     else:
@@ -65,7 +69,7 @@ def percentile(values, share):
 
 
 def order(key):
-    return ("–PNU?".index(key[0][0]), int(key[0][1:] or 0) if key[0][1:].isdigit() else 0)
+    return ("–PNCDU?".index(key[0][0]), int(key[0][1:] or 0) if key[0][1:].isdigit() else 0)
 
 
 def report(rows, profile, rounds, seconds, left_out):

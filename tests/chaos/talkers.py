@@ -6,6 +6,7 @@ import struct
 import time
 import wave
 
+from history import History
 from ws import AsyncWebSocket
 
 FRAME = 640        # 20 ms of s16le at 16 kHz
@@ -75,7 +76,7 @@ class Turn:
 class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
-        self.ws, self.turn, self.frames, self.turns, self.sockets = None, None, [], 0, 0
+        self.ws, self.turn, self.frames, self.turns, self.sockets, self.id = None, None, [], 0, 0, ""
         self.random = random.Random(number)
 
     async def open(self):
@@ -91,7 +92,7 @@ class Session:
                 ws.send({"type": "open", "speak": True, "seed": 1000 + self.number})
                 event = json.loads(await asyncio.wait_for(ws.receive(), 10))
                 if event["type"] == "opened":
-                    self.ws, self.gateway, self.turns, self.sockets = ws, name, 0, 0
+                    self.ws, self.gateway, self.turns, self.sockets, self.id = ws, name, 0, 0, event["session"]
                     return
                 error = event
             except (OSError, KeyError, asyncio.TimeoutError) as e:
@@ -118,6 +119,8 @@ class Session:
             texts = self.turn.texts
             texts[event["kind"]] = texts.get(event["kind"], "") + event["text"]
         elif kind in ("turn", "error"):
+            if kind == "turn":
+                self.crowd.history.tell(self.id, event)
             self.turn.finish(event)
 
     async def listen(self):
@@ -187,7 +190,7 @@ class Crowd:
         self.fleet, self.questions, self.gate = fleet, questions, asyncio.Semaphore(talking)
         self.talking, self.wanted = talking, sessions
         self.turns, self.strays, self.stopping, self.closing = [], [], False, None
-        self.sessions, self.tasks, self.late = [], [], 0.0
+        self.sessions, self.tasks, self.late, self.history = [], [], 0.0, History()
 
     def begun(self, turn):
         self.turns.append(turn)
@@ -235,6 +238,12 @@ class Crowd:
         for turn in turns:
             await asyncio.wait([turn.done], timeout=TURN_SECONDS_MAX + 5)
         await asyncio.sleep(0.05)
+
+    async def wait_turns_since(self, start, count, seconds=60):
+        """Until so many sessions have begun and ended a turn since then."""
+        until = time.monotonic() + seconds
+        while len({t.session for t in self.turns if t.start >= start and t.end is not None}) < count and time.monotonic() < until:
+            await asyncio.sleep(0.05)
 
     async def stop(self):
         """Turns under way are heard to their end, then all sockets close."""

@@ -65,6 +65,11 @@ def look_at_elf(name, file):
     head = subprocess.run(["readelf", "-hld", file], capture_output=True, text=True).stdout
     check(f"{name} is position-independent", "DYN (" in head, "not DYN")
     check(f"{name} has read-only relocations", "GNU_RELRO" in head, "no GNU_RELRO")
+    check(f"{name} binds at its start, so that relocations stay read-only", re.search(r"\(FLAGS(_1)?\).*NOW", head), "no NOW")
+    imported = subprocess.run(["readelf", "-W", "--dyn-syms", file], capture_output=True, text=True).stdout
+    check(f"{name} guards its stack", "__stack_chk_fail" in imported, "no __stack_chk_fail")
+    check(f"{name} checks the bounds of buffers", re.search(r"__(mem\w+|str\w+|read|recv|fdelt|\w*printf)_chk", imported), "no fortified call")
+    check(f"{name} does not tell where it was compiled", str(a.source.resolve()).encode() not in pathlib.Path(file).read_bytes(), str(a.source))
     check(f"{name} has a stack without code", re.search(r"GNU_STACK.*\n?.*RWE", head) is None, "GNU_STACK is RWE")
     paths = re.findall(r"(?:RPATH|RUNPATH)\).*\[(.*)\]", head)
     check(f"{name} finds libraries in the image alone", all(p == images.PRIVATE for p in paths), str(paths))
