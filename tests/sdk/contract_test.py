@@ -189,7 +189,7 @@ def identity(folder, engine, command, name):
     config.write_text(json.dumps({"wire": {
         "bind": "tcp://127.0.0.1:*", "connect": {"controller": ["ipc://" + str(folder / "run/controller-1")]},
         "curve": {"secret_key_file": str(folder / "gateway.secret"), "public_key_file": str(folder / "gateway.public"), "keys_file": str(folder / "keys")}},
-        "core": {"listen": "", "page": "", "questions": ""}}))
+        "core": {"listen": "", "page": "", "questions": "", "streams_per_client_max": 2}}))
     gateway = subprocess.Popen([BIN / "parlando-gateway", "--config", config], stdout=subprocess.PIPE, text=True)
     endpoint = gateway.stdout.readline().split("listens at ")[1].split(",")[0]
     for who, as_name, error in (("anna", "anna", None), ("anna", "bert", "invalid_argument"), ("other", "client", "invalid_argument"), ("stranger", "client", "unavailable")):
@@ -200,6 +200,11 @@ def identity(folder, engine, command, name):
         if error is None:
             package.do(do="say", text="hello")
             check(f"{name}: a turn over CURVE", package.do(do="turn").get("number") == 1)
+            check(f"{name}: a second conversation of two", "error" not in package.do(do="open", talk="b", speak=False))
+            began = time.monotonic()
+            told = package.do(do="open", talk="c", speak=False)
+            took = time.monotonic() - began
+            check(f"{name}: one too many is refused at once, with the reason", told.get("error") == "overloaded" and took < 5, (told, took))
         package.stop()
     gateway.send_signal(signal.SIGTERM)
     check(f"{name}: a gateway of clients alone ends cleanly", gateway.wait(timeout=30) == 0)

@@ -54,9 +54,7 @@ void Gateway::handled(const protocol::Envelope& head) {
   if (linked_) mesh_.handled(peer_.instance, head);
 }
 
-bool Gateway::takes_conversations() const {
-  return linked_ && mesh_.is_up(peer_.instance) && peer_.ready && !peer_.draining && peer_.slots > 0;
-}
+bool Gateway::stands() const { return linked_ && mesh_.is_up(peer_.instance) && peer_.ready && !peer_.draining; }
 
 bool Gateway::read(Time now) {
   const bool more = sockets_->read(now);
@@ -145,6 +143,11 @@ Place* Core::find(const Place* but) {
     return gateway;
   }
   return nullptr;
+}
+
+int Core::standing() const {
+  return static_cast<int>(
+      std::count_if(gateways_.begin(), gateways_.end(), [](const auto& gateway) { return gateway->stands(); }));
 }
 
 void Core::wake() {

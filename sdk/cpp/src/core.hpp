@@ -32,7 +32,9 @@ class Gateway final : public Place {
     std::optional<protocol::Message> message;
   };
   std::vector<Arrived> take();
-  bool takes_conversations() const;
+  /// It is there and is to stay, whether it has room or not.
+  bool stands() const;
+  bool takes_conversations() const { return stands() && peer_.slots > 0; }
   /// It does not take us at all.
   bool refuses() const { return !linked_ && mesh_.counters().hello_refused > 0; }
   bool has_unsent() const { return linked_ && mesh_.is_up(peer_.instance) && mesh_.kept_bytes() > 0; }
@@ -58,6 +60,7 @@ class Core final : public Finder, public std::enable_shared_from_this<Core> {
   bool refused() const;
 
   Place* find(const Place* but) override;
+  int standing() const override;
   void wake() override;
 
   std::mutex mutex;

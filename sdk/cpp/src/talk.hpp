@@ -25,6 +25,8 @@ class Finder {
  public:
   virtual ~Finder() = default;
   virtual Place* find(const Place* but) = 0;
+  /// Gateways that are there, whether they have room or not.
+  virtual int standing() const = 0;
   virtual void wake() = 0;
 };
 
@@ -104,6 +106,8 @@ class Talk {
   void lost(Time now, const Place* avoid, milliseconds wait = milliseconds(0));
   void on_answer(const json& fields, Time now);
   void on_opened(const json& fields, Time now);
+  bool is_new() const { return !was_opened_ && !resumes_; }
+  bool is_refused_everywhere(const Error& error);
   void on_stream_ended(const json& fields, Time now);
   void on_event(const json& fields, const protocol::Envelope& head, Time now);
   bool on_error(const json& fields, const protocol::Envelope& head);
@@ -122,6 +126,7 @@ class Talk {
   bool resumes_ = false, was_opened_ = false, swallow_no_speech_ = false;
   Place* place_ = nullptr;
   const Place* avoid_ = nullptr;
+  int refusals_ = 0;
   protocol::Envelope head_;
   Time not_before_, ask_by_{}, lost_at_;
   std::optional<Error> failure_;

@@ -149,6 +149,10 @@ class Core:
         good = [g for g in self.gateways if g is not but and g.link.is_up and g.link.ready and not g.link.draining and g.link.slots > 0]
         return random.choice(good) if good else None
 
+    def standing(self) -> int:
+        """Gateways that are there, whether they have room or not."""
+        return sum(g.link.is_up and g.link.ready and not g.link.draining for g in self.gateways)
+
     def endpoint_of(self, talk: Talk) -> str:
         with self.lock:
             return next((g.endpoint for g in self.gateways if g is talk._place), "")

@@ -35,6 +35,7 @@ class Place(Protocol):
 class Finder(Protocol):
     """The client, as conversations see it."""
     def find(self, but: Optional[Place]) -> Optional[Place]: ...
+    def standing(self) -> int: ...
     def wake(self) -> None: ...
 
 
@@ -71,6 +72,7 @@ class Talk:
         self._avoid: Optional[Place] = None
         self._key: Key = (0, 0, 0)
         self._not_before = now
+        self._refusals = 0
         self._ask_by = 0.0
         self._lost_at = now
         self._failure: Optional[ParlandoError] = None
@@ -201,7 +203,9 @@ class Talk:
             return
         place = self._finder.find(self._avoid) or (self._finder.find(None) if self._avoid is not None else None)
         if place is None:
-            if now - self._lost_at > self._reconnect:
+            if self._is_new() and self._finder.standing() > 0:
+                self._fail(ParlandoError("overloaded", "no gateway takes another conversation", 1000))
+            elif now - self._lost_at > self._reconnect:
                 self._fail(ParlandoError("unavailable", f"no gateway has taken the conversation for {self._reconnect:g} s", 1000))
             return
         self._place = place
@@ -286,15 +290,29 @@ class Talk:
 
     def _on_stream_ended(self, fields: Dict[str, Any], now: float) -> None:
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
+        if self._is_refused_everywhere(error):
+            return self._fail(error)
         may_go_on = error.code in ("unavailable", "credit_exceeded") or (self._state == "asking" and error.code == "overloaded")
         if may_go_on and now - self._lost_at <= self._reconnect or (self._state == "open" and error.code == "unavailable"):
             return self._lost(now, self._place, error.retry_ms / 1e3)
         self._fail(error)
 
+    def _is_new(self) -> bool:
+        return self.opened is None and not self._resumes
+
+    def _is_refused_everywhere(self, error: ParlandoError) -> bool:
+        """A conversation that never stood is not waited for: its client decides when to come again."""
+        if not self._is_new() or error.code != "overloaded":
+            return False
+        self._refusals += 1
+        return self._refusals >= self._finder.standing()
+
     def _on_answer(self, fields: Dict[str, Any], now: float) -> None:
         if fields["type"] == "opened":
             return self._on_opened(fields, now)
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
+        if self._is_refused_everywhere(error):
+            return self._fail(error)
         # Until its death is noticed, the former gateway still has the session.
         later = error.code in ("unavailable", "overloaded", "not_ready") or (error.code == "not_found" and self.opened is not None)
         if later and now - self._lost_at <= self._reconnect:
