@@ -19,8 +19,20 @@ std::size_t sentence_end(std::string_view s, std::size_t at) {
 
 std::size_t comma(std::string_view s, std::size_t at) {
   if (s[at] == ',' && at + 1 < s.size() && s[at + 1] == ' ') return 1;
-  return s.substr(at).starts_with("，") ? 3 : 0;
+  for (const std::string_view mark : {"，", "、"})
+    if (s.substr(at).starts_with(mark)) return mark.size();
+  return 0;
 }
+
+/// Whether a whole character begins at `at`: a part of one may be a mark when the rest has come.
+bool is_character(std::string_view s, std::size_t at) {
+  const auto lead = static_cast<unsigned char>(s[at]);
+  if ((lead & 0xc0) == 0x80) return false;
+  return at + (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4) <= s.size();
+}
+
+/// Of a script that has no spaces.
+bool is_wide(std::string_view s, std::size_t at) { return static_cast<unsigned char>(s[at]) >= 0xe3; }
 
 }  // namespace
 
@@ -52,7 +64,10 @@ std::vector<TextChunk> TextChunker::push(std::string_view text) {
     auto size = sentence_end(open_, at);
     if (size == 0 && at >= options_.comma_bytes) size = comma(open_, at);
     if (size == 0 && at >= options_.bytes_max && open_[at] == ' ') size = 1;
-    if (size == 0) continue;
+    // Without a mark or a space: between two characters, of other scripts only when nothing else helps.
+    const auto most = is_wide(open_, at) ? options_.bytes_max : options_.bytes_hard_max;
+    // The last one may be a mark that only the next one tells.
+    if (size == 0 && (at < most || !is_character(open_, at) || at + 1 == open_.size())) continue;
     emit(out, at + size);
     at = static_cast<std::size_t>(-1);
   }

@@ -1,6 +1,6 @@
 #pragma once
 /// Cuts streamed text into pieces worth speaking: at the end of a sentence, or, when one grows long, at a comma or a
-/// space. A leading tag belongs to every piece of the text.
+/// space, in a script without spaces between any two characters. A leading tag belongs to every piece of the text.
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +17,7 @@ class TextChunker {
  public:
   struct Options {
     std::size_t comma_bytes = 80, bytes_max = 200;
+    std::size_t bytes_hard_max = 800;  ///< of a word
   };
   TextChunker() = default;
   explicit TextChunker(Options options) : options_(options) {}

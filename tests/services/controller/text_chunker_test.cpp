@@ -44,6 +44,29 @@ BOOST_AUTO_TEST_CASE(long_text_is_cut_at_commas_and_then_at_spaces) {
   BOOST_TEST(run("aaaa bbbb, cccc, dddd", 4, {.comma_bytes = 6, .bytes_max = 50}).size() == 2u);
 }
 
+BOOST_AUTO_TEST_CASE(text_without_marks_or_spaces_is_cut_between_characters) {
+  std::string chinese, word(2000, 'a');
+  for (int n = 0; n < 800; ++n) chinese += "今天天气很好";
+  for (const auto& text : {chinese, word, "(慢速1)" + chinese, "Straße" + std::string(900, 'x') + "ü" + word}) {
+    const auto pieces = run(text, text.size());
+    std::string all;
+    for (const auto& piece : pieces) {
+      BOOST_TEST(piece.size() <= 800u);
+      BOOST_TEST((static_cast<unsigned char>(piece.front()) & 0xc0) != 0x80);
+      all += piece.starts_with("(慢速1)") && !all.empty() ? piece.substr(std::string("(慢速1)").size()) : piece;
+    }
+    BOOST_TEST(all == text);
+    for (const std::size_t packet : {1, 2, 3, 5, 201}) BOOST_TEST(run(text, packet) == pieces);
+  }
+  // A mark that comes late is one all the same.
+  const std::string mark = std::string(198, 'b') + "好。好";
+  for (std::size_t packet = 1; packet <= mark.size(); ++packet)
+    BOOST_TEST(run(mark, packet) == run(mark, mark.size()), boost::test_tools::per_element());
+  const std::string stop = std::string(799, 'c') + "x. and more";
+  for (std::size_t packet = 1; packet <= stop.size(); packet += 7)
+    BOOST_TEST(run(stop, packet) == run(stop, stop.size()), boost::test_tools::per_element());
+}
+
 BOOST_AUTO_TEST_CASE(wide_punctuation_ends_sentences_and_nothing_is_lost) {
   const std::vector<std::string> want{"你好。", "再见"};
   BOOST_TEST(run("你好。再见", 2) == want, boost::test_tools::per_element());
