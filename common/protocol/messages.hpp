@@ -236,6 +236,7 @@ struct Conversation : Settings {
   std::int64_t pieces = 0;         ///< spoken wholly
   std::int64_t piece_samples = 0;  ///< of the next one
   std::int64_t turn_samples = 0;   ///< of the turn, in all
+  JsonText piece_lengths;          ///< array of the samples of each piece that is spoken wholly
   Bytes payload;
   template <class V>
   void fields(V&& v) {
@@ -252,6 +253,7 @@ struct Conversation : Settings {
     v("piece_samples", piece_samples, at_least(0));
     v("turn_samples", turn_samples, at_least(0));
     v("call_ids", call_ids);
+    v("piece_lengths", piece_lengths);
   }
 };
 

@@ -2,6 +2,8 @@
 /// have answered; the gateway knows what the client was told, and what the former owner has decided about the turn
 /// under way. Nothing of that is found out anew: turns that the client was not told are told from their records, inputs
 /// that are settled are not taken again, and the turn under way is what it was decided to be.
+#include <numeric>
+
 #include "common/base/nesting.hpp"
 #include "common/base/pcm.hpp"
 #include "services/controller/json_text.hpp"
@@ -35,6 +37,11 @@ void take_over(Turn& turn, const Open& open) {
   turn.told.pieces = open.pieces;
   turn.told.piece_samples = open.piece_samples;
   const auto before = open.turn_samples - open.piece_samples;
+  for (const auto& length : list_in(open.piece_lengths))
+    turn.told.lengths.push_back(length.is_number_integer() ? length.get<std::int64_t>() : -1);
+  if (std::any_of(turn.told.lengths.begin(), turn.told.lengths.end(), [](auto length) { return length < 0; }) ||
+      std::accumulate(turn.told.lengths.begin(), turn.told.lengths.end(), std::int64_t{0}) != before)
+    turn.told.lengths.clear();
   (open.pieces > 0 ? turn.told.whole_samples : turn.skip) = before;
   turn.told.anything = open.transcript_bytes + open.reply_bytes + open.tool_calls + open.turn_samples > 0;
 }

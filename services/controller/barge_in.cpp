@@ -173,7 +173,7 @@ void Session::drop_sound_of_turn(Time now) {
   hold_voice(now);
 }
 
-/// Of a former owner, as the store has it: how long its pieces are was known to that one alone.
+/// Of a former owner, as the store has it; records of older builds do not say how long its pieces are.
 Turn Session::stored_turn(TurnId id) const {
   Turn out;
   out.id = id;
@@ -187,6 +187,14 @@ Turn Session::stored_turn(TurnId id) const {
   auto chunks = out.chunker.push(out.reply.text);
   for (auto& chunk : out.chunker.finish()) chunks.push_back(std::move(chunk));
   for (auto& chunk : chunks) out.pieces.push_back({std::move(chunk.text), 0, false, chunk.tag_bytes, chunk.end});
+  const auto lengths = past->record.find("piece_lengths");
+  if (lengths == past->record.end() || !lengths->is_array() || lengths->size() != out.pieces.size()) return out;
+  for (std::size_t i = 0; i < out.pieces.size(); ++i) {
+    const auto& length = (*lengths)[i];
+    if (!length.is_number_integer()) continue;
+    out.pieces[i].samples = length.get<std::int64_t>();
+    out.pieces[i].done = true;
+  }
   return out;
 }
 

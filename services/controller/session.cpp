@@ -25,6 +25,7 @@ constexpr milliseconds kCheckpointEvery{1000};
 constexpr std::size_t kEarlyMessagesMax = 8192;
 constexpr std::size_t kEarlyBytesMax = 2u << 20;  // 35 s of sound and its headers
 constexpr int kFiguresDepthMax = 32;
+constexpr std::size_t kPiecesAhead = 16;           // asked of a tts, which keeps 64
 constexpr std::size_t kEffectBytesMax = 1u << 20;  // 20 s of sound: more is not made in a pause
 
 Bytes bytes_of(const std::string& text) { return to_bytes(std::span<const char>(text)); }
@@ -698,7 +699,9 @@ void Session::on_speech(Speech speech, Time now) {
   turn_.samples += fresh - skipped;
   turn_.rate = speech.rate;
   if (open_.plays && fresh > skipped && !trial_) add_playing(turn_.id);
-  if (fresh > skipped || (speech.last && turn_.skip == 0)) tell(std::move(speech));
+  const bool is_last = speech.last;
+  if (fresh > skipped || (is_last && turn_.skip == 0)) tell(std::move(speech));
+  if (is_last) ask_for_pieces();
   complete_if_all_there(now);
 }
 
@@ -778,8 +781,22 @@ Time Session::chat_deadline() const {
 
 /// From the first piece that the client does not have wholly.
 void Session::say_to_tts() {
-  for (std::size_t i = 0; i < turn_.pieces.size(); ++i)
-    if (!turn_.pieces[i].done) send(Role::tts, speak_of(i));
+  turn_.pieces_asked = 0;
+  ask_for_pieces();
+}
+
+/// A text may have more pieces than a tts keeps: a few at a time are asked for, in their order.
+void Session::ask_for_pieces() {
+  if (!call(Role::tts).is_wanted()) return;
+  auto& asked = turn_.pieces_asked;
+  auto ahead =
+      std::count_if(turn_.pieces.begin() + static_cast<std::ptrdiff_t>(asked - std::min(asked, kPiecesAhead)),
+                    turn_.pieces.begin() + static_cast<std::ptrdiff_t>(asked), [](const Piece& p) { return !p.done; });
+  for (; asked < turn_.pieces.size() && ahead < static_cast<std::ptrdiff_t>(kPiecesAhead); ++asked) {
+    if (turn_.pieces[asked].done) continue;
+    send(Role::tts, speak_of(asked));
+    ++ahead;
+  }
 }
 
 Speak Session::speak_of(std::size_t piece) const {
@@ -796,13 +813,15 @@ void Session::speak(std::vector<TextChunk> pieces, Time now) {
     const auto index = static_cast<std::int64_t>(turn_.pieces.size());
     Piece piece{std::move(chunk.text), 0, false, chunk.tag_bytes, chunk.end};
     piece.done = index < turn_.told.pieces;
+    if (index < static_cast<std::int64_t>(turn_.told.lengths.size()))
+      piece.samples = turn_.told.lengths[static_cast<std::size_t>(index)];
     if (index == turn_.told.pieces) piece.samples = turn_.told.piece_samples;
     turn_.pieces.push_back(std::move(piece));
-    if (turn_.pieces.back().done) continue;
-    any = true;
-    if (call(Role::tts).is_wanted()) send(Role::tts, speak_of(turn_.pieces.size() - 1));
+    any = any || !turn_.pieces.back().done;
   }
-  if (any) want(Role::tts, now);
+  if (!any) return;
+  ask_for_pieces();
+  want(Role::tts, now);
 }
 
 // ------------------------------------------------------------------------------------------------ how a turn ends
@@ -833,7 +852,7 @@ void Session::report(const Turn& turn, bool degraded, const json& trace) {
   if (turn.notes)
     return tell(to, Noted{turn.noted_id(), turn.transcript.text, std::max<std::int64_t>(0, turn.begin_sample),
                           std::max<std::int64_t>(0, turn.end_sample), settled, sound_from});
-  for (const auto* own : {"last_input", "inputs", "sound_end"}) done.erase(own);
+  for (const auto* own : {"last_input", "inputs", "sound_end", "piece_lengths"}) done.erase(own);
   done["turn"] = turn.id.value;
   done["stages"] = turn.stages;
   done["trace"] = trace;

@@ -198,6 +198,7 @@ class Session {
   Time chat_deadline() const;
   void speak(std::vector<TextChunk> pieces, Time now);
   protocol::Speak speak_of(std::size_t piece) const;
+  void ask_for_pieces();
 
   // trial.cpp: an answer that is thought through in a pause of speech, and held back until the end is decided.
   /// While there is one, `turn_` and the calls of chat and tts are as if speech had ended at `sample`; the turn that

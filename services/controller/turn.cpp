@@ -48,6 +48,7 @@ void Turn::rewind(std::int64_t samples_had) {
       p.done = false;
     }
     told.pieces = told.piece_samples = told.whole_samples = 0;
+    told.lengths.clear();
     skip = samples;
     return;
   }
@@ -81,11 +82,13 @@ std::string_view words_of(std::string_view text, std::size_t bytes) {
 
 std::string Turn::heard_text(std::int64_t samples_heard) const {
   constexpr std::int64_t kSamplesPerByte = 22050 / 15;  // of a piece whose end is not known: fifteen letters a second
-  auto left = samples_heard - told.whole_samples;
+  const bool is_known = static_cast<std::int64_t>(told.lengths.size()) == told.pieces;
+  auto left = samples_heard - (is_known ? 0 : told.whole_samples);
   std::size_t end = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const auto& p = pieces[i];
-    const bool before = static_cast<std::int64_t>(i) < told.pieces;  // heard wholly, under another owner
+    // Heard wholly, under another owner.
+    const bool before = !is_known && static_cast<std::int64_t>(i) < told.pieces;
     if (!before && left <= 0) break;
     const auto spoken = std::string_view(p.text).substr(p.tag_bytes);
     const auto size = static_cast<std::int64_t>(spoken.size());
@@ -123,6 +126,12 @@ json Turn::record() const {
   if (given) out["given"] = true;
   if (notes) out["noted"] = {{"id", noted_id()}, {"first_sample", begin_sample}, {"end_sample", end_sample}};
   if (history_from > 1) out["history_from"] = history_from;
+  // Whoever tells later how much of it was heard.
+  const bool is_known = static_cast<std::int64_t>(told.lengths.size()) == told.pieces;
+  if (!pieces.empty() && is_known) {
+    auto& lengths = out["piece_lengths"] = json::array();
+    for (const auto& p : pieces) lengths.push_back(p.samples);
+  }
   write_before(out, before);
   return out;
 }

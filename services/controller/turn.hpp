@@ -53,7 +53,8 @@ struct Piece {
 /// What the client had got of the turn when this controller took it over.
 struct Told {
   std::int64_t tool_calls = 0, pieces = 0, piece_samples = 0;
-  std::int64_t whole_samples = 0;  ///< of those pieces in all; how long each of them is only its controller knew
+  std::int64_t whole_samples = 0;            ///< of those pieces in all
+  std::vector<std::int64_t> lengths;         ///< of each of them, if the client's gateway knew all
   std::vector<nlohmann::json> tool_results;  ///< null: none was known
   std::vector<std::string> call_ids;         ///< under which the client knows its calls
   bool anything = false;                     ///< some text or sound: the client knows that its speech was heard
@@ -128,8 +129,9 @@ struct Turn {
   nlohmann::json usage;  ///< tokens, as the model counts them; null: not known
   TextChunker chunker;
   std::vector<Piece> pieces;
-  std::int64_t samples = 0;  ///< of the answer, sent to the client
-  std::int64_t skip = 0;     ///< samples that the client has already and that are made again: dropped as they come
+  std::size_t pieces_asked = 0;  ///< of them, of the tts as it is now
+  std::int64_t samples = 0;      ///< of the answer, sent to the client
+  std::int64_t skip = 0;         ///< samples that the client has already and that are made again: dropped as they come
   std::uint32_t rate = 22050;
   Told told;
 
@@ -155,7 +157,8 @@ struct Turn {
   std::string heard_text(std::int64_t samples_heard) const;
   /// The name of the item that the utterance becomes when it is noted.
   std::string noted_id() const;
-  /// What is stored: nothing that depends on time or on who did the work. Corrections are the session's.
+  /// What is stored: nothing that depends on time or on who did the work, but for the lengths of pieces, which are left
+  /// out where a former owner's are not known. Corrections are the session's.
   nlohmann::json record() const;
 };
 

@@ -1,6 +1,7 @@
 #include "services/gateway/open_turn.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "common/base/nesting.hpp"
 #include "common/base/units.hpp"
@@ -12,7 +13,8 @@ using protocol::TextKind;
 
 namespace {
 
-constexpr int kResultDepthMax = 24;  // inside the array of results, inside a body of at most 32 levels
+constexpr std::int64_t kPiecesMax = 8192;  // of a text of 64 KiB there are fewer
+constexpr int kResultDepthMax = 24;        // inside the array of results, inside a body of at most 32 levels
 
 /// What a tool_call's text says of itself under this key, as JSON.
 std::string part_of(const std::string& text, const char* key) {
@@ -75,9 +77,10 @@ std::optional<std::string_view> OpenTurn::text(const protocol::Text& message) {
 
 std::span<const std::byte> OpenTurn::speech(const protocol::Speech& message) {
   const std::span<const std::byte> all = message.payload;
-  const std::int64_t piece = message.piece;
+  const std::int64_t piece = std::min<std::int64_t>(message.piece, kPiecesMax);
   if (piece < pieces_) return {};
   if (piece > pieces_) {
+    lengths_.resize(static_cast<std::size_t>(piece), -1);
     pieces_ = piece;
     piece_samples_ = 0;
   }
@@ -86,6 +89,7 @@ std::span<const std::byte> OpenTurn::speech(const protocol::Speech& message) {
   piece_samples_ = std::max(piece_samples_, message.first_sample + samples);
   turn_samples_ += samples - known;
   if (message.last) {
+    lengths_.push_back(piece_samples_);
     ++pieces_;
     piece_samples_ = 0;
   }
@@ -103,6 +107,8 @@ void OpenTurn::resume(protocol::Conversation state) {
   pieces_ = state.pieces;
   piece_samples_ = state.piece_samples;
   turn_samples_ = state.turn_samples;
+  for (const auto& length : elements_of(state.piece_lengths)) lengths_.push_back(std::atoll(length.c_str()));
+  lengths_.resize(static_cast<std::size_t>(std::min(pieces_, kPiecesMax)), -1);
 }
 
 void OpenTurn::describe(protocol::Conversation& open) const {
@@ -115,6 +121,7 @@ void OpenTurn::describe(protocol::Conversation& open) const {
   open.pieces = pieces_;
   open.piece_samples = piece_samples_;
   open.turn_samples = turn_samples_;
+  open.piece_lengths.text = fmt::format("[{}]", fmt::join(lengths_, ","));
   open.payload = ids_;
 }
 

@@ -48,6 +48,7 @@ class OpenTurn {
   std::vector<std::string> tool_results_, call_ids_;  ///< JSON, one a call
   protocol::Bytes ids_;
   std::int64_t pieces_ = 0, piece_samples_ = 0, turn_samples_ = 0;
+  std::vector<std::int64_t> lengths_;  ///< of the pieces in front of `pieces_`, in samples; -1: not known
 };
 
 }  // namespace parlando::gateway

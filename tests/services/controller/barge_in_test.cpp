@@ -375,6 +375,37 @@ BOOST_AUTO_TEST_CASE(a_voice_takes_the_word_and_the_past_is_what_was_heard) {
   BOOST_TEST(json::parse(t.chat().last_past)[1]["content"] == heard);
 }
 
+/// Another controller cuts an answer at the same word: behind its end, and while it is made.
+BOOST_AUTO_TEST_CASE(what_was_heard_does_not_depend_on_who_leads) {
+  for (const bool under_way : {false, true}) {
+    std::string heard[2];
+    for (const bool handed_over : {false, true}) {
+      BOOST_TEST_CONTEXT("under way " << under_way << ", handed over " << handed_over) {
+        Talk t(talking(), true);
+        t.chat().calls_tool = false;
+        t.chat().sentences = under_way ? 80 : 6;
+        t.say(5, false);
+        t.say(kSpeech, true);
+        if (under_way)
+          BOOST_REQUIRE(t.until([&] { return t.g().audio.size() > 2 * 7000; }));
+        else
+          BOOST_REQUIRE(t.answered(1));
+        t.g().heard_samples = under_way ? 6100 : 2700;
+        if (handed_over) {
+          t.rig.add("controller-2", "controller");
+          t.rig.kill("controller-1");
+          t.g().open("controller-2");
+        }
+        t.say(kVoice, true);
+        BOOST_REQUIRE(t.until([&] { return t.g().interrupted.has_value(); }));
+        heard[handed_over] = t.g().interrupted->heard;
+        BOOST_TEST(!heard[handed_over].empty());
+      }
+    }
+    BOOST_TEST(heard[0] == heard[1]);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(an_answer_under_way_ends_where_it_was_heard) {
   for (const bool plays : {true, false}) {
     BOOST_TEST_CONTEXT("plays " << plays) {

@@ -709,6 +709,26 @@ BOOST_AUTO_TEST_SUITE_END()
 
 BOOST_AUTO_TEST_SUITE(store)
 
+BOOST_AUTO_TEST_CASE(a_text_of_many_pieces_is_asked_for_a_few_at_a_time) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  auto& chat = rig.get<FakeChat>("llm-chat-1");
+  chat.calls_tool = false;
+  chat.sentences = 300;
+  BOOST_REQUIRE(type(rig, "tell me a story", 20 * kLimit));
+  BOOST_TEST(rig.gateway().turns.size() == 1u);
+  const auto& tts = rig.get<FakeTts>("tts-1");
+  BOOST_TEST(tts.waiting_most > 1u);
+  BOOST_TEST(tts.waiting_most <= 16u);
+  const auto lengths = json::parse(stored(rig))["piece_lengths"];
+  BOOST_TEST(lengths.size() >= 300u);
+  std::int64_t samples = 0;
+  for (const auto& length : lengths) samples += length.get<std::int64_t>();
+  BOOST_TEST(static_cast<std::size_t>(samples) == rig.gateway().audio.size() / 2);
+  check_calm(rig);
+}
+
 BOOST_AUTO_TEST_CASE(the_model_is_told_the_latest_turns_only) {
   Rig rig;
   rig.config.history_turns = 2;

@@ -389,6 +389,7 @@ class FakeTts final : public Fake<TtsStream> {
  public:
   std::set<std::uint64_t> seeds;
   Speak last;
+  std::size_t waiting_most = 0;  ///< pieces of one stream at a time
   bool work(Time) override {
     for (auto& [key, s] : streams_) {
       if (s.parts.empty()) continue;
@@ -415,6 +416,7 @@ class FakeTts final : public Fake<TtsStream> {
       s.parts.push_back(
           pack(Speech{speak.piece, first, 22050, part == 2, to_bytes(std::span<const std::int16_t>(wave))}, to));
     }
+    waiting_most = std::max(waiting_most, (s.parts.size() + 2) / 3);
   }
 };
 
@@ -624,6 +626,7 @@ class FakeGateway final : public Core {
       o.pieces = pieces_;
       o.piece_samples = piece_samples_;
       o.turn_samples = turn_samples_;
+      o.piece_lengths = {json(lengths_).dump()};
       o.payload = to_bytes(std::span<const std::int32_t>(ids_));
     }
     send(controller, head(), std::move(o));
@@ -797,6 +800,7 @@ class FakeGateway final : public Core {
     calls.clear();
     ids_.clear();
     pieces_ = piece_samples_ = turn_samples_ = 0;
+    lengths_.clear();
   }
   void finish() { open_turn_ = 0; }
   /// Nothing further of this turn is told, or plays.
@@ -889,6 +893,8 @@ class FakeGateway final : public Core {
     pieces_ = a->pieces;
     piece_samples_ = a->piece_samples;
     turn_samples_ = a->turn_samples;
+    lengths_ =
+        json::parse(a->piece_lengths.text.empty() ? "[]" : a->piece_lengths.text).get<std::vector<std::int64_t>>();
     attached = std::move(*a);
     say_kept();
   }
@@ -972,6 +978,8 @@ class FakeGateway final : public Core {
     piece_samples_ += static_cast<std::int64_t>(s->payload.size() / 2);
     turn_samples_ += static_cast<std::int64_t>(s->payload.size() / 2);
     if (!s->last) return;
+    lengths_.resize(static_cast<std::size_t>(pieces_), -1);
+    lengths_.push_back(piece_samples_);
     ++pieces_;
     piece_samples_ = 0;
   }
@@ -1019,6 +1027,7 @@ class FakeGateway final : public Core {
   std::deque<std::pair<std::uint64_t, Message>> kept_;
   std::vector<std::int32_t> ids_;
   std::int64_t pieces_ = 0, piece_samples_ = 0, turn_samples_ = 0;
+  std::vector<std::int64_t> lengths_;
 
  public:
   bool opened_degraded = false;
