@@ -21,7 +21,7 @@ using kernels::Team;
 namespace {
 constexpr std::int64_t kInt4Group = 32;
 constexpr const char* kFormatKey = "parlando_weights";  // in the metadata of a packed checkpoint
-constexpr std::int64_t kRowsAtOnce = 1024;              // of a matrix that is packed; a multiple of 16
+constexpr std::int64_t kRowsAtOnce = 256;               // of a matrix that is packed; a multiple of 16
 static_assert(kRowsAtOnce % kernels::kPanelRows == 0);
 constexpr std::int64_t kRowsForAThread = 16;  // of activations; fewer are not worth waking one
 
@@ -31,16 +31,39 @@ PackedShape shape_of(WeightFormat format, std::int64_t rows, std::int64_t column
 /// What comes after it feels the head most: it has 8 bits where the rest has 4.
 WeightFormat head_format(WeightFormat format) { return format == WeightFormat::int4 ? WeightFormat::int8 : format; }
 
-PackedMatrix packed(const at::Tensor& w, WeightFormat format) {
-  if (!w.defined()) return {};  // reported by the loader
-  PackedMatrix out(shape_of(format, w.size(0), w.size(1)));
-  for (std::int64_t r = 0; r < w.size(0); r += kRowsAtOnce) {
-    const auto n = std::min(kRowsAtOnce, w.size(0) - r);
-    const auto rows = w.narrow(0, r, n).to(at::kFloat).contiguous();
-    kernels::pack_rows(out.shape(), rows.data_ptr<float>(), r, n, out.bytes().data());
+/// Packs matrices of a file, a few rows at a time. The rows on their way lie in memory of their own, which goes back as
+/// a whole: in the heap, between what stays, they would leave holes as large as the weights.
+class Packer {
+ public:
+  /// @param parts  one below the other, in the types that the file has
+  PackedMatrix operator()(const std::vector<at::Tensor>& parts, WeightFormat format) {
+    std::int64_t rows = 0;
+    for (const auto& part : parts) {
+      if (!part.defined()) return {};  // reported by the loader
+      rows += part.size(0);
+    }
+    const auto columns = parts.front().size(1);
+    const auto floats = static_cast<std::size_t>(kRowsAtOnce * columns);
+    if (memory_.size() < floats * sizeof(float)) memory_ = kernels::LargeMemory(floats * sizeof(float));
+    auto* held = reinterpret_cast<float*>(memory_.data());
+    const auto all = at::from_blob(held, {kRowsAtOnce, columns}, at::TensorOptions(at::kFloat));
+    PackedMatrix out(shape_of(format, rows, columns));
+    std::int64_t first = 0, count = 0;
+    for (const auto& part : parts)
+      for (std::int64_t r = 0, n = 0; r < part.size(0); r += n) {
+        n = std::min(kRowsAtOnce - count, part.size(0) - r);
+        all.narrow(0, count, n).copy_(part.narrow(0, r, n));
+        count += n;
+        if (count < kRowsAtOnce && first + count < rows) continue;
+        kernels::pack_rows(out.shape(), held, first, count, out.bytes().data());
+        first += count, count = 0;
+      }
+    return out;
   }
-  return out;
-}
+
+ private:
+  kernels::LargeMemory memory_;
+};
 
 std::vector<float> floats(const at::Tensor& w) {
   if (!w.defined()) return {};
@@ -59,7 +82,7 @@ Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, Weig
       return fail(Errc::unsupported, "'{}' is packed for one rank, {} are asked for", directory.string(), ranks);
     return load_packed(std::move(config), std::move(shard), std::move(file.tensors), directory.string(), own->second);
   }
-  // Integers are made from what the file holds, without a detour.
+  // Of what is not packed.
   const auto type = format == WeightFormat::f32 || (format != WeightFormat::bf16 && config.dtype == "float32")
                         ? at::kFloat
                         : at::kBFloat16;
@@ -68,44 +91,49 @@ Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, Weig
   m->config_ = config, m->shard_ = shard, m->ranks_ = ranks, m->format_ = format;
   const auto H = config.hidden, I = config.inner, KV = config.groups * config.dim(), V = config.vocabulary;
   const auto vocabulary = shard.vocabulary_rows;
-  auto rows_of = [&](const char* name) {
-    return ranks == 1 ? w.take(name, {V, H}) : w.take_slice(name, {V, H}, 0, vocabulary.first, vocabulary.count());
+  Packer pack;
+  struct Part {
+    std::string name;
+    std::int64_t rows, columns;
+    int dimension;
+    Range range;
   };
-  auto take = [&](const std::string& name, std::int64_t rows, std::int64_t columns, Range part) {
-    auto out = packed(
-        ranks == 1 ? w.take(name, {rows, columns}) : w.take_slice(name, {rows, columns}, 1, part.first, part.count()),
-        format);
-    w.drop(name);
+  // Weights are rounded once, from what the file holds.
+  auto matrix = [&](const std::vector<Part>& parts, WeightFormat as) {
+    std::vector<at::Tensor> views;
+    for (const auto& part : parts) {
+      auto view = w.exactly(part.name, {part.rows, part.columns});
+      views.push_back(view.defined() ? view.narrow(part.dimension, part.range.first, part.range.count()) : view);
+    }
+    auto out = pack(views, as);
+    for (const auto& part : parts) w.drop(part.name);
     return out;
   };
-  m->embedding_ = rows_of("model.embed_tokens.weight");
+  m->embedding_ = ranks == 1
+                      ? w.take("model.embed_tokens.weight", {V, H})
+                      : w.take_slice("model.embed_tokens.weight", {V, H}, 0, vocabulary.first, vocabulary.count());
   if (m->embedding_.defined()) m->embedding_ = m->embedding_.to(m->type());
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const auto at = fmt::format("model.layers.{}.", l);
-    using Part = tensor::Weights::Part;
     PackedLayer layer;
     layer.input_norm = floats(w.take(at + "input_layernorm.weight", {H}));
     layer.post_norm = floats(w.take(at + "post_attention_layernorm.weight", {H}));
-    layer.qkv =
-        packed(w.stack({Part{at + "self_attn.q_proj.weight", {H, H}, shard.q_rows.first, shard.q_rows.count()},
-                        Part{at + "self_attn.k_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()},
-                        Part{at + "self_attn.v_proj.weight", {KV, H}, shard.kv_rows.first, shard.kv_rows.count()}}),
-               format);
-    layer.gate_up =
-        packed(w.stack({Part{at + "mlp.gate_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()},
-                        Part{at + "mlp.up_proj.weight", {I, H}, shard.inner_rows.first, shard.inner_rows.count()}}),
-               format);
-    layer.out = take(at + "self_attn.o_proj.weight", H, H, shard.q_rows);
-    layer.down = take(at + "mlp.down_proj.weight", H, I, shard.inner_rows);
+    layer.qkv = matrix({{at + "self_attn.q_proj.weight", H, H, 0, shard.q_rows},
+                        {at + "self_attn.k_proj.weight", KV, H, 0, shard.kv_rows},
+                        {at + "self_attn.v_proj.weight", KV, H, 0, shard.kv_rows}},
+                       format);
+    layer.gate_up = matrix({{at + "mlp.gate_proj.weight", I, H, 0, shard.inner_rows},
+                            {at + "mlp.up_proj.weight", I, H, 0, shard.inner_rows}},
+                           format);
+    layer.out = matrix({{at + "self_attn.o_proj.weight", H, H, 1, shard.q_rows}}, format);
+    layer.down = matrix({{at + "mlp.down_proj.weight", H, I, 1, shard.inner_rows}}, format);
     m->layers_.push_back(std::move(layer));
   }
   m->final_norm_ = floats(w.take("model.norm.weight", {H}));
-  if (w.has("lm_head.weight")) {
-    m->head_ = packed(rows_of("lm_head.weight"), head_format(format));
-    w.drop("lm_head.weight");
-  } else {
-    m->head_ = packed(m->embedding_, head_format(format));
-  }
+  if (w.has("lm_head.weight"))
+    m->head_ = matrix({{"lm_head.weight", V, H, 0, vocabulary}}, head_format(format));
+  else
+    m->head_ = pack({m->embedding_}, head_format(format));
   w.finish();
   return m;
 } catch (const Failure& failure) {
