@@ -85,31 +85,65 @@ void read_position(const KvLayout& l, const std::byte* keys, const std::byte* va
     }
 }
 
-void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAttention> batch) {
-  struct Item {
-    const PagedAttention* a;
-    std::int64_t group, first, last;
-  };
-  thread_local std::vector<Item> items;
-  items.clear();
+namespace {
+/// Tokens of a sequence, for one group of heads.
+struct Item {
+  const PagedAttention* a;
+  std::int64_t group, first, last;
+};
+struct Items {
+  std::vector<Item> all;
+  std::vector<std::int64_t> until;  ///< positions that are looked at for all items up to this one
+};
+
+void cut(const KvLayout& layout, std::span<const PagedAttention> batch, Items& out) {
+  out.all.clear(), out.until.clear();
   std::int64_t positions = 0;
   for (const auto& a : batch) {
     const auto tokens = std::max<std::int64_t>(1, kRowsMax / std::max<std::int64_t>(1, a.heads / layout.groups));
     for (std::int64_t first = 0; first < a.tokens; first += tokens)
       for (std::int64_t g = 0; g < layout.groups; ++g) {
-        items.push_back({&a, g, first, std::min(a.tokens, first + tokens)});
-        positions += a.first_position + first;
+        const auto last = std::min(a.tokens, first + tokens);
+        out.all.push_back({&a, g, first, last});
+        positions += (last - first) * (2 * a.first_position + first + last + 1) / 2;
+        out.until.push_back(positions);
       }
   }
-  const auto count = static_cast<std::int64_t>(items.size());
-  // Waking a thread costs as much as some thousand positions do.
-  const auto least = positions + count < 4096 ? count : 1;
-  const auto* all = items.data();
-  team.run(count, std::max<std::int64_t>(1, least), [&](std::int64_t first, std::int64_t last) {
+}
+}  // namespace
+
+void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAttention> batch) {
+  thread_local Items items;
+  cut(layout, batch, items);
+  const auto count = static_cast<std::int64_t>(items.all.size());
+  if (count == 0) return;
+  const auto* all = items.all.data();
+  auto attend = [&](std::int64_t first, std::int64_t last) {
     thread_local Scratch scratch;
     for (auto i = first; i < last; ++i)
       PARLANDO_DISPATCH(attend, layout, *all[i].a, all[i].group, all[i].first, all[i].last, scratch);
+  };
+  // Waking a thread costs as much as some thousand positions do.
+  const auto parts = std::min<std::int64_t>({team.size(), count, items.until.back() / 2048});
+  if (parts <= 1) return attend(0, count);
+  const auto borders = cut_by_work(items.until, parts);
+  team.run(parts, 1, [&](std::int64_t first, std::int64_t last) {
+    attend(borders[static_cast<std::size_t>(first)], borders[static_cast<std::size_t>(last)]);
   });
+}
+
+std::vector<double> attention_shares(const KvLayout& layout, std::span<const PagedAttention> batch, int threads) {
+  Items items;
+  cut(layout, batch, items);
+  std::vector<double> out;
+  const auto borders = cut_by_work(items.until, threads);
+  auto work = [&](std::int64_t i) {
+    return i == 0 ? 0.0 : static_cast<double>(items.until[static_cast<std::size_t>(i - 1)]);
+  };
+  for (int n = 0; n < threads; ++n)
+    out.push_back((work(borders[static_cast<std::size_t>(n) + 1]) - work(borders[static_cast<std::size_t>(n)])) /
+                  std::max(1.0, work(static_cast<std::int64_t>(items.all.size()))));
+  return out;
 }
 
 void paged_attention_reference(const KvLayout& l, const PagedAttention& a) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/team/team.hpp"
 
@@ -48,8 +49,11 @@ struct PagedAttention {
   const float* slopes = nullptr;  ///< [heads]
 };
 
-/// All sequences of a batch; threads share them by sequence, group and tokens.
+/// All sequences of a batch; threads share them by sequence, group and tokens, each about as many products. The bits of
+/// a token do not depend on the number of threads, nor on what else is in the batch or in its sequence's piece.
 void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAttention> batch);
+/// What part of the products each of so many threads has, in 0…1.
+std::vector<double> attention_shares(const KvLayout& layout, std::span<const PagedAttention> batch, int threads);
 /// The same in double precision, for tests.
 void paged_attention_reference(const KvLayout& layout, const PagedAttention& a);
 

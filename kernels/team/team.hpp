@@ -3,7 +3,9 @@
 /// neighbours nothing.
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -29,6 +31,8 @@ class Team {
     call([](void* f, std::int64_t first, std::int64_t last) { (*static_cast<F*>(f))(first, last); }, &work, count,
          parts);
   }
+  /// How often a thread was woken so far. Those without a part are not.
+  std::int64_t woken() const { return woken_.load(std::memory_order_relaxed); }
   /// The team of the calling thread with this many threads; made again when the number changes.
   static Team& of_this_thread(int threads);
 
@@ -37,13 +41,24 @@ class Team {
   std::int64_t parts_of(std::int64_t count, std::int64_t least) const;
   void call(Call call, void* work, std::int64_t count, std::int64_t parts);
   void part(std::int64_t index);
-  void serve(std::int64_t index);
+  /// Where one of the others waits, on a line of its own.
+  struct alignas(64) Seat {
+    std::atomic<std::uint32_t> round{0};
+  };
+  void serve(Seat& seat, std::int64_t index);
   Call call_ = nullptr;
   void* work_ = nullptr;
   std::int64_t count_ = 0, parts_ = 0;
-  std::atomic<std::uint32_t> round_{0}, left_{0};
+  std::atomic<std::uint32_t> left_{0};
+  std::atomic<std::int64_t> woken_{0};
   std::atomic<bool> stop_{false};
+  std::deque<Seat> seats_;
   std::vector<std::thread> others_;
 };
+
+/// Cuts items into parts of about the same work. @param until  [items] the work of all items up to this one, it
+/// included
+/// @return [parts + 1] part n is items [out[n], out[n + 1]); some are empty when one item is most of the work
+std::vector<std::int64_t> cut_by_work(std::span<const std::int64_t> until, std::int64_t parts);
 
 }  // namespace parlando::kernels

@@ -100,22 +100,45 @@ BOOST_AUTO_TEST_CASE(long_contexts_lose_nothing) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(tokens_together_are_tokens_one_by_one) {
-  Team team;
+BOOST_AUTO_TEST_CASE(the_bits_of_a_token_do_not_depend_on_its_company) {
+  Team one, two(2), three(3);
   for (const bool bf16 : {false, true})
-    for_each_isa([&] {
-      const Cache c(bf16, 40, 2, 70, 90, 13);
-      std::vector<float> together(c.q.size()), alone(c.q.size());
-      const auto all = c.call(together.data());
-      paged_attention(team, c.layout, {&all, 1});
-      for (std::int64_t t = 0; t < c.tokens; ++t) {
-        auto one = c.call(alone.data());
-        one.q += t * one.q_stride, one.out += t * one.out_stride;
-        one.tokens = 1, one.first_position += t;
-        paged_attention(team, c.layout, {&one, 1});
-      }
-      BOOST_TEST(worst(together, alone) <= 1e-5);
-    });
+    for (const std::int64_t per_group : {2, 12})
+      for_each_isa([&] {
+        const Cache c(bf16, 40, per_group, 70, 90, 13), other(bf16, 40, per_group, 1, 1500, 14);
+        std::vector<float> alone(c.q.size()), others(other.q.size());
+        for (std::int64_t t = 0; t < c.tokens; ++t) {
+          auto token = c.call(alone.data());
+          token.q += t * token.q_stride, token.out += t * token.out_stride;
+          token.tokens = 1, token.first_position += t;
+          paged_attention(one, c.layout, {&token, 1});
+        }
+        for (auto* team : {&one, &two, &three})
+          for (const std::int64_t piece : {70, 33, 7}) {
+            std::vector<float> got(c.q.size());
+            for (std::int64_t t = 0; t < c.tokens; t += piece) {
+              auto some = c.call(got.data());
+              some.q += t * some.q_stride, some.out += t * some.out_stride;
+              some.tokens = std::min(piece, c.tokens - t), some.first_position += t;
+              const PagedAttention batch[] = {other.call(others.data()), some};
+              paged_attention(*team, c.layout, batch);
+            }
+            BOOST_TEST((got == alone), "pieces of " << piece << ", " << team->size() << " threads");
+          }
+      });
+}
+
+BOOST_AUTO_TEST_CASE(threads_have_about_the_same_work) {
+  const Cache prompt(true, 8, 12, 256, 0, 15), longer(true, 8, 12, 1, 3000, 16), shorter(true, 8, 12, 1, 100, 17);
+  std::vector<float> out(prompt.q.size());
+  const auto alone = prompt.call(out.data());
+  for (const int threads : {2, 4})
+    for (const auto share : attention_shares(prompt.layout, {&alone, 1}, threads))
+      BOOST_TEST(share * threads < 1.2, threads << " threads: a share of " << share);
+  // One long context among short ones: its two groups of heads are two items.
+  std::vector<PagedAttention> mixed(6, shorter.call(out.data()));
+  mixed.push_back(longer.call(out.data()));
+  for (const auto share : attention_shares(prompt.layout, mixed, 2)) BOOST_TEST(share < 0.62);
 }
 
 BOOST_AUTO_TEST_CASE(sequences_of_a_batch_do_not_touch_each_other) {

@@ -1,6 +1,7 @@
 #include "kernels/team/team.hpp"
 
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 #include <set>
 
 namespace parlando::kernels {
@@ -39,6 +40,36 @@ BOOST_AUTO_TEST_CASE(what_is_too_small_to_share_is_done_by_the_caller) {
     if (last - first != 10) ++shares;
   });
   BOOST_TEST(shares == 2);
+}
+
+BOOST_AUTO_TEST_CASE(who_has_no_part_is_not_woken) {
+  Team team(8);
+  for (int round = 0; round < 50; ++round) team.run(2, 1, [](std::int64_t, std::int64_t) {});
+  BOOST_TEST(team.woken() == 50);
+  team.run(1, 1, [](std::int64_t, std::int64_t) {});
+  BOOST_TEST(team.woken() == 50);
+  team.run(100, 1, [](std::int64_t, std::int64_t) {});
+  BOOST_TEST(team.woken() == 57);
+}
+
+BOOST_AUTO_TEST_CASE(parts_have_about_the_same_work) {
+  std::vector<std::int64_t> until;
+  for (std::int64_t i = 1, sum = 0; i <= 100; ++i) until.push_back(sum += i);
+  for (const std::int64_t parts : {1, 2, 3, 7}) {
+    const auto borders = cut_by_work(until, parts);
+    BOOST_REQUIRE(borders.size() == static_cast<std::size_t>(parts) + 1);
+    BOOST_TEST(borders.front() == 0);
+    BOOST_TEST(borders.back() == 100);
+    for (std::size_t n = 0; n < static_cast<std::size_t>(parts); ++n) {
+      const auto before = borders[n] == 0 ? 0 : until[static_cast<std::size_t>(borders[n] - 1)];
+      const auto work = static_cast<double>(until[static_cast<std::size_t>(borders[n + 1] - 1)] - before);
+      BOOST_TEST(std::abs(work * static_cast<double>(parts) / 5050 - 1) < 0.15, parts << " parts, work " << work);
+    }
+  }
+  // One item that is nearly all.
+  const std::vector<std::int64_t> one = {10, 1010, 1011};
+  BOOST_TEST(cut_by_work(one, 2) == (std::vector<std::int64_t>{0, 1, 3}), boost::test_tools::per_element());
+  BOOST_TEST(cut_by_work({}, 2) == (std::vector<std::int64_t>{0, 0, 0}), boost::test_tools::per_element());
 }
 
 BOOST_AUTO_TEST_SUITE_END()
