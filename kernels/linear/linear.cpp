@@ -50,6 +50,12 @@ std::int64_t element(const PackedShape& s, std::int64_t row, std::int64_t column
   return 0;
 }
 
+/// Integers have no value for what is no number: then all that share its scale are none, as sums of floats would be.
+bool numbers(const float* w, std::int64_t count) {
+  return std::all_of(w, w + count, [](float x) { return std::isfinite(x); });
+}
+constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+
 /// The scale of some weights and what it must be a multiple of: the largest one becomes `most` steps.
 float step_of(const float* w, std::int64_t count, float most) {
   float top = 0;
@@ -58,6 +64,10 @@ float step_of(const float* w, std::int64_t count, float most) {
 }
 
 void pack_int8(const PackedShape& s, const float* w, std::int64_t row, std::byte* panel) {
+  if (!numbers(w, s.columns)) {
+    std::memcpy(panel + row * 4, &kNone, 4);
+    return;
+  }
   const float step = step_of(w, s.columns, 127.0f), factor = step > 0 ? 1.0f / step : 0.0f;
   std::memcpy(panel + row * 4, &step, 4);
   auto* q = reinterpret_cast<std::int8_t*>(panel + 64);
@@ -81,6 +91,10 @@ void pack_int4(const PackedShape& s, const float* w, std::int64_t row, std::byte
   auto* q = reinterpret_cast<std::uint16_t*>(panel + groups * 32);
   for (std::int64_t g = 0; g < groups; ++g) {
     const auto first = g * s.group, n = std::min(s.group, s.columns - first);
+    if (!numbers(w + first, n)) {
+      steps[g * kPanelRows + row] = bf16_of(kNone);
+      continue;
+    }
     // The weight of the largest size becomes −8, so that all sixteen values are used; a few smaller steps, which cut
     // the largest weights, are tried: the smallest squared error wins. The step is rounded before it is used.
     float top = 0;
