@@ -1,8 +1,10 @@
 /// Products with packed weights against double precision, in every format, on every instruction set of this processor.
 #include "kernels/linear/linear.hpp"
 
+#include <bit>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "tests/kernels/each_isa.hpp"
@@ -148,7 +150,8 @@ BOOST_AUTO_TEST_CASE(what_is_no_number_comes_out_as_none) {
   Team team;
   for_each_isa([&] {
     for (auto s : kFormats)
-      for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                              std::bit_cast<float>(0x7fffffffu), std::bit_cast<float>(0xffffffffu)}) {
         s.rows = 17, s.columns = 300;
         const auto w = random_floats(s.rows * s.columns, 6);
         auto x = random_floats(2 * s.columns, 7);
@@ -161,6 +164,30 @@ BOOST_AUTO_TEST_CASE(what_is_no_number_comes_out_as_none) {
           BOOST_TEST(!std::isfinite(got[static_cast<std::size_t>(r)]), name(s.format));
           BOOST_TEST(std::isfinite(got[static_cast<std::size_t>(s.rows + r)]));
         }
+      }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_weight_that_is_no_number_makes_its_row_none) {
+  Team team;
+  for_each_isa([&] {
+    for (auto s : kFormats)
+      for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(),
+                              std::bit_cast<float>(0x7fffffffu)}) {
+        s.rows = 17, s.columns = 300;
+        auto w = random_floats(s.rows * s.columns, 6);
+        w[16 * s.columns + 299] = w[3 * s.columns] = bad;
+        const auto x = random_floats(2 * s.columns, 7);
+        LinearInput in;
+        in.set(team, s, x.data(), 2, s.columns);
+        const auto bytes = packed(s, w);
+        std::vector<float> got(static_cast<std::size_t>(2 * s.rows)), stored(w.size());
+        linear(team, s, bytes.data(), in, got.data(), s.rows);
+        for (std::int64_t r = 0; r < 2 * s.rows; ++r)
+          BOOST_TEST(std::isfinite(got[static_cast<std::size_t>(r)]) == (r % 17 != 3 && r % 17 != 16),
+                     name(s.format) << ", row " << r);
+        unpack(s, bytes.data(), stored.data());
+        BOOST_TEST(!std::isfinite(stored[16 * 300 + 299]), name(s.format));
       }
   });
 }
@@ -192,6 +219,39 @@ BOOST_AUTO_TEST_CASE(threads_make_what_one_makes) {
       BOOST_TEST((a == b), name(s.format));
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(the_bits_of_a_row_do_not_depend_on_its_company) {
+  constexpr std::int64_t kCounts[] = {1, 2, 3, 5, 7, 12, 13, 32, 61};
+  Team one, two(2);
+  for_each_isa([&] {
+    // More rows than a few panels and fewer; one matrix of each format is too large to be taken for cached.
+    for (auto s : kFormats)
+      for (const auto& [rows, columns] : {std::pair{40, 7}, {90, 257}, {270, 600}, {9000, 1030}}) {
+        s.rows = rows, s.columns = columns;
+        if (rows == 9000 && (isa() == Isa::plain || s.group == 64)) continue;  // seconds each
+        const auto bytes = packed(s, random_floats(s.rows * s.columns, 11));
+        const auto x = random_floats(61 * s.columns, 12);
+        std::vector<float> alone(static_cast<std::size_t>(61 * s.rows));
+        LinearInput in;
+        for (std::int64_t n = 0; n < (rows == 9000 ? 5 : 61); ++n) {
+          in.set(one, s, x.data() + n * s.columns, 1, s.columns);
+          linear(one, s, bytes.data(), in, alone.data() + n * s.rows, s.rows);
+        }
+        for (const auto count : kCounts) {
+          if (rows == 9000 && count > 5 && count != 13 && count != 61) continue;
+          for (auto* team : {&one, &two}) {
+            std::vector<float> got(static_cast<std::size_t>(count * s.rows));
+            in.set(*team, s, x.data(), count, s.columns);
+            linear(*team, s, bytes.data(), in, got.data(), s.rows);
+            const auto compared = std::min<std::int64_t>(count, rows == 9000 ? 5 : 61) * s.rows;
+            BOOST_TEST(std::memcmp(got.data(), alone.data(), static_cast<std::size_t>(compared) * 4) == 0,
+                       name(s.format) << ", " << rows << " × " << columns << ", " << count << " rows of x, "
+                                      << team->size() << " threads");
+          }
+        }
+      }
+  });
 }
 
 BOOST_AUTO_TEST_SUITE_END()
