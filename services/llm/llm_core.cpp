@@ -355,6 +355,7 @@ Result<void> LlmCore::follow(Job& job, protocol::Message& m) {
     }
     case MessageType::tool_result: {
       job.deadline = m.deadline;
+      model_.engine->due(name_of(job.peer, job.head), job.deadline);
       PARLANDO_TRY(const auto result, protocol::read<protocol::ToolResult>(m));
       PARLANDO_TRY(auto events, job.chat->tool_result(result.result.text));
       tell(job, std::move(events));

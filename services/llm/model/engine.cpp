@@ -1,17 +1,18 @@
 #include "services/llm/model/engine.hpp"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
 
 namespace parlando::llm {
 
-LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits, std::shared_ptr<const Clock> clock)
+LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits, std::shared_ptr<const Clock> clock,
+                   std::unique_ptr<Backend> backend)
     : model_(std::move(model)),
       limits_(limits),
       clock_(std::move(clock)),
       cost_(std::chrono::duration<double>(limits.step_max).count(), limits.step_growth),
-      pool_(model_->make_pool(limits.cache_tokens)) {}
+      backend_(backend ? std::move(backend)
+                       : std::make_unique<CpuBackend>(model_, (limits.cache_tokens + kBlockTokens - 1) / kBlockTokens)),
+      ledger_(backend_->blocks()) {}
 
 LmEngine::Sequence* LmEngine::find(const std::string& name) {
   const auto found = sequences_.find(name);
@@ -25,7 +26,7 @@ Result<void> LmEngine::open(const std::string& name) {
   while (!kept_.empty() && static_cast<std::int64_t>(sequences_.size() + kept_.size()) >= limits_.sequences)
     kept_.pop_back();
   Sequence s;
-  s.cache = pool_->open();
+  s.cache = ledger_.open();
   s.order = orders_++;
   sequences_.emplace(name, std::move(s));
   return {};
@@ -205,11 +206,11 @@ bool LmEngine::make_way(std::vector<TokenEvent>& events) {
       *holders.back(),
       {Errc::overloaded,
        alone ? fmt::format("the key/value cache of {} tokens is too small for sequence '{}' of {}",
-                           pool_->blocks_total() * kBlockTokens, name, s.history.size())
+                           ledger_.blocks_total() * kBlockTokens, name, s.history.size())
              : fmt::format(
                    "the key/value cache of {} tokens is full and sequence '{}' is the newest of the lowest class: "
                    "try again when others have ended",
-                   pool_->blocks_total() * kBlockTokens, name)},
+                   ledger_.blocks_total() * kBlockTokens, name)},
       events);
   return !alone;
 }
@@ -223,15 +224,26 @@ LmEngine::Batch LmEngine::next_batch() {
   });
   auto room = limits_.batch_tokens;
   auto add = [&](Entry* entry, std::int64_t count) {
-    auto& s = entry->second;
-    out.chunks.push_back({&s.cache, std::span<const std::int32_t>(s.history).subspan(
-                                        static_cast<std::size_t>(s.cache.length()), static_cast<std::size_t>(count))});
+    out.wants.push_back({&entry->second.cache, count});
     out.entries.push_back(entry);
     room -= count;
   };
-  for (auto* entry : waiting) {
-    if (!entry->second.speaking()) continue;
-    if (room == 0) break;
+  std::vector<Entry*> speaking;
+  for (auto* entry : waiting)
+    if (entry->second.speaking()) speaking.push_back(entry);
+  // Where not all of them fit, who had a token longest ago is first, and those who want to begin are not kept waiting
+  // until one of them ends.
+  const bool prompted = speaking.size() < waiting.size();
+  const auto most =
+      static_cast<std::size_t>(room - (prompted ? std::min<std::int64_t>(StepCost::kLeast, room / 2) : 0));
+  if (speaking.size() > most) {
+    std::stable_sort(speaking.begin(), speaking.end(),
+                     [](const Entry* a, const Entry* b) { return a->second.served < b->second.served; });
+    speaking.resize(most);
+  }
+  ++batches_;
+  for (auto* entry : speaking) {
+    entry->second.served = batches_;
     add(entry, 1), ++out.speaking;
   }
   auto prompts = cost_.room(out.speaking);
@@ -246,62 +258,73 @@ LmEngine::Batch LmEngine::next_batch() {
   return out;
 }
 
+/// The pass over a batch, and a draw for every sequence that is computed to its end and generates.
+StepPlan LmEngine::plan_of(const Batch& batch, std::vector<BlockCopy> copies) const {
+  StepPlan out;
+  out.step = batches_;
+  out.copies = std::move(copies);
+  for (std::size_t i = 0; i < batch.wants.size(); ++i) {
+    const auto& s = batch.entries[i]->second;
+    const auto first = s.cache.length(), count = batch.wants[i].count;
+    out.add(std::span(s.history).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count)), first,
+            s.cache.blocks());
+    if (s.generation && count == s.left()) out.draw(s.history, s.generation->sampling, s.history.size());
+  }
+  return out;
+}
+
 std::vector<TokenEvent> LmEngine::step() {
   std::vector<TokenEvent> events;
   for (;;) {
-    auto batch = next_batch();
-    if (batch.chunks.empty()) return events;
+    const auto batch = next_batch();
+    if (batch.wants.empty()) return events;
     const auto begun = clock_->now();
-    const auto hidden = model_->forward(*pool_, batch.chunks);
-    if (hidden) {
-      tokens_computed_ += hidden->size(0);
-      draw(*hidden, batch.chunks, batch.entries, events);
-      cost_.observe(batch.speaking, batch.prefilled, std::chrono::duration<double>(clock_->now() - begun).count());
+    auto copies = ledger_.reserve(batch.wants);
+    if (!copies) {
+      if (!make_way(events)) return events;
+      continue;
+    }
+    const auto plan = plan_of(batch, *std::move(copies));
+    const auto drawn = backend_->run(plan);
+    if (!drawn || drawn->size() != plan.draws.size()) {
+      const auto error =
+          drawn ? Error{Errc::internal, fmt::format("a pass answered {} of {} draws", drawn->size(), plan.draws.size())}
+                : drawn.error();
+      for (auto* entry : batch.entries) {
+        ledger_.unreserve(entry->second.cache);
+        fail_sequence(*entry, error, events);
+      }
       return events;
     }
-    if (hidden.error().code != Errc::overloaded) {
-      for (auto* entry : batch.entries) fail_sequence(*entry, hidden.error(), events);
-      return events;
-    }
-    if (!make_way(events)) return events;
+    for (const auto& want : batch.wants) ledger_.commit(*want.sequence, want.count);
+    tokens_computed_ += static_cast<std::int64_t>(plan.ids.size());
+    tell(batch, *drawn, events);
+    cost_.observe(batch.speaking, batch.prefilled, std::chrono::duration<double>(clock_->now() - begun).count());
+    return events;
   }
 }
 
-/// The next id of every sequence of the batch that is computed to its end and generates.
-void LmEngine::draw(const at::Tensor& hidden, std::span<const Step1::Chunk> chunks, std::span<Entry* const> batch,
-                    std::vector<TokenEvent>& events) try {
-  std::vector<std::int64_t> rows;
-  std::vector<Entry*> who;
-  std::int64_t at = 0;
-  for (std::size_t i = 0; i < chunks.size(); ++i) {
-    at += static_cast<std::int64_t>(chunks[i].ids.size());
-    if (batch[i]->second.generation && !batch[i]->second.waiting()) rows.push_back(at - 1), who.push_back(batch[i]);
-  }
-  if (rows.empty()) return;
-  const auto logits = model_->logits(hidden.index_select(0, at::tensor(rows))).contiguous();
-  for (std::size_t r = 0; r < rows.size(); ++r) {
-    auto& [name, s] = *who[r];
-    auto& g = *s.generation;
-    const auto* row = logits.data_ptr<float>() + static_cast<std::int64_t>(r) * logits.size(1);
-    const auto id = sample({row, static_cast<std::size_t>(logits.size(1))}, s.history, g.sampling, s.history.size());
-    if (!id) {
+void LmEngine::tell(const Batch& batch, std::span<const Drawn> drawn, std::vector<TokenEvent>& events) {
+  auto next = drawn.begin();
+  for (auto* entry : batch.entries) {
+    auto& [name, s] = *entry;
+    if (!s.generation || s.waiting()) continue;
+    const auto& [id, error] = *next++;
+    if (error) {
       // Logits that are no numbers may come from the cache: nobody shall share it any further.
-      if (id.error().code == Errc::internal) ++counts_.bad_logits;
-      fail_sequence(*who[r], id.error(), events);
+      if (error->code == Errc::internal) ++counts_.bad_logits;
+      fail_sequence(*entry, *error, events);
       continue;
     }
+    auto& g = *s.generation;
     ++s.generated;
-    const bool stop = std::find(g.stops.begin(), g.stops.end(), *id) != g.stops.end();
+    const bool stop = std::find(g.stops.begin(), g.stops.end(), id) != g.stops.end();
     const bool full =
         s.generated >= g.tokens_max || static_cast<std::int64_t>(s.history.size()) + 1 >= model_->config().length_max;
-    events.push_back({name, *id, stop ? Finish::stop : full ? Finish::length : Finish::none});
-    s.history.push_back(*id);
+    events.push_back({name, id, stop ? Finish::stop : full ? Finish::length : Finish::none});
+    s.history.push_back(id);
     if (stop || full) s.generation.reset();
   }
-} catch (const std::exception& e) {
-  for (auto* entry : batch)
-    if (entry->second.generation && !entry->second.waiting())
-      fail_sequence(*entry, {Errc::internal, fmt::format("the logits could not be computed: {}", e.what())}, events);
 }
 
 }  // namespace parlando::llm

@@ -3,7 +3,8 @@
 /// plain class: the caller turns `step()`; no threads.
 ///
 /// A step takes one token of everything that generates, then pieces of prompts: by class, then by what is due first,
-/// then by age. How long the pieces may be is measured (`StepCost`), so that a prompt does not hold up those who speak.
+/// then by age. When more generate than a step has tokens, they take turns, and a little room is left to prompts. How
+/// long the pieces may be is measured (`StepCost`), so that a prompt does not hold up those who speak.
 ///
 /// When the cache is full, what is kept for later goes first, then the newest sequence of the lowest class gives way:
 /// its blocks are free at once and the same step goes on without it, until the rest fits. One that generates ends with
@@ -17,6 +18,7 @@
 #include <string>
 
 #include "common/base/clock.hpp"
+#include "services/llm/model/cpu_backend.hpp"
 #include "services/llm/model/sampler.hpp"
 #include "services/llm/model/step1.hpp"
 #include "services/llm/model/step_cost.hpp"
@@ -51,8 +53,10 @@ class LmEngine {
     milliseconds step_max{50};
     double step_growth = 1.25;
   };
+  /// @param backend  what runs the passes; null: this process, with a cache of its own
   LmEngine(std::shared_ptr<const Step1> model, Limits limits,
-           std::shared_ptr<const Clock> clock = std::make_shared<SteadyClock>());
+           std::shared_ptr<const Clock> clock = std::make_shared<SteadyClock>(),
+           std::unique_ptr<Backend> backend = nullptr);
 
   const Step1& model() const { return *model_; }
   /// A new, empty sequence. @error Errc::overloaded at the limit, Errc::invalid_argument when the name is taken
@@ -93,15 +97,16 @@ class LmEngine {
     std::int64_t parked = 0;      ///< waiting sequences whose blocks a full cache took
   };
   const Counts& counts() const { return counts_; }
-  std::int64_t blocks_free() const { return pool_->blocks_free(); }
+  std::int64_t blocks_free() const { return ledger_.blocks_free(); }
   std::int64_t kept() const { return static_cast<std::int64_t>(kept_.size()); }
 
  private:
   struct Sequence {
-    KvPool::Sequence cache;
+    BlockLedger::Sequence cache;
     std::vector<std::int32_t> history;  ///< all ids, computed or queued
     std::optional<Generation> generation;
     std::int64_t generated = 0, order = 0;
+    std::int64_t served = 0;  ///< the batch that had its last token
     Time due = Time::max();
     bool parked = false;  ///< not computed before somebody appends or generates
     std::int64_t left() const { return static_cast<std::int64_t>(history.size()) - cache.length(); }
@@ -110,7 +115,7 @@ class LmEngine {
     bool speaking() const { return waiting() && generation && generated > 0 && left() == 1; }
   };
   struct Kept {
-    KvPool::Sequence cache;
+    BlockLedger::Sequence cache;
     std::vector<std::int32_t> ids;
   };
   using Entry = std::pair<const std::string, Sequence>;
@@ -120,7 +125,7 @@ class LmEngine {
   }
   std::vector<Entry*> in_order(bool (*wanted)(const Sequence&));
   struct Batch {
-    std::vector<Step1::Chunk> chunks;
+    std::vector<BlockLedger::Want> wants;
     std::vector<Entry*> entries;
     std::int64_t speaking = 0, prefilled = 0;
   };
@@ -128,16 +133,17 @@ class LmEngine {
   bool make_way(std::vector<TokenEvent>& events);
   static void drop(Sequence& s);
   static void fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events);
-  void draw(const at::Tensor& hidden, std::span<const Step1::Chunk> chunks, std::span<Entry* const> batch,
-            std::vector<TokenEvent>& events);
+  StepPlan plan_of(const Batch& batch, std::vector<BlockCopy> copies) const;
+  void tell(const Batch& batch, std::span<const Drawn> drawn, std::vector<TokenEvent>& events);
   std::shared_ptr<const Step1> model_;
   Limits limits_;
   std::shared_ptr<const Clock> clock_;
   StepCost cost_;
-  std::unique_ptr<KvPool> pool_;
+  std::unique_ptr<Backend> backend_;
+  BlockLedger ledger_;
   std::map<std::string, Sequence> sequences_;
   std::list<Kept> kept_;  ///< the latest use first
-  std::int64_t orders_ = 0, tokens_computed_ = 0;
+  std::int64_t orders_ = 0, batches_ = 0, tokens_computed_ = 0;
   Counts counts_;
 };
 

@@ -11,6 +11,7 @@ class KvStore {
   /// @throws std::bad_alloc
   KvStore(std::int64_t layers, std::int64_t blocks, const kernels::KvLayout& layout);
   const kernels::KvLayout& layout() const { return layout_; }
+  std::int64_t blocks() const { return blocks_; }
   /// All blocks of a layer.
   std::byte* keys(std::int64_t layer) const { return keys_.data() + layer * blocks_ * layout_.key_bytes(); }
   std::byte* values(std::int64_t layer) const { return values_.data() + layer * blocks_ * layout_.value_bytes(); }

@@ -22,6 +22,7 @@ struct Sampling {
   static Sampling tts() { return {.temperature = 0.7, .top_k = 50, .repetition_aware = true}; }
   static Sampling greedy() { return {.temperature = 0, .top_k = {}}; }
   std::optional<Error> problem() const;
+  bool operator==(const Sampling&) const = default;
 };
 
 /// Probability of every id after the whole chain. @param history prompt + output
@@ -30,7 +31,8 @@ struct Sampling {
 Result<std::vector<float>> probabilities(std::span<const float> logits, std::span<const std::int32_t> history,
                                          const Sampling& sampling);
 
-/// The next id. The draw depends on (seed, position) alone, so that a replay repeats it.
+/// The next id. The draw depends on (seed, position) alone, and logits do not depend on who shares a pass: on the same
+/// instruction set, with the same weights in the same format, a replay repeats it.
 Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history,
                             const Sampling& sampling, std::uint64_t position);
 

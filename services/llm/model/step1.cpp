@@ -28,8 +28,6 @@ constexpr std::int64_t kRowsForAThread = 16;  // of activations; fewer are not w
 PackedShape shape_of(WeightFormat format, std::int64_t rows, std::int64_t columns) {
   return {format, rows, columns, kInt4Group};
 }
-/// What comes after it feels the head most: it has 8 bits where the rest has 4.
-WeightFormat head_format(WeightFormat format) { return format == WeightFormat::int4 ? WeightFormat::int8 : format; }
 
 /// Packs matrices of a file, a few rows at a time. The rows on their way lie in memory of their own, which goes back as
 /// a whole: in the heap, between what stays, they would leave holes as large as the weights.
@@ -326,10 +324,7 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
         return fail(Errc::token_out_of_range, "token id {} is outside the vocabulary of {}", id, config_.vocabulary);
     total += n;
   }
-  const auto N = config_.heads, G = config_.groups, D = config_.dim(), H = config_.hidden, I = config_.inner,
-             q_rows = N * D, kv_rows = G * D, qkv_rows = q_rows + 2 * kv_rows;
-  auto hidden = at::empty({total, H});
-  if (total == 0) return hidden;
+  if (total == 0) return at::empty({total, config_.hidden});
   std::vector<KvPool::Want> wants;
   for (const auto& chunk : chunks) wants.push_back({chunk.sequence, static_cast<std::int64_t>(chunk.ids.size())});
   // Whatever fails below, the sequences keep their length and no room behind it.
@@ -343,7 +338,27 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
     }
   } room{pool, wants};
   PARLANDO_DO(pool.reserve(wants));
+  std::vector<Piece> pieces;
+  for (const auto& chunk : chunks) pieces.push_back({chunk.ids, chunk.sequence->length(), chunk.sequence->blocks()});
+  PARLANDO_TRY(auto hidden, pass(pool.store(), pieces, trace));
+  for (const auto& want : wants) pool.commit(*want.sequence, want.count);
+  room.used = true;
+  return hidden;
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "the forward pass failed: {}", e.what());
+}
 
+Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, const Trace& trace) const try {
+  const c10::InferenceMode guard;
+  if (ranks_ != 1)
+    return fail(Errc::unsupported, "a forward pass over {} ranks needs a communicator; this build loads shards only",
+                ranks_);
+  std::int64_t total = 0;
+  for (const auto& piece : pieces) total += static_cast<std::int64_t>(piece.ids.size());
+  const auto N = config_.heads, G = config_.groups, D = config_.dim(), H = config_.hidden, I = config_.inner,
+             q_rows = N * D, kv_rows = G * D, qkv_rows = q_rows + 2 * kv_rows;
+  auto hidden = at::empty({total, H});
+  if (total == 0) return hidden;
   auto& team = Team::of_this_thread(at::get_num_threads());
   const bool round = format_ == WeightFormat::bf16, halves = type() == at::kBFloat16;
   const auto eps = static_cast<float>(config_.norm_eps);
@@ -365,15 +380,14 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
   };
 
   std::int64_t t = 0;
-  for (const auto& chunk : chunks)
-    for (const auto id : chunk.ids) {
+  for (const auto& piece : pieces)
+    for (const auto id : piece.ids) {
       if (halves)
         kernels::widen_bf16(static_cast<const std::uint16_t*>(embedding_.data_ptr()) + id * H, H, x + t++ * H);
       else
         std::memcpy(x + t++ * H, embedding_.data_ptr<float>() + id * H, static_cast<std::size_t>(H) * sizeof(float));
     }
   tell(0, x);
-  auto& store = pool.store();
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const auto& layer = layers_[l];
     const auto index = static_cast<std::int64_t>(l);
@@ -383,15 +397,13 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
     if (halves) rows([&](std::int64_t r) { kernels::round_to_bf16(qkv + r * qkv_rows, round ? qkv_rows : q_rows); });
     work.attention.clear();
     std::int64_t at = 0;
-    for (const auto& chunk : chunks) {
-      const auto n = static_cast<std::int64_t>(chunk.ids.size());
+    for (const auto& piece : pieces) {
+      const auto n = static_cast<std::int64_t>(piece.ids.size());
       if (n == 0) continue;
       float* q = qkv + at * qkv_rows;
-      store.write(chunk.sequence->blocks(), index, chunk.sequence->length(), n, q + q_rows, q + q_rows + kv_rows,
-                  qkv_rows);
-      work.attention.push_back({q, attended + at * q_rows, qkv_rows, q_rows, n, chunk.sequence->length(),
-                                store.keys(index), store.values(index), chunk.sequence->blocks().data(), N,
-                                shard_.slopes.data()});
+      store.write(piece.blocks, index, piece.first, n, q + q_rows, q + q_rows + kv_rows, qkv_rows);
+      work.attention.push_back({q, attended + at * q_rows, qkv_rows, q_rows, n, piece.first, store.keys(index),
+                                store.values(index), piece.blocks.data(), N, shard_.slopes.data()});
       at += n;
     }
     kernels::paged_attention(team, store.layout(), work.attention);
@@ -418,8 +430,6 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
   float* out = hidden.data_ptr<float>();
   rows([&](std::int64_t r) { kernels::rms_norm(x + r * H, final_norm_.data(), eps, H, round, out + r * H); });
   tell(static_cast<int>(layers_.size()) + 1, out);
-  for (const auto& want : wants) pool.commit(*want.sequence, want.count);
-  room.used = true;
   return hidden;
 } catch (const std::exception& e) {
   return fail(Errc::internal, "the forward pass failed: {}", e.what());

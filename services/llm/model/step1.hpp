@@ -16,6 +16,10 @@
 namespace parlando::llm {
 
 using kernels::WeightFormat;
+/// Of the head of a model in `format`: what comes after it feels the head most, it has 8 bits where the rest has 4.
+constexpr WeightFormat head_format(WeightFormat format) {
+  return format == WeightFormat::int4 ? WeightFormat::int8 : format;
+}
 
 class Step1 {
  public:
@@ -39,6 +43,7 @@ class Step1 {
   const Shard& shard() const { return shard_; }
   WeightFormat format() const { return format_; }
   std::unique_ptr<KvPool> make_pool(std::int64_t tokens) const;
+  kernels::KvLayout cache_layout() const;
 
   /// Tokens of one sequence, appended at its end. A sequence stands in a batch once.
   struct Chunk {
@@ -54,6 +59,14 @@ class Step1 {
   /// Errc::internal (something threw);
   ///        lengths, contents and reserved room are as before then
   Result<at::Tensor> forward(KvPool& pool, std::span<Chunk> chunks, const Trace& trace = {}) const;
+  /// Tokens of one sequence behind what is computed of it.
+  struct Piece {
+    std::span<const std::int32_t> ids;
+    std::int64_t first = 0;                ///< position of the first one
+    std::span<const std::int32_t> blocks;  ///< of all positions up to the last one; those written are nobody else's
+  };
+  /// The same over blocks that somebody else keeps count of. Callers have checked ids, positions and blocks.
+  Result<at::Tensor> pass(KvStore& store, std::span<const Piece> pieces, const Trace& trace = {}) const;
   /// [n, H] -> fp32 [n, V]
   at::Tensor logits(const at::Tensor& hidden) const;
 
@@ -89,7 +102,6 @@ class Step1 {
   static void each_norm(M& m, F&& f);
   at::Tensor unpacked(const kernels::PackedMatrix& matrix) const;
   at::ScalarType type() const { return format_ == WeightFormat::f32 ? at::kFloat : at::kBFloat16; }
-  kernels::KvLayout cache_layout() const;
 
   Step1Config config_;
   Shard shard_;

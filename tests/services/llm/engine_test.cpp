@@ -301,6 +301,60 @@ BOOST_AUTO_TEST_CASE(speech_runs_before_replies_and_replies_before_what_waits) {
   BOOST_TEST(got.order.size() == 6u);
 }
 
+BOOST_AUTO_TEST_CASE(more_who_speak_than_a_step_holds_take_turns_and_a_prompt_goes_on) {
+  LmEngine engine(model(),
+                  {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 4, .step_max = std::chrono::hours(1)});
+  Answers got;
+  for (int s = 0; s < 6; ++s)
+    begin(engine, std::to_string(s), ids(3, s), 60, s < 4 ? Priority::speech : Priority::reply);
+  for (int i = 0; i < 200 && got.ids.size() < 6; ++i) got.step(engine);
+  BOOST_REQUIRE(got.ids.size() == 6u);
+  begin(engine, "prompt", ids(20, 9), 3);
+  const auto at_least = [&] {
+    std::size_t least = 1000;
+    for (int s = 0; s < 6; ++s) least = std::min(least, got.ids[std::to_string(s)].size());
+    return least;
+  };
+  const auto before = at_least();
+  for (int i = 0; i < 3; ++i) got.step(engine);
+  BOOST_TEST(at_least() > before);
+  for (int i = 0; i < 30 && got.ids["prompt"].size() < 3; ++i) got.step(engine);
+  BOOST_TEST(got.ids["prompt"] == alone(ids(20, 9), 3), boost::test_tools::per_element());
+  while (!engine.idle()) got.step(engine);
+  for (int s = 0; s < 6; ++s)
+    BOOST_TEST(got.ids[std::to_string(s)] == alone(ids(3, s), 60), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(the_words_of_a_seed_do_not_depend_on_company_or_pieces) {
+  // Weights in every format, drawn with a seed: alone in one piece, alone in pieces, and beside others in pieces.
+  auto seeded = Sampling::chat();
+  seeded.temperature = 1.5, seeded.top_k.reset(), seeded.top_p.reset(), seeded.seed = 77;
+  const auto prompt = ids(61, 4);
+  for (const auto format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
+    const auto m = Step1::random(model()->config(), format, 3);
+    BOOST_REQUIRE(m.has_value());
+    const auto said = [&](std::int64_t chunk, int others, int threads) {
+      at::set_num_threads(threads);
+      LmEngine engine(*m, {.cache_tokens = 4096, .prefill_chunk = chunk, .step_max = std::chrono::hours(1)});
+      Answers got;
+      for (int n = 0; n < others; ++n) begin(engine, "before " + std::to_string(n), ids(5 + 9 * n, n), 40 + n);
+      for (int n = 0; n < others; ++n) got.step(engine);
+      BOOST_REQUIRE(engine.open("it").has_value());
+      BOOST_REQUIRE(engine.append("it", 0, prompt).has_value());
+      BOOST_REQUIRE(engine.generate("it", 61, {seeded, 50, {}}).has_value());
+      for (int n = 0; n < others; ++n) begin(engine, "behind " + std::to_string(n), ids(33 + n, n + 50), 10 + n);
+      while (!engine.idle()) got.step(engine);
+      at::set_num_threads(1);
+      return got.ids["it"];
+    };
+    const auto expected = said(256, 0, 1);
+    BOOST_TEST(expected.size() == 50u);
+    for (const auto& [chunk, others, threads] : {std::tuple{1, 0, 1}, {7, 0, 2}, {13, 5, 1}, {256, 5, 2}, {16, 13, 2}})
+      BOOST_TEST(said(chunk, others, threads) == expected,
+                 name(format) << ", pieces of " << chunk << ", " << others << " others, " << threads << " threads");
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_pass_that_fails_ends_its_batch_at_once) {
   LmEngine engine(model(),
                   {.cache_tokens = 256, .prefill_chunk = 16, .batch_tokens = 48, .step_max = std::chrono::hours(1)});

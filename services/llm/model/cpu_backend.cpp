@@ -1,0 +1,40 @@
+#include "services/llm/model/cpu_backend.hpp"
+
+#include <ATen/ATen.h>
+
+namespace parlando::llm {
+
+CpuBackend::CpuBackend(std::shared_ptr<const Step1> model, std::int64_t blocks)
+    : model_(std::move(model)), store_(model_->config().layers, blocks, model_->cache_layout()) {}
+
+Result<std::vector<Drawn>> CpuBackend::run(const StepPlan& plan) try {
+  PARLANDO_DO(plan.check(model_->config(), store_.blocks()));
+  store_.copy(plan.copies);
+  std::vector<Step1::Piece> pieces;
+  std::size_t id = 0, block = 0;
+  for (const auto& piece : plan.pieces) {
+    const auto count = static_cast<std::size_t>(piece.count), blocks = static_cast<std::size_t>(piece.blocks);
+    pieces.push_back(
+        {std::span(plan.ids).subspan(id, count), piece.first, std::span(plan.tables).subspan(block, blocks)});
+    id += count, block += blocks;
+  }
+  PARLANDO_TRY(const auto hidden, model_->pass(store_, pieces));
+  std::vector<Drawn> out;
+  if (plan.draws.empty()) return out;
+  std::vector<std::int64_t> rows;
+  for (const auto& draw : plan.draws) rows.push_back(draw.row);
+  const auto logits = model_->logits(hidden.index_select(0, at::tensor(rows))).contiguous();
+  const auto size = static_cast<std::size_t>(logits.size(1));
+  const float* row = logits.data_ptr<float>();
+  auto history = plan.histories.begin();
+  for (const auto& draw : plan.draws) {
+    auto drawn = sample({row, size}, {history, static_cast<std::size_t>(draw.history)}, draw.sampling, draw.position);
+    out.push_back(drawn ? Drawn{*drawn} : Drawn{-1, drawn.error()});
+    row += size, history += draw.history;
+  }
+  return out;
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "a plan could not be run: {}", e.what());
+}
+
+}  // namespace parlando::llm
