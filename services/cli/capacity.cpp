@@ -9,7 +9,6 @@ namespace parlando::cli {
 
 namespace {
 
-constexpr std::int64_t kInt4Group = 32;
 /// Rows of a pass; a longer prompt goes in pieces, so the work space does not grow with it.
 constexpr std::int64_t kRowsMax = 512;
 
@@ -32,17 +31,7 @@ Result<WeightFormat> weight_format(const std::string& name) {
 }
 
 std::int64_t linear_bytes(WeightFormat format, std::int64_t rows, std::int64_t columns) {
-  switch (format) {
-    case WeightFormat::f32:
-      return rows * columns * 4;
-    case WeightFormat::bf16:
-      return rows * columns * 2;
-    case WeightFormat::int8:
-      return rows * columns + rows * 4;
-    case WeightFormat::int4:
-      return rows * ((columns + 1) / 2) + rows * ((columns + kInt4Group - 1) / kInt4Group) * 4;
-  }
-  return 0;
+  return kernels::PackedShape{format, rows, columns}.bytes();
 }
 
 Result<llm::Step1Config> published_shape(const std::string& name) {
@@ -84,14 +73,15 @@ Result<Capacity> plan_capacity(const llm::Step1Config& model, const RankMachine&
   const auto whole_layer = 2 * hidden * hidden + 2 * model.groups * model.dim() * hidden + 3 * model.inner * hidden;
   out.parameters = layers * whole_layer + 2 * model.vocabulary * hidden + norms;
 
-  const std::int64_t element = load.weights == WeightFormat::f32 ? 4 : 2;  // of what is not a product's weight
+  const std::int64_t element = load.weights == WeightFormat::f32 ? 4 : 2;  // of the embedding
   std::int64_t layer_bytes = 0, layer_products = 0;
   for (const auto& w : per_layer) {
     layer_bytes += linear_bytes(load.weights, w.rows, w.columns);
     layer_products += w.count();
   }
-  const auto read_weights =
-      layers * layer_bytes + linear_bytes(load.weights, head.rows, head.columns) + norms * element;
+  const auto read_weights = layers * layer_bytes +
+                            linear_bytes(llm::head_format(load.weights), head.rows, head.columns) +
+                            norms * static_cast<std::int64_t>(sizeof(float));
   out.weights = read_weights + vocabulary * hidden * element;  // of the embedding only a row a token is read
   out.kv_per_token = 2 * layers * kv * load.kv_element_bytes;
   out.kv = out.kv_per_token * load.context * load.streams;

@@ -6,14 +6,14 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "services/llm/model/config.hpp"
+#include "services/llm/model/step1.hpp"
 
 namespace parlando::cli {
 
-enum class WeightFormat { f32, bf16, int8, int4 };
+using kernels::WeightFormat;
 /// @error Errc::invalid_argument that lists the names
 Result<WeightFormat> weight_format(const std::string& name);
-/// Bytes of a [rows, columns] linear weight, scales included: int8 has a float a row, int4 a float per 32 columns.
+/// Bytes of a [rows, columns] linear weight as it is packed: whole panels of 16 rows, scales included.
 std::int64_t linear_bytes(WeightFormat format, std::int64_t rows, std::int64_t columns);
 
 /// One rank's device, and what a sum over all ranks costs.
