@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "services/llm/model/engine.hpp"
+#include "services/llm/model/rank_backend.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
@@ -108,10 +109,20 @@ Result<json> generate(const GenerateOptions& o) try {
   PARLANDO_TRY(const auto ids, ids_of(o.ids));
   if (o.tokens_max < 1) return fail(Errc::invalid_argument, "max-tokens is {}, expected at least 1", o.tokens_max);
   PARLANDO_TRY(const auto format, format_of(o.format, o.model));
-  PARLANDO_TRY(const auto model, Step1::load(o.model, format));
+  PARLANDO_TRY(const auto config, llm::Step1Config::load(o.model / "config.json"));
   const auto size = static_cast<std::int64_t>(ids.size());
-  const auto length = std::min(model->config().length_max, size + o.tokens_max);
-  llm::LmEngine engine(model, {.cache_tokens = length + 2 * llm::kBlockTokens});
+  const auto length = std::min(config.length_max, size + o.tokens_max), room = length + 2 * llm::kBlockTokens;
+  std::shared_ptr<const Step1> model;
+  std::unique_ptr<llm::Backend> backend;
+  if (o.ranks > 1) {
+    const auto blocks = (room + llm::kBlockTokens - 1) / llm::kBlockTokens;
+    PARLANDO_TRY(auto group, llm::RankBackend::start({o.model, format, o.ranks, o.threads, blocks, {}}));
+    model = group->part();
+    backend = std::move(group);
+  } else {
+    PARLANDO_TRY(model, Step1::load(o.model, format));
+  }
+  llm::LmEngine engine(model, {.cache_tokens = room}, std::make_shared<SteadyClock>(), std::move(backend));
   auto sampling = o.greedy ? llm::Sampling::greedy() : llm::Sampling::chat();
   sampling.seed = o.seed;
   PARLANDO_DO(engine.open("ids"));

@@ -15,7 +15,8 @@ struct GenerateOptions {
   std::int64_t tokens_max = 64;
   bool greedy = false;
   std::uint64_t seed = 1;
-  int threads = 1;
+  int threads = 1;  ///< of each rank
+  int ranks = 1;    ///< threads of this process that share the model
 };
 /// @return {ids, finish, format}; finish is stop (the end of a turn, not among the ids) or length
 /// @error Errc::invalid_argument (ids, format), those of loading and of the engine

@@ -398,7 +398,8 @@ void add_generate(Commands& commands, CLI::App& app) {
   c.sub.add_option("--format", o->format, "of the weights: f32, bf16, int8 or int4; as the file's type says");
   c.sub.add_flag("--greedy", o->greedy, "the likeliest id each time");
   c.sub.add_option("--seed", o->seed)->capture_default_str();
-  c.sub.add_option("--threads", o->threads)->capture_default_str()->check(CLI::Range(1, 1024));
+  c.sub.add_option("--threads", o->threads, "of each rank")->capture_default_str()->check(CLI::Range(1, 1024));
+  c.sub.add_option("--ranks", o->ranks, "that share the model")->capture_default_str()->check(CLI::Range(1, 64));
   c.sub.add_flag("--json", *as_json, "one JSON object on stdout");
   c.run = [o, as_json] {
     const auto done = generate(*o);

@@ -1,5 +1,7 @@
 #include "services/llm/llm_core.hpp"
 
+#include <cstdlib>
+
 #include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
@@ -8,6 +10,7 @@
 #include "common/base/mapped_file.hpp"
 #include "common/base/nesting.hpp"
 #include "common/base/pcm.hpp"
+#include "common/telemetry/log.hpp"
 
 namespace parlando::llm {
 namespace fs = std::filesystem;
@@ -134,13 +137,24 @@ std::vector<config::Problem> LlmConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".reply_tokens_max", reply_tokens_max, 1, 1 << 20);
   config::expect_range(out, path + ".prompts_kept", prompts_kept, 0, 1024);
   config::expect_range(out, path + ".step_ms_max", step_ms_max, 1, 60'000);
+  config::expect_range(out, path + ".ranks", ranks, 1, 64);
   return out;
 }
 
-Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype, LmEngine::Limits limits) try {
+Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype, LmEngine::Limits limits, int ranks,
+                                int threads, const std::string& program) try {
   LlmModel out;
-  PARLANDO_TRY(const auto model, Step1::load(directory, dtype));
-  out.engine = std::make_shared<LmEngine>(model, limits);
+  if (ranks > 1) {
+    const auto format = dtype == at::kBFloat16 ? WeightFormat::bf16 : WeightFormat::f32;
+    const auto blocks = (limits.cache_tokens + kBlockTokens - 1) / kBlockTokens;
+    PARLANDO_TRY(auto group, RankBackend::start({directory, format, ranks, threads, blocks, program}));
+    out.group = group.get();
+    const auto part = group->part();
+    out.engine = std::make_shared<LmEngine>(part, limits, std::make_shared<SteadyClock>(), std::move(group));
+  } else {
+    PARLANDO_TRY(const auto model, Step1::load(directory, dtype));
+    out.engine = std::make_shared<LmEngine>(model, limits);
+  }
   PARLANDO_TRY(out.text, TextTokenizer::load(directory));
   PARLANDO_TRY(out.chat_sampling, sampling_of(directory, Sampling::chat()));
   PARLANDO_TRY(out.speech_sampling, sampling_of(directory, Sampling::tts()));
@@ -195,11 +209,13 @@ Result<LlmModel::Begun> LlmModel::start_speech(const std::string& name, const Sp
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
-  PARLANDO_TRY(auto model, LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
-                                          {.cache_tokens = config.cache_tokens,
-                                           .sequences = config.sequences_max,
-                                           .kept = config.prompts_kept,
-                                           .step_max = milliseconds(config.step_ms_max)}));
+  PARLANDO_TRY(auto model,
+               LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
+                              {.cache_tokens = config.cache_tokens,
+                               .sequences = config.sequences_max,
+                               .kept = config.prompts_kept,
+                               .step_max = milliseconds(config.step_ms_max)},
+                              config.ranks, config.threads, config.rank_processes ? "/proc/self/exe" : std::string()));
   // Ready means that one real token went through the model.
   auto& engine = *model.engine;
   const std::int32_t id = 1;
@@ -400,10 +416,22 @@ void LlmCore::expire(Time now) {
   }
 }
 
+/// Its parts hold what nobody else has: the process ends, all ranks are started again together, and the sessions go on
+/// elsewhere meanwhile.
+void LlmCore::end_with_group() const {
+  if (model_.group == nullptr || model_.group->broken().empty()) return;
+  telemetry::log(telemetry::Level::error, "llm ends, its ranks are no group any more: {}", model_.group->broken());
+  std::_Exit(kGroupBroken);
+}
+
+void LlmCore::on_tick(Time /*now*/) { end_with_group(); }
+
 bool LlmCore::work(Time now) {
   expire(now);
   if (model_.engine->idle()) return false;
-  for (const auto& event : model_.engine->step()) on_token(event);
+  const auto events = model_.engine->step();
+  end_with_group();
+  for (const auto& event : events) on_token(event);
   const auto& counts = model_.engine->counts();
   bad_logits_.set_at_least(static_cast<double>(counts.bad_logits)),
       gave_way_.set_at_least(static_cast<double>(counts.gave_way));

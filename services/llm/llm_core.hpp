@@ -10,6 +10,7 @@
 #include "common/service/core.hpp"
 #include "common/service/ended_streams.hpp"
 #include "services/llm/chat.hpp"
+#include "services/llm/model/rank_backend.hpp"
 
 namespace parlando::llm {
 
@@ -18,13 +19,15 @@ struct LlmConfig {
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
-  int prompts_kept = 8;  ///< of voices, which stay prefilled
-  int step_ms_max = 50;  ///< of a step with a piece of a prompt in it, or a quarter more than one without
+  int prompts_kept = 8;         ///< of voices, which stay prefilled
+  int ranks = 1;                ///< that share the model, each with `threads` and its part of the weights
+  bool rank_processes = false;  ///< a process for each of them instead of a thread; with `parlando-llm` only
+  int step_ms_max = 50;         ///< of a step with a piece of a prompt in it, or a quarter more than one without
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens),
         v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max), v("prompts_kept", prompts_kept),
-        v("step_ms_max", step_ms_max);
+        v("step_ms_max", step_ms_max), v("ranks", ranks), v("rank_processes", rank_processes);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -32,12 +35,14 @@ struct LlmConfig {
 /// What a model directory holds besides the weights.
 struct LlmModel {
   std::shared_ptr<LmEngine> engine;
+  const RankBackend* group = nullptr;  ///< of the engine, where several ranks share the model
   std::shared_ptr<const TextTokenizer> text;
   Sampling chat_sampling, speech_sampling;
   std::string chat_prompt;
   TtsPrompts prompts;
   /// @error Errc::not_found, Errc::checkpoint_mismatch, Errc::bad_json naming the file
-  static Result<LlmModel> load(const std::filesystem::path& directory, at::ScalarType dtype, LmEngine::Limits limits);
+  static Result<LlmModel> load(const std::filesystem::path& directory, at::ScalarType dtype, LmEngine::Limits limits,
+                               int ranks = 1, int threads = 1, const std::string& program = {});
   /// What a synthesis needs. mode: with_speaker, without_speaker, rap or vocal; codes: the voice's, 0…5119 and known to
   /// this vocabulary.
   struct Speech {
@@ -54,6 +59,8 @@ struct LlmModel {
   Result<Begun> start_speech(const std::string& name, const Speech& speech) const;
 };
 
+constexpr int kGroupBroken = 75;  ///< exit code: a rank has died or stood still
+
 class LlmCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const LlmConfig& config);
@@ -63,12 +70,14 @@ class LlmCore final : public service::Core {
   void on_peer(const transport::Peer& peer, transport::PeerState state, Time now) override;
   void on_refused(const std::string& peer, const protocol::Envelope& head, const Error& error, Time now) override;
   bool work(Time now) override;
+  void on_tick(Time now) override;
   bool is_heavy() const override { return true; }
   std::int64_t load() const override { return static_cast<std::int64_t>(jobs_.size()); }
   std::int64_t slots() const override { return config_.sequences_max - load(); }
   void add_metrics(telemetry::Metrics& metrics) override;
 
  private:
+  void end_with_group() const;
   struct Job {
     std::string peer;
     protocol::Envelope head;

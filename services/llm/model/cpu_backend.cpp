@@ -4,6 +4,19 @@
 
 namespace parlando::llm {
 
+std::vector<Drawn> draw(const StepPlan& plan, const at::Tensor& logits) {
+  std::vector<Drawn> out;
+  const auto size = static_cast<std::size_t>(logits.size(1));
+  const float* row = logits.data_ptr<float>();
+  auto history = plan.histories.begin();
+  for (const auto& draw : plan.draws) {
+    auto drawn = sample({row, size}, {history, static_cast<std::size_t>(draw.history)}, draw.sampling, draw.position);
+    out.push_back(drawn ? Drawn{*drawn} : Drawn{-1, drawn.error()});
+    row += size, history += draw.history;
+  }
+  return out;
+}
+
 CpuBackend::CpuBackend(std::shared_ptr<const Step1> model, std::int64_t blocks)
     : model_(std::move(model)), store_(model_->config().layers, blocks, model_->cache_layout()) {}
 
@@ -19,20 +32,10 @@ Result<std::vector<Drawn>> CpuBackend::run(const StepPlan& plan) try {
     id += count, block += blocks;
   }
   PARLANDO_TRY(const auto hidden, model_->pass(store_, pieces));
-  std::vector<Drawn> out;
-  if (plan.draws.empty()) return out;
+  if (plan.draws.empty()) return std::vector<Drawn>();
   std::vector<std::int64_t> rows;
   for (const auto& draw : plan.draws) rows.push_back(draw.row);
-  const auto logits = model_->logits(hidden.index_select(0, at::tensor(rows))).contiguous();
-  const auto size = static_cast<std::size_t>(logits.size(1));
-  const float* row = logits.data_ptr<float>();
-  auto history = plan.histories.begin();
-  for (const auto& draw : plan.draws) {
-    auto drawn = sample({row, size}, {history, static_cast<std::size_t>(draw.history)}, draw.sampling, draw.position);
-    out.push_back(drawn ? Drawn{*drawn} : Drawn{-1, drawn.error()});
-    row += size, history += draw.history;
-  }
-  return out;
+  return draw(plan, model_->logits(hidden.index_select(0, at::tensor(rows))).contiguous());
 } catch (const std::exception& e) {
   return fail(Errc::internal, "a plan could not be run: {}", e.what());
 }

@@ -5,6 +5,9 @@
 
 namespace parlando::llm {
 
+/// The ids behind the rows that a plan draws behind. @param logits  [draws, vocabulary], fp32
+std::vector<Drawn> draw(const StepPlan& plan, const at::Tensor& logits);
+
 class CpuBackend : public Backend {
  public:
   /// @throws std::bad_alloc

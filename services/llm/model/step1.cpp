@@ -23,6 +23,8 @@ constexpr std::int64_t kInt4Group = 32;
 constexpr const char* kFormatKey = "parlando_weights";  // in the metadata of a packed checkpoint
 constexpr std::int64_t kRowsAtOnce = 256;               // of a matrix that is packed; a multiple of 16
 static_assert(kRowsAtOnce % kernels::kPanelRows == 0);
+constexpr std::chrono::seconds kExchangeMax{
+    30};                                      // ranks are at the same place within this; who is dead is noticed sooner
 constexpr std::int64_t kRowsForAThread = 16;  // of activations; fewer are not worth waking one
 
 PackedShape shape_of(WeightFormat format, std::int64_t rows, std::int64_t columns) {
@@ -311,8 +313,7 @@ struct Work {
 Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const Trace& trace) const try {
   const c10::InferenceMode guard;
   if (ranks_ != 1)
-    return fail(Errc::unsupported, "a forward pass over {} ranks needs a communicator; this build loads shards only",
-                ranks_);
+    return fail(Errc::unsupported, "a part of a model on {} ranks runs plans (`RankBackend`) only", ranks_);
   std::int64_t total = 0;
   for (const auto& chunk : chunks) {
     const auto n = static_cast<std::int64_t>(chunk.ids.size());
@@ -348,15 +349,16 @@ Result<at::Tensor> Step1::forward(KvPool& pool, std::span<Chunk> chunks, const T
   return fail(Errc::internal, "the forward pass failed: {}", e.what());
 }
 
-Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, const Trace& trace) const try {
+Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, const Trace& trace,
+                               parallel::Communicator* group) const try {
   const c10::InferenceMode guard;
-  if (ranks_ != 1)
-    return fail(Errc::unsupported, "a forward pass over {} ranks needs a communicator; this build loads shards only",
-                ranks_);
+  if (ranks_ != (group == nullptr ? 1 : group->size()))
+    return fail(Errc::invalid_argument, "a pass of a model on {} ranks in a group of {}", ranks_,
+                group == nullptr ? 1 : group->size());
   std::int64_t total = 0;
   for (const auto& piece : pieces) total += static_cast<std::int64_t>(piece.ids.size());
-  const auto N = config_.heads, G = config_.groups, D = config_.dim(), H = config_.hidden, I = config_.inner,
-             q_rows = N * D, kv_rows = G * D, qkv_rows = q_rows + 2 * kv_rows;
+  const auto N = shard_.query_heads.count(), G = shard_.kv_groups.count(), D = config_.dim(), H = config_.hidden,
+             I = shard_.inner_rows.count(), q_rows = N * D, kv_rows = G * D, qkv_rows = q_rows + 2 * kv_rows;
   auto hidden = at::empty({total, H});
   if (total == 0) return hidden;
   auto& team = Team::of_this_thread(at::get_num_threads());
@@ -375,18 +377,29 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
     work.input.set(team, w.shape(), from, total, stride);
     kernels::linear(team, w, work.input, to);
   };
+  // What the ranks have computed of the same rows: added in their order, so that all have the same bits.
+  auto sum = [&](float* values) -> Result<void> {
+    if (group == nullptr) return {};
+    return group->all_reduce({values, static_cast<std::size_t>(total * H)}, SteadyClock().now() + kExchangeMax);
+  };
   auto tell = [&](int stage, float* state) {
     if (trace) trace(stage, at::from_blob(state, {total, H}).clone());
   };
 
   std::int64_t t = 0;
+  const auto& own = shard_.vocabulary_rows;
   for (const auto& piece : pieces)
     for (const auto id : piece.ids) {
-      if (halves)
-        kernels::widen_bf16(static_cast<const std::uint16_t*>(embedding_.data_ptr()) + id * H, H, x + t++ * H);
+      float* row = x + t++ * H;
+      if (id < own.first || id >= own.last)
+        std::fill(row, row + H, 0.0f);
+      else if (halves)
+        kernels::widen_bf16(static_cast<const std::uint16_t*>(embedding_.data_ptr()) + (id - own.first) * H, H, row);
       else
-        std::memcpy(x + t++ * H, embedding_.data_ptr<float>() + id * H, static_cast<std::size_t>(H) * sizeof(float));
+        std::memcpy(row, embedding_.data_ptr<float>() + (id - own.first) * H,
+                    static_cast<std::size_t>(H) * sizeof(float));
     }
+  PARLANDO_DO(sum(x));
   tell(0, x);
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const auto& layer = layers_[l];
@@ -409,6 +422,7 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
     kernels::paged_attention(team, store.layout(), work.attention);
     if (round) rows([&](std::int64_t r) { kernels::round_to_bf16(attended + r * q_rows, q_rows); });
     product(layer.out, attended, q_rows, y);
+    PARLANDO_DO(sum(y));
     rows([&](std::int64_t r) {
       if (round) kernels::round_to_bf16(y + r * H, H);
       kernels::add_to(x + r * H, y + r * H, H, round);
@@ -421,6 +435,7 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
       kernels::swiglu(gate, gate + I, I, round, gated + r * I);
     });
     product(layer.down, gated, I, y);
+    PARLANDO_DO(sum(y));
     rows([&](std::int64_t r) {
       if (round) kernels::round_to_bf16(y + r * H, H);
       kernels::add_to(x + r * H, y + r * H, H, round);

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "common/checkpoint/tensor_data.hpp"
+#include "common/parallel/communicator.hpp"
 #include "kernels/linear/packed_matrix.hpp"
 #include "services/llm/model/config.hpp"
 #include "services/llm/model/kv_cache.hpp"
@@ -25,7 +26,7 @@ class Step1 {
  public:
   /// @param directory  official safetensors, single or sharded with index, or what `save` wrote, plus config.json
   /// @param format  of the weights in memory; packed ones keep theirs
-  /// @param rank, ranks  loads only this rank's part. Forward passes need ranks == 1 for now.
+  /// @param rank, ranks  loads only this rank's part, whose passes need the group (`Group`)
   static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, WeightFormat format,
                                                    int rank = 0, int ranks = 1);
   static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, at::ScalarType dtype,
@@ -41,6 +42,7 @@ class Step1 {
 
   const Step1Config& config() const { return config_; }
   const Shard& shard() const { return shard_; }
+  int ranks() const { return ranks_; }
   WeightFormat format() const { return format_; }
   std::unique_ptr<KvPool> make_pool(std::int64_t tokens) const;
   kernels::KvLayout cache_layout() const;
@@ -66,8 +68,11 @@ class Step1 {
     std::span<const std::int32_t> blocks;  ///< of all positions up to the last one; those written are nobody else's
   };
   /// The same over blocks that somebody else keeps count of. Callers have checked ids, positions and blocks.
-  Result<at::Tensor> pass(KvStore& store, std::span<const Piece> pieces, const Trace& trace = {}) const;
-  /// [n, H] -> fp32 [n, V]
+  /// @param group  of a rank among several: all of them run the same pass; sums are exchanged twice a layer, in float
+  /// @error those of `parallel::Communicator`, behind which the group is broken
+  Result<at::Tensor> pass(KvStore& store, std::span<const Piece> pieces, const Trace& trace = {},
+                          parallel::Communicator* group = nullptr) const;
+  /// [n, H] -> fp32 [n, V]; of a rank only its part of the vocabulary, `shard().vocabulary_rows`
   at::Tensor logits(const at::Tensor& hidden) const;
 
   std::int64_t weight_bytes() const;
@@ -105,7 +110,7 @@ class Step1 {
 
   Step1Config config_;
   Shard shard_;
-  int ranks_ = 1;
+  int ranks_ = 1;  ///< that share the model
   WeightFormat format_ = WeightFormat::f32;
   at::Tensor embedding_;
   std::vector<float> final_norm_;

@@ -1,0 +1,254 @@
+#include "services/llm/model/rank_backend.hpp"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+
+#include "common/parallel/shm_communicator.hpp"
+#include "kernels/linear/linear.hpp"
+#include "services/llm/model/cpu_backend.hpp"
+
+namespace parlando::llm {
+
+namespace {
+
+constexpr std::size_t kSlotBytes = std::size_t{1} << 20;
+constexpr std::chrono::minutes kLoadMax{30};      // the largest part from a cold disk
+constexpr std::chrono::seconds kExchangeMax{30};  // who is dead is noticed sooner
+
+Time soon() { return SteadyClock().now() + kExchangeMax; }
+
+Result<std::shared_ptr<const Step1>> load_part(const RankBackend::Options& o, int rank) {
+  at::set_num_threads(o.threads);
+  return Step1::load(o.directory, o.format, rank, o.ranks);
+}
+
+/// All ranks have their part, or the group is broken.
+Result<void> meet(parallel::Communicator& group) {
+  std::byte one{1};
+  std::vector<std::byte> all(static_cast<std::size_t>(group.size()));
+  return group.all_gather({&one, 1}, all, SteadyClock().now() + kLoadMax);
+}
+
+}  // namespace
+
+RankPart::RankPart(std::shared_ptr<const Step1> part, std::int64_t blocks)
+    : part_(std::move(part)), store_(part_->config().layers, blocks, part_->cache_layout()) {}
+
+Result<at::Tensor> RankPart::run(const StepPlan& plan, parallel::Communicator& group) {
+  auto done = [&]() -> Result<at::Tensor> {
+    try {
+      PARLANDO_DO(plan.check(part_->config(), store_.blocks()));
+      store_.copy(plan.copies);
+      std::vector<Step1::Piece> pieces;
+      std::size_t id = 0, block = 0;
+      for (const auto& piece : plan.pieces) {
+        const auto count = static_cast<std::size_t>(piece.count), blocks = static_cast<std::size_t>(piece.blocks);
+        pieces.push_back(
+            {std::span(plan.ids).subspan(id, count), piece.first, std::span(plan.tables).subspan(block, blocks)});
+        id += count, block += blocks;
+      }
+      PARLANDO_TRY(const auto hidden, part_->pass(store_, pieces, {}, &group));
+      const auto n = static_cast<std::int64_t>(plan.draws.size()), vocabulary = part_->config().vocabulary;
+      auto out = at::empty({n, vocabulary});
+      if (n == 0) return out;
+      std::vector<std::int64_t> rows;
+      for (const auto& draw : plan.draws) rows.push_back(draw.row);
+      const auto own = part_->logits(hidden.index_select(0, at::tensor(rows))).contiguous();
+      // Parts are of one size but for the last ones, which are filled up.
+      PARLANDO_TRY(const auto first, Shard::plan(part_->config(), 0, group.size()));
+      const auto each = first.vocabulary_rows.count();
+      auto padded = at::zeros({n, each});
+      padded.narrow(1, 0, own.size(1)).copy_(own);
+      auto all = at::empty({group.size(), n, each});
+      PARLANDO_DO(group.all_gather({static_cast<const std::byte*>(padded.data_ptr()), padded.nbytes()},
+                                   {static_cast<std::byte*>(all.data_ptr()), all.nbytes()}, soon()));
+      for (int r = 0; r < group.size(); ++r) {
+        PARLANDO_TRY(const auto shard, Shard::plan(part_->config(), r, group.size()));
+        const auto& part = shard.vocabulary_rows;
+        if (part.count() > 0) out.narrow(1, part.first, part.count()).copy_(all[r].narrow(1, 0, part.count()));
+      }
+      return out;
+    } catch (const std::exception& e) {
+      return fail(Errc::internal, "a plan could not be run: {}", e.what());
+    }
+  }();
+  // The others would wait for what does not come.
+  if (!done) group.abort(fmt::format("rank {}: {}", group.rank(), done.error().message));
+  return done;
+}
+
+std::string RankPart::follow(parallel::Communicator& group) {
+  for (;;) {
+    std::uint64_t size = 0;
+    std::byte head[sizeof size];
+    if (!group.broadcast(head, 0, Time::max())) return group.broken();
+    std::memcpy(&size, head, sizeof size);
+    if (size == 0) return {};
+    if (size > StepPlan::kBytesMax) {
+      group.abort(fmt::format("a plan of {} bytes, at most {} are taken", size, StepPlan::kBytesMax));
+      return group.broken();
+    }
+    std::vector<std::byte> bytes(size);
+    if (!group.broadcast(bytes, 0, soon())) return group.broken();
+    const auto plan = StepPlan::decode(bytes);
+    if (!plan) {
+      group.abort(fmt::format("rank {}: {}", group.rank(), plan.error().message));
+      return group.broken();
+    }
+    if (!run(*plan, group)) return group.broken();
+  }
+}
+
+Result<std::unique_ptr<RankBackend>> RankBackend::start(const Options& o) {
+  PARLANDO_TRY(auto region, parallel::SharedRegion::create(o.ranks, kSlotBytes));
+  std::unique_ptr<RankBackend> out(new RankBackend);
+  PARLANDO_TRY(out->group_, parallel::ShmCommunicator::join(region, 0, {}));
+  for (int rank = 1; rank < o.ranks; ++rank) {
+    if (o.program.empty()) {
+      out->threads_.emplace_back([o, region, rank] {
+        auto group = parallel::ShmCommunicator::join(region, rank, {});
+        if (!group) return;
+        const auto part = load_part(o, rank);
+        if (!part) return (*group)->abort(part.error().message);
+        try {
+          RankPart own(*part, o.blocks);
+          if (meet(**group)) own.follow(**group);
+        } catch (const std::exception& e) {
+          (*group)->abort(fmt::format("rank {}: {}", rank, e.what()));
+        }
+      });
+      continue;
+    }
+    const auto words = std::vector<std::string>{o.program,
+                                                "--rank",
+                                                std::to_string(rank),
+                                                "--region",
+                                                std::to_string(region->descriptor()),
+                                                "--model",
+                                                o.directory.string(),
+                                                "--format",
+                                                std::string(kernels::name(o.format)),
+                                                "--threads",
+                                                std::to_string(o.threads),
+                                                "--blocks",
+                                                std::to_string(o.blocks)};
+    std::vector<char*> pointers;
+    for (const auto& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
+    pointers.push_back(nullptr);
+    // The region's descriptor is for these children alone.
+    posix_spawn_file_actions_t actions;
+    ::posix_spawn_file_actions_init(&actions);
+    ::posix_spawn_file_actions_adddup2(&actions, region->descriptor(), region->descriptor());
+    pid_t process = -1;
+    const int error = ::posix_spawn(&process, o.program.c_str(), &actions, nullptr, pointers.data(), environ);
+    ::posix_spawn_file_actions_destroy(&actions);
+    if (error != 0) {
+      out->group_->abort("a rank could not be started");
+      return fail(Errc::unavailable, "'{}' could not be started: {}", o.program, std::strerror(error));
+    }
+    out->processes_.push_back(process);
+  }
+  PARLANDO_TRY(out->model_, load_part(o, 0));
+  try {
+    out->part_ = std::make_unique<RankPart>(out->model_, o.blocks);
+  } catch (const std::bad_alloc&) {
+    return fail(Errc::overloaded, "there is no memory for {} blocks of the cache", o.blocks);
+  }
+  PARLANDO_DO(meet(*out->group_));
+  return out;
+}
+
+RankBackend::~RankBackend() {
+  // Those who follow wait for a plan: one of no bytes is the end.
+  std::byte end[sizeof(std::uint64_t)] = {};
+  if (part_ && group_->broken().empty())
+    (void)group_->broadcast(end, 0, soon());
+  else
+    group_->abort("the leader has ended");
+  threads_.clear();
+  for (const auto process : processes_) {
+    if (!group_->broken().empty()) ::kill(process, SIGKILL);
+    while (::waitpid(process, nullptr, 0) < 0 && errno == EINTR) {
+    }
+  }
+}
+
+Result<std::vector<Drawn>> RankBackend::run(const StepPlan& plan) {
+  // What every rank would refuse does not concern the group.
+  PARLANDO_DO(plan.check(model_->config(), part_->blocks()));
+  auto bytes = plan.encode();
+  std::uint64_t size = bytes.size();
+  std::byte head[sizeof size];
+  std::memcpy(head, &size, sizeof size);
+  PARLANDO_DO(group_->broadcast(head, 0, soon()));
+  PARLANDO_DO(group_->broadcast(bytes, 0, soon()));
+  PARLANDO_TRY(const auto logits, part_->run(plan, *group_));
+  return draw(plan, logits);
+}
+
+namespace {
+/// The word behind an option. @return empty when there is none
+std::string option(int argc, char** argv, const char* name) {
+  for (int i = 1; i + 1 < argc; ++i)
+    if (std::strcmp(argv[i], name) == 0) return argv[i + 1];
+  return {};
+}
+std::optional<WeightFormat> format_of(const std::string& text) {
+  for (const auto format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4})
+    if (text == kernels::name(format)) return format;
+  return std::nullopt;
+}
+std::int64_t number(const std::string& text) {
+  std::int64_t out = -1;
+  const auto end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, out);
+  return error == std::errc() && at == end ? out : -1;
+}
+}  // namespace
+
+bool is_rank(int argc, char** argv) { return argc > 1 && std::strcmp(argv[1], "--rank") == 0; }
+
+int run_rank(int argc, char** argv) {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // without its leader it is nothing
+  const auto failed = [](const std::string& why) {
+    fmt::print(stderr, "parlando: {}\n", why);
+    return 1;
+  };
+  const auto rank = number(option(argc, argv, "--rank")), region = number(option(argc, argv, "--region"));
+  const auto threads = number(option(argc, argv, "--threads")), blocks = number(option(argc, argv, "--blocks"));
+  const auto format = format_of(option(argc, argv, "--format"));
+  if (rank < 1 || region < 0 || threads < 1 || blocks < 1 || !format)
+    return failed("a rank is started by its leader, with --rank --region --model --format --threads --blocks");
+  const auto shared = parallel::SharedRegion::attach(static_cast<int>(region));
+  if (!shared) return failed(shared.error().message);
+  ::close(static_cast<int>(region));
+  const auto group = parallel::ShmCommunicator::join(*shared, static_cast<int>(rank), {});
+  if (!group) return failed(group.error().message);
+  const auto part = load_part({option(argc, argv, "--model"), *format, (*shared)->ranks(), static_cast<int>(threads)},
+                              static_cast<int>(rank));
+  if (!part) {
+    (*group)->abort(fmt::format("rank {}: {}", rank, part.error().message));
+    return failed(part.error().message);
+  }
+  try {
+    RankPart own(*part, blocks);
+    const auto met = meet(**group);
+    const auto why = met ? own.follow(**group) : met.error().message;
+    return why.empty() ? 0 : failed(fmt::format("rank {} ends: {}", rank, why));
+  } catch (const std::exception& e) {
+    (*group)->abort(fmt::format("rank {}: {}", rank, e.what()));
+    return failed(e.what());
+  }
+}
+
+}  // namespace parlando::llm
