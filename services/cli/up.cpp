@@ -46,6 +46,19 @@ std::string examples(const UpOptions& o, int port, const std::string& clients) {
       api, host, port, api, api, clients, clients, clients);
 }
 
+/// A file says itself where its first gateway listens, and whether there is a page.
+UpOptions with_front_of(UpOptions options, const Plan& plan) {
+  if (options.config.empty()) return options;
+  for (const auto& instance : plan.list) {
+    const auto core = instance.find("core");
+    if (instance.value("role", "") != "gateway" || core == instance.end()) continue;
+    options.listen = core->value("listen", options.listen);
+    options.page = !core->value("page", std::string()).empty();
+    break;
+  }
+  return options;
+}
+
 /// Where another gateway listens.
 std::string also_line(const UpOptions& o, int port) {
   return fmt::format("also: ws://{}:{}/v1/dialogue", o.listen.substr(0, o.listen.rfind(':')), port);
@@ -344,7 +357,7 @@ Result<int> up(const UpOptions& given) {
   PARLANDO_DO(take_secret(options));
   if (!options.processes || options.check) {
     PARLANDO_TRY(const auto plan, read_plan(options, {options.processes ? "ipc://./" : "inproc://", {}}));
-    if (!options.check) return run_here(options, plan);
+    if (!options.check) return run_here(with_front_of(options, plan), plan);
     std::cout << plan.instances.size() << " instances: good\n";
     return 0;
   }
@@ -352,7 +365,7 @@ Result<int> up(const UpOptions& given) {
   const Places places{"ipc://" + folder.path().string() + "/", (folder.path() / "replicas").string()};
   PARLANDO_TRY(const auto plan, read_plan(options, places));
   service::block_signals();
-  return supervise(options, plan, folder.path(), places);
+  return supervise(with_front_of(options, plan), plan, folder.path(), places);
 }
 
 }  // namespace parlando::cli
