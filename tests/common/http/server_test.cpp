@@ -1615,15 +1615,26 @@ BOOST_AUTO_TEST_CASE(a_request_that_came_together_with_the_former_is_answered_in
 
 /// A read that has an alert to send waits behind a write that nobody takes, and outlives its connection.
 BOOST_AUTO_TEST_CASE(operations_of_a_cut_tls_socket_end_without_its_stream) {
-  SecureWorld world({.socket_stall_time_max = 200ms, .unsent_bytes_max = 32 << 20});
+  SecureWorld world({.socket_stall_time_max = 1s, .unsent_bytes_max = 32 << 20});
   TlsClient client(world.server->port());
   client.send(Client::upgrade(world.server->port()));
   BOOST_REQUIRE(world.until([&] { return has(client.pump().in, "101 "); }));
-  BOOST_REQUIRE(world.server->send(world.ids.at(0), std::string(16 << 20, 'x'), true));
+  const auto id = world.ids.at(0);
+  for (int i = 0; i < 64; ++i) BOOST_REQUIRE(world.server->send(id, std::string(256 << 10, 'x'), true));
+  // Until the system takes no more.
+  std::size_t left = 0;
+  int same = 0;
+  BOOST_REQUIRE(world.until([&] {
+    const auto now = world.server->unsent_bytes(id);
+    same = now == left ? same + 1 : 0;
+    left = now;
+    return same > 30;
+  }));
   const std::string bad_record = std::string("\x17\x03\x03\x00\x20", 5) + std::string(32, 'x');
   client.raw().send(bad_record);
-  BOOST_REQUIRE(world.until([&] { return has(world.log[world.ids[0]], "closed"); }));
-  world.run(20ms);  // what was cancelled is called
+  BOOST_REQUIRE(world.until([&] { return has(world.log[id], "closed"); }));
+  BOOST_TEST(world.server->counters().closed_slow.value() == 1u);  // the read had not ended by itself
+  world.run(20ms);                                                 // what was cancelled is called
   BOOST_TEST(world.server->sockets() == 0u);
 }
 
