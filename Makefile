@@ -71,8 +71,10 @@ sanitized: setup
 	@cd $(BUILD) && UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/tsan.supp" \
 	  ctest --output-on-failure -j 2 -L $(GROUP)
 
-bench: build ## measure tokenizer, language model, flow and vocoder (the mesh: parlando bench mesh)
-	@for b in tokenizer lm flow vocoder; do $(BUILD)/bin/parlando bench $$b; done
+OUTPUT ?=
+bench: build ## measure tokenizer, language model (against docs/bench/lm.json), flow and vocoder (the mesh: parlando bench mesh; OUTPUT=docs/bench/lm.json keeps the figures)
+	@$(BUILD)/bin/parlando bench lm --baseline docs/bench/lm.json $(if $(OUTPUT),-o $(OUTPUT))
+	@for b in tokenizer flow vocoder; do $(BUILD)/bin/parlando bench $$b; done
 
 nano: ## make the nano model from nothing: data, training, export, report
 	@tools/setup.sh --nano

@@ -13,6 +13,8 @@ struct BenchOptions {
   std::filesystem::path model_path;      ///< measured when no random weights are asked for
   std::filesystem::path random_weights;  ///< a configuration: random weights of that size
   std::filesystem::path source;          ///< of the repository: configurations, and the commit that is measured
+  std::filesystem::path output;          ///< lm: file for the figures; empty: none
+  std::filesystem::path baseline;        ///< lm: earlier figures, which these are compared with; empty: none
   int threads = 1, runs = 5;
   double seconds = 3;  ///< of audio
 };

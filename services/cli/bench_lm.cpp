@@ -3,13 +3,18 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "common/base/mapped_file.hpp"
 #include "kernels/memory/read_stream.hpp"
 #include "kernels/vector/isa.hpp"
+#include "services/cli/bench_baseline.hpp"
 #include "services/cli/bench_setting.hpp"
 #include "services/llm/model/engine.hpp"
 
@@ -42,12 +47,25 @@ struct Times {
   }
 };
 
+/// Far larger than the caches.
+std::size_t read_bytes() {
+  const auto cache = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return std::max(std::size_t{256} << 20, 4 * static_cast<std::size_t>(std::max(0L, cache)));
+}
+
 struct Bench {
   BenchOptions options;
   json out, spread = json::object();
   kernels::Team& team = kernels::Team::of_this_thread(options.threads);
-  kernels::LargeMemory block{std::size_t{256} << 20};  // far larger than the caches
+  kernels::LargeMemory block{read_bytes()};
   Times reads;
+  /// Steps whose share of the bandwidth is told when all reads are done.
+  struct Share {
+    std::string name;
+    double bytes;
+    Times times;
+  };
+  std::vector<Share> shares;
 
   double read_once() {
     const auto size = static_cast<std::int64_t>(block.size() / sizeof(float));
@@ -127,6 +145,80 @@ struct Decoding {
   }
 };
 
+std::vector<std::int32_t> random_ids(std::mt19937& random, std::int64_t length, std::int64_t vocabulary) {
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(length));
+  for (auto& id : ids) id = static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(vocabulary));
+  return ids;
+}
+
+Result<void> begin(llm::LmEngine& engine, const std::string& name, const std::vector<std::int32_t>& ids,
+                   llm::Priority priority) {
+  const auto length = static_cast<std::int64_t>(ids.size());
+  PARLANDO_DO(engine.open(name));
+  PARLANDO_DO(engine.append(name, 0, ids));
+  return engine.generate(name, length, {llm::Sampling::tts(), 1000, {}, priority});
+}
+
+/// A prompt as a service computes it: through the scheduler with its limits, with nobody and with eight who speak.
+Result<void> served_prefill(Bench& b, const std::shared_ptr<const Step1>& model) {
+  constexpr int kSpeaking = 8, kSteps = 24;
+  std::mt19937 random(3);
+  llm::LmEngine engine(model, {});
+  auto milli = [](double s) { return 1e3 * s; };
+  // Until the prompt's first token: its time, and the time of each step.
+  auto first_token = [&](Times* steps) -> Result<double> {
+    PARLANDO_DO(
+        begin(engine, "prompt", random_ids(random, kPrefill, model->config().vocabulary), llm::Priority::reply));
+    double total = 0;
+    for (bool told = false; !told;) {
+      std::vector<llm::TokenEvent> events;
+      const auto s = seconds_of([&] { events = engine.step(); });
+      total += s;
+      if (steps) steps->add(s);
+      for (const auto& event : events) {
+        if (event.error) return tl::make_unexpected(*event.error);
+        told |= event.sequence == "prompt";
+      }
+    }
+    engine.release("prompt");
+    return total;
+  };
+  auto tell = [&](const std::string& name, const Times& times) {
+    b.out["served_prefill_512"][name + "_tokens_per_s"] = kPrefill / times.best();
+    b.out["served_prefill_512"][name + "_first_token_ms"] = 1e3 * quantile(times.seconds, 0.5);
+    b.put("served_prefill_512." + name + "_tokens_per_s", kPrefill / times.best(),
+          times.spread([](double s) { return kPrefill / s; }), "tokens/s");
+    b.put("served_prefill_512." + name + "_first_token_ms", 1e3 * quantile(times.seconds, 0.5), times.spread(milli),
+          "ms");
+  };
+  Times alone, beside, without, with;
+  PARLANDO_DO(first_token(nullptr));  // what passes cost is learned
+  for (int i = 0; i < b.runs(); ++i) {
+    PARLANDO_TRY(const auto seconds, first_token(nullptr));
+    alone.add(seconds);
+  }
+  tell("alone", alone);
+  for (int n = 0; n < kSpeaking; ++n)
+    PARLANDO_DO(
+        begin(engine, std::to_string(n), random_ids(random, 64, model->config().vocabulary), llm::Priority::speech));
+  for (int i = 0; i < 2 * kSpeaking; ++i) engine.step();
+  for (int i = 0; i < kSteps; ++i) without.add(seconds_of([&] { engine.step(); }));
+  for (int i = 0; i < 3; ++i) {
+    PARLANDO_TRY(const auto seconds, first_token(&with));
+    beside.add(seconds);
+  }
+  tell("beside_8", beside);
+  const double growth = quantile(with.seconds, 0.99) / quantile(without.seconds, 0.99);
+  b.out["served_prefill_512"]["speakers_p99_growth"] = growth;
+  const auto before = quantile(without.seconds, 0.99);
+  b.put("served_prefill_512.speakers_p99_growth", growth, with.spread([&](double s) { return s / before; }), "×");
+  // Tokens of prompts that a step took with it: what waits is 512 of these.
+  const double piece = 3.0 * kPrefill / static_cast<double>(with.seconds.size());
+  b.out["served_prefill_512"]["beside_8_tokens_a_step"] = piece;
+  b.put("served_prefill_512.beside_8_tokens_a_step", piece, {{"low", piece}, {"median", piece}, {"high", piece}}, "");
+  return {};
+}
+
 Result<void> decode(Bench& b, const llm::Step1Config& config, WeightFormat format) {
   PARLANDO_TRY(const auto model, Step1::random(config, format, 1));
   const auto key = fmt::format("decode_{}", kernels::name(format));
@@ -136,11 +228,9 @@ Result<void> decode(Bench& b, const llm::Step1Config& config, WeightFormat forma
     d.step(1);
     for (int i = 0; i < 2 * b.runs(); ++i) b.read_once(), times.add(seconds_of([&] { d.step(1); }));
     if (!d.error.empty()) return fail(Errc::internal, "{}", d.error);
-    b.out[name] = {{"tokens_per_s", 1 / times.best()},
-                   {"share_of_bandwidth", d.bytes() / times.best() / b.bandwidth()}};
+    b.out[name] = {{"tokens_per_s", 1 / times.best()}, {"step_bytes", d.bytes()}};
     b.put(name + ".tokens_per_s", 1 / times.best(), times.spread([](double s) { return 1 / s; }), "tokens/s");
-    const auto share = times.spread([&](double s) { return d.bytes() / s / b.bandwidth(); });
-    b.put(name + ".share_of_bandwidth", d.bytes() / times.best() / b.bandwidth(), share, "");
+    b.shares.push_back({name, d.bytes(), times});
     return times.best();
   };
   PARLANDO_TRY(const auto one, measure(key, kContext));
@@ -200,6 +290,8 @@ Result<void> decode(Bench& b, const llm::Step1Config& config, WeightFormat forma
           "tokens/s");
   }
 
+  PARLANDO_DO(served_prefill(b, model));
+
   // A fork and the first token behind it, which copies the shared block.
   {
     Times forks, writes;
@@ -247,17 +339,9 @@ Result<void> sampling(Bench& b, const llm::Step1Config& config) {
 /// Speech of the nano model through the scheduler, as a service runs it.
 Result<void> nano(Bench& b) {
   PARLANDO_TRY(const auto model, Step1::load(b.options.model_path / "Step-Audio-TTS-3B", WeightFormat::f32));
-  const auto vocabulary = static_cast<std::uint32_t>(model->config().vocabulary);
   std::mt19937 random(2);
-  auto prompt = [&](std::int64_t length) {
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(length));
-    for (auto& id : ids) id = static_cast<std::int32_t>(random() % vocabulary);
-    return ids;
-  };
-  auto begin = [&](llm::LmEngine& engine, const std::string& name, std::int64_t length) -> Result<void> {
-    PARLANDO_DO(engine.open(name));
-    PARLANDO_DO(engine.append(name, 0, prompt(length)));
-    return engine.generate(name, length, {llm::Sampling::tts(), 1000, {}, llm::Priority::speech});
+  auto begin = [&](llm::LmEngine& engine, const std::string& name, std::int64_t length) {
+    return cli::begin(engine, name, random_ids(random, length, model->config().vocabulary), llm::Priority::speech);
   };
   auto problem = [](const std::vector<llm::TokenEvent>& events) -> Result<void> {
     for (const auto& event : events)
@@ -281,22 +365,44 @@ Result<void> nano(Bench& b) {
   for (const int streams : {32, 96}) {
     llm::LmEngine engine(model, {.cache_tokens = 1 << 16});
     int names = 0;
-    auto open = [&] { return begin(engine, std::to_string(names++), 150); };
+    // When a stream's first token came, and who still waits for it at the end: steps are short where prompts wait.
+    std::map<std::string, double> opened;
+    double now = 0;
+    Times firsts;
+    auto open = [&] {
+      const auto name = std::to_string(names++);
+      opened[name] = now;
+      return begin(engine, name, 150);
+    };
     for (int n = 0; n < streams; ++n) PARLANDO_DO(open());
     Times times;
     for (int i = 0; i < 400; ++i) {
       if (i % 10 == 0) {
         engine.release(std::to_string(names - streams));
+        opened.erase(std::to_string(names - streams));
         PARLANDO_DO(open());
       }
       std::vector<llm::TokenEvent> events;
       const auto s = seconds_of([&] { events = engine.step(); });
       PARLANDO_DO(problem(events));
+      now += s;
+      for (const auto& event : events)
+        if (const auto first = opened.find(event.sequence); first != opened.end()) {
+          if (i >= 50) firsts.add(now - first->second);
+          opened.erase(first);
+        }
       if (i >= 50) times.add(s);  // by then the first prompts are computed
     }
     const auto key = fmt::format("streams_{}_p99_ms", streams);
     b.out["nano"][key] = 1e3 * quantile(times.seconds, 0.99);
     b.put("nano." + key, b.out["nano"][key], times.spread(milli), "ms");
+    if (!firsts.seconds.empty()) {
+      const auto first = fmt::format("streams_{}_first_token_ms", streams);
+      b.out["nano"][first] = 1e3 * quantile(firsts.seconds, 0.5);
+      b.put("nano." + first, b.out["nano"][first], firsts.spread(milli), "ms");
+    }
+    b.out["nano"][fmt::format("streams_{}_waiting", streams)] = opened.size();
+    fmt::print("  {:<34} {:10d} of {} streams wait for their first token at the end\n", "", opened.size(), streams);
   }
   return {};
 }
@@ -318,11 +424,23 @@ Result<json> bench_lm(const BenchOptions& o) {
   b.out["read_bandwidth_gb_s"] = b.bandwidth() / 1e9;
   const auto bytes = static_cast<double>(b.block.size());
   b.put("read_bandwidth_gb_s", b.bandwidth() / 1e9, b.reads.spread([&](double s) { return bytes / s / 1e9; }), "GB/s");
+  for (const auto& share : b.shares) {
+    const auto of = [&](double s) { return share.bytes / s / b.bandwidth(); };
+    b.out[share.name]["share_of_bandwidth"] = of(share.times.best());
+    b.put(share.name + ".share_of_bandwidth", of(share.times.best()), share.times.spread(of), "");
+  }
   b.out["bench"] = "lm", b.out["threads"] = o.threads, b.out["spread"] = b.spread;
   b.out["machine"] = machine_of(o.source);
   b.out["machine"]["load_before"] = before;
   b.out["instruction_set"] = kernels::name(kernels::isa());
   b.out["commit"] = b.out["machine"]["commit"];
+  if (!o.baseline.empty()) {
+    if (const auto before = read_baseline(o.baseline))
+      fmt::print("against {}:\n{}", o.baseline.string(), change_table(b.out, *before));
+    else
+      fmt::print("not compared: {}\n", before.error().message);
+  }
+  if (!o.output.empty()) PARLANDO_DO(write_file(o.output, b.out.dump(1) + "\n"));
   return b.out;
 }
 

@@ -315,8 +315,10 @@ void add_bench(Commands& commands, CLI::App& app) {
                  "mesh: round_trip, idle, frames, answering, flood, turns; turn: silence, semantic, overhead, "
                  "interruptions, synthesis, at_once, live")
       ->check(CLI::IsMember(parts));
-  sub.add_option("-o,--output", o->turn.output, "turn: file of the figures, kept up to date while it runs")
-      ->default_str("out/bench_turn.json");
+  sub.add_option("-o,--output", o->turn.output,
+                 "turn: file of the figures, kept up to date while it runs, default out/bench_turn.json; lm: file of "
+                 "the figures");
+  sub.add_option("--baseline", o->bench.baseline, "lm: figures of an earlier run, to print the change against it");
   sub.add_option("--detector", o->detector, "turn: what finds the end of speech: silence, semantic or both")
       ->capture_default_str()
       ->check(CLI::IsMember({"silence", "semantic", "both"}));
@@ -342,6 +344,7 @@ void add_bench(Commands& commands, CLI::App& app) {
     }
     o->bench.model_path = o->model_path;
     o->bench.source = source;
+    o->bench.output = o->turn.output;
     if (!o->instruction_set.empty()) {
       const auto wanted = kernels::isa_named(o->instruction_set.c_str());
       if (!wanted || !kernels::force_isa(*wanted))
