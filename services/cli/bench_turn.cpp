@@ -354,7 +354,10 @@ Result<json> bench_turn(const TurnBenchOptions& options) {
   const Scratch scratch;
   if (scratch.path().empty()) return fail(Errc::io, "no folder can be made in /tmp");
   PARLANDO_TRY(auto asked, read_recordings(options.model_path / "questions"));
-  PARLANDO_TRY(auto labelled, read_dialogues(options.model_path / "dialogues"));
+  PARLANDO_TRY(const auto once, read_dialogues(options.model_path / "dialogues"));
+  auto labelled = once;
+  for (unsigned round = 1; static_cast<std::int64_t>(labelled.size()) < options.turns + kWarmUpTurns; ++round)
+    for (auto& said : redrawn(once, round)) labelled.push_back(std::move(said));
   auto machine = machine_of(options.source);
   json setting{{"commit", machine["commit"]}};
   machine.erase("commit");

@@ -46,7 +46,9 @@ Result<Utterance> sound_of(const fs::path& folder, const json& label, const std:
   for (const auto& pause : label.value("pauses", json::array())) {
     PARLANDO_TRY(const auto begin, number(pause, "begin_sample", last, out.end_sample, where));
     PARLANDO_TRY(last, number(pause, "end_sample", begin + 1, out.end_sample, where));
-    out.pauses += !pause.value("is_end", false);
+    if (pause.value("is_end", false)) continue;
+    ++out.pauses;
+    out.silences.emplace_back(begin, last);
   }
   out.pcm = in_a_room(recording.wave);
   return out;
@@ -99,6 +101,42 @@ std::string in_a_room(std::span<const float> wave) {
     out.push_back(static_cast<char>(bits >> 8));
   }
   return out;
+}
+
+std::vector<Utterance> redrawn(std::vector<Utterance> dialogues, unsigned seed) {
+  std::mt19937 random(seed);
+  // Not a distribution of the library: the same everywhere.
+  const auto between = [&](int low, int high, int step) {
+    return low + step * static_cast<int>(random() % static_cast<unsigned>((high - low) / step + 1));
+  };
+  for (const bool takes_turn : {false, true}) {
+    std::vector<std::size_t> over;
+    for (std::size_t n = 0; n < dialogues.size(); ++n)
+      if (dialogues[n].into_answer.count() >= 0 && dialogues[n].takes_turn == takes_turn) over.push_back(n);
+    for (auto left = over.size(); left > 1; --left)
+      std::swap(dialogues[over[left - 1]], dialogues[over[random() % left]]);
+  }
+  for (auto& said : dialogues) {
+    if (said.into_answer.count() >= 0) said.into_answer = std::chrono::milliseconds(between(300, 700, 50));
+    for (std::size_t n = 0; n < said.silences.size(); ++n) {
+      const auto [begin, end] = said.silences[n];
+      const auto samples = std::int64_t{kRate} * between(300, 900, 20) / 1000;
+      const auto silence =
+          said.pcm.substr(static_cast<std::size_t>(2 * begin), static_cast<std::size_t>(2 * (end - begin)));
+      std::string drawn;
+      while (drawn.size() < static_cast<std::size_t>(2 * samples)) drawn += silence;
+      drawn.resize(static_cast<std::size_t>(2 * samples));
+      said.pcm.replace(static_cast<std::size_t>(2 * begin), silence.size(), drawn);
+      const auto longer = samples - (end - begin);
+      said.end_sample += longer;
+      said.silences[n].second += longer;
+      for (auto later = n + 1; later < said.silences.size(); ++later) {
+        said.silences[later].first += longer;
+        said.silences[later].second += longer;
+      }
+    }
+  }
+  return dialogues;
 }
 
 Result<std::vector<Utterance>> read_dialogues(const fs::path& folder) try {

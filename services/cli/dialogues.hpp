@@ -13,6 +13,10 @@ namespace parlando::cli {
 /// @error naming the file, the snippet and what is wrong with it
 Result<std::vector<Utterance>> read_dialogues(const std::filesystem::path& folder);
 
+/// The same once more as another day has it: each pause lasts 300 to 900 ms, what is said over an answer begins 300 to
+/// 700 ms behind its first sound, and murmurs and interruptions have changed places among themselves.
+std::vector<Utterance> redrawn(std::vector<Utterance> dialogues, unsigned seed);
+
 /// A recording as it is said at a rate, and where its first word begins and its last one ends: the 10 ms that are
 /// louder than a fiftieth of its loudest sample. @error Errc::not_found, Errc::bad_format naming the file
 Result<Utterance> read_recording(const std::filesystem::path& file, int rate = 16000);

@@ -18,7 +18,8 @@ namespace parlando::cli {
 struct Utterance {
   std::string pcm;
   std::int64_t begin_sample = 0, end_sample = 0;
-  int pauses = 0;  ///< in its middle: none of them is an end
+  int pauses = 0;                                                    ///< in its middle: none of them is an end
+  std::vector<std::pair<std::int64_t, std::int64_t>> silences = {};  ///< where they begin and end
   /// Said over the answer to the one before, so long behind its first sound; left out when there is none. Negative:
   /// said when the answer before has been heard.
   std::chrono::milliseconds into_answer{-1};

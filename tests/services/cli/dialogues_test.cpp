@@ -123,4 +123,39 @@ BOOST_AUTO_TEST_CASE(a_label_that_does_not_fit_its_recording_is_named) {
   }
 }
 
+/// The sound itself stays: only silence is cut or repeated, and labels move with it.
+BOOST_AUTO_TEST_CASE(dialogues_that_are_drawn_anew_say_the_same_with_other_pauses) {
+  const auto once = *read_dialogues(kFolder);
+  const auto again = redrawn(once, 1), same = redrawn(once, 1), other = redrawn(once, 2);
+  BOOST_REQUIRE((again.size() == once.size() && other.size() == once.size()));
+  std::size_t changed = 0, differ = 0;
+  for (std::size_t n = 0; n < once.size(); ++n) {
+    BOOST_TEST(again[n].pcm == same[n].pcm);
+    differ += again[n].pcm != other[n].pcm;
+    BOOST_TEST((again[n].into_answer.count() < 0) == (once[n].into_answer.count() < 0));
+    BOOST_TEST(again[n].takes_turn == once[n].takes_turn);
+    if (once[n].into_answer.count() >= 0) {
+      BOOST_TEST((again[n].into_answer.count() >= 300 && again[n].into_answer.count() <= 700));
+      continue;  // it may be another one
+    }
+    BOOST_TEST(again[n].begin_sample == once[n].begin_sample);
+    BOOST_REQUIRE(again[n].silences.size() == once[n].silences.size());
+    BOOST_TEST(again[n].pauses == once[n].pauses);
+    std::string left = once[n].pcm, right = again[n].pcm;
+    for (auto k = once[n].silences.size(); k-- > 0;) {
+      const auto [a, b] = once[n].silences[k];
+      const auto [c, d] = again[n].silences[k];
+      BOOST_TEST((d - c >= 4800 && d - c <= 14400));
+      changed += b - a != d - c;
+      left.erase(static_cast<std::size_t>(2 * a), static_cast<std::size_t>(2 * (b - a)));
+      right.erase(static_cast<std::size_t>(2 * c), static_cast<std::size_t>(2 * (d - c)));
+    }
+    BOOST_TEST((left == right));
+    BOOST_TEST(once[n].pcm.size() / 2 - static_cast<std::size_t>(once[n].end_sample) ==
+               again[n].pcm.size() / 2 - static_cast<std::size_t>(again[n].end_sample));
+  }
+  BOOST_TEST(changed >= 10u);
+  BOOST_TEST(differ >= 10u);
+}
+
 }  // namespace parlando::cli
