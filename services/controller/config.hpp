@@ -20,13 +20,16 @@ struct ControllerConfig {
   int detached_seconds_max = 60;  ///< that a session waits for its client to resume it; 0: it ends with its gateway
   int sessions_max = 256;
   int trials_max = 8;                     ///< answers thought through in a pause, at a time; 0: none is
-  int barge_in_ms = 600;                  ///< voice over an answer that takes the word; 0: answers are not interrupted
+  int barge_in_ms = 900;                  ///< voice over an answer that takes the word; 0: answers are not interrupted
   std::string tokenizer_mode = "stable";  ///< or exact: the turn is tokenised again at its end
   std::string tools = "none";             ///< or demo
   std::string tools_url;                  ///< http://host:port/path that executes calls; empty: `tools` does
   int tool_seconds_max = 30;              ///< that a call is waited for
-  int complete_permille_low = 900;        ///< a semantic detector ends an utterance that is so likely complete,
-  int complete_permille_medium = 700;     ///< by eagerness; automatic is medium
+  int semantic_tail_ms = 96;              ///< sound behind an end that a semantic detector finds, in place of `tail_ms`
+  int judge_ms = 160;                     ///< and behind a pause when it is judged
+  int trial_permille = 200;            ///< it makes no trial of an utterance that is less likely complete at the pause
+  int complete_permille_low = 900;     ///< a semantic detector ends an utterance that is so likely complete,
+  int complete_permille_medium = 700;  ///< by eagerness; automatic is medium
   int complete_permille_high = 500;
   int unfinished_permille = 50;   ///< and waits longest for the rest of one that is less likely than this; of others
   int unsure_silence_ms = 1200;   ///< so much silence is enough
@@ -58,6 +61,9 @@ struct ControllerConfig {
     v("tools", tools);
     v("tools_url", tools_url);
     v("tool_seconds_max", tool_seconds_max);
+    v("semantic_tail_ms", semantic_tail_ms);
+    v("judge_ms", judge_ms);
+    v("trial_permille", trial_permille);
     v("complete_permille_low", complete_permille_low);
     v("complete_permille_medium", complete_permille_medium);
     v("complete_permille_high", complete_permille_high);

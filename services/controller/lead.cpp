@@ -109,6 +109,7 @@ Result<LeadPtr> lead_by(Settings settings, const ControllerConfig& config, const
   out->enough_permille = enough(settings.eagerness, config);
   out->unsure_ms = config.unsure_silence_ms;
   out->settings = std::move(settings);
+  out->tail_ms = out->is_semantic() ? config.semantic_tail_ms : config.tail_ms;
   return out;
 }
 

@@ -25,6 +25,7 @@ struct Lead {
   std::set<std::string> tools;       ///< names of those that the client executes
   std::int32_t enough_permille = 0;  ///< with a semantic detector: so likely is an utterance complete that ends
   std::int32_t unsure_ms = 0;        ///< so much silence ends one that may be
+  std::int32_t tail_ms = 0;          ///< sound behind the end of speech that belongs to an utterance
 
   bool is_semantic() const { return settings.detection == protocol::Detection::semantic; }
   /// Only the client ends an utterance.

@@ -1,7 +1,8 @@
 /// Where an utterance ends. With a semantic detector the tokenizer is asked at every pause how likely the utterance is
 /// complete there, and the first pause where it is likely enough is its end, whatever has been said since: the answer
-/// depends on the sound up to there alone, so that another controller, which hears everything at once, finds the same
-/// end. What the vad says of the end by silence, or the client, waits until the pauses in front of it are judged.
+/// depends on the sound up to `judge_ms` behind it alone, so that another controller, which hears everything at once,
+/// finds the same end. What the vad says of the end by silence, or the client, waits until the pauses in front of it
+/// are judged.
 #include "common/telemetry/log.hpp"
 #include "services/controller/session.hpp"
 
@@ -10,8 +11,8 @@ using namespace protocol;
 using Stage = Turn::Stage;
 
 namespace {
-constexpr std::size_t kPausesMax = 256;  // of 160 ms at least, in an utterance of at most 30 s
-}
+constexpr std::size_t kPausesMax = 256;  // of 96 ms at least, in an utterance of at most 30 s
+}  // namespace
 
 void Session::add_pause(std::int64_t sample) {
   auto& turn = heard_turn();
@@ -21,13 +22,13 @@ void Session::add_pause(std::int64_t sample) {
   turn.pauses.push_back({sample});
 }
 
-/// As soon as the sound has come that an end there would use.
+/// As soon as the sound has come that it is judged by.
 void Session::ask_about_pauses() {
   auto& turn = heard_turn();
   if (turn.stage != Stage::hearing || !call(Role::tokenizer).is_live()) return;
   for (auto& pause : turn.pauses) {
     if (pause.attempt != 0 || pause.is_judged()) continue;
-    auto end = pause.sample + input_samples(milliseconds(around_.config.tail_ms));
+    auto end = pause.sample + input_samples(milliseconds(around_.config.judge_ms));
     if (turn.sealed) end = std::min(end, turn.sound.end_sample());
     if (turn.sound.end_sample() < end) return;
     pause.attempt = ++trials_;
@@ -38,11 +39,16 @@ void Session::ask_about_pauses() {
 void Session::judge_pause(const Tokens& tokens, Time now) {
   auto& turn = heard_turn();
   if (turn.stage != Stage::hearing) return;
-  const auto pause =
+  const auto found =
       std::find_if(turn.pauses.begin(), turn.pauses.end(), [&](const Pause& p) { return p.attempt == tokens.attempt; });
-  if (pause == turn.pauses.end()) return;
+  auto* const pause = found != turn.pauses.end() ? &*found : turn.hint.attempt == tokens.attempt ? &turn.hint : nullptr;
+  if (pause == nullptr) return;
   pause->permille = tokens.complete_permille;
-  if (pause->permille >= 0) return;
+  if (pause->permille >= 0) {
+    // What was too unlikely for a trial may be likely enough when more silence has come.
+    if (pause->sample == turn.hint.sample) turn.hint.permille = std::max(turn.hint.permille, pause->permille);
+    return;
+  }
   telemetry::log(telemetry::Level::warning,
                  "controller ends utterances by silence: the tokenizer cannot say whether they are complete session={}",
                  id_.text());

@@ -520,8 +520,9 @@ void Session::on_vad(const SpeechEnded& ended, Time now) {
 
 void Session::on_vad(const SpeechPaused& paused, Time now) {
   if (voice_) return lower_voice(paused.sample, false, now);
+  const bool is_old = paused.sample < heard_turn().paused_until;  // a vad hears it again
   add_pause(paused.sample);
-  if (!trial_ && turn_.stage == Stage::hearing) {
+  if (!trial_ && !is_old && turn_.stage == Stage::hearing) {
     turn_.paused_sample = paused.sample;
     try_trial(now);
   }
@@ -537,7 +538,7 @@ void Session::on_vad(const SpeechResumed& resumed, Time now) {
 
 /// The sound that belongs to an utterance that ends at this sample, as far as it has come.
 std::int64_t Session::sound_end_at(std::int64_t sample) const {
-  return std::min(turn_.sound.end_sample(), sample + input_samples(milliseconds(around_.config.tail_ms)));
+  return std::min(turn_.sound.end_sample(), sample + input_samples(milliseconds(turn_.lead->tail_ms)));
 }
 
 void Session::end_speech(std::int64_t sample, std::int64_t sound_end, Time now) {
@@ -580,7 +581,10 @@ void Session::on_tokens(Tokens tokens, Time now) {
   const bool asked = tokens.attempt != 0;
   if (asked) {
     judge_pause(tokens, now);
-    if (tokens.attempt != turn_.attempt) return settle_pauses(now);  // of a trial that was dropped, or of none
+    if (tokens.attempt != turn_.attempt) {  // of a trial that was dropped, or of none
+      settle_pauses(now);
+      return try_trial(now);  // it may be worth one by now
+    }
   }
   const bool listens = !asked && turn_.attempt != 0;
   if (listens && !trial_ && turn_.codes_done) return;
@@ -739,6 +743,7 @@ void Session::say_to_tokenizer() {
   if (turn_.stage == Stage::thinking) send(Role::tokenizer, Flush{turn_.sound.end_sample()});
   for (auto& pause : turn_.pauses)
     if (!pause.is_judged()) pause.attempt = 0;
+  if (!turn_.hint.is_judged()) turn_.hint = {};
   ask_about_pauses();
 }
 

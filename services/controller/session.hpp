@@ -214,6 +214,7 @@ class Session {
     std::vector<protocol::Text> tool_calls;  ///< are made at the commit
   };
   void try_trial(Time now);
+  bool is_worth_a_trial();
   void commit_trial(Time now);
   void drop_trial();
   void hold_back(protocol::Message message);

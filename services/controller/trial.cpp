@@ -12,15 +12,26 @@ namespace {
 constexpr int kTrialsPerTurnMax = 3;
 }  // namespace
 
+/// A semantic detector says early whether the pause may be the end at all. What it says decides nothing else.
+bool Session::is_worth_a_trial() {
+  if (!turn_.lead->is_semantic() || !judged_) return true;
+  auto& hint = turn_.hint;
+  if (hint.sample == turn_.paused_sample) return hint.permille >= around_.config.trial_permille;
+  hint = {turn_.paused_sample, ++trials_};
+  send(Role::tokenizer, Flush{sound_end_at(hint.sample), hint.attempt});
+  return false;
+}
+
 /// Begins one when all that an end of speech in this pause would use has come, and the services can take it.
 void Session::try_trial(Time now) {
   const auto& config = around_.config;
   if (trial_ || detached_ || turn_.stage != Stage::hearing || turn_.sealed || turn_.paused_sample < 0) return;
   if (turn_.lead->is_manual()) return;  // a pause is no end
   if (config.trials_max == 0 || turn_.trials >= kTrialsPerTurnMax) return;
-  const auto end = turn_.paused_sample + input_samples(milliseconds(config.tail_ms));
+  const auto end = turn_.paused_sample + input_samples(milliseconds(turn_.lead->tail_ms));
   if (turn_.sound.end_sample() < end) return;
   if (!call(Role::tokenizer).is_served() || !call(Role::chat).is_served()) return;
+  if (!is_worth_a_trial()) return;
   if (around_.tally.trials_open >= config.trials_max) {
     turn_.paused_sample = -1;  // not in this pause
     return around_.tally.trials_refused.add();
@@ -34,8 +45,6 @@ void Session::try_trial(Time now) {
   trial_.emplace(
       Trial{turn_, std::exchange(listening, std::move(fork)), told_checkpoint_, turn_.paused_sample, now, {}, 0, {}});
   turn_.attempt = ++trials_;
-  for (auto& pause : trial_->turn.pauses)
-    if (pause.sample == turn_.paused_sample) pause.attempt = turn_.attempt;
   turn_.sound.drop_from(end);
   begin_thinking(turn_.paused_sample, now);
   send(Role::tokenizer, Flush{turn_.sound.end_sample(), turn_.attempt});

@@ -62,7 +62,7 @@ struct Told {
 
 /// A moment of silence in an utterance, which may be its end.
 struct Pause {
-  std::int64_t sample = 0;     ///< speech has ended there if it has
+  std::int64_t sample = -1;    ///< speech has ended there if it has
   std::uint32_t attempt = 0;   ///< asks a tokenizer whether it has; 0: not asked yet
   std::int32_t permille = -2;  ///< how likely the utterance is complete; -1: nobody knows, -2: no answer yet
   bool is_judged() const { return permille > -2; }
@@ -114,6 +114,7 @@ struct Turn {
   bool ended = false;               ///< at `end_sample`, if none of `pauses` was the end
   std::int32_t last_permille = -1;  ///< of the latest pause that was judged
   bool unfinished = false;          ///< it was unlikely: the longest silence is waited for from then on
+  Pause hint;                       ///< the latest pause, asked about early: is a trial worth it?
   bool is_full = false;             ///< no more sound is taken in, and the client was told
 
   // What the model answers.

@@ -18,7 +18,7 @@ struct TurnConfig {
   int silence_ms = 500;  ///< silence that ends a turn, to the nearest frame
   /// The network hears speech for so long behind its end (median of the bundled questions): it counts as silence.
   int lag_ms = 108;
-  int pause_ms = 160;  ///< silence that is told as a pause, less than silence_ms; 0: none is
+  int pause_ms = 96;  ///< silence that is told as a pause, less than silence_ms; 0: none is
   template <class V>
   void fields(V&& v) {
     v("onset_probability", onset_probability);

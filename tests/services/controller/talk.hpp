@@ -11,7 +11,8 @@ inline constexpr int kSpeech = 10, kSilence = 40;  // frames of 20 ms
 inline ControllerConfig talking(int trials_max = 8) {
   ControllerConfig config;
   config.tools = "demo";
-  config.tail_ms = 100;
+  config.tail_ms = config.semantic_tail_ms = 100;
+  config.barge_in_ms = 600;
   config.trials_max = trials_max;
   return config;
 }

@@ -71,9 +71,10 @@ BOOST_AUTO_TEST_CASE(values_outside_their_range_are_named) {
 
 BOOST_AUTO_TEST_CASE(a_pause_is_told_once_and_taken_back_when_speech_goes_on) {
   // 160 ms are five frames.
+  constexpr TurnConfig kFive{.pause_ms = 160};
   const auto frames = [](int n) { return std::int64_t{512} * n; };
-  BOOST_TEST((run(pattern({{10, 0.9f}, {4, 0.1f}, {10, 0.9f}}), {}) == Events{{Kind::started, 0}}));
-  BOOST_TEST((run(pattern({{10, 0.9f}, {5, 0.1f}, {3, 0.4f}, {11, 0.1f}, {1, 0.36f}, {40, 0.1f}}), {}) ==
+  BOOST_TEST((run(pattern({{10, 0.9f}, {4, 0.1f}, {10, 0.9f}}), kFive) == Events{{Kind::started, 0}}));
+  BOOST_TEST((run(pattern({{10, 0.9f}, {5, 0.1f}, {3, 0.4f}, {11, 0.1f}, {1, 0.36f}, {40, 0.1f}}), kFive) ==
               Events{{Kind::started, 0},
                      {Kind::paused, frames(10)},
                      {Kind::resumed, frames(15)},
@@ -84,7 +85,7 @@ BOOST_AUTO_TEST_CASE(a_pause_is_told_once_and_taken_back_when_speech_goes_on) {
   // Silence that is both at once is an end.
   BOOST_TEST((run(pattern({{10, 0.9f}, {40, 0.1f}}), {.pause_ms = 490}) ==
               Events{{Kind::started, 0}, {Kind::ended, frames(10)}}));
-  BOOST_TEST(run(pattern({{40, 0.1f}}), {}).empty());
+  BOOST_TEST(run(pattern({{40, 0.1f}}), kFive).empty());
 }
 
 BOOST_AUTO_TEST_CASE(a_flush_ends_a_pause) {
