@@ -18,6 +18,7 @@
 #include "services/cli/chat.hpp"
 #include "services/cli/command.hpp"
 #include "services/cli/doctor.hpp"
+#include "services/cli/ends.hpp"
 #include "services/cli/eval.hpp"
 #include "services/cli/language.hpp"
 #include "services/cli/load.hpp"
@@ -176,15 +177,26 @@ void add_pauses(Commands& commands, CLI::App& app) {
   c.sub.add_option("recordings", o->recordings, "WAV, FLAC, OGG or MP3 of any rate");
   c.sub.add_option("--list", o->list, "a file that names one recording a line");
   c.sub.add_flag("--live", o->live, "tokenised while it is spoken (mode `stable`) instead of at the pause");
-  c.sub.add_option("--tail-ms", o->tail_ms, "sound behind the pause that counts")
+  c.sub.add_option("--pause-ms", o->pause_ms, "silence that is a pause")
       ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  c.sub.add_option("--tail-ms", o->tails_ms, "sound behind the pause that counts; several, rising: each is judged")
+      ->capture_default_str()
+      ->delimiter(',')
       ->check(CLI::Range(0, 2000));
+  const auto dialogues = std::make_shared<std::pair<std::string, int>>("", 6);
+  c.sub.add_option("--dialogues", dialogues->first,
+                   "a folder of labelled dialogues: where the engine ends them, and how far behind the true end");
+  c.sub.add_option("--rounds", dialogues->second, "of the dialogues, all but the first with other pauses")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
   c.sub.add_option("--states", o->states, "file for what the network sees, to train it");
   c.run = [=] {
     o->model_path = common->model_path;
     o->vad_weights = find_models("silero-vad") / "silero_vad.safetensors";
     if (common->threads > 0) at::set_num_threads(common->threads);
-    const auto done = print_pauses(*o, common->as_json);
+    const auto done = dialogues->first.empty() ? print_pauses(*o, common->as_json)
+                                               : print_ends(dialogues->first, dialogues->second, *o, common->as_json);
     return done ? kOk : report(done.error(), common->as_json);
   };
 }

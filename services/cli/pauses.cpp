@@ -1,6 +1,7 @@
 #include "services/cli/pauses.hpp"
 
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 
 #include <fstream>
 #include <iostream>
@@ -23,25 +24,50 @@ constexpr int kRate = 16000;
 constexpr std::int64_t kPrerollSamples = 4800;  // as the controller keeps them
 constexpr int kSilenceMs = 4000;
 
-struct Pause {
-  std::int64_t begun = 0, sample = 0;  ///< where the utterance begins, where speech ends
-  tokenizer::LiveEnd heard;
-};
+/// @param live  the stream that has heard it, in mode `stable`; none: as at the end of an utterance in mode `exact`, of
+/// which only the states are made
+Result<HeardPause::Heard> hear(const tokenizer::SpeechTokenizer& model, std::span<const float> wave,
+                               tokenizer::LiveTokenizer* live) try {
+  const c10::InferenceMode guard;
+  at::Tensor states;
+  if (live != nullptr) {
+    PARLANDO_TRY(const auto end, live->stable(wave.size()));
+    states = end.states;
+  } else {
+    PARLANDO_TRY(const auto ready, model.preprocess(wave, kRate, {}));
+    const auto& encoder = *model.linguistic();
+    states = tokenizer::latest_rows({}, encoder.encode(encoder.features(ready)));
+  }
+  if (!states.defined() || states.size(0) == 0) return HeardPause::Heard{{}, model.completeness({}, 0)};
+  const auto completeness = model.completeness(states, wave.size());
+  return HeardPause::Heard{std::move(states), completeness};
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "hearing {} samples failed: {}", wave.size(), e.what());
+}
 
-/// Every pause that lasts until the sound that belongs to its end has come.
-Result<std::vector<Pause>> pauses_of(std::vector<float> wave, const std::shared_ptr<const vad::SileroWeights>& vad,
-                                     const std::shared_ptr<const tokenizer::SpeechTokenizer>& model, bool live,
-                                     std::int64_t tail_samples) {
+void write_states(std::ofstream& file, const at::Tensor& states) {
+  const auto missing = tokenizer::TurnEnd::kRows - states.size(0);
+  const auto rows = at::cat({at::zeros({missing, states.size(1)}), states}).contiguous();
+  file.write(static_cast<const char*>(rows.data_ptr()), static_cast<std::streamsize>(rows.nbytes()));
+}
+
+}  // namespace
+
+Result<std::vector<HeardPause>> pauses_of(std::vector<float> wave, const std::shared_ptr<const vad::SileroWeights>& vad,
+                                          const std::shared_ptr<const tokenizer::SpeechTokenizer>& model,
+                                          const PausesOptions& options) {
   const auto pcm = to_pcm16(wave);
   wave = from_pcm16(pcm);
   wave.resize((wave.size() + kRate + vad::kFrameSamples - 1) / vad::kFrameSamples * vad::kFrameSamples, 0.0f);
   vad::Silero net(vad);
   vad::TurnConfig config;
   config.silence_ms = kSilenceMs;
+  config.pause_ms = options.pause_ms;
   vad::TurnDetector detector(config);
-  std::vector<Pause> out;
-  std::int64_t begun = 0, paused = -1;
+  std::vector<HeardPause> out;
+  std::int64_t begun = 0;
   std::optional<tokenizer::LiveTokenizer> stream;
+  std::size_t open = 0;  // pauses before this one have all their tails
   for (std::int64_t at = 0; at + vad::kFrameSamples <= static_cast<std::int64_t>(wave.size());
        at += vad::kFrameSamples) {
     const auto frame = std::span(wave).subspan(static_cast<std::size_t>(at));
@@ -52,32 +78,34 @@ Result<std::vector<Pause>> pauses_of(std::vector<float> wave, const std::shared_
       begun = std::max<std::int64_t>(0, event->sample - kPrerollSamples);
       stream.emplace(model, tokenizer::LiveTokenizer::Options{});
     }
-    if (event) paused = event->kind == Kind::paused ? event->sample : -1;
+    if (event && event->kind == Kind::paused) out.push_back({begun, event->sample});
+    if (event && event->kind == Kind::resumed) out.back().resumed = event->sample;
     if (!stream) continue;
     const auto known = begun + static_cast<std::int64_t>(stream->samples());
     const auto more = std::span(wave).subspan(static_cast<std::size_t>(known), static_cast<std::size_t>(heard - known));
-    if (live) {
+    if (options.live) {
       PARLANDO_TRY([[maybe_unused]] const auto update, stream->push(more));
     } else {
       stream->add(more);
     }
-    if (event && event->kind == Kind::ended) stream.reset();
-    if (paused < 0 || heard < paused + tail_samples) continue;
-    const auto end = static_cast<std::size_t>(paused + tail_samples - begun);
-    PARLANDO_TRY(auto heard_so_far, live ? stream->stable(end) : stream->exact(end));
-    out.push_back({begun, paused, std::move(heard_so_far)});
-    paused = -1;
+    for (auto i = open; i < out.size(); ++i) {
+      auto& pause = out[i];
+      for (auto tail = pause.heard.size(); tail < options.tails_ms.size(); ++tail) {
+        const auto until = pause.sample + options.tails_ms[tail] * kRate / 1000;
+        if (heard < until) break;
+        const auto said = std::span(wave).subspan(static_cast<std::size_t>(pause.begun),
+                                                  static_cast<std::size_t>(until - pause.begun));
+        PARLANDO_TRY(auto end, hear(*model, said, options.live ? &*stream : nullptr));
+        pause.heard.push_back(std::move(end));
+      }
+      if (i == open && pause.heard.size() == options.tails_ms.size()) ++open;
+    }
+    if (!event || event->kind != Kind::ended) continue;
+    stream.reset();
+    open = out.size();
   }
   return out;
 }
-
-void write_states(std::ofstream& file, const at::Tensor& states) {
-  const auto missing = tokenizer::TurnEnd::kRows - states.size(0);
-  const auto rows = at::cat({at::zeros({missing, states.size(1)}), states}).contiguous();
-  file.write(static_cast<const char*>(rows.data_ptr()), static_cast<std::streamsize>(rows.nbytes()));
-}
-
-}  // namespace
 
 Result<void> print_pauses(const PausesOptions& options, bool as_json) {
   auto recordings = options.recordings;
@@ -97,20 +125,24 @@ Result<void> print_pauses(const PausesOptions& options, bool as_json) {
   }
   for (const auto& name : recordings) {
     PARLANDO_TRY(const auto recording, audio::read_audio(name));
-    PARLANDO_TRY(const auto pauses, pauses_of(audio::resample(recording.wave, recording.rate, kRate), vad, model,
-                                              options.live, options.tail_ms * kRate / 1000));
+    PARLANDO_TRY(const auto pauses,
+                 pauses_of(audio::resample(recording.wave, recording.rate, kRate), vad, model, options));
     json list = json::array();
     for (const auto& p : pauses) {
-      const auto at = static_cast<double>(p.sample) / kRate;
-      const auto& heard = p.heard;
-      list.push_back({{"begun_sample", p.begun},
-                      {"sample", p.sample},
-                      {"rows", heard.states.defined() ? heard.states.size(0) : 0},
-                      {"completeness", heard.completeness < 0 ? json() : json(heard.completeness)}});
-      if (!as_json)
-        fmt::print("{:<40} {:6.2f} s  {}\n", name, at,
-                   heard.completeness < 0 ? "completeness is not known" : fmt::format("{:.3f}", heard.completeness));
-      if (states.is_open() && heard.states.defined()) write_states(states, heard.states);
+      for (std::size_t tail = 0; tail < p.heard.size(); ++tail) {
+        const auto& heard = p.heard[tail];
+        list.push_back({{"begun_sample", p.begun},
+                        {"sample", p.sample},
+                        {"resumed_sample", p.resumed ? json(*p.resumed) : json()},
+                        {"tail_ms", options.tails_ms[tail]},
+                        {"rows", heard.rows.defined() ? heard.rows.size(0) : 0},
+                        {"completeness", heard.completeness < 0 ? json() : json(heard.completeness)}});
+        if (!as_json)
+          fmt::print("{:<40} {:6.2f} s  {:>4} ms  {}\n", name, static_cast<double>(p.sample) / kRate,
+                     options.tails_ms[tail],
+                     heard.completeness < 0 ? "completeness is not known" : fmt::format("{:.3f}", heard.completeness));
+        if (states.is_open() && heard.rows.defined()) write_states(states, heard.rows);
+      }
     }
     if (as_json) std::cout << json{{"recording", name}, {"pauses", list}}.dump() << "\n";
   }
