@@ -81,9 +81,8 @@ Result<std::shared_ptr<Lookup>> look_up(const Url& url, const PostLimits& limits
     return fail(Errc::overloaded, "{} look-ups of names have no answer yet", kLookupsMax);
   }
   hints.ai_flags = 0;
-  const Spawner spawn = limits.spawner ? limits.spawner : [](std::function<void()> run) {
-    std::thread(std::move(run)).detach();
-  };
+  const Spawner spawn =
+      limits.spawner ? limits.spawner : [](std::function<void()> run) { std::thread(std::move(run)).detach(); };
   try {
     spawn([lookup, hints, resolver = limits.resolver ? limits.resolver : Resolver(::getaddrinfo)] {
       lookup->error = resolver(lookup->host.c_str(), lookup->port.c_str(), &hints, &lookup->list);
@@ -97,7 +96,8 @@ Result<std::shared_ptr<Lookup>> look_up(const Url& url, const PostLimits& limits
     return fail(Errc::overloaded, "there is no thread to look '{}' up: {}", url.host, e.what());
   }
   PARLANDO_DO(wait_for(lookup->done.fd, POLLIN, until));
-  if (!lookup->is_done.load(std::memory_order_acquire)) return fail(Errc::internal, "a look-up ended before its answer");
+  if (!lookup->is_done.load(std::memory_order_acquire))
+    return fail(Errc::internal, "a look-up ended before its answer");
   if (lookup->error != 0)
     return fail(Errc::unavailable, "'{}' is not known: {}", url.host, ::gai_strerror(lookup->error));
   return lookup;

@@ -66,8 +66,8 @@ struct Mesh::Side {
   bool linked = false;    ///< both ends have agreed on this connection
   bool awaiting = false;  ///< an answer to our HELLO
   bool suspect = false, hung = false, blocked = false, dirty = false;
-  bool retired = false;        ///< its endpoint is named no more: it drains, whatever it says itself
-  bool says_draining = false;  ///< what it says itself
+  bool retired = false;         ///< its endpoint is named no more: it drains, whatever it says itself
+  bool says_draining = false;   ///< what it says itself
   std::int64_t told_slots = 0;  ///< of the peer, with the latest event
   Time retired_at{};
   bool missing = false;                  ///< something was lost on a living connection; until both have agreed again

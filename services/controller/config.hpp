@@ -42,7 +42,7 @@ struct ControllerConfig {
       "language of the conversation: who the user is, names, numbers, dates, wishes, promises and what is still open. "
       "Say nothing else.";
   int summary_bytes_max = 2000;  ///< of one; a longer one is not used
-  int sessions_per_slot = 8;     ///< that are open for each slot of llm-chat and tts: people listen more than they speak
+  int sessions_per_slot = 8;  ///< that are open for each slot of llm-chat and tts: people listen more than they speak
   template <class V>
   void fields(V&& v) {
     v("preroll_ms", preroll_ms);

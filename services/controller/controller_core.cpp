@@ -206,8 +206,8 @@ std::optional<Error> ControllerCore::why_not_open(const Session* known, const Cl
                  fmt::format("{} sessions are open, at most {} are served", load(), config_.sessions_max)};
   // One that goes on here has been let in before.
   if (known == nullptr && open.expected_epoch.value == 0 && slots_of_models() <= 0)
-    return Error{Errc::overloaded, fmt::format("{} sessions are open, and llm-chat or tts has no place for another",
-                                               load())};
+    return Error{Errc::overloaded,
+                 fmt::format("{} sessions are open, and llm-chat or tts has no place for another", load())};
   return std::nullopt;
 }
 

@@ -90,9 +90,9 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   Fleet fleet_;
   Tally tally_;
   Journal journal_;
-  Time journal_again_{};  ///< when it may be written anew: not in every tick while the disk is full
-  std::vector<JournalEntry> left_;                  ///< by a former process, as it was found
-  std::chrono::seconds zone_shift_{0};              ///< a replay's: from the time zone here to that of the recording
+  Time journal_again_{};                ///< when it may be written anew: not in every tick while the disk is full
+  std::vector<JournalEntry> left_;      ///< by a former process, as it was found
+  std::chrono::seconds zone_shift_{0};  ///< a replay's: from the time zone here to that of the recording
   std::optional<std::chrono::seconds> wall_ahead_;  ///< of the steady clock; as told, else as the system says
   bool draining_ = false;
   Sessions sessions_;                        ///< erased by the client's Close, its gateway's end, or the session's own

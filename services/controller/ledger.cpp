@@ -78,7 +78,8 @@ void Ledger::restore(const JournalEntry& entry) {
   head_.epoch = std::max(head_.epoch, entry.epoch);
   history_known_ = degraded_ = true;
   // One that was put in the place of another was written behind those that follow it.
-  const auto behind = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& w) { return w.turn >= entry.turn; });
+  const auto behind =
+      std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& w) { return w.turn >= entry.turn; });
   if (behind != waiting_.end() && behind->turn == entry.turn) return;
   waiting_.insert(behind, {entry.turn, entry.record, true});
   durable_ = waiting_.front().turn - 1;

@@ -36,12 +36,13 @@ bool is_about(const nlohmann::json& change, std::int64_t until, const std::deque
 std::optional<Summary> to_summarise(const std::deque<Past>& history, std::int64_t turns_max, std::int64_t bytes_max);
 
 /// The first turn that the model is told of: the one that the latest record names, or the one behind its summary,
-/// unless the texts from there on, with the summary, have more than `bytes_max`. Then the oldest go until four fifths of
-/// that are left, so that a prompt grows at its end for many turns before its beginning changes.
+/// unless the texts from there on, with the summary, have more than `bytes_max`. Then the oldest go until four fifths
+/// of that are left, so that a prompt grows at its end for many turns before its beginning changes.
 std::int64_t first_told(const std::deque<Past>& history, std::int64_t bytes_max);
 
-/// Messages {role, content, calls?, call?} of the summary, as the system's, and the turns from `first` on; `calls` of an answer: {id, name, arguments,
-/// result} of what the tools said in between, of an item without `result`; `call`: which one a tool's message answers.
+/// Messages {role, content, calls?, call?} of the summary, as the system's, and the turns from `first` on; `calls` of
+/// an answer: {id, name, arguments, result} of what the tools said in between, of an item without `result`; `call`:
+/// which one a tool's message answers.
 nlohmann::json messages_of(const std::deque<Past>& history, std::int64_t first);
 /// Messages of items, in front of what a turn says.
 void append_items(nlohmann::json& messages, const nlohmann::json& before);

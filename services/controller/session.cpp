@@ -76,8 +76,9 @@ void Session::set_trace(std::uint64_t trace) {
 bool Session::is_busy() const {
   if (detached_ && turn_.stage == Stage::closing && ledger_.waiting() == 0) return false;  // its client decides
   const auto waits = [](const Call& c) { return c.is_wanted() && !c.is_served(); };
-  return !opened_ || turn_.is_open() || trial_ || summaries_.is_busy() || voice_ || !later_.empty() || (open_.stored && !items_.is_empty()) ||
-         turn_.deadline != Time::max() || ledger_.waiting() > 0 || std::any_of(calls_.begin(), calls_.end(), waits);
+  return !opened_ || turn_.is_open() || trial_ || summaries_.is_busy() || voice_ || !later_.empty() ||
+         (open_.stored && !items_.is_empty()) || turn_.deadline != Time::max() || ledger_.waiting() > 0 ||
+         std::any_of(calls_.begin(), calls_.end(), waits);
 }
 
 Envelope Session::head() const {
@@ -1076,8 +1077,8 @@ void Session::refuse_input(const Error& error, milliseconds retry) {
 
 bool Session::settle_with_turn() {
   if (turn_.inputs.size() >= kTurnInputsMax) {
-    refuse_input({Errc::overloaded, fmt::format("{} inputs wait for the end of turn {}", turn_.inputs.size(),
-                                                turn_.id.value)});
+    refuse_input(
+        {Errc::overloaded, fmt::format("{} inputs wait for the end of turn {}", turn_.inputs.size(), turn_.id.value)});
     return false;
   }
   turn_.inputs.push_back(taken_);

@@ -59,7 +59,8 @@ class Chat {
   Result<void> go_on(std::vector<std::int32_t> ids);
   /// What is wanted: an answer to what was said, what was said alone, or an answer to the history as it stands.
   enum class Wanted { answer, transcript, as_it_stands };
-  /// The user's turn is over: generates the reply. @param priority  of its generation, all rounds of it @return the events of ids that are known already
+  /// The user's turn is over: generates the reply. @param priority  of its generation, all rounds of it @return the
+  /// events of ids that are known already
   /// @error Errc::no_speech when nothing was said, Errc::invalid_argument when the reply has begun, Errc::unsupported
   /// for a transcript of a model that gives none
   Result<std::vector<ChatEvent>> reply(Wanted wanted = Wanted::answer, Priority priority = Priority::reply);

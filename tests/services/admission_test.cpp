@@ -1,5 +1,5 @@
-/// Real sessions and a real controller over real links in seeded time, in front of a model with two places: who could not
-/// be answered is refused at the door.
+/// Real sessions and a real controller over real links in seeded time, in front of a model with two places: who could
+/// not be answered is refused at the door.
 #include <boost/test/unit_test.hpp>
 
 #include "services/controller/controller_core.hpp"

@@ -240,8 +240,8 @@ BOOST_AUTO_TEST_CASE(items_that_the_store_refuses_in_front_of_a_turn_do_not_take
   }));
   t.rig.suspend("context-1");
   t.g().say(Say{"two"});
-  BOOST_REQUIRE(t.wait([&] { return t.rig.controller("controller-1").turn_of(kSession)->stage == Turn::Stage::closing; },
-                       12));
+  BOOST_REQUIRE(
+      t.wait([&] { return t.rig.controller("controller-1").turn_of(kSession)->stage == Turn::Stage::closing; }, 12));
   t.rig.store->fails = Errc::invalid_argument;
   t.rig.wake("context-1");
   BOOST_REQUIRE(t.wait([&] { return t.rig.store->commits > 0; }, 5));
@@ -346,7 +346,8 @@ BOOST_AUTO_TEST_CASE(a_flood_of_cancels_does_not_keep_a_turn_from_its_end) {
   t.rig.run(8);
   t.rig.suspend("context-1");
   t.g().say(Say{"go"});
-  BOOST_REQUIRE(t.wait([&] { return t.rig.controller("controller-1").turn_of(kSession)->stage == Turn::Stage::closing; }));
+  BOOST_REQUIRE(
+      t.wait([&] { return t.rig.controller("controller-1").turn_of(kSession)->stage == Turn::Stage::closing; }));
   for (int i = 0; i < kFlood; ++i) t.g().say(Cancel{});
   t.rig.run(2);
   t.rig.wake("context-1");

@@ -222,7 +222,7 @@ class FakeChat final : public Fake<ChatStream> {
   bool speaks_first = false;  ///< a sentence before the first call
   /// What is asked for in the background is a summary of what stands in the history.
   std::vector<std::string> asked_to_summarise;
-  std::string summary;        ///< empty: one that depends on what is summarised
+  std::string summary;  ///< empty: one that depends on what is summarised
   std::string summary_end = "stop";
   std::optional<Errc> fails_in_background;
   std::size_t summary_steps = 1;  ///< that one takes

@@ -13,7 +13,8 @@
 ///   - never more sessions than places, whoever wants one (I9)
 ///   - who is not the session's client changes nothing, whatever it says (I12; that bytes without a key reach no
 ///     service at all is the transport's: sockets_test, curve_test, front_door_fuzz)
-///   - what is summarised is not told besides, every owner tells the summary of the record; what is forgotten is told no
+///   - what is summarised is not told besides, every owner tells the summary of the record; what is forgotten is told
+///   no
 ///     more; of what is erased nothing is left
 /// More or others of them: PARLANDO_SEEDS=20000, PARLANDO_SEED=4711 (tells the story of that one).
 #define BOOST_TEST_MODULE controller_simulation
@@ -117,7 +118,7 @@ struct Conversation {
   std::set<std::int64_t> lost_turns;      ///< reported as degraded, and perhaps lost with their controller
   std::map<std::int64_t, TurnPart> forgotten;
   std::set<std::int64_t> at_risk;  ///< of these: their gateway was lost before that was stored
-  std::string broken;  ///< an invariant of every moment
+  std::string broken;              ///< an invariant of every moment
 
   static ControllerConfig config(unsigned seed) {
     ControllerConfig out;

@@ -56,7 +56,8 @@ BOOST_AUTO_TEST_CASE(nothing_is_due_before_the_past_is_nearly_full_and_then_what
   const auto by_turns = to_summarise(turns_of(9), 10, 1000);
   BOOST_REQUIRE(by_turns.has_value());
   BOOST_TEST(by_turns->until == 3);  // six of ten are left
-  BOOST_TEST(by_turns->text == "user: xxxxxxx\nassistant: yes\nuser: xxxxxxx\nassistant: yes\nuser: xxxxxxx\nassistant: yes\n");
+  BOOST_TEST(by_turns->text ==
+             "user: xxxxxxx\nassistant: yes\nuser: xxxxxxx\nassistant: yes\nuser: xxxxxxx\nassistant: yes\n");
   // 3 bytes of answer each.
   BOOST_TEST(!to_summarise(turns_of(5, 175), 100, 1000).has_value());
   BOOST_TEST(to_summarise(turns_of(5, 177), 100, 1000)->until == 2);

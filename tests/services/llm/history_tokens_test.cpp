@@ -12,8 +12,8 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kGroupSamples = 1920, kGroupCodes = 5;    // at 16 kHz: 41.7 codes a second
-constexpr std::int64_t kAround = 16000 * (300 + 200) / 1000;  // in front of speech and behind it, as it is tokenised
+constexpr std::int64_t kGroupSamples = 1920, kGroupCodes = 5;  // at 16 kHz: 41.7 codes a second
+constexpr std::int64_t kAround = 16000 * (300 + 200) / 1000;   // in front of speech and behind it, as it is tokenised
 
 struct Turn {
   std::int64_t samples;

@@ -204,8 +204,8 @@ BOOST_AUTO_TEST_CASE(what_is_made_in_the_background_comes_last) {
     limits.cache_tokens = 4096;
     limits.prefill_chunk = limits.batch_tokens = 32;  // a prompt takes several steps
     auto model = nano();
-    model.engine = std::make_shared<LmEngine>(
-        std::shared_ptr<const Step1>(nano().engine, &nano().engine->model()), limits);
+    model.engine =
+        std::make_shared<LmEngine>(std::shared_ptr<const Step1>(nano().engine, &nano().engine->model()), limits);
     LlmCore core({}, std::move(model));
     CoreDriver driver(core);
     const auto history = R"([{"role":"user","content":")" + std::string(300, 'a') + R"("}])";
