@@ -1,5 +1,6 @@
 /// What a spoken turn takes in the prompt as the codes that were heard, and as the text that the history has in their
 /// place. `lm_engine_test --run_test=history_tokens --log_level=message` prints it.
+#include <array>
 #include <boost/test/unit_test.hpp>
 #include <filesystem>
 #include <fstream>
