@@ -31,16 +31,21 @@ def lm():
     out.mkdir(parents=True, exist_ok=True)
     cases = json.load(open(folder / "cases.json"))
     keep = []
+    # Of head size 64 one case of each kind that it matters to, and 300 tokens in bf16.
+    large = {f"tiny-step1-hd64.{n}" for n in ("prefill.7", "decode", "chunked", "bf16.7", "bf16.300")}
     for c in cases["cases"]:
-        if c.get("model", "tiny-step1-np2") == "tiny-step1-np2" and (c.get("length", 0) < 64 or c["kind"] == "alibi"):
+        if c["id"] in large:
+            keep.append(c)
+        elif c.get("model", "tiny-step1-np2") == "tiny-step1-np2" and (c.get("length", 0) < 64 or c["kind"] == "alibi"):
             keep.append(c)
     names = {n for c in keep for n in c["tensors"].values()} | {c["logits_from"] for c in keep if c.get("logits_from")}
     cases["cases"] = keep
     json.dump(cases, open(out / "cases.json", "w"), indent=1)
     data, _ = tensors(folder / "cases.safetensors", lambda n: n in names)
     save_file(data, out / "cases.safetensors")
-    for f in (folder / "tiny-step1-np2").iterdir():
-        copy(f.relative_to(source))
+    for model in ("tiny-step1-np2", "tiny-step1-hd64"):
+        for f in (folder / model).iterdir():
+            copy(f.relative_to(source))
     for f in ("tokenizer.model", "tokenizer_config.json"):
         copy(f"lm/tiny-step1/{f}")
     for f in ("prompts.json", "tp_plan.json"):
