@@ -27,7 +27,7 @@ if(PARLANDO_WERROR)
   target_compile_options(parlando_options INTERFACE -Werror)
 endif()
 # What a distribution's packages are built with; no file tells where it was compiled.
-target_compile_options(parlando_options INTERFACE -fstack-protector-strong -fstack-clash-protection -fcf-protection -ffile-prefix-map=${CMAKE_SOURCE_DIR}/=)
+target_compile_options(parlando_options INTERFACE -fstack-protector-strong -fstack-clash-protection $<$<STREQUAL:${CMAKE_SYSTEM_PROCESSOR},x86_64>:-fcf-protection> -ffile-prefix-map=${CMAKE_SOURCE_DIR}/=)
 target_link_options(parlando_options INTERFACE -Wl,-z,relro,-z,now)
 if(PARLANDO_SANITIZE)
   target_compile_options(parlando_options INTERFACE -fsanitize=${PARLANDO_SANITIZE} -fno-omit-frame-pointer -fno-sanitize=null)

@@ -168,7 +168,10 @@ Result<void> top(const TopOptions& options) {
   const auto start = Clock::now();
   auto due = start;
   for (int look = 0;; ++look) {
-    PARLANDO_TRY(auto instances, all_of(options));
+    auto found = all_of(options);
+    // A name that cannot be looked up for once ends nothing.
+    if (!found && look == 0) return tl::make_unexpected(found.error());
+    auto instances = found ? *std::move(found) : known;
     for (const auto& gone : known)
       if (std::find(instances.begin(), instances.end(), gone) == instances.end()) view.forget(gone.first);
     known = std::move(instances);

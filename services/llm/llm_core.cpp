@@ -208,6 +208,12 @@ Result<LlmModel::Begun> LlmModel::start_speech(const std::string& name, const Sp
 }
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
+  // A rank is a second start of this program.
+  std::error_code ignored;
+  const auto program = fs::read_symlink("/proc/self/exe", ignored).filename().string();
+  if (config.ranks > 1 && config.rank_processes && !program.starts_with("parlando-llm"))
+    return fail(Errc::invalid_argument, "rank_processes: '{}' cannot start ranks, expected parlando-llm (or threads)",
+                program);
   at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
   PARLANDO_TRY(auto model,
                LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
@@ -416,8 +422,8 @@ void LlmCore::expire(Time now) {
   }
 }
 
-/// Its parts hold what nobody else has: the process ends, all ranks are started again together, and the sessions go on
-/// elsewhere meanwhile.
+/// Its parts hold what nobody else has: the process ends, an engine in one process as well (as when a service of it
+/// stands still); who started it starts all ranks again together, and sessions go on at another replica meanwhile.
 void LlmCore::end_with_group() const {
   if (model_.group == nullptr || model_.group->broken().empty()) return;
   telemetry::log(telemetry::Level::error, "llm ends, its ranks are no group any more: {}", model_.group->broken());

@@ -284,12 +284,21 @@ std::vector<TokenEvent> LmEngine::step() {
       if (!make_way(events)) return events;
       continue;
     }
-    const auto plan = plan_of(batch, *std::move(copies));
-    const auto drawn = backend_->run(plan);
-    if (!drawn || drawn->size() != plan.draws.size()) {
-      const auto error =
-          drawn ? Error{Errc::internal, fmt::format("a pass answered {} of {} draws", drawn->size(), plan.draws.size())}
-                : drawn.error();
+    // What throws on the way leaves no room reserved and no copy forgotten, either.
+    StepPlan plan;
+    const auto drawn = [&]() -> Result<std::vector<Drawn>> {
+      try {
+        plan = plan_of(batch, *std::move(copies));
+        auto out = backend_->run(plan);
+        if (out && out->size() != plan.draws.size())
+          return fail(Errc::internal, "a pass answered {} of {} draws", out->size(), plan.draws.size());
+        return out;
+      } catch (const std::exception& e) {
+        return fail(Errc::internal, "a pass could not be made: {}", e.what());
+      }
+    }();
+    if (!drawn) {
+      const auto& error = drawn.error();
       for (auto* entry : batch.entries) {
         ledger_.unreserve(entry->second.cache);
         fail_sequence(*entry, error, events);

@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <condition_variable>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
 
 #include "common/parallel/shm_communicator.hpp"
 #include "kernels/linear/linear.hpp"
@@ -24,6 +26,8 @@ namespace {
 constexpr std::size_t kSlotBytes = std::size_t{1} << 20;
 constexpr std::chrono::minutes kLoadMax{30};      // the largest part from a cold disk
 constexpr std::chrono::seconds kExchangeMax{30};  // who is dead is noticed sooner
+constexpr std::chrono::seconds kEndMax{2};        // of a rank that is told to end
+constexpr milliseconds kLookEvery{50};            // for ranks that have ended
 
 Time soon() { return SteadyClock().now() + kExchangeMax; }
 
@@ -141,7 +145,9 @@ Result<std::unique_ptr<RankBackend>> RankBackend::start(const Options& o) {
                                                 "--threads",
                                                 std::to_string(o.threads),
                                                 "--blocks",
-                                                std::to_string(o.blocks)};
+                                                std::to_string(o.blocks),
+                                                "--leader",
+                                                std::to_string(::getpid())};
     std::vector<char*> pointers;
     for (const auto& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
     pointers.push_back(nullptr);
@@ -158,6 +164,9 @@ Result<std::unique_ptr<RankBackend>> RankBackend::start(const Options& o) {
     }
     out->processes_.push_back(process);
   }
+  out->ended_.resize(out->processes_.size());
+  if (!out->processes_.empty())
+    out->watch_ = std::jthread([own = out.get()](const std::stop_token& stop) { own->watch(stop); });
   PARLANDO_TRY(out->model_, load_part(o, 0));
   try {
     out->part_ = std::make_unique<RankPart>(out->model_, o.blocks);
@@ -168,7 +177,23 @@ Result<std::unique_ptr<RankBackend>> RankBackend::start(const Options& o) {
   return out;
 }
 
+/// A rank that ends breaks the group, also before it has joined.
+void RankBackend::watch(const std::stop_token& stop) {
+  std::mutex mutex;
+  std::condition_variable_any stopped;
+  for (std::unique_lock lock(mutex); !stop.stop_requested();
+       stopped.wait_for(lock, stop, kLookEvery, [] { return false; }))
+    for (std::size_t n = 0; n < processes_.size(); ++n) {
+      int status = 0;
+      if (ended_[n] || ::waitpid(processes_[n], &status, WNOHANG) != processes_[n]) continue;
+      ended_[n] = true;
+      group_->abort(WIFSIGNALED(status) ? fmt::format("rank {} was ended by signal {}", n + 1, WTERMSIG(status))
+                                        : fmt::format("rank {} ended with exit code {}", n + 1, WEXITSTATUS(status)));
+    }
+}
+
 RankBackend::~RankBackend() {
+  watch_ = {};
   // Those who follow wait for a plan: one of no bytes is the end.
   std::byte end[sizeof(std::uint64_t)] = {};
   if (part_ && group_->broken().empty())
@@ -176,9 +201,15 @@ RankBackend::~RankBackend() {
   else
     group_->abort("the leader has ended");
   threads_.clear();
-  for (const auto process : processes_) {
-    if (!group_->broken().empty()) ::kill(process, SIGKILL);
-    while (::waitpid(process, nullptr, 0) < 0 && errno == EINTR) {
+  const auto until = SteadyClock().now() + kEndMax;
+  for (std::size_t n = 0; n < processes_.size(); ++n) {
+    if (ended_[n]) continue;
+    bool gone = false;
+    while (!(gone = ::waitpid(processes_[n], nullptr, WNOHANG) != 0) && SteadyClock().now() < until)
+      std::this_thread::sleep_for(milliseconds(5));
+    if (gone) continue;
+    ::kill(processes_[n], SIGKILL);
+    while (::waitpid(processes_[n], nullptr, 0) < 0 && errno == EINTR) {
     }
   }
 }
@@ -219,7 +250,9 @@ std::int64_t number(const std::string& text) {
 bool is_rank(int argc, char** argv) { return argc > 1 && std::strcmp(argv[1], "--rank") == 0; }
 
 int run_rank(int argc, char** argv) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // without its leader it is nothing
+  // Without its leader it is nothing; who has died before this line is nobody's parent any more.
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (number(option(argc, argv, "--leader")) != ::getppid()) return 1;
   const auto failed = [](const std::string& why) {
     fmt::print(stderr, "parlando: {}\n", why);
     return 1;

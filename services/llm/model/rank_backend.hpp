@@ -53,15 +53,18 @@ class RankBackend : public Backend {
 
  private:
   RankBackend() = default;
+  void watch(const std::stop_token& stop);
   std::shared_ptr<const Step1> model_;
   std::unique_ptr<RankPart> part_;
   std::unique_ptr<parallel::Communicator> group_;
   std::vector<std::jthread> threads_;
   std::vector<int> processes_;
+  std::vector<char> ended_;  ///< of these; `watch_` has seen it
+  std::jthread watch_;
 };
 
 /// Whether a command line is that of a rank: `PROGRAM --rank R --region FD --model DIR --format F --threads N
-/// --blocks N`.
+/// --blocks N --leader PID`.
 bool is_rank(int argc, char** argv);
 /// Runs it. @return the exit code: 0 when the leader has ended it
 int run_rank(int argc, char** argv);
