@@ -70,7 +70,7 @@ void Session::settle_pauses(Time now) {
   if (turn.stage != Stage::hearing) return;
   for (; !turn.pauses.empty(); turn.pauses.pop_front()) {
     const auto pause = turn.pauses.front();
-    if (!pause.is_judged()) return;
+    if (!pause.is_judged()) return ask_about_pauses();  // no more sound may come
     turn.last_permille = pause.permille;
     if (pause.permille < turn.lead->enough_permille) continue;
     finish_hearing(pause.sample, Detector::semantic, now);
