@@ -123,7 +123,8 @@ struct Conversation {
   static ControllerConfig config(unsigned seed) {
     ControllerConfig out;
     out.tools = "demo";
-    out.tail_ms = 100;
+    out.tail_ms = out.semantic_tail_ms = 100;
+    out.barge_in_ms = 600;
     out.trials_max = seed % 2 == 0 ? 8 : 0;
     out.tool_seconds_max = 3;
     out.sessions_max = kPlaces;
