@@ -27,10 +27,10 @@ def core(role, models="/models", data="/data", share="/usr/share/parlando", keys
             "tts": {"model": f"{nano}/Step-Audio-TTS-3B"},
             "context": {"store": f"{data}/context.sqlite"},
             "controller": {"history_turns": 1, "tools": "demo", "commit_queue_file": f"{data}/commits"},
-            "gateway": {"listen": f"0.0.0.0:{HTTP}", "keys_file": f"{keys}/api_keys", "hosts": ["*"], "page": f"{share}/page", "questions": f"{share}/questions",
+            "gateway": {"listen": f"0.0.0.0:{HTTP}", "keys_file": f"{keys}/api_keys", "secrets_file": f"{keys}/session_secret", "hosts": ["*"], "page": f"{share}/page", "questions": f"{share}/questions",
                         "drain_seconds_max": 60},
             # The gateway that clients of the SDK see: no HTTP.
-            "edge": {"listen": "", "page": "", "questions": "", "drain_seconds_max": 60}}[role]
+            "edge": {"listen": "", "page": "", "questions": "", "secrets_file": f"{keys}/session_secret", "drain_seconds_max": 60}}[role]
 
 
 def official(role):

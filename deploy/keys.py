@@ -10,7 +10,7 @@
     keys.py secrets DIR [NAMESPACE]  the same as Kubernetes Secrets on stdout: pipe them into kubectl, never into a file
 
 A folder holds `secret_key` and `public_key`, `callers` (who may call this role) and `server-ROLE` (whom it believes), as
-`wire.curve` of configs/README.md wants them. Needs openssl; secrets are written with mode 0400 and never printed.
+`wire.curve` of configs/README.md wants them; that of gateways also `session_secret`, which signs tokens of sessions at all of them. Needs openssl; secrets are written with mode 0400 and never printed.
 """
 import argparse
 import base64
@@ -95,6 +95,8 @@ def make(root):
         for other in called:
             admit(root, (root / role / "public_key").read_text(), role, other)
             write(root / role / f"server-{other}", (root / other / "public_key").read_text())
+    if not (root / "gateway/session_secret").exists():
+        write(root / "gateway/session_secret", secrets.token_hex(32), 0o400)
     if not (root / "gateway/api_keys").exists():
         key = "pk-" + secrets.token_urlsafe(32)
         write(root / "gateway/api_keys", f"{hashlib.sha256(key.encode()).hexdigest()} first\n")
