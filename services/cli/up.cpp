@@ -339,6 +339,7 @@ Result<void> take_secret(UpOptions& options) {
     if (fd < 0) return fail(Errc::io, "'{}' cannot be written: {}", hidden, std::strerror(errno));
     const auto secret = random_hex(32);
     const bool good = ::write(fd, secret.data(), secret.size()) == static_cast<ssize_t>(secret.size());
+    ::fsync(fd);
     ::close(fd);
     // Who comes second finds the first one's.
     if (good && ::link(hidden.c_str(), path.c_str()) != 0 && errno != EEXIST)

@@ -177,14 +177,9 @@ void Session::on_truncate(const Truncate& truncate, Time now) {
   if (!under_way && !of_last) {
     if (truncate.turn.value == 0 || truncate.turn.value > ledger_.turns())
       return refuse_input({Errc::not_found, fmt::format("there is no turn {}", truncate.turn.value)});
-    // How long its pieces were is not known any more: they are judged by their letters.
-    for (const auto& past : ledger_.history()) {
-      if (past.turn != truncate.turn.value || !past.record.contains("assistant")) continue;
-      Turn turn;
-      turn.pieces.push_back({past.record["assistant"].get<std::string>()});
-      const auto heard = turn.heard_text(truncate.samples);
-      if (heard.size() < turn.pieces[0].text.size()) correct(taken_, {{"turn", truncate.turn.value}, {"heard", heard}});
-    }
+    const auto stored = stored_turn(truncate.turn);
+    const auto heard = stored.heard_text(truncate.samples);
+    if (heard.size() < stored.reply.text.size()) correct(taken_, {{"turn", truncate.turn.value}, {"heard", heard}});
     return;
   }
   const auto& turn = under_way ? turn_ : *last_;

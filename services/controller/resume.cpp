@@ -163,7 +163,8 @@ void Session::say_attached(const Had& had, bool in_turn) {
   out.first_input = input_ + 1;
   out.turns = ledger_.turns();
   out.degraded = ledger_.is_degraded();
-  out.position_samples = heard_samples_;
+  // Before it has heard any: behind the sound of turns that are over, which is not heard again.
+  out.position_samples = std::max(heard_samples_, sound_from_);
   if (in_turn) {
     const auto undone = std::find_if(turn_.pieces.begin(), turn_.pieces.end(), [](const Piece& p) { return !p.done; });
     const auto whole = undone - turn_.pieces.begin();
@@ -177,6 +178,12 @@ void Session::say_attached(const Had& had, bool in_turn) {
     if (undone != turn_.pieces.end()) out.piece_samples = undone->samples;
     if (whole < turn_.told.pieces || turn_.pieces.empty()) out.piece_samples = turn_.told.piece_samples;
     out.turn_samples = turn_.samples;
+    auto lengths = json::array();
+    const bool is_known = static_cast<std::int64_t>(turn_.told.lengths.size()) == turn_.told.pieces;
+    if (is_known && out.pieces <= static_cast<std::int64_t>(turn_.pieces.size()))
+      for (std::int64_t i = 0; i < out.pieces; ++i)
+        lengths.push_back(turn_.pieces[static_cast<std::size_t>(i)].samples);
+    out.piece_lengths.text = lengths.dump();
     out.payload = to_bytes(std::span<const std::int32_t>(turn_.ids));
   }
   tell(std::move(out));

@@ -702,6 +702,9 @@ void Session::on_speech(Speech speech, Time now) {
   if (turn_.samples == 0 && fresh > 0) turn_.mark("first_audio_ms", now);
   turn_.skip -= skipped;
   turn_.samples += fresh - skipped;
+  // A text of the client's may be as long as it likes: it is given up when nothing comes of it.
+  if (turn_.given && fresh > 0)
+    turn_.deadline = std::max(turn_.deadline, now + std::chrono::seconds(around_.config.reply_seconds_max));
   turn_.rate = speech.rate;
   if (open_.plays && fresh > skipped && !trial_) add_playing(turn_.id);
   const bool is_last = speech.last;

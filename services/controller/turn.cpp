@@ -82,24 +82,29 @@ std::string_view words_of(std::string_view text, std::size_t bytes) {
 
 std::string Turn::heard_text(std::int64_t samples_heard) const {
   constexpr std::int64_t kSamplesPerByte = 22050 / 15;  // of a piece whose end is not known: fifteen letters a second
+  // Of pieces that a former owner has spoken and nobody knows the lengths of, each has its letters' share.
   const bool is_known = static_cast<std::int64_t>(told.lengths.size()) == told.pieces;
-  auto left = samples_heard - (is_known ? 0 : told.whole_samples);
+  const auto letters = [](const Piece& p) { return static_cast<std::int64_t>(p.text.size() - p.tag_bytes); };
+  std::int64_t told_letters = 0;
+  for (std::size_t i = 0; i < pieces.size() && static_cast<std::int64_t>(i) < told.pieces; ++i)
+    told_letters += letters(pieces[i]);
+  auto left = samples_heard;
   std::size_t end = 0;
-  for (std::size_t i = 0; i < pieces.size(); ++i) {
+  for (std::size_t i = 0; i < pieces.size() && left > 0; ++i) {
     const auto& p = pieces[i];
-    // Heard wholly, under another owner.
-    const bool before = !is_known && static_cast<std::int64_t>(i) < told.pieces;
-    if (!before && left <= 0) break;
     const auto spoken = std::string_view(p.text).substr(p.tag_bytes);
-    const auto size = static_cast<std::int64_t>(spoken.size());
-    const auto whole = p.done ? p.samples : std::max(p.samples, size * kSamplesPerByte);
-    if (before || left >= whole) {
+    const auto size = letters(p);
+    const bool shared = !is_known && static_cast<std::int64_t>(i) < told.pieces;
+    const auto whole = shared   ? told.whole_samples * size / std::max<std::int64_t>(1, told_letters)
+                       : p.done ? p.samples
+                                : std::max(p.samples, size * kSamplesPerByte);
+    if (left >= whole) {
       end = p.end;
     } else {
       const auto words = words_of(spoken, static_cast<std::size_t>(size * left / whole));
       if (!words.empty()) end = p.end - (spoken.size() - words.size());
     }
-    if (!before) left -= whole;
+    left -= whole;
   }
   return reply.text.substr(0, end);
 }

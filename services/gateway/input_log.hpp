@@ -75,8 +75,9 @@ class InputLog {
   void turn_over(TurnId turn, bool stored);
   /// Of a session that was resumed: so many turns were told. What comes of the next one is still to be told.
   void resumed(std::int64_t turns) { turn_told_ = turns; }
-  /// An owner knows of so many turns: what was told beyond them is lost.
-  void opened(std::int64_t turns) { turn_told_ = std::min(turn_told_, turns); }
+  /// An owner knows of so many turns: what was told beyond them is lost. Those of a stored session that is opened again
+  /// were told to its client before.
+  void opened(std::int64_t turns) { turn_told_ = turn_told_ < 0 ? turns : std::min(turn_told_, turns); }
   /// Writes what the next owner must know of the inputs that follow.
   void describe(protocol::Open& open) const;
 

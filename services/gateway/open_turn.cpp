@@ -13,7 +13,7 @@ using protocol::TextKind;
 
 namespace {
 
-constexpr std::int64_t kPiecesMax = 8192;  // of a text of 64 KiB there are fewer
+constexpr std::int64_t kPiecesMax = 8192;  // whose lengths are kept; of more they count as unknown
 constexpr int kResultDepthMax = 24;        // inside the array of results, inside a body of at most 32 levels
 
 /// What a tool_call's text says of itself under this key, as JSON.
@@ -77,10 +77,10 @@ std::optional<std::string_view> OpenTurn::text(const protocol::Text& message) {
 
 std::span<const std::byte> OpenTurn::speech(const protocol::Speech& message) {
   const std::span<const std::byte> all = message.payload;
-  const std::int64_t piece = std::min<std::int64_t>(message.piece, kPiecesMax);
+  const std::int64_t piece = message.piece;
   if (piece < pieces_) return {};
   if (piece > pieces_) {
-    lengths_.resize(static_cast<std::size_t>(piece), -1);
+    lengths_.resize(static_cast<std::size_t>(std::min(piece, kPiecesMax)), -1);
     pieces_ = piece;
     piece_samples_ = 0;
   }
@@ -89,7 +89,7 @@ std::span<const std::byte> OpenTurn::speech(const protocol::Speech& message) {
   piece_samples_ = std::max(piece_samples_, message.first_sample + samples);
   turn_samples_ += samples - known;
   if (message.last) {
-    lengths_.push_back(piece_samples_);
+    if (pieces_ < kPiecesMax) lengths_.push_back(piece_samples_);
     ++pieces_;
     piece_samples_ = 0;
   }

@@ -156,12 +156,12 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   if (auto* holder = options.session ? find(id) : nullptr)
     fail(*holder, {std::string(to_string(Errc::not_found)), "the session goes on at another connection"});
   // Its records name inputs and positions. What follows has higher ones, whatever came before: nobody says a thousand
-  // things or 8 s of sound in a millisecond.
+  // things in a millisecond, or 128 times as much sound as time passes, an upload of half a minute included.
   const auto since =
       options.session
           ? std::chrono::duration_cast<milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count()
           : 0;
-  constexpr std::int64_t kInputsPerMs = 1000, kSamplesPerMs = 128;
+  constexpr std::int64_t kInputsPerMs = 1000, kSamplesPerMs = 2048;
   client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout,
                                              static_cast<std::uint64_t>(1 + since * kInputsPerMs));
   auto& session = *client.session;

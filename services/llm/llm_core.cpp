@@ -370,7 +370,7 @@ Result<void> LlmCore::follow(Job& job, protocol::Message& m) {
       const auto wanted = ask.transcribe     ? Chat::Wanted::transcript
                           : ask.as_it_stands ? Chat::Wanted::as_it_stands
                                              : Chat::Wanted::answer;
-      PARLANDO_TRY(auto events, job.chat->reply(wanted, ask.background ? Priority::background : Priority::reply));
+      PARLANDO_TRY(auto events, job.chat->reply(wanted, ask.background ? Priority::aside : Priority::reply));
       model_.engine->due(name_of(job.peer, job.head), job.deadline);
       tell(job, std::move(events));
       return {};

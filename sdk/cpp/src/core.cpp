@@ -135,10 +135,10 @@ bool Core::refused() const {
 }
 
 /// The next in turn of those that take conversations.
-Place* Core::find(const Place* but) {
+Place* Core::find(const Place* but, const std::set<const Place*>& nor) {
   for (std::size_t n = 0; n < gateways_.size(); ++n) {
     auto* gateway = gateways_[(turn_ + n) % gateways_.size()].get();
-    if (gateway == but || !gateway->takes_conversations()) continue;
+    if (gateway == but || nor.contains(gateway) || !gateway->takes_conversations()) continue;
     turn_ += n + 1;
     return gateway;
   }

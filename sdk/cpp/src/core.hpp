@@ -59,7 +59,7 @@ class Core final : public Finder, public std::enable_shared_from_this<Core> {
   std::string endpoint_of(const Talk& talk);
   bool refused() const;
 
-  Place* find(const Place* but) override;
+  Place* find(const Place* but, const std::set<const Place*>& nor = {}) override;
   int standing() const override;
   void wake() override;
 

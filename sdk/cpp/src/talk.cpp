@@ -180,11 +180,11 @@ void Talk::on_tick(Time now) {
 }
 
 void Talk::look_for_place(Time now) {
-  auto* place = finder_.find(avoid_);
-  if (place == nullptr && avoid_ != nullptr) place = finder_.find(nullptr);
+  auto* place = finder_.find(avoid_, refusers_);
+  if (place == nullptr && avoid_ != nullptr) place = finder_.find(nullptr, refusers_);
   if (place == nullptr) {
     if (is_new() && finder_.standing() > 0)
-      fail(Error("overloaded", "no gateway takes another conversation", 1000));
+      fail(refusal_.value_or(Error("overloaded", "no gateway takes another conversation", 1000)));
     else if (now - lost_at_ > reconnect_)
       fail(Error("unavailable", fmt::format("no gateway has taken the conversation for {} ms", reconnect_.count()),
                  1000));
@@ -262,14 +262,20 @@ void Talk::on_message(const Place&, Message& message, Time now) {
   on_event(fields, head, now);
 }
 
-/// A conversation that never stood is not waited for: its client decides when to come again.
-bool Talk::is_refused_everywhere(const Error& error) {
-  return is_new() && error.code == "overloaded" && ++refusals_ >= finder_.standing();
+/// A conversation that never stood is not waited for: the next gateway is asked at once, each once, and its client
+/// decides when to come again.
+bool Talk::is_refused(const Error& error, Time now) {
+  if (!is_new() || error.code != "overloaded" || place_ == nullptr) return false;
+  refusers_.insert(place_);
+  refusal_ = error;
+  lost(now, nullptr);
+  look_for_place(now);
+  return true;
 }
 
 void Talk::on_stream_ended(const json& fields, Time now) {
   auto error = error_of(fields);
-  if (is_refused_everywhere(error)) return fail(std::move(error));
+  if (is_refused(error, now)) return;
   const bool elsewhere = error.code == "unavailable" || error.code == "credit_exceeded" ||
                          (state_ == State::asking && error.code == "overloaded");
   if (elsewhere && (state_ == State::open || now - lost_at_ <= reconnect_))
@@ -280,7 +286,7 @@ void Talk::on_stream_ended(const json& fields, Time now) {
 void Talk::on_answer(const json& fields, Time now) {
   if (text_of(fields, "type") == "opened") return on_opened(fields, now);
   auto error = error_of(fields);
-  if (is_refused_everywhere(error)) return fail(std::move(error));
+  if (is_refused(error, now)) return;
   // Until its death is noticed, the former gateway still has the session.
   const bool later = error.code == "unavailable" || error.code == "overloaded" || error.code == "not_ready" ||
                      (error.code == "not_found" && was_opened_);

@@ -5,6 +5,8 @@
 #include <deque>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
 
 #include "common/protocol/messages.hpp"
 #include "sdk/cpp/include/parlando/client.hpp"
@@ -24,7 +26,8 @@ class Place {
 class Finder {
  public:
   virtual ~Finder() = default;
-  virtual Place* find(const Place* but) = 0;
+  /// @param nor  others that are not to be found
+  virtual Place* find(const Place* but, const std::set<const Place*>& nor = {}) = 0;
   /// Gateways that are there, whether they have room or not.
   virtual int standing() const = 0;
   virtual void wake() = 0;
@@ -107,7 +110,7 @@ class Talk {
   void on_answer(const json& fields, Time now);
   void on_opened(const json& fields, Time now);
   bool is_new() const { return !was_opened_ && !resumes_; }
-  bool is_refused_everywhere(const Error& error);
+  bool is_refused(const Error& error, Time now);
   void on_stream_ended(const json& fields, Time now);
   void on_event(const json& fields, const protocol::Envelope& head, Time now);
   bool on_error(const json& fields, const protocol::Envelope& head);
@@ -126,7 +129,8 @@ class Talk {
   bool resumes_ = false, was_opened_ = false, swallow_no_speech_ = false;
   Place* place_ = nullptr;
   const Place* avoid_ = nullptr;
-  int refusals_ = 0;
+  std::set<const Place*> refusers_;  ///< have no room for it
+  std::optional<Error> refusal_;     ///< the last one
   protocol::Envelope head_;
   Time not_before_, ask_by_{}, lost_at_;
   std::optional<Error> failure_;

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Collection, Dict, List, Optional, Sequence, Union
 
 import zmq
 
@@ -144,9 +144,9 @@ class Core:
             self.wake()
             return talk
 
-    def find(self, but: Optional[Any]) -> Optional[Gateway]:
+    def find(self, but: Optional[Any], nor: Collection[Any] = ()) -> Optional[Gateway]:
         """A gateway that takes conversations."""
-        good = [g for g in self.gateways if g is not but and g.link.is_up and g.link.ready and not g.link.draining and g.link.slots > 0]
+        good = [g for g in self.gateways if g is not but and g not in nor and g.link.is_up and g.link.ready and not g.link.draining and g.link.slots > 0]
         return random.choice(good) if good else None
 
     def standing(self) -> int:

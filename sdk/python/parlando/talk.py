@@ -7,7 +7,7 @@ import random
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Callable, Deque, Dict, List, Optional, Protocol
+from typing import Any, Callable, Collection, Deque, Dict, List, Optional, Protocol
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Place(Protocol):
 
 class Finder(Protocol):
     """The client, as conversations see it."""
-    def find(self, but: Optional[Place]) -> Optional[Place]: ...
+    def find(self, but: Optional[Place], nor: Collection[Place] = ()) -> Optional[Place]: ...
     def standing(self) -> int: ...
     def wake(self) -> None: ...
 
@@ -72,7 +72,8 @@ class Talk:
         self._avoid: Optional[Place] = None
         self._key: Key = (0, 0, 0)
         self._not_before = now
-        self._refusals = 0
+        self._refusers: List[Place] = []
+        self._refusal: Optional[ParlandoError] = None
         self._ask_by = 0.0
         self._lost_at = now
         self._failure: Optional[ParlandoError] = None
@@ -201,10 +202,10 @@ class Talk:
                 self._lost(now, self._place)
         if self._state != "placing" or now < self._not_before:
             return
-        place = self._finder.find(self._avoid) or (self._finder.find(None) if self._avoid is not None else None)
+        place = self._finder.find(self._avoid, self._refusers) or (self._finder.find(None, self._refusers) if self._avoid is not None else None)
         if place is None:
             if self._is_new() and self._finder.standing() > 0:
-                self._fail(ParlandoError("overloaded", "no gateway takes another conversation", 1000))
+                self._fail(self._refusal or ParlandoError("overloaded", "no gateway takes another conversation", 1000))
             elif now - self._lost_at > self._reconnect:
                 self._fail(ParlandoError("unavailable", f"no gateway has taken the conversation for {self._reconnect:g} s", 1000))
             return
@@ -290,8 +291,8 @@ class Talk:
 
     def _on_stream_ended(self, fields: Dict[str, Any], now: float) -> None:
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
-        if self._is_refused_everywhere(error):
-            return self._fail(error)
+        if self._is_refused(error, now):
+            return
         may_go_on = error.code in ("unavailable", "credit_exceeded") or (self._state == "asking" and error.code == "overloaded")
         if may_go_on and now - self._lost_at <= self._reconnect or (self._state == "open" and error.code == "unavailable"):
             return self._lost(now, self._place, error.retry_ms / 1e3)
@@ -300,19 +301,22 @@ class Talk:
     def _is_new(self) -> bool:
         return self.opened is None and not self._resumes
 
-    def _is_refused_everywhere(self, error: ParlandoError) -> bool:
-        """A conversation that never stood is not waited for: its client decides when to come again."""
-        if not self._is_new() or error.code != "overloaded":
+    def _is_refused(self, error: ParlandoError, now: float) -> bool:
+        """A conversation that never stood is not waited for: the next gateway is asked at once, each once, and its client decides when to come again."""
+        if not self._is_new() or error.code != "overloaded" or self._place is None:
             return False
-        self._refusals += 1
-        return self._refusals >= self._finder.standing()
+        self._refusers.append(self._place)
+        self._refusal = error
+        self._lost(now, None)
+        self.on_tick(now)
+        return True
 
     def _on_answer(self, fields: Dict[str, Any], now: float) -> None:
         if fields["type"] == "opened":
             return self._on_opened(fields, now)
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
-        if self._is_refused_everywhere(error):
-            return self._fail(error)
+        if self._is_refused(error, now):
+            return
         # Until its death is noticed, the former gateway still has the session.
         later = error.code in ("unavailable", "overloaded", "not_ready") or (error.code == "not_found" and self.opened is not None)
         if later and now - self._lost_at <= self._reconnect:

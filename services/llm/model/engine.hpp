@@ -26,7 +26,8 @@
 namespace parlando::llm {
 
 /// Lower runs first. A sequence that does not generate is of class `background`.
-enum class Priority : int { speech = 0, reply = 1, background = 2 };
+/// `aside`: nobody waits for it, so those who listen go first.
+enum class Priority : int { speech = 0, reply = 1, background = 2, aside = 3 };
 
 struct Generation {
   Sampling sampling;

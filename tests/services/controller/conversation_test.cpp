@@ -607,6 +607,34 @@ BOOST_AUTO_TEST_CASE(an_answer_can_be_given) {
   t.check_calm();
 }
 
+/// A client may play behind the next question, and truncate what it stopped there.
+BOOST_AUTO_TEST_CASE(an_earlier_answer_is_cut_at_the_word_that_was_heard) {
+  std::string heard[2];
+  for (const bool handed_over : {false, true}) {
+    Talk t;
+    t.chat().calls_tool = false;
+    t.chat().sentences = 6;
+    t.g().say(Say{"one"});
+    BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+    const auto whole = t.g().turns[0]["assistant"].get<std::string>();
+    t.g().say(Say{"two"});
+    BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 2; }));
+    if (handed_over) {
+      t.rig.add("controller-2", "controller");
+      t.rig.kill("controller-1");
+      t.g().open("controller-2");
+    }
+    t.g().say(Truncate{{1}, 2700});
+    t.g().say(Say{"three"});
+    BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 3; }));
+    heard[handed_over] = past_of(t)[1]["content"].get<std::string>();
+    BOOST_TEST(!heard[handed_over].empty());
+    BOOST_TEST(heard[handed_over].size() < whole.size());
+    BOOST_TEST(whole.starts_with(heard[handed_over]));
+  }
+  BOOST_TEST(heard[0] == heard[1]);
+}
+
 BOOST_AUTO_TEST_CASE(what_was_not_heard_or_is_forgotten_is_not_told) {
   Talk t;
   t.chat().calls_tool = false;

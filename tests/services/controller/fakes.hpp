@@ -893,8 +893,8 @@ class FakeGateway final : public Core {
     pieces_ = a->pieces;
     piece_samples_ = a->piece_samples;
     turn_samples_ = a->turn_samples;
-    lengths_ =
-        json::parse(a->piece_lengths.text.empty() ? "[]" : a->piece_lengths.text).get<std::vector<std::int64_t>>();
+    const auto lengths = json::parse(a->piece_lengths.text, nullptr, false);
+    lengths_ = lengths.is_array() ? lengths.get<std::vector<std::int64_t>>() : std::vector<std::int64_t>();
     attached = std::move(*a);
     say_kept();
   }

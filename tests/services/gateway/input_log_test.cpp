@@ -118,6 +118,11 @@ BOOST_AUTO_TEST_CASE(a_decision_is_told_until_its_turn_is_over) {
   told.resumed(3);
   told.describe(open);
   BOOST_TEST(open.turn_told == 3);
+  // A stored session that is opened again: what is stored then was told.
+  InputLog again({}, 1001);
+  again.opened(5);
+  again.describe(open);
+  BOOST_TEST(open.turn_told == 5);
 }
 
 BOOST_AUTO_TEST_CASE(audio_behind_keep_until_goes_and_keeps_its_number) {

@@ -95,6 +95,26 @@ BOOST_AUTO_TEST_CASE(the_end_of_a_piece_may_carry_nothing) {
   BOOST_TEST(described(turn).piece_samples == 0);
 }
 
+BOOST_AUTO_TEST_CASE(lengths_of_pieces_are_told_and_of_any_number_all_sound_is_heard) {
+  OpenTurn turn;
+  turn.begin({1});
+  turn.speech(sound(0, 0, 30));
+  turn.speech(sound(0, 30, 10, true));
+  turn.speech(sound(1, 0, 7, true));
+  turn.speech(sound(2, 0, 5));
+  BOOST_TEST(described(turn).piece_lengths.text == "[40,7]");
+  OpenTurn elsewhere;
+  const auto open = described(turn);
+  elsewhere.resume(open);
+  elsewhere.speech(sound(2, 5, 1, true));
+  BOOST_TEST(described(elsewhere).piece_lengths.text == "[40,7,6]");
+  OpenTurn many;
+  many.begin({2});
+  for (std::uint32_t piece = 0; piece < 9000; ++piece) BOOST_TEST(many.speech(sound(piece, 0, 2, true)).size() == 4u);
+  BOOST_TEST(described(many).pieces == 9000);
+  BOOST_TEST(described(many).turn_samples == 18000);
+}
+
 BOOST_AUTO_TEST_CASE(another_turn_begins_from_nothing) {
   OpenTurn turn;
   turn.begin({1});

@@ -301,6 +301,21 @@ BOOST_AUTO_TEST_CASE(speech_runs_before_replies_and_replies_before_what_waits) {
   BOOST_TEST(got.order.size() == 6u);
 }
 
+BOOST_AUTO_TEST_CASE(what_nobody_waits_for_comes_behind_those_who_listen) {
+  LmEngine engine(model(),
+                  {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 8, .step_max = std::chrono::hours(1)});
+  Answers got;
+  begin(engine, "aside", ids(16, 1), 2, Priority::aside);
+  engine.due("aside", SteadyClock().now());
+  BOOST_REQUIRE((engine.open("listens")).has_value());
+  BOOST_REQUIRE((engine.append("listens", 0, ids(40, 5))).has_value());
+  for (int i = 0; i < 5; ++i) got.step(engine);
+  BOOST_TEST(engine.tokens_computed() == 40);
+  BOOST_TEST(got.order.empty());
+  while (!engine.idle()) got.step(engine);
+  BOOST_TEST(got.order.size() == 2u);
+}
+
 BOOST_AUTO_TEST_CASE(more_who_speak_than_a_step_holds_take_turns_and_a_prompt_goes_on) {
   LmEngine engine(model(),
                   {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 4, .step_max = std::chrono::hours(1)});
