@@ -200,9 +200,9 @@ def identity(folder, engine, command, name):
         if error is None:
             package.do(do="say", text="hello")
             check(f"{name}: a turn over CURVE", package.do(do="turn").get("number") == 1)
-            check(f"{name}: a second conversation of two", "error" not in package.do(do="open", talk="b", speak=False))
+            check(f"{name}: a second conversation of two", "error" not in package.do(do="open", **{"as": "b"}, speak=False))
             began = time.monotonic()
-            told = package.do(do="open", talk="c", speak=False)
+            told = package.do(do="open", **{"as": "c"}, speak=False)
             took = time.monotonic() - began
             check(f"{name}: one too many is refused at once, with the reason", told.get("error") == "overloaded" and took < 5, (told, took))
         package.stop()
