@@ -4,6 +4,24 @@
 
 namespace parlando::llm {
 
+std::vector<Step1::Piece> pieces_of(const StepPlan& plan) {
+  std::vector<Step1::Piece> pieces;
+  std::size_t id = 0, block = 0;
+  for (const auto& piece : plan.pieces) {
+    const auto count = static_cast<std::size_t>(piece.count), blocks = static_cast<std::size_t>(piece.blocks);
+    pieces.push_back(
+        {std::span(plan.ids).subspan(id, count), piece.first, std::span(plan.tables).subspan(block, blocks)});
+    id += count, block += blocks;
+  }
+  return pieces;
+}
+
+at::Tensor drawn_rows(const StepPlan& plan, const at::Tensor& hidden) {
+  std::vector<std::int64_t> rows;
+  for (const auto& draw : plan.draws) rows.push_back(draw.row);
+  return hidden.index_select(0, at::tensor(rows));
+}
+
 std::vector<Drawn> draw(const StepPlan& plan, const at::Tensor& logits) {
   std::vector<Drawn> out;
   const auto size = static_cast<std::size_t>(logits.size(1));
@@ -23,19 +41,10 @@ CpuBackend::CpuBackend(std::shared_ptr<const Step1> model, std::int64_t blocks)
 Result<std::vector<Drawn>> CpuBackend::run(const StepPlan& plan) try {
   PARLANDO_DO(plan.check(model_->config(), store_.blocks()));
   store_.copy(plan.copies);
-  std::vector<Step1::Piece> pieces;
-  std::size_t id = 0, block = 0;
-  for (const auto& piece : plan.pieces) {
-    const auto count = static_cast<std::size_t>(piece.count), blocks = static_cast<std::size_t>(piece.blocks);
-    pieces.push_back(
-        {std::span(plan.ids).subspan(id, count), piece.first, std::span(plan.tables).subspan(block, blocks)});
-    id += count, block += blocks;
-  }
+  const auto pieces = pieces_of(plan);
   PARLANDO_TRY(const auto hidden, model_->pass(store_, pieces));
   if (plan.draws.empty()) return std::vector<Drawn>();
-  std::vector<std::int64_t> rows;
-  for (const auto& draw : plan.draws) rows.push_back(draw.row);
-  return draw(plan, model_->logits(hidden.index_select(0, at::tensor(rows))).contiguous());
+  return draw(plan, model_->logits(drawn_rows(plan, hidden)).contiguous());
 } catch (const std::exception& e) {
   return fail(Errc::internal, "a plan could not be run: {}", e.what());
 }

@@ -53,21 +53,12 @@ Result<at::Tensor> RankPart::run(const StepPlan& plan, parallel::Communicator& g
     try {
       PARLANDO_DO(plan.check(part_->config(), store_.blocks()));
       store_.copy(plan.copies);
-      std::vector<Step1::Piece> pieces;
-      std::size_t id = 0, block = 0;
-      for (const auto& piece : plan.pieces) {
-        const auto count = static_cast<std::size_t>(piece.count), blocks = static_cast<std::size_t>(piece.blocks);
-        pieces.push_back(
-            {std::span(plan.ids).subspan(id, count), piece.first, std::span(plan.tables).subspan(block, blocks)});
-        id += count, block += blocks;
-      }
+      const auto pieces = pieces_of(plan);
       PARLANDO_TRY(const auto hidden, part_->pass(store_, pieces, {}, &group));
       const auto n = static_cast<std::int64_t>(plan.draws.size()), vocabulary = part_->config().vocabulary;
       auto out = at::empty({n, vocabulary});
       if (n == 0) return out;
-      std::vector<std::int64_t> rows;
-      for (const auto& draw : plan.draws) rows.push_back(draw.row);
-      const auto own = part_->logits(hidden.index_select(0, at::tensor(rows))).contiguous();
+      const auto own = part_->logits(drawn_rows(plan, hidden)).contiguous();
       // Parts are of one size but for the last ones, which are filled up.
       PARLANDO_TRY(const auto first, Shard::plan(part_->config(), 0, group.size()));
       const auto each = first.vocabulary_rows.count();
