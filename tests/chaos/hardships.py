@@ -145,12 +145,6 @@ def resource_limit(pid, files):
     return before
 
 
-def problems_of(turn, may_fail):
-    if turn.event.get("type") == "error" and turn.event.get("code") in may_fail:
-        return []
-    return turn.problems
-
-
 async def trial(setting, name, fault, may_fail, settle):
     """@param may_fail  how turns may end until `settle` seconds behind the fault; from then on all must be answered again"""
     crowd = setting.crowd
@@ -169,8 +163,7 @@ async def trial(setting, name, fault, may_fail, settle):
     await crowd.wait_turns_since(after, crowd.wanted)
     turns = [t for t in crowd.turns if t.start <= end and t.end is not None and t.end >= start]
     later = [t for t in crowd.turns if t.start >= after and t.end is not None]
-    for t in turns:
-        found += [f"session {t.session}, '{t.said}': {p}" for p in problems_of(t, may_fail)]
+    found += [f"session {t.session}, '{t.said}': {p}" for t in turns if not t.failed_as(may_fail) for p in t.problems]
     for t in later:
         found += [f"behind the fault: session {t.session}, '{t.said}': {p}" for p in t.problems]
     if not may_fail:

@@ -56,6 +56,10 @@ class Turn:
             self.end, self.event = time.monotonic(), event
             self.done.set_result(event)
 
+    def failed_as(self, codes):
+        """-> whether it ended in an error of one of these codes"""
+        return self.event.get("type") == "error" and self.event.get("code") in codes
+
     def judge(self, number):
         """What must hold of every turn, whatever was done to the engine meanwhile. @param number  of the session's turns"""
         e = self.event
@@ -77,6 +81,7 @@ class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
         self.ws, self.turn, self.frames, self.turns, self.sockets, self.id = None, None, [], 0, 0, ""
+        self.lost_at = None
         self.random = random.Random(number)
 
     async def open(self):
@@ -93,6 +98,9 @@ class Session:
                 event = json.loads(await asyncio.wait_for(ws.receive(), 10))
                 if event["type"] == "opened":
                     self.ws, self.gateway, self.turns, self.sockets, self.id = ws, name, 0, 0, event["session"]
+                    if self.lost_at is not None:
+                        self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
+                        self.lost_at = None
                     return
                 error = event
             except (OSError, KeyError, asyncio.TimeoutError) as e:
@@ -128,7 +136,7 @@ class Session:
             while True:
                 self.hear(await self.ws.receive())
         except (ConnectionError, OSError) as error:
-            self.ws = None
+            self.ws, self.lost_at = None, time.monotonic()
             if self.turn:
                 self.turn.finish({"type": "closed", "message": str(error)})
             elif not self.crowd.may_close(self):
@@ -191,6 +199,7 @@ class Crowd:
         self.talking, self.wanted = talking, sessions
         self.turns, self.strays, self.stopping, self.closing = [], [], False, None
         self.sessions, self.tasks, self.late, self.history = [], [], 0.0, History()
+        self.came_again = []  # (when, how many seconds behind the loss of its socket) of sessions whose gateway died
 
     def begun(self, turn):
         self.turns.append(turn)

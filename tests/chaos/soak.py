@@ -1,0 +1,156 @@
+"""A night of faults: 20 people talk for two hours, two or three faults a minute, each of every kind of a shuffled deck in turn.
+
+`soak.py BUILD_BIN SOURCE_DIR [--minutes M] [--json FILE]`. What must hold: every turn is answered, whole and once; every session talks on to the end; what was told as durable is in
+the store; memory, descriptors and threads at the end are those behind the first tenth (within 5 % and a few descriptors); behind the load all gauges are back at their baseline.
+Exit code 1 when one does not. The last lines are a table: trials, passes and recovery for each fault.
+
+Recovery is what a fault costs whoever talks: the longest silence of the trial less the median of trials without a fault; for a killed gateway the time until its clients have a session
+at another one.
+"""
+import argparse
+import asyncio
+import json
+import os
+import pathlib
+import random
+import re
+import statistics
+import sys
+import tempfile
+import time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("bin", type=pathlib.Path)
+parser.add_argument("source", type=pathlib.Path)
+parser.add_argument("--minutes", type=float, default=120)
+parser.add_argument("--sessions", type=int, default=20)
+parser.add_argument("--talking", type=int, default=3)
+parser.add_argument("--every", type=float, default=24, help="seconds between the beginnings of two faults")
+parser.add_argument("--seed", type=int, default=1)
+parser.add_argument("--json", type=pathlib.Path, help="samples and trials as they come, one object a line")
+a = parser.parse_args()
+sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
+from fleet import ROLES, Fleet  # noqa: E402
+from suite import fault_of, percentile  # noqa: E402
+from talkers import Crowd, question  # noqa: E402
+from trials import DETACHED_SECONDS, Trials, away, kill, roll, scale_tts, stop, two_deaths  # noqa: E402
+
+SAMPLE_SECONDS = 20
+WARM_SHARE, LAST_SHARE = 0.1, 0.25   # of the time: what is not looked at, and what is compared with as much behind it
+FLAT = 0.05
+SPARE_DESCRIPTORS = 24               # of all processes together: connections that a restarted neighbour has not opened again yet
+SPARE_THREADS = 4
+RECOVERY_SECONDS = {"P1": 2, "P2": 1, "P3": 2, "P4": 2, "P5": 5, "P6": 2, "P7": 2}
+
+
+async def nothing(fleet, crowd):
+    await asyncio.sleep(3)
+    return ""
+nothing.__name__ = "none"
+
+
+def deck(dice):
+    """One of every kind, in any order."""
+    out = [nothing, *(kill(role) for role in ROLES), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice([r for r in ROLES if r != "gateway"])), scale_tts,
+           away(dice.choice(("tts", "llm-chat")), 4), two_deaths(dice.random())]
+    dice.shuffle(out)
+    return out
+
+
+def sizes(fleet):
+    """-> proportional memory, descriptors and threads of the supervisor and all its services"""
+    memory = descriptors = threads = 0
+    for pid in [fleet.engine.process.pid, *(c.pid for c in fleet.children())]:
+        try:
+            memory += int(re.search(r"^Pss:\s+(\d+)", open(f"/proc/{pid}/smaps_rollup").read(), re.M)[1]) / 1024
+            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
+            threads += len(os.listdir(f"/proc/{pid}/task"))
+        except (OSError, TypeError):
+            continue  # it has just ended
+    return {"mib": memory, "descriptors": descriptors, "threads": threads}
+
+
+class Soak:
+    def __init__(self, fleet, crowd, out):
+        self.fleet, self.crowd, self.out = fleet, crowd, out
+        self.trials, self.rows, self.samples, self.alive = Trials(fleet, crowd), [], [], 0
+
+    def tell(self, **fields):
+        if self.out:
+            print(json.dumps(fields), file=self.out, flush=True)
+
+    async def one(self, fault):
+        began = time.monotonic()
+        turns, passed = await self.trials.trial(fault)
+        id_, what = fault_of(fault.__name__)
+        again = [seconds for when, seconds in self.crowd.came_again if when >= began]
+        silence = max((t.max_gap for t in turns), default=0)
+        self.rows.append({"id": id_, "what": what, "name": fault.__name__, "passed": passed, "turns": len(turns), "answered": sum(t.event.get("type") == "turn" for t in turns),
+                          "silence_ms": 1000 * silence, "again_ms": 1000 * max(again) if again else None, "at_s": began})
+        self.tell(trial=self.rows[-1])
+
+    async def sample(self, end):
+        """Between two faults everything is there: a process that is about to be replaced counts twice or not at all."""
+        if self.samples and time.monotonic() < self.samples[-1]["at"] + SAMPLE_SECONDS:
+            return
+        if len(await asyncio.to_thread(self.fleet.children)) == 2 * len(ROLES):
+            self.samples.append({"at": time.monotonic(), **await asyncio.to_thread(sizes, self.fleet)})
+            self.tell(sample=self.samples[-1])
+
+    async def run(self):
+        dice, start = random.Random(a.seed), time.monotonic()
+        end, pending = start + 60 * a.minutes, []
+        await self.crowd.start()
+        while time.monotonic() < end:
+            began = time.monotonic()
+            pending = pending or deck(dice)
+            await self.one(pending.pop())
+            await self.sample(end)
+            await asyncio.sleep(max(0, min(end, began + a.every) - time.monotonic()))
+        # Who lives on says one thing more.
+        since = time.monotonic()
+        await self.crowd.wait_turns_since(since, self.crowd.wanted, 60 + 4 * self.crowd.wanted)
+        self.alive = len({t.session for t in self.crowd.turns if t.start >= since and t.event.get("type") == "turn"})
+        await self.trials.calm("the load ends", gateway_died=True)
+        return self.trials.problems + ([] if self.alive == self.crowd.wanted else [f"{self.alive} of {self.crowd.wanted} sessions talk at the end"]) + self.growth(start, end)
+
+    def growth(self, start, end):
+        """What is larger at the end than behind the beginning."""
+        def between(low, high, key):
+            return statistics.median([s[key] for s in self.samples if start + low * (end - start) <= s["at"] <= start + high * (end - start)] or [0])
+        found = []
+        for key, allowed in (("mib", lambda v: v * (1 + FLAT)), ("descriptors", lambda v: v + SPARE_DESCRIPTORS), ("threads", lambda v: v + SPARE_THREADS)):
+            first, last = between(WARM_SHARE, WARM_SHARE + LAST_SHARE, key), between(1 - LAST_SHARE, 1, key)
+            print(f"  {key}: median {first:.0f} behind the first {WARM_SHARE:.0%}, {last:.0f} at the end ({len(self.samples)} samples)")
+            if last > allowed(first):
+                found.append(f"{key} grew from {first:.0f} to {last:.0f}")
+        return found
+
+    def table(self):
+        calm = statistics.median([r["silence_ms"] for r in self.rows if r["id"] == "–"] or [0])
+        print(f"\n| id | fault | trials | passed | turns answered | recovery, median | p99 | goal |\n|---|---|---|---|---|---|---|---|   (silence without a fault: {calm:.0f} ms)")
+        for id_, what in sorted({(r["id"], r["what"]) for r in self.rows}):
+            rows = [r for r in self.rows if r["id"] == id_]
+            cost = [r["again_ms"] for r in rows if r["again_ms"]] if id_ == "P1" else [max(0.0, r["silence_ms"] - calm) for r in rows]
+            goal = RECOVERY_SECONDS.get(id_)
+            print(f"| {id_} | {what} | {len(rows)} | {sum(r['passed'] for r in rows)} | {sum(r['answered'] for r in rows)} of {sum(r['turns'] for r in rows)} | {percentile(cost, 0.5):.0f} ms | "
+                  f"{percentile(cost, 0.99):.0f} ms | {f'{goal} s' if goal else '–'} |")
+
+
+with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
+    words = json.load(open(a.source / "models/nano/questions/questions.json"))
+    recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
+    fleet = Fleet(a.bin, a.source, folder)
+    out = open(a.json, "w") if a.json else None
+    soak = Soak(fleet, Crowd(fleet, recordings, a.sessions, a.talking), out)
+    try:
+        problems = asyncio.run(soak.run())
+        problems += soak.crowd.history.problems(fleet.store, lost_with_owner=2 * a.sessions)
+    finally:
+        code = fleet.stop()
+    soak.table()
+    if code != 0:
+        problems.append(f"the engine ended with {code}")
+    print(f"{len(soak.crowd.turns)} turns, {len(soak.rows)} trials, {len(problems)} problems; {soak.alive} of {a.sessions} sessions talk at the end")
+    print(*(f"  {p}" for p in problems), sep="\n")
+sys.exit(bool(problems))
