@@ -57,6 +57,9 @@ chaos: build ## real processes stopped, killed, cut off, rolled and lost while p
 	@tools/setup.sh --test
 	@python3 tests/chaos/suite.py $(BUILD) . --profile $(PROFILE) --rounds $(or $(ROUNDS),1) --report $(BUILD)/chaos.md
 
+soak: build ## people talk for MINUTES (default 120), two or three faults a minute; memory must stay
+	@python3 tests/chaos/soak.py $(BUILD)/bin . --minutes $(or $(MINUTES),120) --json $(BUILD)/soak.jsonl
+
 asan: ## AddressSanitizer and UBSan over everything that does not link libtorch
 	@$(MAKE) -s sanitized PRESET=asan GROUP=light
 
@@ -98,4 +101,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test clients door fuzz images sbom manifests chaos asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build run serve test clients door fuzz images sbom manifests chaos soak asan tsan sanitized bench nano format check tidy

@@ -89,9 +89,9 @@ class Soak:
                           "silence_ms": 1000 * silence, "again_ms": 1000 * max(again) if again else None, "at_s": began})
         self.tell(trial=self.rows[-1])
 
-    async def sample(self, end):
+    async def sample(self):
         """Between two faults everything is there: a process that is about to be replaced counts twice or not at all."""
-        if self.samples and time.monotonic() < self.samples[-1]["at"] + SAMPLE_SECONDS:
+        if self.samples and time.monotonic() < self.samples[-1]["at"] + min(SAMPLE_SECONDS, a.every):
             return
         if len(await asyncio.to_thread(self.fleet.children)) == 2 * len(ROLES):
             self.samples.append({"at": time.monotonic(), **await asyncio.to_thread(sizes, self.fleet)})
@@ -105,7 +105,7 @@ class Soak:
             began = time.monotonic()
             pending = pending or deck(dice)
             await self.one(pending.pop())
-            await self.sample(end)
+            await self.sample()
             await asyncio.sleep(max(0, min(end, began + a.every) - time.monotonic()))
         # Who lives on says one thing more.
         since = time.monotonic()
@@ -116,6 +116,8 @@ class Soak:
 
     def growth(self, start, end):
         """What is larger at the end than behind the beginning."""
+        assert self.samples, "the fleet was never whole between two faults"
+
         def between(low, high, key):
             return statistics.median([s[key] for s in self.samples if start + low * (end - start) <= s["at"] <= start + high * (end - start)] or [0])
         found = []
