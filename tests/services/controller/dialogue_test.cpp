@@ -728,6 +728,29 @@ BOOST_AUTO_TEST_CASE(a_text_of_many_pieces_is_asked_for_a_few_at_a_time) {
   check_calm(rig);
 }
 
+BOOST_AUTO_TEST_CASE(a_long_text_has_its_time_as_long_as_sound_comes) {
+  for (const bool stalls : {false, true}) {
+    Rig rig;
+    rig.config.reply_seconds_max = 1;
+    rig.furnish();
+    rig.run(8);
+    std::string text;
+    for (int n = 0; n < 60; ++n) text += fmt::format("sentence {}. ", n);
+    const auto start = rig.now;
+    rig.gateway().say(Utter{text});
+    if (stalls) {
+      BOOST_REQUIRE(rig.run_until([&] { return rig.now - start > milliseconds(1500); }));
+      rig.suspend("tts-1");
+    }
+    const auto is_over = [&] { return !rig.gateway().turns.empty() || rig.gateway().count(MessageType::error) != 0; };
+    BOOST_REQUIRE(rig.run_until(is_over, 10 * kLimit));
+    BOOST_TEST((rig.now - start > milliseconds(2000)));
+    BOOST_TEST(rig.gateway().turns.size() == (stalls ? 0u : 1u));
+    BOOST_TEST(rig.gateway().count(MessageType::error) == (stalls ? 1u : 0u));
+    if (!stalls) BOOST_TEST(json::parse(stored(rig))["piece_lengths"].size() == 60u);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(the_model_is_told_the_latest_turns_only) {
   Rig rig;
   rig.config.history_turns = 2;

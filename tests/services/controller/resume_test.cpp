@@ -163,6 +163,45 @@ BOOST_AUTO_TEST_CASE(a_turn_whose_end_was_lost_on_the_way_is_told_to_its_end) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(who_resumes_before_its_new_owner_has_heard_sound_goes_on_behind_that_of_turns_that_are_over) {
+  Rig rig(with_tools());
+  furnish(rig);
+  std::int64_t frame = 0;
+  while (rig.gateway().turns.empty() || stored(rig).empty()) {
+    BOOST_REQUIRE(frame < kLimit);
+    speak(rig.gateway(), frame++);
+    rig.step();
+  }
+  rig.run(10);
+  const auto behind = json::parse(stored(rig))["sound_end"].get<std::int64_t>();
+  BOOST_TEST(behind > 0);
+  // Typed, so that no sound is kept to be said again.
+  rig.gateway().say(Say{"and now?"});
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 2 && !stored(rig, 2).empty(); }));
+  rig.run(60);
+  rig.add("controller-2", "controller");
+  rig.kill("controller-1");
+  rig.gateway().open("controller-2");
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().count(MessageType::opened) == 2; }));
+  rig.run(2);
+  const auto claim = rig.gateway().claim(kFirst, kSecond);
+  rig.kill("gateway-1");
+  auto& g = second(rig);
+  g.resume(rig.gateway(), "controller-2", claim);
+  BOOST_REQUIRE(rig.run_until([&] { return g.attached.has_value(); }));
+  const auto from = g.attached->position_samples;
+  BOOST_TEST(from >= behind);
+  // What is said from there on is heard.
+  Microphone microphone;
+  microphone.at = from;
+  for (int i = 0; i < kLimit && g.turns.size() < 3; ++i) {
+    g.say(microphone.frame(i >= 5 && i < 25));
+    rig.step();
+  }
+  BOOST_TEST(g.turns.size() == 3u);
+  check_calm(rig);
+}
+
 BOOST_AUTO_TEST_CASE(a_turn_that_the_store_alone_knows_is_told_to_its_end) {
   Rig rig(with_tools());
   furnish(rig);
