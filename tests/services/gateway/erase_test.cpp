@@ -198,6 +198,22 @@ BOOST_AUTO_TEST_CASE(a_stored_session_is_opened_again_by_its_name) {
   BOOST_TEST(e.rig.story(1) == "opened error:not_found");
 }
 
+BOOST_AUTO_TEST_CASE(a_session_that_was_opened_again_tells_its_next_owner_what_its_client_knows) {
+  Erasing e;
+  e.rig.connect();
+  e.rig.text(named("open", kTokens.of(kSession, "")));
+  const auto refused = e.rig.all<Open>().back();
+  e.rig.from(refused.peer, protocol::ErrorMessage{"stale_epoch", "it is 4", 0}, refused.head, 4);
+  const auto first = e.rig.all<Open>().back();
+  e.rig.from(first.peer, protocol::Opened{.turns = 5}, first.head, 5);
+  e.rig.text(R"({"type":"text","text":"hello"})");
+  // Its owner has stored an answer and told nothing of it: that one is to be told by the next.
+  e.rig.down(first.peer);
+  const auto next = e.rig.all<Open>().back();
+  BOOST_TEST(next.peer != first.peer);
+  BOOST_TEST(std::get<Open>(next.body).turn_told == 5);
+}
+
 BOOST_AUTO_TEST_CASE(a_session_that_its_controller_still_keeps_is_asked_for_again) {
   Erasing e;
   e.rig.connect();
