@@ -19,12 +19,14 @@ std::vector<double> whole_turns(const std::vector<TurnFigure>& turns, double Tur
 
 /// Labelled dialogues in front of one detector: end_of_speech_to_first_audio_ms, end_of_speech_to_decision_ms, parts_ms
 /// (of the engine's trace, by name), detector {cut_off_share, late_share, pauses, utterances}, murmurs,
-/// murmurs_that_ended_an_answer; `all`: a turn each {utterance, first_audio_ms, decision_ms, trial_ms, underruns,
-/// cut_off, interrupted}, null: it did not happen.
+/// murmurs_that_ended_an_answer; `all`: a turn each {utterance, first_audio_ms, decision_ms, trial_ms, calls_tool,
+/// underruns, cut_off, interrupted}, null: it did not happen.
 nlohmann::json dialogue_figures(const LoadFigures& run);
 
-/// Thinking ahead: {committed: {decision_to_first_audio_ms}, speculation: {committed_share, discarded_per_turn,
-/// saved_ms}}; a share of nothing is absent. @param discarded  trials that came to nothing in `turns` turns
+/// Thinking ahead: {committed: {decision_to_first_audio_ms, with_tool_ms}, speculation: {committed_share,
+/// discarded_per_turn, saved_ms}}; a share of nothing is absent. A tool is not called before the decision, so what is
+/// said behind one cannot be thought ahead: these answers stand apart. @param discarded  trials that came to nothing in
+/// `turns` turns
 nlohmann::json speculation_figures(const LoadFigures& run, double discarded, double turns);
 
 /// Of the turns that ran to their end.
@@ -36,7 +38,7 @@ struct TurnTarget {
   double most = 0;   ///< or `least`
   double least = -1;
 };
-/// All of the issue that this bench can see. @param semantic  that detector was measured, or the other one
+/// All that this bench can see.
 const std::vector<TurnTarget>& turn_targets();
 /// Names of figures beyond their target, and of those that were not measured.
 struct Verdict {

@@ -49,11 +49,12 @@ struct TurnFigure {
   double decision = kNone;      ///< from the estimated end of speech, as the engine says it
   double engine_audio = kNone;  ///< the same, to the first sound
   double trial = kNone;         ///< since when the answer had been thought through at the decision
-  double end_told = kNone;      ///< from the true end of speech to `speech_ended`
-  std::size_t utterance = 0;    ///< which of the plan's
-  bool interrupted = false;     ///< it was, or it interrupted the one before
-  bool cut_off = false;         ///< it was taken for over in one of its pauses
-  int underruns = 0;            ///< of a loudspeaker that begins 200 ms behind the first byte
+  bool calls_tool = false;
+  double end_told = kNone;                            ///< from the true end of speech to `speech_ended`
+  std::size_t utterance = 0;                          ///< which of the plan's
+  bool interrupted = false;                           ///< it was, or it interrupted the one before
+  bool cut_off = false;                               ///< it was taken for over in one of its pauses
+  int underruns = 0;                                  ///< of a loudspeaker that begins 200 ms behind the first byte
   std::vector<std::pair<std::string, double>> parts;  ///< of its trace, as the engine tells it
 };
 

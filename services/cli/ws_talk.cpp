@@ -141,6 +141,7 @@ void WsLoad::end_turn(Client& client, const std::string& text) {
   figure.decision = stage("decision_ms");
   figure.engine_audio = stage("first_audio_ms");
   figure.trial = stage("trial_ms");
+  figure.calls_tool = !body.value("tool_calls", json::array()).empty();
   figure.interrupted = figure.interrupted || body.value("interrupted", false);
   if (const auto trace = body.value("trace", json::object()); trace.contains("parts"))
     for (const auto& part : trace["parts"]) figure.parts.emplace_back(part.value("name", ""), part.value("ms", 0.0));

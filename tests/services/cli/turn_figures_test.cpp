@@ -83,6 +83,12 @@ BOOST_AUTO_TEST_CASE(what_thinking_ahead_is_worth_counts_whole_turns) {
   BOOST_TEST(told["committed"]["decision_to_first_audio_ms"]["p50"] == 5.0);
   BOOST_TEST(told["speculation"]["committed_share"].get<double>() == 2.0 / 3, boost::test_tools::tolerance(1e-9));
   BOOST_TEST(told["speculation"]["discarded_per_turn"] == 0.5);
+  BOOST_TEST(!told["committed"].contains("with_tool_ms"));
+  run.spoken[1].calls_tool = true;
+  const auto apart = speculation_figures(run, 3, 6);
+  BOOST_TEST(apart["committed"]["decision_to_first_audio_ms"]["n"] == 1);
+  BOOST_TEST(apart["committed"]["with_tool_ms"]["n"] == 1);
+  BOOST_TEST(apart["speculation"]["committed_share"] == told["speculation"]["committed_share"]);
   BOOST_TEST(!speculation_figures(run, 0, 0)["speculation"].contains("discarded_per_turn"));
 }
 
