@@ -102,6 +102,12 @@ Metrics::Histogram Metrics::histogram(const std::string& name, const std::string
       &prometheus::BuildHistogram().Name(name).Help(help).Register(impl_->registry).Add(labels(key, value), kBounds)};
 }
 
+Metrics::Histogram Metrics::sizes(const std::string& name, const std::string& help) {
+  static const prometheus::Histogram::BucketBoundaries kBounds{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024};
+  impl_->take(name, {});
+  return {&prometheus::BuildHistogram().Name(name).Help(help).Register(impl_->registry).Add({}, kBounds)};
+}
+
 void Metrics::Counter::add(double by) const {
   if (impl != nullptr) static_cast<prometheus::Counter*>(impl)->Increment(by);
 }
@@ -113,8 +119,8 @@ void Metrics::Counter::set_at_least(double total) const {
 void Metrics::Gauge::set(double value) const {
   if (impl != nullptr) static_cast<prometheus::Gauge*>(impl)->Set(value);
 }
-void Metrics::Histogram::observe(double seconds) const {
-  if (impl != nullptr) static_cast<prometheus::Histogram*>(impl)->Observe(seconds);
+void Metrics::Histogram::observe(double value) const {
+  if (impl != nullptr) static_cast<prometheus::Histogram*>(impl)->Observe(value);
 }
 
 Metrics::Lines Metrics::lines(const std::string& name, std::size_t kept) {

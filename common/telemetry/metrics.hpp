@@ -26,16 +26,18 @@ class Metrics {
   };
   class Histogram {
    public:
-    void observe(double seconds) const;
+    void observe(double value) const;
     void* impl = nullptr;
   };
   Counter counter(const std::string& name, const std::string& help, const std::string& label_key = {},
                   const std::string& label_value = {});
   Gauge gauge(const std::string& name, const std::string& help, const std::string& label_key = {},
               const std::string& label_value = {});
-  /// Buckets from 0.1 ms to 10 s, with those of the budgets: 40, 60, 300, 530 and 700 ms.
+  /// Of seconds: buckets from 0.1 ms to 10 s, with those of the budgets: 40, 60, 300, 530 and 700 ms.
   Histogram histogram(const std::string& name, const std::string& help, const std::string& label_key = {},
                       const std::string& label_value = {});
+  /// The same of how many: buckets of 1, 2, 4, 8 … 1024.
+  Histogram sizes(const std::string& name, const std::string& help);
   std::string text() const;
 
   /// The last lines of something, one JSON object each, for whoever asks; the oldest go first. From any thread.
