@@ -15,8 +15,9 @@ namespace parlando::tokenizer {
 using protocol::MessageType;
 
 namespace {
+constexpr milliseconds kBlockDue{480};  // a block's codes are waited for by the next block at most
 constexpr std::int64_t kPositionMax = std::numeric_limits<std::int64_t>::max() / 4;  // positions can be added to
-}
+}  // namespace
 
 std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) const {
   std::vector<config::Problem> out;
@@ -24,6 +25,7 @@ std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) 
   config::expect_range(out, path + ".guard_ms", guard_ms, 0, 10000);
   config::expect_range(out, path + ".sessions_max", sessions_max, 1, 1 << 16);
   config::expect_range(out, path + ".utterance_seconds_max", utterance_seconds_max, 1, 300);
+  config::expect_range(out, path + ".batch_rows_max", batch_rows_max, 1, 1024);
   return out;
 }
 
@@ -48,21 +50,24 @@ void TokenizerCore::on_thread() { at::set_num_threads(config_.threads); }
 void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tokenizer_audio_seconds_total", "Audio taken in");
   codes_ = metrics.counter("parlando_tokenizer_codes_total", "Codes sent");
-  passes_ =
-      metrics.counter("parlando_tokenizer_passes_total", "Passes of both encoders: blocks, attempts, ends, recordings");
+  passes_ = metrics.counter("parlando_tokenizer_passes_total", "Blocks, attempts, ends and recordings that were read");
+  rows_ = metrics.sizes("parlando_tokenizer_pass_rows", "Rows of a pass of both encoders, of all streams in it");
+  const std::string wait = "parlando_tokenizer_wait_seconds", help = "From when something could be read to its pass";
+  block_wait_ = metrics.histogram(wait, help, "what", "block");
+  end_wait_ = metrics.histogram(wait, help, "what", "end");
 }
 
-void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Time) {
+void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Time now) {
   const auto head = m.head;
   const auto key = service::StreamTable<Stream>::key_of(peer, head);
   if (head.type == MessageType::close) {
-    streams_.erase(key);
+    drop(key);
     return ended_.erase(key);
   }
   if (ended_.contains(key)) return;
   const bool opens = head.type == MessageType::open_tokenizer || head.type == MessageType::tokenize;
   if (opens && streams_.find(key) == nullptr) {
-    if (const auto done = open(key, m); !done) {
+    if (const auto done = open(key, m, now); !done) {
       answer_error(peer, head, done.error());
       ended_.add(key);
     }
@@ -77,10 +82,10 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
     return fail_stream(key, stream, {Errc::invalid_argument, why});
   }
   stream.deadline = m.deadline;
-  if (const auto done = follow(key, stream, m); !done) fail_stream(key, stream, done.error());
+  if (const auto done = follow(key, stream, m, now); !done) fail_stream(key, stream, done.error());
 }
 
-Result<void> TokenizerCore::open(const Key& key, protocol::Message& m) {
+Result<void> TokenizerCore::open(const Key& key, protocol::Message& m, Time now) {
   Stream stream{m.head, LiveTokenizer(model_, {.guard_ms = config_.guard_ms})};
   stream.known_completeness = model_->completeness({}, 0);
   stream.deadline = m.deadline;
@@ -100,16 +105,16 @@ Result<void> TokenizerCore::open(const Key& key, protocol::Message& m) {
   if (bad != stream.recording.end())
     return fail(Errc::invalid_argument, "sample {} of the recording is {}", bad - stream.recording.begin(), *bad);
   PARLANDO_TRY(auto* stored, streams_.open(key, std::move(stream)));
-  queue(key, *stored);
+  queue(key, *stored, now);
   return {};
 }
 
-Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message& m) {
+Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message& m, Time now) {
   if (s.recording_rate > 0) return fail(Errc::unsupported, "a recording takes no {}", to_string(m.head.type));
   switch (m.head.type) {
     case MessageType::audio: {
       PARLANDO_TRY(auto audio, protocol::read<protocol::Audio>(m));
-      return hear(key, s, std::move(audio));
+      return hear(key, s, std::move(audio), now);
     }
     case MessageType::flush: {
       PARLANDO_TRY(const auto flush, protocol::read<protocol::Flush>(m));
@@ -118,10 +123,10 @@ Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message&
         end = std::min(
             end, static_cast<std::size_t>(std::max<std::int64_t>(0, flush.end_sample - s.base_sample.value_or(0))));
       if (flush.attempt == 0)
-        s.end = end;
+        s.end = end, s.end_asked = now;
       else if (!s.end)
-        s.attempts.push_back({flush.attempt, end});
-      queue(key, s);
+        s.attempts.push_back({flush.attempt, end, now});
+      queue(key, s, now);
       return {};
     }
     default:
@@ -129,7 +134,7 @@ Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message&
   }
 }
 
-Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audio) {
+Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audio, Time now) {
   if (s.end) return {};  // after the end of the utterance
   const auto heard = static_cast<std::int64_t>(s.live.samples());
   if (audio.payload.size() % 2 != 0)
@@ -146,18 +151,36 @@ Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audi
     return fail(Errc::invalid_argument, "an utterance takes at most {} s", config_.utterance_seconds_max);
   s.live.add(samples);
   seconds_.add(static_cast<double>(samples.size()) / kInputRate);
-  if (has_block(s)) queue(key, s);
+  queue(key, s, now);
   return {};
 }
 
 /// One error, and nothing further of this stream: its caller closes it.
 void TokenizerCore::fail_stream(const Key& key, Stream& stream, const Error& error) {
   stream.done = true;
+  stream.reading.reset();
+  leave_queue(stream);
   answer_error(key.peer, stream.head, error);
 }
 
-void TokenizerCore::queue(const Key& key, Stream& stream) {
-  if (!std::exchange(stream.queued, true)) queue_.push_back(key);
+void TokenizerCore::drop(const Key& key) {
+  if (auto* stream = streams_.find(key); stream != nullptr) leave_queue(*stream);
+  streams_.erase(key);
+}
+
+/// Puts a stream with work where its work is due, and takes one without from there.
+void TokenizerCore::queue(const Key& key, Stream& stream, Time now) {
+  if (need_of(stream) == Need::nothing) return leave_queue(stream);
+  if (!stream.place) stream.waits_since = now;
+  const auto due = asked(stream).value_or(stream.waits_since + kBlockDue);
+  if (stream.place && stream.place->first <= due) return;
+  leave_queue(stream);
+  stream.place = Place(due, ++queued_);
+  queue_.emplace(*stream.place, key);
+}
+
+void TokenizerCore::leave_queue(Stream& stream) {
+  if (stream.place) queue_.erase(*std::exchange(stream.place, std::nullopt));
 }
 
 bool TokenizerCore::has_block(const Stream& s, std::size_t end) { return !s.exact && s.live.is_behind(end); }
@@ -178,66 +201,152 @@ void TokenizerCore::tell_all(const Key& key, const Stream& stream, std::uint32_t
   answer(key.peer, stream.head, std::move(tokens));
 }
 
-/// Codes of an utterance that ends there, and how complete it sounds. The end that was asked for last is remembered: a
-/// turn ends where an attempt was made.
-Result<std::vector<std::int32_t>> TokenizerCore::codes_until(Stream& s, std::size_t end) {
-  if (end == s.known_end) return s.known;  // at first: nothing of nothing
-  passes_.add();
-  PARLANDO_TRY(auto known, s.exact ? s.live.exact(end) : s.live.stable(end));
-  s.known = std::move(known.codes);
-  s.known_completeness = known.completeness;
-  s.known_end = end;
-  return s.known;
+/// The end that is asked for next. An attempt waits for the blocks before its end, which come in any case: it changes
+/// nothing but what it costs itself.
+std::optional<std::size_t> TokenizerCore::next_end(const Stream& s) {
+  if (!s.attempts.empty() && (s.end || !has_block(s, s.attempts.front().end))) return s.attempts.front().end;
+  return s.end;
 }
 
-/// The next unit of a stream's work: what was asked for, and a block or the end.
-Result<void> TokenizerCore::advance(const Key& key, Stream& s) {
+/// Since when somebody waits for the stream.
+std::optional<Time> TokenizerCore::asked(const Stream& s) {
+  if (s.recording_rate > 0) return s.waits_since;
+  if (!s.attempts.empty()) return s.attempts.front().asked;
+  return s.end ? std::optional(s.end_asked) : std::nullopt;
+}
+
+TokenizerCore::Need TokenizerCore::need_of(const Stream& s) {
+  if (s.done) return Need::nothing;
+  if (s.recording_rate > 0) return Need::own_pass;
+  if (s.reading || has_block(s)) return Need::part;
+  if (!next_end(s)) return Need::nothing;
+  return s.exact ? Need::own_pass : Need::part;
+}
+
+/// The end that was asked for last is remembered: a turn ends where an attempt was made.
+void TokenizerCore::know(Stream& s, std::size_t end, LiveEnd codes) {
+  s.known = std::move(codes.codes);
+  s.known_completeness = codes.completeness;
+  s.known_end = end;
+}
+
+/// Answers what is asked for as long as it is known; at first: nothing of nothing.
+void TokenizerCore::answer_known(const Key& key, Stream& s) {
+  while (!s.done && !s.reading && next_end(s) == s.known_end) {
+    const bool attempt = !s.attempts.empty();
+    tell_all(key, s, attempt ? s.attempts.front().number : 0, s.known);
+    if (attempt)
+      s.attempts.pop_front();
+    else
+      s.done = true;
+  }
+}
+
+/// What has no parts.
+Result<void> TokenizerCore::read_alone(const Key& key, Stream& s) {
   if (s.recording_rate > 0) {
-    passes_.add();
     PARLANDO_TRY(const auto codes, model_->codes(s.recording, s.recording_rate, {.trim = true, .energy_norm = true}));
     tell_all(key, s, 0, codes);
     s.done = true;
     return {};
   }
-  // An attempt waits for the blocks before its end, which come in any case: it changes nothing but what it costs
-  // itself.
-  while (!s.attempts.empty() && (s.end || !has_block(s, s.attempts.front().end))) {
-    const auto attempt = s.attempts.front();
-    s.attempts.pop_front();
-    PARLANDO_TRY(const auto codes, codes_until(s, attempt.end));
-    tell_all(key, s, attempt.number, codes);
-  }
-  if (s.end) {
-    PARLANDO_TRY(const auto codes, codes_until(s, *s.end));
-    tell_all(key, s, 0, codes);
-    s.done = true;
-  } else if (has_block(s)) {
-    passes_.add();
-    PARLANDO_TRY(const auto update, s.live.step());
-    tell(key, s, update);
-  }
-  if (!s.attempts.empty() || (!s.done && has_block(s))) queue(key, s);
+  const auto end = *next_end(s);
+  PARLANDO_TRY(auto codes, s.live.exact(end));
+  know(s, end, std::move(codes));
   return {};
 }
 
+/// The stream's next way through its utterance: an end that is asked for, else a block.
+void TokenizerCore::begin(Stream& s) {
+  s.reading_end = next_end(s);
+  s.reading = s.reading_end ? s.live.until(*s.reading_end) : s.live.block();
+}
+
+/// Of a reading that is done.
+Result<void> TokenizerCore::take(const Key& key, Stream& s) {
+  if (!s.reading->is_done()) return {};
+  auto reading = *std::exchange(s.reading, std::nullopt);
+  if (s.reading_end) {
+    PARLANDO_TRY(auto codes, s.live.take_end(reading));
+    know(s, *s.reading_end, std::move(codes));
+  } else {
+    PARLANDO_TRY(const auto update, s.live.take_block(std::move(reading)));
+    tell(key, s, update);
+  }
+  return {};
+}
+
+/// A block, attempt, end or recording whose pass comes now.
+void TokenizerCore::count(const Stream& s, Time now) {
+  passes_.add();
+  const bool block = s.reading && !s.reading_end;
+  const auto since = block ? s.waits_since : asked(s).value_or(now);
+  (block ? block_wait_ : end_wait_).observe(std::chrono::duration<double>(now - since).count());
+}
+
+/// Streams of the next pass, out of the queue: one that needs a pass of its own, or those with a part to read, by what
+/// is due first, up to the limit. What is known is answered without one.
+std::vector<std::pair<TokenizerCore::Key, TokenizerCore::Stream*>> TokenizerCore::take_due(Time now) {
+  std::vector<std::pair<Key, Stream*>> out;
+  std::int64_t rows = 0;
+  for (auto next = queue_.begin(); next != queue_.end();) {
+    const auto key = (next++)->second;
+    auto& s = *streams_.find(key);
+    if (s.deadline <= now) {
+      fail_stream(key, s, {Errc::deadline_exceeded, "the budget was spent before the codes were made"});
+      continue;
+    }
+    answer_known(key, s);
+    const auto need = need_of(s);
+    if (need == Need::own_pass) {
+      if (!out.empty()) continue;  // its turn comes when it is first
+      count(s, now);
+      out.emplace_back(key, &s);
+      leave_queue(s);
+      return out;
+    }
+    if (need == Need::part) {
+      const bool is_new = !s.reading;
+      if (is_new) begin(s);
+      rows += s.reading->rows();
+      if (!out.empty() && rows > config_.batch_rows_max) {
+        if (is_new) s.reading.reset();  // what is asked for until its turn comes goes first
+        break;
+      }
+      if (is_new) count(s, now);
+      out.emplace_back(key, &s);
+    }
+    leave_queue(s);
+  }
+  return out;
+}
+
 bool TokenizerCore::work(Time now) {
-  if (queue_.empty()) return false;
-  const auto key = queue_.front();
-  queue_.pop_front();
-  if (auto* s = streams_.find(key); s != nullptr && !s->done) {
-    s->queued = false;
-    const auto done =
-        s->deadline <= now
-            ? Result<void>(fail(Errc::deadline_exceeded, "the budget was spent before the codes were made"))
-            : advance(key, *s);
-    if (!done) fail_stream(key, *s, done.error());
+  const auto streams = take_due(now);
+  std::vector<LiveTokenizer::Work> parts;
+  std::int64_t rows = 0;
+  for (const auto& [key, s] : streams)
+    if (s->reading && !s->reading->is_done()) {
+      parts.push_back({&s->live, &*s->reading});
+      rows += s->reading->rows();
+    }
+  if (!parts.empty()) rows_.observe(static_cast<double>(rows));
+  LiveTokenizer::read(parts);
+  for (const auto& [key, s] : streams) {
+    const auto done = s->reading ? take(key, *s) : read_alone(key, *s);
+    if (!done) {
+      fail_stream(key, *s, done.error());
+      continue;
+    }
+    answer_known(key, *s);
+    queue(key, *s, now);
   }
   return !queue_.empty();
 }
 
 void TokenizerCore::on_peer(const transport::Peer& peer, transport::PeerState state, Time) {
   if (state != transport::PeerState::down) return;
-  streams_.erase_peer(peer.instance);
+  streams_.erase_peer(peer.instance, [this](const Key&, Stream& stream) { leave_queue(stream); });
   ended_.erase_peer(peer.instance);
 }
 
@@ -247,7 +356,7 @@ void TokenizerCore::on_refused(const std::string& peer, const protocol::Envelope
   auto* stream = streams_.find(key);
   if (stream == nullptr || head.type != MessageType::tokens) return;
   fail_stream(key, *stream, error);
-  streams_.erase(key);
+  drop(key);
   ended_.add(key);
 }
 

@@ -4,8 +4,14 @@
 /// attempt (Flush with a number) is answered by what a Flush there would be, and by how complete the utterance sounds;
 /// it changes nothing.
 /// Behind an error a stream is silent until Close.
+///
+/// A unit of work is a pass of both encoders. In it are the streams whose turn has come and all others that have
+/// something to read at that moment, by deadline, up to a number of rows: nobody waits for company. An end, of an
+/// utterance or of an attempt, is due when it is asked for; a block when the next one will be complete, since nobody
+/// waits for its codes before. What has no parts (`exact`, recordings) is read alone.
 #include <cstdint>
 #include <deque>
+#include <map>
 
 #include "common/config/fields.hpp"
 #include "common/service/core.hpp"
@@ -21,10 +27,11 @@ struct TokenizerConfig {
   int guard_ms = 400;  ///< of sound that a group must have heard behind it before it is final in `stable` mode
   int sessions_max = 256;
   int utterance_seconds_max = 30;
+  int batch_rows_max = 72;  ///< of both encoders that streams read side by side; one stream is read in any case
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("guard_ms", guard_ms), v("sessions_max", sessions_max),
-        v("utterance_seconds_max", utterance_seconds_max);
+        v("utterance_seconds_max", utterance_seconds_max), v("batch_rows_max", batch_rows_max);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -47,6 +54,7 @@ class TokenizerCore final : public service::Core {
   void add_metrics(telemetry::Metrics& metrics) override;
 
  private:
+  using Place = std::pair<Time, std::uint64_t>;  ///< when it is due; among equals, who came first
   struct Stream {
     protocol::Envelope head;
     LiveTokenizer live;
@@ -55,36 +63,55 @@ class TokenizerCore final : public service::Core {
     struct Attempt {
       std::uint32_t number = 0;
       std::size_t end = 0;  ///< length of the utterance
+      Time asked{};
     };
-    std::deque<Attempt> attempts;                   ///< not yet answered
-    std::optional<std::size_t> end;                 ///< length of the utterance, once flushed
+    std::deque<Attempt> attempts;    ///< not yet answered
+    std::optional<std::size_t> end;  ///< length of the utterance, once flushed
+    Time end_asked{};
     std::size_t known_end = 0;                      ///< an end that was asked for
     std::vector<std::int32_t> known;                ///< its codes
     double known_completeness = TurnEnd::kUnknown;  ///< at that end
+    std::optional<LiveTokenizer::Reading> reading;  ///< under way: up to `reading_end`, or a block
+    std::optional<std::size_t> reading_end;
     std::vector<float> recording;
     int recording_rate = 0;
-    bool queued = false;
+    std::optional<Place> place;  ///< in the queue
+    Time waits_since{};
     bool done = false;  ///< answered for good, or failed: what still comes is ignored
     Time deadline = Time::max();
   };
   using Key = service::CallerStream;
-  Result<void> open(const Key& key, protocol::Message& message);
-  Result<void> follow(const Key& key, Stream& stream, protocol::Message& message);
-  Result<void> hear(const Key& key, Stream& stream, protocol::Audio audio);
-  Result<void> advance(const Key& key, Stream& stream);
+  /// What a stream needs next: a pass of its own, or a part of one with others.
+  enum class Need { nothing, own_pass, part };
+  Result<void> open(const Key& key, protocol::Message& message, Time now);
+  Result<void> follow(const Key& key, Stream& stream, protocol::Message& message, Time now);
+  Result<void> hear(const Key& key, Stream& stream, protocol::Audio audio, Time now);
   void fail_stream(const Key& key, Stream& stream, const Error& error);
-  void queue(const Key& key, Stream& stream);
+  void drop(const Key& key);
+  void queue(const Key& key, Stream& stream, Time now);
+  void leave_queue(Stream& stream);
+  std::vector<std::pair<Key, Stream*>> take_due(Time now);
+  void begin(Stream& stream);
+  void count(const Stream& stream, Time now);
+  Result<void> read_alone(const Key& key, Stream& stream);
+  Result<void> take(const Key& key, Stream& stream);
+  void answer_known(const Key& key, Stream& stream);
+  static Need need_of(const Stream& stream);
+  static std::optional<std::size_t> next_end(const Stream& stream);
+  static std::optional<Time> asked(const Stream& stream);
   /// Speech up to there has not been read while it came; `exact` streams read nothing before they are asked.
   static bool has_block(const Stream& stream, std::size_t end = SIZE_MAX);
-  Result<std::vector<std::int32_t>> codes_until(Stream& stream, std::size_t end);
+  static void know(Stream& stream, std::size_t end, LiveEnd codes);
   void tell(const Key& key, const Stream& stream, const LiveUpdate& update);
   void tell_all(const Key& key, const Stream& stream, std::uint32_t attempt, std::span<const std::int32_t> codes);
   TokenizerConfig config_;
   std::shared_ptr<const SpeechTokenizer> model_;
   service::StreamTable<Stream> streams_;
   service::EndedStreams ended_;  ///< without an entry: they could not be opened, or their caller did not take an answer
-  std::deque<Key> queue_;        ///< streams with work, in turn
+  std::map<Place, Key> queue_;   ///< streams with work; each once
+  std::uint64_t queued_ = 0;
   telemetry::Metrics::Counter seconds_, codes_, passes_;
+  telemetry::Metrics::Histogram rows_, block_wait_, end_wait_;
 };
 
 }  // namespace parlando::tokenizer

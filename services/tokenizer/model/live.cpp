@@ -85,17 +85,64 @@ at::Tensor LiveTokenizer::linguistic_rows(std::int64_t from, std::int64_t to, st
   return out;
 }
 
-void LiveTokenizer::read_semantic(State& s, std::size_t end, bool last, Read& out) {
-  const auto& encoder = tokenizer_->semantic();
-  while (true) {
+/// On its way through the encoders; the reading is a copy until both have taken it.
+struct LiveTokenizer::Part {
+  LiveTokenizer& live;
+  Reading next;
+  std::size_t end;  ///< of the part
+  bool last;
+  bool semantic_done = false, piece_ends = false;  ///< `piece_ends`: with what the semantic branch reads now
+  std::size_t open = 0;                            ///< of that, rows that are not settled
+};
+
+std::int64_t LiveTokenizer::Reading::rows() const {
+  const auto end = static_cast<std::int64_t>(part_end());
+  const auto ids = linguistic_count(end) - (state_.linguistic.position - 1);
+  const auto windows = (std::max<std::int64_t>(0, ids) + kNewRows - 1) / kNewRows;
+  return std::max(windows * kWindowRows, semantic_count(end - state_.piece * kPieceSamples) - state_.semantic.rows);
+}
+
+void LiveTokenizer::read_linguistic(std::vector<Part>& parts) {
+  std::vector<LinguisticState*> states;
+  std::vector<at::Tensor> rows;
+  std::vector<Part*> readers;
+  for (auto& part : parts) {
+    auto& s = part.next.state_;
+    s.peak = std::max(s.peak, peak_of(std::span(part.live.wave_).subspan(s.samples, part.end - s.samples)));
+    const auto samples = static_cast<std::int64_t>(part.end), whole = samples / kChunkSamples * kChunkSamples;
+    const auto from = s.linguistic.position - 1, to = linguistic_count(part.last ? samples : whole);
+    if (to <= from) continue;
+    const bool tail = to > linguistic_count(whole);
+    rows.push_back(part.live.linguistic_rows(from, to, tail ? part.end : static_cast<std::size_t>(whole),
+                                             2 * std::log(0.999f / s.peak)));
+    states.push_back(&s.linguistic);
+    readers.push_back(&part);
+  }
+  if (readers.empty()) return;
+  const auto& encoder = *readers[0]->live.tokenizer_->linguistic();
+  const auto hidden = encoder.step(states, rows);
+  for (std::size_t i = 0; i < readers.size(); ++i) {
+    auto& next = readers[i]->next;
+    next.state_.latest = latest_rows(next.state_.latest, hidden[i]);
+    const auto ids = encoder.quantise(hidden[i]);
+    next.linguistic_.insert(next.linguistic_.end(), ids.begin(), ids.end());
+    next.state_.linguistic_ids += ids.size();
+  }
+}
+
+/// What the semantic branch reads next of a part; nothing when it is through.
+std::optional<SemanticEncoder::Growth> LiveTokenizer::next_growth(Part& part) {
+  auto& s = part.next.state_;
+  while (!part.semantic_done) {
     const auto begin = static_cast<std::size_t>(s.piece * kPieceSamples);
-    const auto piece = std::span(wave_).subspan(begin, std::min<std::size_t>(end - begin, kPieceSamples));
+    const auto piece = std::span(wave_).subspan(begin, std::min<std::size_t>(part.end - begin, kPieceSamples));
     const auto size = static_cast<std::int64_t>(piece.size());
-    if (size < kPieceSamplesMin) return;
-    const bool whole = size == kPieceSamples;
+    part.piece_ends = size == kPieceSamples;
+    part.semantic_done = !part.piece_ends;
+    if (size < kPieceSamplesMin) return {};
     const auto frames = size / kMelShift, rows = semantic_count(size);
     // Open rows are read again; those that have heard enough are settled.
-    const auto settled = last || whole ? rows : std::max(s.semantic.rows, rows - guard_rows_);
+    const auto settled = part.last || part.piece_ends ? rows : std::max(s.semantic.rows, rows - guard_rows_);
     if (rows > s.semantic.rows) {
       const auto first = SemanticEncoder::first_frame(s.semantic), base = s.piece * kPieceFrames;
       // Frames near the end of what was heard see its mirror image: they are made anew when there is more.
@@ -107,39 +154,75 @@ void LiveTokenizer::read_semantic(State& s, std::size_t end, bool last, Read& ou
       const auto open = audio::whisper_log_power(piece, static_cast<int>(sure), static_cast<int>(frames));
       mel.insert(mel.end(), open.begin(), open.end());
       s.top = audio::whisper_scale(mel, 2 * std::log10(0.999f / s.peak), s.top);
-      const auto hidden =
-          encoder.extend(s.semantic, tensor::from_values(mel, {frames - first, kMelBins}), settled - s.semantic.rows);
-      const auto ids = encoder.quantise(hidden);
-      out.settled = out.semantic.size() + ids.size() - static_cast<std::size_t>(rows - settled);
-      out.semantic.insert(out.semantic.end(), ids.begin(), ids.end());
+      part.open = static_cast<std::size_t>(rows - settled);
+      return SemanticEncoder::Growth{&s.semantic, tensor::from_values(mel, {frames - first, kMelBins}),
+                                     settled - s.semantic.rows};
     }
-    if (!whole) return;
-    ++s.piece;
-    s.top = kWhisperTopMin;
-    s.semantic = {};
+    if (part.piece_ends) begin_piece(s);
+  }
+  return {};
+}
+
+void LiveTokenizer::begin_piece(State& s) {
+  ++s.piece;
+  s.top = kWhisperTopMin;
+  s.semantic = {};
+}
+
+void LiveTokenizer::read_semantic(std::vector<Part>& parts) {
+  while (true) {
+    std::vector<SemanticEncoder::Growth> growths;
+    std::vector<Part*> readers;
+    for (auto& part : parts)
+      if (auto growth = part.live.next_growth(part)) growths.push_back(*std::move(growth)), readers.push_back(&part);
+    if (readers.empty()) return;
+    const auto& encoder = readers[0]->live.tokenizer_->semantic();
+    const auto hidden = encoder.extend(growths);
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+      auto& part = *readers[i];
+      const auto ids = encoder.quantise(hidden[i]);
+      const auto settled = ids.size() - part.open;
+      part.next.state_.semantic_ids += settled;
+      part.next.semantic_.insert(part.next.semantic_.end(), ids.begin(),
+                                 part.next.is_block_ ? ids.end() : ids.begin() + static_cast<std::ptrdiff_t>(settled));
+      if (part.piece_ends) begin_piece(part.next.state_);
+    }
   }
 }
 
-LiveTokenizer::Read LiveTokenizer::read(State& s, std::size_t end, bool last) {
-  const c10::InferenceMode guard;
-  Read out;
-  s.peak = std::max(s.peak, peak_of(std::span(wave_).subspan(s.samples, end - s.samples)));
-  const auto samples = static_cast<std::int64_t>(end), whole = samples / kChunkSamples * kChunkSamples;
-  const auto from = s.linguistic.position - 1, to = linguistic_count(last ? samples : whole);
-  if (to > from) {
-    const auto& encoder = *tokenizer_->linguistic();
-    const bool tail = to > linguistic_count(whole);
-    const auto rows =
-        linguistic_rows(from, to, tail ? end : static_cast<std::size_t>(whole), 2 * std::log(0.999f / s.peak));
-    const auto hidden = encoder.step({&s.linguistic}, {rows})[0];
-    s.latest = latest_rows(s.latest, hidden);
-    out.linguistic = encoder.quantise(hidden);
+/// What the libraries throw in there, as an error.
+template <class F>
+Result<void> LiveTokenizer::guarded(F&& work) const {
+  try {
+    const c10::InferenceMode guard;
+    work();
+    return {};
+  } catch (const Failure& failure) {
+    return tl::make_unexpected(failure.error);
+  } catch (const std::exception& e) {
+    return fail(Errc::internal, "tokenising {} samples failed: {}", wave_.size(), e.what());
   }
-  read_semantic(s, end, last, out);
-  s.samples = end;
-  s.linguistic_ids += out.linguistic.size();
-  s.semantic_ids += out.settled;
-  return out;
+}
+
+void LiveTokenizer::read(std::span<const Work> work) {
+  if (work.empty()) return;
+  const auto done = work[0].live->guarded([&] {
+    std::vector<Part> parts;
+    for (const auto& w : work) parts.push_back({*w.live, *w.reading, w.reading->part_end(), w.reading->is_last_part()});
+    read_linguistic(parts);
+    read_semantic(parts);
+    for (std::size_t i = 0; i < work.size(); ++i) {
+      auto& next = parts[i].next;
+      next.state_.samples = parts[i].end;
+      next.done_ = next.is_block_ || parts[i].last;
+      *work[i].reading = std::move(next);
+    }
+  });
+  if (done) return;
+  if (work.size() > 1)
+    for (const auto& w : work) read(std::span(&w, 1));
+  else
+    work[0].reading->error_ = done.error(), work[0].reading->done_ = true;
 }
 
 std::int64_t LiveTokenizer::final_groups(const State& s) {
@@ -153,12 +236,12 @@ void LiveTokenizer::forget_frames() {
   mel_frames_.forget(oldest.piece * kPieceFrames + SemanticEncoder::first_frame(oldest.semantic));
 }
 
-Result<LiveUpdate> LiveTokenizer::step() try {
-  auto next = latest();
-  const auto first_group = final_groups(next);
-  const auto block = read(next, block_end(next.samples), false);
-  linguistic_.insert(linguistic_.end(), block.linguistic.begin(), block.linguistic.end());
-  semantic_.insert(semantic_.end(), block.semantic.begin(), block.semantic.end());
+Result<LiveUpdate> LiveTokenizer::take_block(Reading reading) {
+  if (reading.error_) return tl::make_unexpected(*std::move(reading.error_));
+  auto& next = reading.state_;
+  const auto first_group = final_groups(latest());
+  linguistic_.insert(linguistic_.end(), reading.linguistic_.begin(), reading.linguistic_.end());
+  semantic_.insert(semantic_.end(), reading.semantic_.begin(), reading.semantic_.end());
   LiveUpdate update{first_group, {}, 0};
   const auto from = static_cast<std::size_t>(first_group);
   PARLANDO_TRY(update.codes, interleave(std::span<const std::int32_t>(linguistic_).subspan(kLinguisticPerGroup * from),
@@ -169,10 +252,35 @@ Result<LiveUpdate> LiveTokenizer::step() try {
   if (states_.size() > kStatesKept) states_.pop_front();
   forget_frames();
   return update;
-} catch (const Failure& failure) {
-  return tl::make_unexpected(failure.error);
-} catch (const std::exception& e) {
-  return fail(Errc::internal, "tokenising {} samples failed: {}", wave_.size(), e.what());
+}
+
+Result<LiveEnd> LiveTokenizer::take_end(const Reading& reading) const {
+  if (reading.error_) return tl::make_unexpected(*reading.error_);
+  PARLANDO_TRY(auto codes, interleave(reading.linguistic_, reading.semantic_));
+  LiveEnd out{std::move(codes), reading.state_.latest};
+  PARLANDO_DO(guarded([&] { out.completeness = tokenizer_->completeness(out.states, reading.end_); }));
+  return out;
+}
+
+LiveTokenizer::Reading LiveTokenizer::until(std::size_t end) const {
+  end = std::min(end, wave_.size());
+  const auto from = std::find_if(states_.rbegin(), states_.rend(), [&](const State& s) { return s.samples <= end; });
+  Reading reading(from != states_.rend() ? *from : State{}, end, false);
+  auto& s = reading.state_;
+  if (from == states_.rend()) {
+    const auto begun = guarded([&] { s.linguistic = tokenizer_->linguistic()->start(); });
+    if (!begun) reading.error_ = begun.error(), reading.done_ = true;
+  }
+  reading.linguistic_.assign(linguistic_.begin(), linguistic_.begin() + static_cast<std::ptrdiff_t>(s.linguistic_ids));
+  reading.semantic_.assign(semantic_.begin(), semantic_.begin() + static_cast<std::ptrdiff_t>(s.semantic_ids));
+  return reading;
+}
+
+Result<LiveUpdate> LiveTokenizer::step() {
+  auto reading = block();
+  const Work work{this, &reading};
+  read({&work, 1});
+  return take_block(std::move(reading));
 }
 
 Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wave) {
@@ -190,30 +298,11 @@ Result<std::optional<LiveUpdate>> LiveTokenizer::push(std::span<const float> wav
   return out;
 }
 
-Result<LiveEnd> LiveTokenizer::stable(std::size_t end) try {
-  end = std::min(end, wave_.size());
-  const auto from = std::find_if(states_.rbegin(), states_.rend(), [&](const State& s) { return s.samples <= end; });
-  State s;
-  if (from != states_.rend())
-    s = *from;
-  else
-    s.linguistic = tokenizer_->linguistic()->start();
-  std::vector<std::int32_t> linguistic(linguistic_.begin(),
-                                       linguistic_.begin() + static_cast<std::ptrdiff_t>(s.linguistic_ids)),
-      semantic(semantic_.begin(), semantic_.begin() + static_cast<std::ptrdiff_t>(s.semantic_ids));
-  for (bool last = false; !last;) {
-    last = block_end(s.samples) > end;
-    const auto part = read(s, last ? end : block_end(s.samples), last);
-    linguistic.insert(linguistic.end(), part.linguistic.begin(), part.linguistic.end());
-    semantic.insert(semantic.end(), part.semantic.begin(),
-                    part.semantic.begin() + static_cast<std::ptrdiff_t>(part.settled));
-  }
-  PARLANDO_TRY(auto codes, interleave(linguistic, semantic));
-  return LiveEnd{std::move(codes), s.latest, tokenizer_->completeness(s.latest, end)};
-} catch (const Failure& failure) {
-  return tl::make_unexpected(failure.error);
-} catch (const std::exception& e) {
-  return fail(Errc::internal, "tokenising {} samples failed: {}", wave_.size(), e.what());
+Result<LiveEnd> LiveTokenizer::stable(std::size_t end) {
+  auto reading = until(end);
+  const Work work{this, &reading};
+  while (!reading.is_done()) read({&work, 1});
+  return take_end(reading);
 }
 
 Result<LiveEnd> LiveTokenizer::exact(std::size_t end) const {

@@ -56,69 +56,96 @@ SemanticEncoder::SemanticEncoder(checkpoint::TensorMap tensors, int heads, const
   codebook_norms_ = codebook.pow(2).sum(1);
 }
 
-at::Tensor SemanticEncoder::run(const at::Tensor& mel, std::int64_t first_row, const Past& past,
-                                const Trace& trace) const {
+at::Tensor SemanticEncoder::embed(const Piece& piece, const Trace& trace) const {
   // Both convolutions read one column before a row's own two; in front of the piece there are zeros.
   auto convolve = [&](const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
-    return at::gelu(first_row == 0 ? at::conv1d(x, w, b, 2, 1) : at::conv1d(at::constant_pad_nd(x, {0, 1}), w, b, 2));
+    return at::gelu(piece.first_row == 0 ? at::conv1d(x, w, b, 2, 1)
+                                         : at::conv1d(at::constant_pad_nd(x, {0, 1}), w, b, 2));
   };
-  auto x = convolve(mel.t().unsqueeze(0), conv1_w_, conv1_b_);
+  auto x = convolve(piece.mel.t().unsqueeze(0), conv1_w_, conv1_b_);
   if (trace) trace("s3_conv1", x[0]);
   x = convolve(x, conv2_w_, conv2_b_).transpose(1, 2);
   if (trace) trace("s3_conv2", x[0]);
-  const auto T = x.size(1), d = width_ / heads_;
-  if (first_row + T > positions_.size(0))
-    raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint", first_row + T,
-          positions_.size(0));
-  x = x + positions_.narrow(0, first_row, T);
+  const auto rows = x.size(1);
+  if (piece.first_row + rows > positions_.size(0))
+    raise(Errc::invalid_argument, "a piece of {} rows is longer than the {} positions of the checkpoint",
+          piece.first_row + rows, positions_.size(0));
+  x = x + positions_.narrow(0, piece.first_row, rows);
   if (trace) trace("s3_embed", x[0]);
+  return x;
+}
+
+std::vector<at::Tensor> SemanticEncoder::run(const std::vector<Piece>& pieces, const Past& past,
+                                             const Trace& trace) const {
+  std::vector<at::Tensor> parts;
+  for (const auto& piece : pieces) parts.push_back(embed(piece, trace));
+  std::vector<std::int64_t> first{0};
+  for (const auto& part : parts) first.push_back(first.back() + part.size(1));
+  auto x = at::cat(parts, 1);
+  const auto all = first.back(), d = width_ / heads_;
   for (std::size_t n = 0; n < blocks_.size(); ++n) {
     const auto& b = blocks_[n];
-    const auto qkv = b.qkv(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5))
-                         .view({1, T, 3, heads_, d})
-                         .permute({2, 0, 3, 1, 4});
-    at::Tensor k = qkv[1], v = qkv[2];
-    if (past) past(n, k, v);
-    const auto y = at::scaled_dot_product_attention(qkv[0], k, v).transpose(1, 2).reshape({1, T, width_});
-    x = x + b.out(y);
+    const auto qkv = b.qkv(at::layer_norm(x, {width_}, b.attn_ln_w, b.attn_ln_b, 1e-5)).view({1, all, 3, heads_, d});
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const auto rows = first[i + 1] - first[i];
+      const auto own = qkv.narrow(1, first[i], rows).permute({2, 0, 3, 1, 4});
+      at::Tensor k = own[1], v = own[2];
+      if (past) past(i, n, k, v);
+      parts[i] = at::scaled_dot_product_attention(own[0], k, v).transpose(1, 2).reshape({1, rows, width_});
+    }
+    x = x + b.out(at::cat(parts, 1));
     x = x + b.w2(at::gelu(b.w0(at::layer_norm(x, {width_}, b.mlp_ln_w, b.mlp_ln_b, 1e-5))));
     if (trace) trace(fmt::format("s3_block{}", n), x[0]);
   }
-  return x[0];
+  for (std::size_t i = 0; i < parts.size(); ++i) parts[i] = x[0].narrow(0, first[i], first[i + 1] - first[i]);
+  return parts;
 }
 
 at::Tensor SemanticEncoder::encode(const at::Tensor& mel, const Trace& trace) const {
   const c10::InferenceMode guard;
-  return run(mel, 0, {}, trace);
+  return run({{mel, 0}}, {}, trace)[0];
 }
 
 at::Tensor SemanticEncoder::extend(SemanticState& state, const at::Tensor& mel, std::int64_t settle) const {
+  return extend({{&state, mel, settle}})[0];
+}
+
+std::vector<at::Tensor> SemanticEncoder::extend(const std::vector<Growth>& growths) const {
   const c10::InferenceMode guard;
   const auto layers = static_cast<std::int64_t>(blocks_.size());
-  at::Tensor settled;
-  if (settle > 0) settled = at::empty({layers, 2, heads_, settle, width_ / heads_});
-  const auto out = run(mel, state.rows,
-                       [&](std::size_t layer, at::Tensor& k, at::Tensor& v) {
-                         const auto at = static_cast<std::int64_t>(layer);
-                         if (settle > 0)
-                           settled[at][0].copy_(k[0].narrow(1, 0, settle)),
-                               settled[at][1].copy_(v[0].narrow(1, 0, settle));
-                         if (state.blocks.empty()) return;
-                         std::vector<at::Tensor> keys, values;
-                         for (const auto& block : state.blocks)
-                           keys.push_back(block[at][0]), values.push_back(block[at][1]);
-                         keys.push_back(k[0]), values.push_back(v[0]);
-                         k = at::cat(keys, 1).unsqueeze(0), v = at::cat(values, 1).unsqueeze(0);
-                       },
-                       {});
-  if (settle == 0) return out;
-  state.rows += settle;
-  state.blocks.push_back(std::move(settled));
-  std::int64_t held = 0;
-  for (const auto& block : state.blocks) held += block.size(3);
-  auto first = state.blocks.begin();
-  while (held - first->size(3) >= kSemanticLookBackRows) held -= first++->size(3);
-  state.blocks.erase(state.blocks.begin(), first);
+  std::vector<Piece> pieces;
+  std::vector<at::Tensor> settled(growths.size());
+  for (std::size_t i = 0; i < growths.size(); ++i) {
+    const auto& g = growths[i];
+    pieces.push_back({g.mel, g.state->rows});
+    if (g.settle > 0) settled[i] = at::empty({layers, 2, heads_, g.settle, width_ / heads_});
+  }
+  auto out = run(pieces,
+                 [&](std::size_t piece, std::size_t layer, at::Tensor& k, at::Tensor& v) {
+                   const auto& g = growths[piece];
+                   const auto at = static_cast<std::int64_t>(layer);
+                   if (g.settle > 0)
+                     settled[piece][at][0].copy_(k[0].narrow(1, 0, g.settle)),
+                         settled[piece][at][1].copy_(v[0].narrow(1, 0, g.settle));
+                   if (g.state->blocks.empty()) return;
+                   std::vector<at::Tensor> keys, values;
+                   for (const auto& block : g.state->blocks)
+                     keys.push_back(block[at][0]), values.push_back(block[at][1]);
+                   keys.push_back(k[0]), values.push_back(v[0]);
+                   k = at::cat(keys, 1).unsqueeze(0), v = at::cat(values, 1).unsqueeze(0);
+                 },
+                 {});
+  for (std::size_t i = 0; i < growths.size(); ++i) {
+    if (growths[i].settle == 0) continue;
+    auto& state = *growths[i].state;
+    state.rows += growths[i].settle;
+    state.blocks.push_back(std::move(settled[i]));
+    std::int64_t held = 0;
+    for (const auto& block : state.blocks) held += block.size(3);
+    auto first = state.blocks.begin();
+    while (held - first->size(3) >= kSemanticLookBackRows) held -= first++->size(3);
+    state.blocks.erase(state.blocks.begin(), first);
+  }
   return out;
 }
 

@@ -41,6 +41,15 @@ class SemanticEncoder {
   /// @param mel  [T, 128] from the first frame that the first row that is not settled reads (`first_frame`) to the end
   /// @return [rows, width] from that row on
   at::Tensor extend(SemanticState& state, const at::Tensor& mel, std::int64_t settle) const;
+  /// What `extend` takes.
+  struct Growth {
+    SemanticState* state = nullptr;
+    at::Tensor mel;
+    std::int64_t settle = 0;
+  };
+  /// The same for several pieces side by side, each with its own past. What a piece gets does not depend on its
+  /// company: products sum each row on its own, the rest is done piece by piece.
+  std::vector<at::Tensor> extend(const std::vector<Growth>& pieces) const;
   static std::int64_t first_frame(const SemanticState& state) { return std::max<std::int64_t>(0, 4 * state.rows - 3); }
   /// Nearest code of the L2-normalised rows.
   std::vector<std::int32_t> quantise(const at::Tensor& hidden) const;
@@ -53,9 +62,15 @@ class SemanticEncoder {
     at::Tensor attn_ln_w, attn_ln_b, mlp_ln_w, mlp_ln_b;
     nn::PackedLinear qkv, out, w0, w2;
   };
+  struct Piece {
+    at::Tensor mel;
+    std::int64_t first_row = 0;
+  };
   /// Keys and values [1, heads, rows, d] of a layer: it may put others in front of them.
-  using Past = std::function<void(std::size_t layer, at::Tensor& k, at::Tensor& v)>;
-  at::Tensor run(const at::Tensor& mel, std::int64_t first_row, const Past& past, const Trace& trace) const;
+  using Past = std::function<void(std::size_t piece, std::size_t layer, at::Tensor& k, at::Tensor& v)>;
+  /// [1, rows, width], without context.
+  at::Tensor embed(const Piece& piece, const Trace& trace) const;
+  std::vector<at::Tensor> run(const std::vector<Piece>& pieces, const Past& past, const Trace& trace) const;
   std::int64_t width_ = 0;
   int heads_ = 0;
   at::Tensor conv1_w_, conv1_b_, conv2_w_, conv2_b_, positions_, codebook_t_, codebook_norms_;
