@@ -81,6 +81,63 @@ std::vector<float> speechlike(double seconds, int rate) {
   return wave;
 }
 
+/// Streams of the same length, a block of each at a time: one after the other and side by side, in turn. Their speech
+/// differs.  @return per second of speech of one stream
+Result<json> bench_side_by_side(const BenchOptions& o, const std::shared_ptr<const tokenizer::SpeechTokenizer>& tok) {
+  constexpr std::size_t kPacket = 7680, kShift = 1001;
+  const auto n = static_cast<std::size_t>(o.sessions);
+  const auto samples = static_cast<std::size_t>(o.seconds * 16000);
+  const auto all = speechlike(o.seconds + static_cast<double>(n * kShift) / 16000, 16000);
+  std::optional<Error> error;
+  auto conversation = [&](bool together) {
+    using Live = tokenizer::LiveTokenizer;
+    std::vector<Live> streams(n, Live(tok, {}));
+    for (std::size_t at = 0; at < samples; at += kPacket) {
+      std::vector<Live::Reading> readings;
+      std::vector<Live*> behind;
+      for (std::size_t i = 0; i < n; ++i) {
+        streams[i].add(std::span(all).subspan(i * kShift + at, std::min(kPacket, samples - at)));
+        if (streams[i].is_behind()) behind.push_back(&streams[i]), readings.push_back(streams[i].block());
+      }
+      std::vector<Live::Work> work;
+      for (std::size_t i = 0; i < behind.size(); ++i) work.push_back({behind[i], &readings[i]});
+      for (std::size_t i = 0; i < work.size(); i += together ? work.size() : 1)
+        Live::read(std::span(work).subspan(i, together ? work.size() : 1));
+      for (std::size_t i = 0; i < behind.size(); ++i)
+        if (const auto done = behind[i]->take_block(std::move(readings[i])); !done) error = done.error();
+    }
+  };
+  std::vector<double> cpu[2], wall[2];
+  for (int run = 0; run <= std::max(5, o.runs); ++run)
+    for (const int together : {0, 1}) {
+      const auto start = std::chrono::steady_clock::now();
+      const auto cpu_start = cpu_seconds();
+      conversation(together == 1);
+      if (run == 0) continue;  // warm-up
+      const auto speech = o.seconds * o.sessions;
+      cpu[together].push_back((cpu_seconds() - cpu_start) / speech);
+      wall[together].push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+                               speech);
+    }
+  if (error) return tl::make_unexpected(*error);
+  json out{{"sessions", o.sessions}};
+  const char* names[] = {"one after the other", "side by side"};
+  const char* keys[] = {"alone", "together"};
+  double least[2];
+  for (const int i : {0, 1}) {
+    std::sort(cpu[i].begin(), cpu[i].end());
+    std::sort(wall[i].begin(), wall[i].end());
+    const Spread s{wall[i][wall[i].size() / 2], wall[i].front(), wall[i].back(), cpu[i][cpu[i].size() / 2]};
+    least[i] = cpu[i].front();
+    fmt::print(
+        "  {:<44} {:8.4f} of processor time per second of speech (least {:.4f}), of time {:.4f} ({:.4f}…{:.4f})\n",
+        fmt::format("{} streams {}", o.sessions, names[i]), s.cpu, cpu[i].front(), s.median, s.low, s.high);
+    out[keys[i]] = {{"cpu", s.cpu}, {"cpu_least", cpu[i].front()}, {"wall", spread_json(s)}};
+  }
+  fmt::print("  {:<44} {:8.2f} × less processor time (least against least)\n", "side by side", least[0] / least[1]);
+  return out;
+}
+
 Result<json> bench_tokenizer(const BenchOptions& o) {
   std::shared_ptr<const tokenizer::SpeechTokenizer> tok;
   if (!o.random_weights.empty()) {
@@ -93,6 +150,14 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
             random_semantic(c.at("semantic")), c.at("semantic").at("heads").get<int>(), "random semantic weights"));
   } else {
     PARLANDO_TRY(tok, tokenizer::SpeechTokenizer::load(o.model_path / "Step-Audio-Tokenizer"));
+  }
+  if (o.sessions > 0) {
+    fmt::print("tokenizer, {:.1f} s of audio, {} thread(s), fp32\n", o.seconds, o.threads);
+    PARLANDO_TRY(auto side_by_side, bench_side_by_side(o, tok));
+    return json{{"bench", "tokenizer"},
+                {"seconds", o.seconds},
+                {"threads", o.threads},
+                {"side_by_side", std::move(side_by_side)}};
   }
   const auto wave = speechlike(o.seconds, 16000);
   auto packets = [&](auto&& take) {

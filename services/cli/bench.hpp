@@ -16,6 +16,7 @@ struct BenchOptions {
   std::filesystem::path output;          ///< lm: file for the figures; empty: none
   std::filesystem::path baseline;        ///< lm: earlier figures, which these are compared with; empty: none
   int threads = 1, runs = 5;
+  int sessions = 0;    ///< tokenizer: streams that are read one after the other and side by side; 0: not measured
   double seconds = 3;  ///< of audio
 };
 

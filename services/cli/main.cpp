@@ -314,7 +314,8 @@ void add_bench(Commands& commands, CLI::App& app) {
   sub.add_option("--runs", o->bench.runs)->capture_default_str();
   sub.add_option("--seconds", o->bench.seconds, "audio per run; mesh: time of a run, default 10")
       ->capture_default_str();
-  sub.add_option("--sessions", o->mesh.sessions, "mesh: sessions that listen")
+  sub.add_option("--sessions", o->mesh.sessions,
+                 "mesh: sessions that listen; tokenizer: streams that are read side by side")
       ->capture_default_str()
       ->check(CLI::Range(1, 240));
   sub.add_option(
@@ -354,6 +355,7 @@ void add_bench(Commands& commands, CLI::App& app) {
       if (o->detector != "both") o->turn.detector = o->detector == "silence" ? Detector::silence : Detector::semantic;
       return measure(o->as_json, [&] { return bench_turn(o->turn); });
     }
+    if (sub->count("--sessions") > 0) o->bench.sessions = static_cast<int>(o->mesh.sessions);
     o->bench.model_path = o->model_path;
     o->bench.source = source;
     o->bench.output = o->turn.output;
