@@ -122,6 +122,8 @@ Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message&
       if (flush.end_sample >= 0)
         end = std::min(
             end, static_cast<std::size_t>(std::max<std::int64_t>(0, flush.end_sample - s.base_sample.value_or(0))));
+      if (s.attempts.size() >= kAttemptsMax)
+        return fail(Errc::overloaded, "{} attempts wait, expected at most {}", s.attempts.size() + 1, kAttemptsMax);
       if (flush.attempt == 0)
         s.end = end, s.end_asked = now;
       else if (!s.end)

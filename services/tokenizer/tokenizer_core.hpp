@@ -38,6 +38,7 @@ struct TokenizerConfig {
 
 class TokenizerCore final : public service::Core {
  public:
+  static constexpr std::size_t kAttemptsMax = 1024;  ///< of one stream, not answered yet
   static Result<std::unique_ptr<service::Core>> make(const TokenizerConfig& config);
   TokenizerCore(TokenizerConfig config, std::shared_ptr<const SpeechTokenizer> model)
       : config_(std::move(config)),

@@ -315,6 +315,21 @@ BOOST_AUTO_TEST_CASE(an_end_that_was_asked_for_is_known) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_stream_that_asks_without_end_is_refused_and_others_go_on) {
+  World w;
+  w.open(1, TokenizerMode::stable);
+  w.open(2, TokenizerMode::stable);
+  w.hear(1, 0, part(0, 4000));
+  w.hear(2, 0, part(0, 20000));
+  for (std::uint32_t n = 1; n <= TokenizerCore::kAttemptsMax; ++n) w.attempt(1, n);
+  BOOST_TEST(w.driver.take().empty());
+  w.attempt(1, 9999);
+  BOOST_TEST(w.only_error().read<protocol::ErrorMessage>().code == "overloaded");
+  w.flush(2);
+  w.driver.work();
+  BOOST_TEST((w.only_last() == alone(TokenizerMode::stable, 20000)));
+}
+
 BOOST_AUTO_TEST_CASE(only_an_attempt_is_told_how_complete_the_utterance_sounds) {
   for (const auto mode : {TokenizerMode::stable, TokenizerMode::exact}) {
     World w;
