@@ -18,6 +18,7 @@ std::vector<config::Problem> TurnConfig::problems(const std::string& path) const
   config::expect_range(out, path + ".silence_ms", silence_ms, 32, 10000);
   config::expect_range(out, path + ".lag_ms", lag_ms, 0, 1000);
   config::expect_range(out, path + ".pause_ms", pause_ms, 0, std::max(0, silence_ms - 1));
+  config::expect_range(out, path + ".pause_again_ms", pause_again_ms, 0, 10000);
   return out;
 }
 
@@ -42,8 +43,14 @@ std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t firs
     speaking_ = paused_ = false;
     return TurnEvent{TurnEvent::Kind::ended, last_};
   }
-  if (paused_ || config_.pause_ms == 0 || silence < config_.pause_ms * kSamplesPerMs) return {};
-  paused_ = true;
+  if (config_.pause_ms == 0 || silence < config_.pause_ms * kSamplesPerMs) return {};
+  if (paused_) {
+    const bool lasts = config_.pause_again_ms != 0 && silence >= config_.pause_again_ms * kSamplesPerMs;
+    if (!lasts || std::exchange(told_again_, true)) return {};
+  } else {
+    paused_ = true;
+    told_again_ = false;
+  }
   return TurnEvent{TurnEvent::Kind::paused, last_};
 }
 

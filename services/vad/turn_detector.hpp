@@ -18,7 +18,8 @@ struct TurnConfig {
   int silence_ms = 500;  ///< silence that ends a turn, to the nearest frame
   /// The network hears speech for so long behind its end (median of the bundled questions): it counts as silence.
   int lag_ms = 108;
-  int pause_ms = 96;  ///< silence that is told as a pause, less than silence_ms; 0: none is
+  int pause_ms = 96;         ///< silence that is told as a pause, less than silence_ms; 0: none is
+  int pause_again_ms = 480;  ///< and told once more when it has lasted for so long; 0: it is not
   template <class V>
   void fields(V&& v) {
     v("onset_probability", onset_probability);
@@ -27,12 +28,13 @@ struct TurnConfig {
     v("silence_ms", silence_ms);
     v("lag_ms", lag_ms);
     v("pause_ms", pause_ms);
+    v("pause_again_ms", pause_again_ms);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
 
 struct TurnEvent {
-  /// A pause is where speech has ended if nothing follows; `resumed` or `ended` does.
+  /// A pause is where speech has ended if nothing follows; `resumed` or `ended` does. The same one again: it lasts.
   enum class Kind { started, paused, resumed, ended } kind;
   std::int64_t sample;
 };
@@ -49,7 +51,7 @@ class TurnDetector {
 
  private:
   TurnConfig config_;
-  bool speaking_ = false, paused_ = false;
+  bool speaking_ = false, paused_ = false, told_again_ = false;
   int run_ = 0;
   std::int64_t begun_ = 0;
   std::int64_t last_ = 0;  ///< end of the last frame with speech

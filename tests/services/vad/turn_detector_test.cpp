@@ -88,6 +88,35 @@ BOOST_AUTO_TEST_CASE(a_pause_is_told_once_and_taken_back_when_speech_goes_on) {
   BOOST_TEST(run(pattern({{40, 0.1f}}), kFive).empty());
 }
 
+BOOST_AUTO_TEST_CASE(a_pause_that_lasts_is_told_once_more) {
+  // 160 ms are five frames, 480 ms are fifteen.
+  constexpr TurnConfig kPatient{.silence_ms = 1200, .pause_ms = 160, .pause_again_ms = 480};
+  const auto frames = [](int n) { return std::int64_t{512} * n; };
+  BOOST_TEST((run(pattern({{10, 0.9f}, {14, 0.1f}, {10, 0.9f}, {15, 0.1f}, {1, 0.9f}, {50, 0.1f}}), kPatient) ==
+              Events{{Kind::started, 0},
+                     {Kind::paused, frames(10)},
+                     {Kind::resumed, frames(24)},
+                     {Kind::paused, frames(34)},
+                     {Kind::paused, frames(34)},
+                     {Kind::resumed, frames(49)},
+                     {Kind::paused, frames(50)},
+                     {Kind::paused, frames(50)},
+                     {Kind::ended, frames(50)}}));
+  TurnDetector detector(kPatient);
+  std::vector<int> told;
+  for (int n = 0; n < 40; ++n)
+    if (const auto e = detector.push(n < 10 ? 0.9f : 0.1f, frames(n)); e && e->kind == Kind::paused) told.push_back(n);
+  BOOST_TEST((told == std::vector{14, 24}));
+  const auto told_once = [&](int again_ms) {
+    auto config = kPatient;
+    config.pause_again_ms = again_ms;
+    return run(pattern({{10, 0.9f}, {30, 0.1f}}), config).size() == 2;
+  };
+  BOOST_TEST(told_once(0));
+  BOOST_TEST(told_once(1200));
+  BOOST_TEST(!told_once(960));
+}
+
 BOOST_AUTO_TEST_CASE(a_flush_ends_a_pause) {
   TurnDetector detector({});
   std::int64_t at = 0;
@@ -124,6 +153,7 @@ BOOST_AUTO_TEST_CASE(random_probabilities_have_the_same_turns_with_and_without_p
       TurnDetector detector(config), reference(without);
       std::int64_t at = below(1000);
       std::optional<TurnEvent> last;
+      bool again = false;
       float p = 0;
       for (int n = 0; n < 600; ++n, at += 512) {
         if (below(6) == 0) p = static_cast<float>(below(1000)) / 1000;
@@ -145,7 +175,14 @@ BOOST_AUTO_TEST_CASE(random_probabilities_have_the_same_turns_with_and_without_p
             BOOST_TEST((!last || last->kind == Kind::ended));
             break;
           case Kind::paused:
-            BOOST_TEST((last && (last->kind == Kind::started || last->kind == Kind::resumed)));
+            BOOST_REQUIRE((last && last->kind != Kind::ended));
+            if (last->kind == Kind::paused) {  // told once more
+              BOOST_TEST(last->sample == event->sample);
+              BOOST_TEST(at + 512 - event->sample >= 16 * config.pause_again_ms);
+              BOOST_TEST(!std::exchange(again, true));
+              break;
+            }
+            again = false;
             BOOST_TEST(at + 512 - event->sample >= 16 * config.pause_ms);
             ++pauses;
             break;

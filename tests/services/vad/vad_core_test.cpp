@@ -186,7 +186,9 @@ BOOST_AUTO_TEST_CASE(a_stream_goes_on_with_the_next_turn) {
       ++turns;
     } else {
       BOOST_REQUIRE(turns > 0u);
-      BOOST_TEST((name == "speech_resumed" ? last == "speech_paused" : last != name && last != "speech_ended"));
+      const bool again = name == "speech_paused" && last == name;  // it lasts
+      BOOST_TEST(
+          (name == "speech_resumed" ? last == "speech_paused" : again || (last != name && last != "speech_ended")));
     }
     BOOST_TEST(sample < begins.at(turns));
     last = name;
@@ -219,7 +221,8 @@ BOOST_AUTO_TEST_CASE(a_stream_has_its_own_silence_and_threshold) {
   BOOST_TEST(count(patient, "speech_started") == 1);
   BOOST_TEST(count(patient, "speech_ended") == 1);
   BOOST_TEST(count(patient, "speech_paused") >= 2);
-  BOOST_TEST(count(patient, "speech_resumed") == count(patient, "speech_paused") - 1);
+  // The pause between the questions and the one at the end last, and are told twice.
+  BOOST_TEST(count(patient, "speech_resumed") == count(patient, "speech_paused") - 3);
   BOOST_TEST(patient.front() == plain.front());
   // Silence shorter than a pause: none is told.
   BOOST_TEST(count(heard({-1, 120}), "speech_paused") == 0);
