@@ -19,12 +19,14 @@ constexpr std::int64_t kPerMs = 16, kFrame = vad::kFrameSamples, kPreroll = 300 
 constexpr int kUnfinishedMs = 4000;  // at eagerness `auto`
 constexpr double kLateMs = 1500;
 constexpr std::int64_t kEndTolerance = 100 * kPerMs;  // a closed mouth in the last sound of a word is its end
-enum Tail : std::size_t { kHint, kJudge };
+enum Tail : std::size_t { kHint, kJudge, kAgain };
+
+std::int64_t whole_frames(std::int64_t samples) { return (samples + kFrame - 1) / kFrame * kFrame; }
 
 /// Silence in whole frames at which a vad that was asked for so many milliseconds ends an utterance.
 std::int64_t ends_after(int silence_ms) {
   const auto least = std::max<std::int64_t>(kFrame, (silence_ms - vad::TurnConfig{}.lag_ms) * kPerMs - kFrame / 2);
-  return (least + kFrame - 1) / kFrame * kFrame;
+  return whole_frames(least);
 }
 
 std::int64_t permille(const HeardPause& pause, Tail tail) {
@@ -38,14 +40,20 @@ FoundEnd end_of(const std::vector<HeardPause>& pauses, const controller::Control
   auto waits = ends_after(config.unsure_silence_ms);
   bool unfinished = false;
   for (const auto& p : pauses) {
-    const auto likely = permille(p, kJudge);
+    auto likely = permille(p, kJudge);
     if (likely >= config.complete_permille_medium) return {p.sample, p.sample + config.judge_ms * kPerMs, By::judged};
-    const auto lasts = [&] { return !p.resumed || *p.resumed - p.sample >= waits; };
-    if (lasts() && !unfinished && likely < config.unfinished_permille) {
+    const auto lasts = [&](std::int64_t samples) { return !p.resumed || *p.resumed - p.sample >= samples; };
+    const auto told_again = whole_frames(vad::TurnConfig{}.pause_again_ms * kPerMs);
+    if (config.judge_again_ms > 0 && lasts(told_again) && waits > told_again) {
+      likely = permille(p, kAgain);
+      const auto heard = std::max(told_again, config.judge_again_ms * kPerMs);
+      if (likely >= config.complete_again_permille_medium) return {p.sample, p.sample + heard, By::judged_again};
+    }
+    if (lasts(waits) && !unfinished && likely < config.unfinished_permille) {
       unfinished = true;
       waits = ends_after(kUnfinishedMs);
     }
-    if (lasts()) return {p.sample, p.sample + waits, By::silence};
+    if (lasts(waits)) return {p.sample, p.sample + waits, By::silence};
   }
   return {pauses.back().sample, pauses.back().sample + waits, By::silence};
 }
@@ -72,9 +80,9 @@ Result<json> ends_of_dialogues(const std::filesystem::path& folder, int rounds, 
   auto options = given;
   options.live = true;
   options.pause_ms = vad::TurnConfig{}.pause_ms;
-  options.tails_ms = {config.semantic_tail_ms, config.judge_ms};
+  options.tails_ms = {config.semantic_tail_ms, config.judge_ms, config.judge_again_ms};
   std::vector<double> decided;
-  int pauses = 0, cut_off = 0, late = 0, at_once = 0, dropped = 0, committed = 0, murmurs = 0, took = 0;
+  int pauses = 0, cut_off = 0, late = 0, at_once = 0, again = 0, dropped = 0, committed = 0, murmurs = 0, took = 0;
   json all = json::array();
   for (int round = 0; round < rounds; ++round)
     for (const auto& said : round == 0 ? once : redrawn(once, static_cast<unsigned>(round))) {
@@ -95,13 +103,15 @@ Result<json> ends_of_dialogues(const std::filesystem::path& folder, int rounds, 
       }
       const auto ms = static_cast<double>(end.decided_sample - said.end_sample) / kPerMs;
       json scores = json::array();
-      for (const auto& p : heard) scores.push_back({p.sample, permille(p, kHint), permille(p, kJudge)});
+      for (const auto& p : heard)
+        scores.push_back({p.sample, permille(p, kHint), permille(p, kJudge), permille(p, kAgain)});
       all.push_back({{"end_sample", said.end_sample}, {"ms", ms}, {"cut_off", cut}, {"pauses", scores}});
       cut_off += cut;
       if (cut) continue;
       decided.push_back(ms);
       late += ms > kLateMs;
       at_once += end.by == FoundEnd::By::judged;
+      again += end.by == FoundEnd::By::judged_again;
     }
   const auto share = [](int of, std::size_t n) {
     return n == 0 ? 0.0 : static_cast<double>(of) / static_cast<double>(n);
@@ -111,6 +121,7 @@ Result<json> ends_of_dialogues(const std::filesystem::path& folder, int rounds, 
               {"cut_off_share", share(cut_off, static_cast<std::size_t>(pauses))},
               {"late_share", share(late, decided.size())},
               {"at_once_share", share(at_once, decided.size())},
+              {"again_share", share(again, decided.size())},
               {"decision_ms", {{"p50", quantile(decided, 0.5)}, {"p95", quantile(decided, 0.95)}}},
               {"trial_share", share(committed, decided.size())},
               {"trials_dropped_per_turn", share(dropped, decided.size())},

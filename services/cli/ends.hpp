@@ -11,18 +11,18 @@ namespace parlando::cli {
 /// Where an utterance ends and how much sound it takes to say so.
 struct FoundEnd {
   std::int64_t sample = 0, decided_sample = 0;
-  enum class By { judged, silence } by = By::silence;
+  enum class By { judged, judged_again, silence } by = By::silence;
 };
-/// As services/controller/pauses.cpp decides at eagerness `auto`, of pauses that were heard `semantic_tail_ms` and
-/// `judge_ms` behind; in the last one silence goes on for ever. @pre pauses is not empty
+/// As services/controller/pauses.cpp decides at eagerness `auto`, of pauses that were heard `semantic_tail_ms`,
+/// `judge_ms` and `judge_again_ms` behind; in the last one silence goes on for ever. @pre pauses is not empty
 FoundEnd end_of(const std::vector<HeardPause>& pauses, const controller::ControllerConfig& config);
 
 /// Milliseconds of voice in a murmur, as services/controller/barge_in.cpp counts them.
 double voiced_ms(const std::vector<HeardPause>& pauses);
 
-/// {utterances, pauses, cut_off_share, late_share, decision_ms {p50, p95}, at_once_share, trials_dropped_per_turn,
-/// trial_share, murmurs, murmurs_took_share, all}: of the dialogues of a folder, said `rounds` times with other pauses.
-/// A trial is counted where its hint is likely enough; late is more than 1.5 s.
+/// {utterances, pauses, cut_off_share, late_share, decision_ms {p50, p95}, at_once_share, again_share,
+/// trials_dropped_per_turn, trial_share, murmurs, murmurs_took_share, all}: of the dialogues of a folder, said `rounds`
+/// times with other pauses. A trial is counted where its hint is likely enough; late is more than 1.5 s.
 /// @error of reading, or Errc::unsupported when the model cannot judge
 Result<nlohmann::json> ends_of_dialogues(const std::filesystem::path& folder, int rounds, const PausesOptions& options);
 

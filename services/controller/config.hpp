@@ -27,11 +27,15 @@ struct ControllerConfig {
   int tool_seconds_max = 30;              ///< that a call is waited for
   int semantic_tail_ms = 96;              ///< sound behind an end that a semantic detector finds, in place of `tail_ms`
   int judge_ms = 160;                     ///< and behind a pause when it is judged
+  int judge_again_ms = 480;               ///< and once more, when the vad says that it lasts; 0: it is not
   int trial_permille = 200;            ///< it makes no trial of an utterance that is less likely complete at the pause
   int complete_permille_low = 900;     ///< a semantic detector ends an utterance that is so likely complete,
   int complete_permille_medium = 700;  ///< by eagerness; automatic is medium
   int complete_permille_high = 500;
-  int unfinished_permille = 50;   ///< and waits longest for the rest of one that is less likely than this; of others
+  int complete_again_permille_low = 820;  ///< so likely is enough behind a pause that lasts
+  int complete_again_permille_medium = 500;
+  int complete_again_permille_high = 200;
+  int unfinished_permille = 2;    ///< and waits longest for the rest of one that is less likely than this; of others
   int unsure_silence_ms = 1200;   ///< so much silence is enough
   int history_bytes_max = 32768;  ///< of texts that the model is told of the past; the oldest turns go first
   std::string personas_file;      ///< {name: {system, speaker}}; empty: none
@@ -63,10 +67,14 @@ struct ControllerConfig {
     v("tool_seconds_max", tool_seconds_max);
     v("semantic_tail_ms", semantic_tail_ms);
     v("judge_ms", judge_ms);
+    v("judge_again_ms", judge_again_ms);
     v("trial_permille", trial_permille);
     v("complete_permille_low", complete_permille_low);
     v("complete_permille_medium", complete_permille_medium);
     v("complete_permille_high", complete_permille_high);
+    v("complete_again_permille_low", complete_again_permille_low);
+    v("complete_again_permille_medium", complete_again_permille_medium);
+    v("complete_again_permille_high", complete_again_permille_high);
     v("unfinished_permille", unfinished_permille);
     v("unsure_silence_ms", unsure_silence_ms);
     v("history_bytes_max", history_bytes_max);

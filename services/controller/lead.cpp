@@ -23,9 +23,10 @@ int wait_ms(Eagerness eagerness) {
   return eagerness == Eagerness::high ? 2000 : 4000;
 }
 
-int enough(Eagerness eagerness, const ControllerConfig& config) {
-  if (eagerness == Eagerness::low) return config.complete_permille_low;
-  return eagerness == Eagerness::high ? config.complete_permille_high : config.complete_permille_medium;
+int enough(Eagerness eagerness, bool lasts, const ControllerConfig& config) {
+  if (eagerness == Eagerness::low) return lasts ? config.complete_again_permille_low : config.complete_permille_low;
+  if (eagerness == Eagerness::high) return lasts ? config.complete_again_permille_high : config.complete_permille_high;
+  return lasts ? config.complete_again_permille_medium : config.complete_permille_medium;
 }
 
 Result<std::set<std::string>> tools_of(const Settings& settings) {
@@ -106,7 +107,8 @@ Result<LeadPtr> lead_by(Settings settings, const ControllerConfig& config, const
   if (choice != "auto" && choice != "none" && choice != "required" && !out->tools.contains(choice))
     return fail(Errc::invalid_argument, "tool_choice is '{}', expected auto, none, required or the name of a tool",
                 choice);
-  out->enough_permille = enough(settings.eagerness, config);
+  out->enough_permille = enough(settings.eagerness, false, config);
+  out->enough_again_permille = enough(settings.eagerness, true, config);
   out->unsure_ms = config.unsure_silence_ms;
   out->settings = std::move(settings);
   out->tail_ms = out->is_semantic() ? config.semantic_tail_ms : config.tail_ms;

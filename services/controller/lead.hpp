@@ -20,13 +20,16 @@ using Personas = std::map<std::string, Persona>;
 Result<Personas> load_personas(const std::string& file);
 
 struct Lead {
-  protocol::Settings settings;       ///< as said: what another controller is told
-  std::string system, speaker;       ///< a persona in its place
-  std::set<std::string> tools;       ///< names of those that the client executes
-  std::int32_t enough_permille = 0;  ///< with a semantic detector: so likely is an utterance complete that ends
-  std::int32_t unsure_ms = 0;        ///< so much silence ends one that may be
-  std::int32_t tail_ms = 0;          ///< sound behind the end of speech that belongs to an utterance
+  protocol::Settings settings;             ///< as said: what another controller is told
+  std::string system, speaker;             ///< a persona in its place
+  std::set<std::string> tools;             ///< names of those that the client executes
+  std::int32_t enough_permille = 0;        ///< with a semantic detector: so likely is an utterance complete that ends
+  std::int32_t enough_again_permille = 0;  ///< and one whose pause lasts
+  std::int32_t unsure_ms = 0;              ///< so much silence ends one that may be
+  std::int32_t tail_ms = 0;                ///< sound behind the end of speech that belongs to an utterance
 
+  /// @param lasts  of the pause that is judged
+  std::int32_t enough(bool lasts) const { return lasts ? enough_again_permille : enough_permille; }
   bool is_semantic() const { return settings.detection == protocol::Detection::semantic; }
   /// Only the client ends an utterance.
   bool is_manual() const { return settings.detection == protocol::Detection::none; }

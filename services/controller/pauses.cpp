@@ -1,8 +1,10 @@
 /// Where an utterance ends. With a semantic detector the tokenizer is asked at every pause how likely the utterance is
 /// complete there, and the first pause where it is likely enough is its end, whatever has been said since: the answer
 /// depends on the sound up to `judge_ms` behind it alone, so that another controller, which hears everything at once,
-/// finds the same end. What the vad says of the end by silence, or the client, waits until the pauses in front of it
-/// are judged.
+/// finds the same end. A pause that lasts, as the vad says by telling it again, is judged once more, `judge_again_ms`
+/// behind it: less is enough then. That depends on the sound alone, too: of a pause behind which the user has gone on
+/// before, no vad says that it lasts. What the vad says of the end by silence, or the client, waits until the pauses in
+/// front of it are judged.
 #include "common/telemetry/log.hpp"
 #include "services/controller/session.hpp"
 
@@ -14,12 +16,15 @@ namespace {
 constexpr std::size_t kPausesMax = 256;  // of 96 ms at least, in an utterance of at most 30 s
 }  // namespace
 
-void Session::add_pause(std::int64_t sample) {
+void Session::add_pause(std::int64_t sample, bool lasts) {
   auto& turn = heard_turn();
   if (!judged_ || turn.stage != Stage::hearing || !turn.lead->is_semantic()) return;
-  if (sample <= turn.paused_until || turn.pauses.size() >= kPausesMax) return;  // a vad hears it again
+  if (lasts && around_.config.judge_again_ms == 0) return;
+  const auto last = std::pair(turn.paused_until, turn.paused_lasts);
+  if (std::pair(sample, lasts) <= last || turn.pauses.size() >= kPausesMax) return;  // a vad hears it again
   turn.paused_until = sample;
-  turn.pauses.push_back({sample});
+  turn.paused_lasts = lasts;
+  turn.pauses.push_back({.sample = sample, .lasts = lasts});
 }
 
 /// As soon as the sound has come that it is judged by.
@@ -28,7 +33,8 @@ void Session::ask_about_pauses() {
   if (turn.stage != Stage::hearing || !call(Role::tokenizer).is_live()) return;
   for (auto& pause : turn.pauses) {
     if (pause.attempt != 0 || pause.is_judged()) continue;
-    auto end = pause.sample + input_samples(milliseconds(around_.config.judge_ms));
+    const auto& config = around_.config;
+    auto end = pause.sample + input_samples(milliseconds(pause.lasts ? config.judge_again_ms : config.judge_ms));
     if (turn.sealed) end = std::min(end, turn.sound.end_sample());
     if (turn.sound.end_sample() < end) return;
     pause.attempt = ++trials_;
@@ -72,8 +78,8 @@ void Session::settle_pauses(Time now) {
     const auto pause = turn.pauses.front();
     if (!pause.is_judged()) return ask_about_pauses();  // no more sound may come
     turn.last_permille = pause.permille;
-    if (pause.permille < turn.lead->enough_permille) continue;
-    finish_hearing(pause.sample, Detector::semantic, now);
+    if (pause.permille < turn.lead->enough(pause.lasts)) continue;
+    finish_hearing(pause.sample, pause.lasts ? Detector::semantic_again : Detector::semantic, now);
     return hear_rest(now);
   }
   if (!turn.ended) return;

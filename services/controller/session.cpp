@@ -520,10 +520,11 @@ void Session::on_vad(const SpeechEnded& ended, Time now) {
 }
 
 void Session::on_vad(const SpeechPaused& paused, Time now) {
-  if (voice_) return lower_voice(paused.sample, false, now);
+  const bool lasts = std::exchange(vad_paused_, paused.sample) == paused.sample;  // it says so once more
+  if (voice_) return lasts ? void() : lower_voice(paused.sample, false, now);
   const bool is_old = paused.sample < heard_turn().paused_until;  // a vad hears it again
-  add_pause(paused.sample);
-  if (!trial_ && !is_old && turn_.stage == Stage::hearing) {
+  add_pause(paused.sample, lasts);
+  if (!trial_ && !is_old && !lasts && turn_.stage == Stage::hearing) {
     turn_.paused_sample = paused.sample;
     try_trial(now);
   }
@@ -731,6 +732,7 @@ void Session::say_to_vad() {
   const auto& turn = heard_turn();
   const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
   told_vad_at_ = heard_at_;
+  vad_paused_ = -1;
   told_vad_ = hears ? turn.lead->vad(judged_, turn.unfinished) : lead_->vad(judged_);
   send(Role::vad, told_vad_);
   (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });

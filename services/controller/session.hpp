@@ -153,7 +153,7 @@ class Session {
   std::uint64_t needed_input() const;
 
   // pauses.cpp: where a semantic detector ends an utterance.
-  void add_pause(std::int64_t sample);
+  void add_pause(std::int64_t sample, bool lasts);
   void ask_about_pauses();
   void judge_pause(const protocol::Tokens& tokens, Time now);
   void settle_pauses(Time now);
@@ -371,6 +371,7 @@ class Session {
   bool judged_ = true;                ///< tokenizers say whether an utterance is complete, as far as is known
   protocol::OpenVad told_vad_;        ///< what the vad was asked for
   Time told_vad_at_{};                ///< when the sound came that it was told first
+  std::int64_t vad_paused_ = -1;      ///< the latest pause that it has told, since it hears this turn
   std::uint64_t stored_items_ = 0;    ///< items up to this input are stored; of inputs that are only said again
   std::int64_t flushed_sample_ = -1;  ///< what was said over the answer ends here, says the client; -1: it has not
   std::uint64_t flushed_input_ = 0;   ///< with this input

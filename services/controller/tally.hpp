@@ -11,8 +11,9 @@
 namespace parlando::controller {
 
 /// What has ended an utterance.
-enum class Detector : std::size_t { silence, semantic, client, limit };
-inline constexpr std::array<std::string_view, 4> kDetectorNames{"silence", "semantic", "client", "limit"};
+enum class Detector : std::size_t { silence, semantic, semantic_again, client, limit };
+inline constexpr std::array<std::string_view, 5> kDetectorNames{"silence", "semantic", "semantic_again", "client",
+                                                                "limit"};
 
 /// What has become of a summary of the past.
 enum class SummaryEnd : std::size_t { made, given_up, failed, empty, too_long };

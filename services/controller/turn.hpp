@@ -65,6 +65,7 @@ struct Pause {
   std::int64_t sample = -1;    ///< speech has ended there if it has
   std::uint32_t attempt = 0;   ///< asks a tokenizer whether it has; 0: not asked yet
   std::int32_t permille = -2;  ///< how likely the utterance is complete; -1: nobody knows, -2: no answer yet
+  bool lasts = false;          ///< it is judged once more, behind a longer silence
   bool is_judged() const { return permille > -2; }
 };
 
@@ -111,6 +112,7 @@ struct Turn {
   std::uint64_t begin_input = 0;    ///< what came before this input stands in front of the turn
   std::deque<Pause> pauses;         ///< with a semantic detector: those that are not judged, and those behind them
   std::int64_t paused_until = -1;   ///< the last one that was added
+  bool paused_lasts = false;        ///< and once more
   bool ended = false;               ///< at `end_sample`, if none of `pauses` was the end
   std::int32_t last_permille = -1;  ///< of the latest pause that was judged
   bool unfinished = false;          ///< it was unlikely: the longest silence is waited for from then on

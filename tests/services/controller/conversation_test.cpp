@@ -216,7 +216,7 @@ std::string told(Talk& t, std::int64_t complete_from, int parts = 3, int gap = 1
   for (const auto* name : {"tokenizer-1", "tokenizer-2"})
     if (t.rig.is_alive(name))
       t.rig.get<FakeTokenizer>(name).complete = [=](std::int64_t samples) {
-        return samples >= complete_from ? 800 : 20;
+        return samples >= complete_from ? 800 : 1;
       };
   t.chat().calls_tool = false;
   t.say(5, false);
@@ -338,7 +338,7 @@ BOOST_AUTO_TEST_CASE(another_controller_finds_the_same_end) {
       t.rig.add("controller-2", "controller");
       t.rig.get<FakeTokenizer>("tokenizer-1").delay_steps = 3;
       t.rig.get<FakeTokenizer>("tokenizer-1").complete = [](std::int64_t samples) {
-        return samples >= 11000 ? 800 : 20;
+        return samples >= 11000 ? 800 : 1;
       };
       t.chat().calls_tool = false;
       int step = 0;
@@ -365,6 +365,116 @@ BOOST_AUTO_TEST_CASE(another_controller_finds_the_same_end) {
       BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
     }
   }
+}
+
+/// So likely is an utterance of one part when its pause is judged, and when it is judged once more.
+void judge_twice(Talk& t, std::int32_t first, std::int32_t again) {
+  // 300 ms in front, 200 ms of speech, and the sound behind the pause.
+  for (const auto* name : {"tokenizer-1", "tokenizer-2"})
+    if (t.rig.is_alive(name))
+      t.rig.get<FakeTokenizer>(name).complete = [=](std::int64_t samples) { return samples >= 14000 ? again : first; };
+  t.chat().calls_tool = false;
+  t.say(20, false);
+  t.say(kSpeech, true);
+}
+
+BOOST_AUTO_TEST_CASE(a_pause_that_lasts_is_judged_once_more_and_less_is_enough) {
+  for (const int trials : {0, 8})
+    for (const auto& [again, ends] : {std::pair{499, false}, {500, true}}) {
+      auto t = talk_with(semantic(), led(trials));
+      telemetry::Metrics metrics;
+      t.rig.controller().add_metrics(metrics);
+      judge_twice(t, 300, again);
+      t.say(24, false);
+      BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);  // 480 ms have not come yet
+      t.say(6, false);
+      BOOST_TEST((t.g().count(MessageType::speech_ended) == 1u) == ends);
+      BOOST_REQUIRE(t.answered(1));
+      const auto by = [&](const char* name) {
+        return metrics.text().find(fmt::format("decisions_total{{by=\"{}\"}} 1", name)) != std::string::npos;
+      };
+      BOOST_TEST(by("semantic_again") == ends);
+      BOOST_TEST(by("silence") == !ends);
+      // The answer that was thought through in the pause is the one that is given.
+      BOOST_TEST(counted(metrics, "trials_committed_total") == (trials > 0 ? 1 : 0));
+      BOOST_TEST(t.chat().forks == (trials > 0 ? 1u : 0u));
+      t.check_calm();
+    }
+}
+
+BOOST_AUTO_TEST_CASE(eagerness_says_how_likely_is_enough_behind_a_pause_that_lasts) {
+  for (const auto& [eagerness, again, ends] : {std::tuple{Eagerness::low, 819, false},
+                                               {Eagerness::low, 820, true},
+                                               {Eagerness::automatic, 500, true},
+                                               {Eagerness::high, 199, false},
+                                               {Eagerness::high, 200, true}}) {
+    auto t = talk_with(semantic(eagerness));
+    judge_twice(t, 1, again);
+    t.say(32, false);
+    BOOST_TEST((t.g().count(MessageType::speech_ended) == 1u) == ends);
+  }
+}
+
+/// Whoever goes on before is not cut off, whenever that is heard of: no vad tells such a pause again.
+BOOST_AUTO_TEST_CASE(a_pause_behind_which_the_user_goes_on_is_judged_once) {
+  for (const int delay : {0, 1, 5, 20})
+    for (const int gap : {9, 15, 22, 23}) {
+      BOOST_TEST_CONTEXT("delay " << delay << ", " << 20 * gap << " ms of silence") {
+        auto t = talk_with(semantic(), led());
+        t.rig.get<FakeTokenizer>("tokenizer-1").delay_steps = delay;
+        judge_twice(t, 300, 900);
+        t.rig.get<FakeTokenizer>("tokenizer-1").complete = [](std::int64_t samples) {
+          return samples >= 14000 && samples < 20000 ? 900 : 300;
+        };
+        t.say(gap, false);
+        t.say(30, true);
+        BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);
+        BOOST_REQUIRE(t.answered(1));
+        BOOST_TEST(t.rig.get<FakeTokenizer>("tokenizer-1").last_samples >= (15 + kSpeech + gap + 30) * 320);
+        t.check_calm();
+      }
+    }
+}
+
+BOOST_AUTO_TEST_CASE(another_controller_finds_the_same_end_of_a_pause_that_lasts) {
+  std::string want;
+  for (const int replicas : {1, 2})
+    for (int at = -1; at < 70; ++at) {
+      BOOST_TEST_CONTEXT("dies at step " << at << ", replicas " << replicas) {
+        auto t = talk_with(semantic(), led(), replicas);
+        t.g().opens_again = true;
+        t.rig.add("controller-2", "controller");
+        for (int n = 1; n <= replicas; ++n) {
+          auto& tokenizer = t.rig.get<FakeTokenizer>(fmt::format("tokenizer-{}", n));
+          tokenizer.delay_steps = 3;
+          tokenizer.complete = [](std::int64_t samples) { return samples >= 20000 ? 600 : 300; };
+        }
+        t.chat().calls_tool = false;
+        int step = 0;
+        const auto say = [&](int frames, bool speech) {
+          for (int i = 0; i < frames; ++i, ++step) {
+            if (step == at && replicas == 1) {
+              t.rig.kill("controller-1");
+              t.g().open("controller-2");
+            }
+            if (step == at && replicas == 2) t.rig.kill("vad-1");
+            t.say(1, speech);
+          }
+        };
+        say(5, false);
+        say(kSpeech, true);
+        say(15, false);
+        say(kSpeech, true);
+        say(27, false);
+        say(6, true);
+        say(60, false);
+        BOOST_REQUIRE(t.until([&] { return !t.record().empty(); }));
+        if (want.empty()) want = t.record();
+        BOOST_TEST(t.record() == want);
+        const auto complaints = t.rig.complaints();
+        BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+      }
+    }
 }
 
 BOOST_AUTO_TEST_CASE(a_tokenizer_that_cannot_judge_leaves_it_to_silence) {

@@ -76,13 +76,14 @@ class Fake : public Core {
 
 struct VadStream {
   std::int64_t at = -1, begin = -1, end = -1, silence = -1;
-  bool told = false, paused = false;
+  bool told = false, paused = false, lasts = false;
 };
 
-/// Samples that are not zero are speech; it is noticed 50 ms later, paused after 100 ms of silence and over after 200.
-class FakeVad final : public Fake<VadStream> {
+/// Samples that are not zero are speech; it is noticed 50 ms later, paused after 100 ms of silence, which is told again
+/// after 480 ms, and over after 200.
+class FakeVad : public Fake<VadStream> {
  public:
-  static constexpr std::int64_t kNotice = 800, kPause = 1600;
+  static constexpr std::int64_t kNotice = 800, kPause = 1600, kLasts = 7680;
   std::int64_t silence = 3200;  ///< samples that end speech
   bool pauses = true;
   OpenVad last_open;
@@ -117,6 +118,11 @@ class FakeVad final : public Fake<VadStream> {
     if (!s.told) return;
     if (pauses && !s.paused && s.at - s.end >= kPause) {
       s.paused = true;
+      s.lasts = false;
+      answer(key.peer, to, SpeechPaused{s.end});
+    }
+    if (s.paused && !s.lasts && s.at - s.end >= kLasts) {
+      s.lasts = true;
       answer(key.peer, to, SpeechPaused{s.end});
     }
     if (s.at - s.end < (s.silence < 0 ? silence : s.silence)) return;

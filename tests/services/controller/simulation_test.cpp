@@ -150,6 +150,7 @@ struct Conversation {
     tool_steps = draw(0, 4) == 0 ? 0 : draw(1, 60);
     const auto tool = std::vector<std::string>{"look", "set_timer", "", ""}[static_cast<std::size_t>(draw(0, 3))];
     likely_ = draw(0, 1) * 500 + 300;
+    likely_again_ = static_cast<std::int32_t>(seed % 3) * 200 + 300;
     delay_ = draw(0, 6);
     speaks_first_ = draw(0, 1) == 1;
     if (!tool.empty())
@@ -182,7 +183,9 @@ struct Conversation {
     if (role == "vad") rig.get<FakeVad>(name).silence = 8000;
     if (role == "tokenizer") {
       auto& tokenizer = rig.get<FakeTokenizer>(name);
-      tokenizer.complete = [likely = likely_](std::int64_t samples) { return samples % 3 == 0 ? 800 : likely; };
+      tokenizer.complete = [likely = likely_, again = likely_again_](std::int64_t samples) {
+        return samples % 3 == 0 ? 800 : samples % 3 == 1 ? likely : again;
+      };
       tokenizer.delay_steps = delay_;
     }
     if (role != "llm-chat") return;
@@ -242,7 +245,7 @@ struct Conversation {
         story += 'v';
         for (int n = draw(1, 3); n > 0; --n) {
           say(draw(4, 50), true);
-          say(draw(0, 22), false);
+          say(draw(0, 22) * 4 / 3, false);  // of 24 on a pause is judged once more
         }
         if (is_manual()) g().say(Flush{microphone.at});
         return;
@@ -624,7 +627,7 @@ struct Conversation {
   std::uint64_t tokens_ = 0;
   bool away_ = false;  ///< the client has no gateway
   std::vector<std::vector<std::string>> rounds_;
-  std::int32_t likely_ = 300;
+  std::int32_t likely_ = 300, likely_again_ = 300;
   int delay_ = 0;
   bool speaks_first_ = false;
 };
@@ -650,13 +653,17 @@ BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_d
   const auto only = number_of("PARLANDO_SEED", 0);
   const auto seeds = number_of("PARLANDO_SEEDS", kSeeds);
   std::map<std::string, std::pair<int, std::string>> bad;
-  std::size_t turns = 0, lost = 0, summarised = 0;
+  std::size_t turns = 0, lost = 0, summarised = 0, judged_again = 0;
   for (unsigned seed = only != 0 ? only : 1; seed <= (only != 0 ? only : seeds); ++seed) {
     Conversation c(seed);
+    telemetry::Metrics metrics;  // of some, they take their time
+    if (seed % 20 == 0) c.rig.controller("controller-1").add_metrics(metrics);
     const auto wrong = c.play(seed % 3 != 0);
     turns += c.g().turns.size();
     lost += c.lost_turns.size();
     summarised += c.summarised ? 1 : 0;
+    if (seed % 20 == 0 && metrics.text().find("decisions_total{by=\"semantic_again\"} 0") == std::string::npos)
+      ++judged_again;
     if (only != 0) BOOST_TEST_MESSAGE(c.story << "\n" << c.g().told() << c.said() << "\n" << wrong);
     if (wrong.empty()) continue;
     auto& [count, first] = bad[kind_of(wrong)];
@@ -665,8 +672,10 @@ BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_d
   for (const auto& [kind, what] : bad)
     BOOST_TEST(what.first == 0, what.first << " of " << seeds << ": " << kind << what.second);
   BOOST_TEST_MESSAGE(seeds << " conversations, " << turns << " turns, " << lost << " lost while the store was away, "
-                           << summarised << " end with a summary");
+                           << summarised << " end with a summary, of every twentieth " << judged_again
+                           << " with a pause that was judged once more");
   if (only == 0) BOOST_TEST(summarised > seeds / 100);
+  if (only == 0) BOOST_TEST(judged_again > seeds / 1000);
   BOOST_TEST(turns > 2 * (only != 0 ? 0 : seeds));
 }
 
