@@ -200,7 +200,7 @@ Result<json> bench_tokenizer(const BenchOptions& o) {
     PARLANDO_TRY(const auto ids, tok->encode(wave));
     constexpr int kTimes = 100;
     const auto s = measure(o.runs, [&] {
-      for (int i = 0; i < kTimes; ++i) tok->completeness(ids.states, wave.size());
+      for (int i = 0; i < kTimes; ++i) tok->completeness(ids.states, wave);
     });
     fmt::print("  {:<44} {:8.2f} ms ({:.2f}…{:.2f})\n", "how complete it sounds, an attempt", 1e3 * s.median / kTimes,
                1e3 * s.low / kTimes, 1e3 * s.high / kTimes);

@@ -30,17 +30,17 @@ Result<HeardPause::Heard> hear(const tokenizer::SpeechTokenizer& model, std::spa
                                tokenizer::LiveTokenizer* live) try {
   const c10::InferenceMode guard;
   at::Tensor states;
+  auto said = std::vector<float>(wave.begin(), wave.end());
   if (live != nullptr) {
     PARLANDO_TRY(const auto end, live->stable(wave.size()));
     states = end.states;
   } else {
-    PARLANDO_TRY(const auto ready, model.preprocess(wave, kRate, {}));
+    PARLANDO_TRY(said, model.preprocess(wave, kRate, {}));
     const auto& encoder = *model.linguistic();
-    states = tokenizer::latest_rows({}, encoder.encode(encoder.features(ready)));
+    states = tokenizer::latest_rows({}, encoder.encode(encoder.features(said)));
   }
-  if (!states.defined() || states.size(0) == 0) return HeardPause::Heard{{}, model.completeness({}, 0)};
-  const auto completeness = model.completeness(states, wave.size());
-  return HeardPause::Heard{std::move(states), completeness};
+  if (!states.defined() || states.size(0) == 0) return HeardPause::Heard{{}, model.completeness({}, {})};
+  return HeardPause::Heard{tokenizer::TurnEnd::seen(states, said), model.completeness(states, said)};
 } catch (const std::exception& e) {
   return fail(Errc::internal, "hearing {} samples failed: {}", wave.size(), e.what());
 }
@@ -63,6 +63,7 @@ Result<std::vector<HeardPause>> pauses_of(std::vector<float> wave, const std::sh
   vad::TurnConfig config;
   config.silence_ms = kSilenceMs;
   config.pause_ms = options.pause_ms;
+  config.pause_again_ms = 0;  // each is listed once
   vad::TurnDetector detector(config);
   std::vector<HeardPause> out;
   std::int64_t begun = 0;

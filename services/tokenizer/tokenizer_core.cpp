@@ -87,7 +87,7 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
 
 Result<void> TokenizerCore::open(const Key& key, protocol::Message& m, Time now) {
   Stream stream{m.head, LiveTokenizer(model_, {.guard_ms = config_.guard_ms})};
-  stream.known_completeness = model_->completeness({}, 0);
+  stream.known_completeness = model_->completeness({}, {});
   stream.deadline = m.deadline;
   if (m.head.type == MessageType::open_tokenizer) {
     PARLANDO_TRY(const auto open, protocol::read<protocol::OpenTokenizer>(m));

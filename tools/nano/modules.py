@@ -624,29 +624,36 @@ class CamPlus(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------------------------------ end of turn
-class TurnEnd(nn.Module):
-    """The latest states of the linguistic encoder -> logit that the utterance is complete. Not of the official models; the engine's is
-    services/tokenizer/model/turn_end.hpp."""
+class TurnEndNet(nn.Module):
+    """The latest states of the linguistic encoder and the prosody beside them -> logit that the utterance is complete."""
 
-    ROWS, TAPS, LAST = 32, 5, 8
+    ROWS, PROSODY = 32, 9
 
-    def __init__(self, width=160, inner=48, heads=2, hidden=32):
+    def __init__(self, width=160, inner=48, memory=64, hidden=32):
         super().__init__()
-        self.add_module("in", nn.Linear(width, inner))
-        self.place = nn.Parameter(torch.zeros(self.ROWS, inner))
-        self.conv = nn.Conv1d(inner, inner, self.TAPS, padding=self.TAPS // 2)
-        self.attend = nn.Linear(inner, heads, bias=False)
-        self.hidden, self.out = nn.Linear((heads + 2) * inner + 1, hidden), nn.Linear(hidden, 1)
+        self.add_module("in", nn.Linear(width + self.PROSODY, inner))
+        self.gru = nn.GRU(inner, memory, batch_first=True)
+        self.hidden, self.out = nn.Linear(memory + 1, hidden), nn.Linear(hidden, 1)
 
-    def forward(self, states, rows, seconds, dropout=0.0):
-        """states [B, 32, width], the utterance's end at the end; rows [B] of them exist; seconds [B] -> [B]."""
-        index = torch.arange(self.ROWS, device=states.device)
-        there = (index[None] >= self.ROWS - rows[:, None])[..., None]
-        h = F.relu(getattr(self, "in")(F.dropout(states, dropout, self.training)) + self.place) * there
-        h = h + F.relu(self.conv(h.transpose(1, 2)).transpose(1, 2)) * there
-        share = self.attend(h).masked_fill(~there, -1e9).softmax(1)      # [B, rows, heads]
-        pooled = torch.einsum("btk,btd->bkd", share, h).flatten(1)
-        last = there & (index >= self.ROWS - self.LAST)[None, :, None]
-        mean = lambda m: (h * m).sum(1) / m.sum(1).clamp(min=1)
-        x = torch.cat([pooled, mean(there), mean(last), 0.5 * torch.log1p(seconds)[:, None]], 1)
-        return self.out(F.dropout(F.relu(self.hidden(F.dropout(x, dropout, self.training))), dropout, self.training))[:, 0]
+    def forward(self, seen, rows, seconds, dropout=0.0):
+        """seen [B, 32, width + 9], the utterance's end at the end; rows [B] of them exist; seconds [B] -> [B]."""
+        there = (torch.arange(self.ROWS, device=seen.device)[None] >= self.ROWS - rows[:, None])[..., None]
+        drop = lambda x, share=dropout: F.dropout(x, share, self.training)
+        seen = torch.cat([drop(seen[..., :-self.PROSODY]), drop(seen[..., -self.PROSODY:], dropout / 2)], -1)
+        h = F.relu(getattr(self, "in")(seen)) * there
+        last = self.gru(drop(h))[1][0]
+        x = torch.cat([last, 0.5 * torch.log1p(seconds)[:, None]], 1)
+        return self.out(drop(F.relu(self.hidden(drop(x)))))[:, 0]
+
+
+class TurnEnd(nn.Module):
+    """Several of them, whose logits are averaged. Not of the official models; the engine's is services/tokenizer/model/turn_end.hpp."""
+
+    ROWS, PROSODY = TurnEndNet.ROWS, TurnEndNet.PROSODY
+
+    def __init__(self, width=160, count=2, **sizes):
+        super().__init__()
+        self.nets = nn.ModuleList(TurnEndNet(width, **sizes) for _ in range(count))
+
+    def forward(self, seen, rows, seconds):
+        return torch.stack([net(seen, rows, seconds) for net in self.nets]).mean(0)

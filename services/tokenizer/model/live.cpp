@@ -258,7 +258,7 @@ Result<LiveEnd> LiveTokenizer::take_end(const Reading& reading) const {
   if (reading.error_) return tl::make_unexpected(*reading.error_);
   PARLANDO_TRY(auto codes, interleave(reading.linguistic_, reading.semantic_));
   LiveEnd out{std::move(codes), reading.state_.latest};
-  PARLANDO_DO(guarded([&] { out.completeness = tokenizer_->completeness(out.states, reading.end_); }));
+  PARLANDO_DO(guarded([&] { out.completeness = tokenizer_->completeness(out.states, std::span(wave_).first(reading.end_)); }));
   return out;
 }
 
@@ -310,7 +310,7 @@ Result<LiveEnd> LiveTokenizer::exact(std::size_t end) const {
   PARLANDO_TRY(const auto ready, tokenizer_->preprocess(std::span(wave_).first(end), 16000, {}));
   PARLANDO_TRY(const auto ids, tokenizer_->encode(ready));
   PARLANDO_TRY(auto codes, interleave(ids.linguistic, ids.semantic));
-  return LiveEnd{std::move(codes), ids.states, tokenizer_->completeness(ids.states, end)};
+  return LiveEnd{std::move(codes), ids.states, tokenizer_->completeness(ids.states, ready)};
 }
 
 }  // namespace parlando::tokenizer

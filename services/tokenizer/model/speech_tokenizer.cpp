@@ -44,9 +44,9 @@ Result<std::shared_ptr<const SpeechTokenizer>> SpeechTokenizer::load(const std::
   return fail(Errc::internal, "loading the tokenizer of '{}' failed: {}", directory.string(), e.what());
 }
 
-double SpeechTokenizer::completeness(const at::Tensor& states, std::size_t samples) const {
-  return turn_end_ == nullptr ? TurnEnd::kUnknown
-                              : turn_end_->completeness(states, static_cast<double>(samples) / 16000);
+double SpeechTokenizer::completeness(const at::Tensor& states, std::span<const float> wave) const {
+  if (turn_end_ == nullptr) return TurnEnd::kUnknown;
+  return turn_end_->completeness(TurnEnd::seen(states, wave), static_cast<double>(wave.size()) / 16000);
 }
 
 Result<std::vector<float>> SpeechTokenizer::preprocess(std::span<const float> wave, int rate,

@@ -29,8 +29,8 @@ class SpeechTokenizer {
   const SemanticEncoder& semantic() const { return *semantic_; }
 
   bool knows_completeness() const { return turn_end_ != nullptr; }
-  /// @param states, samples  of the utterance. @return as `TurnEnd` says it; TurnEnd::kUnknown without such a network
-  double completeness(const at::Tensor& states, std::size_t samples) const;
+  /// @param states, wave  of the utterance. @return as `TurnEnd` says it; TurnEnd::kUnknown without such a network
+  double completeness(const at::Tensor& states, std::span<const float> wave) const;
 
   /// Mono wave at `rate` Hz -> wave at 16 kHz, normalised and trimmed as asked.
   /// @error Errc::invalid_argument when the rate is below 16 kHz, as in the reference

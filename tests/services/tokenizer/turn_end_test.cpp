@@ -12,6 +12,7 @@
 #include "common/checkpoint/safetensors.hpp"
 #include "common/tensor/torch_bridge.hpp"
 #include "services/tokenizer/model/live.hpp"
+#include "services/tokenizer/model/prosody.hpp"
 #include "tests/support/temporary_directory.hpp"
 
 namespace parlando::tokenizer {
@@ -19,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
-constexpr std::int64_t kWidth = 7, kInner = 6, kHeads = 2, kHidden = 5, kPooled = (kHeads + 2) * kInner + 1;
+constexpr std::int64_t kWidth = 7, kSeen = kWidth + kProsodyWidth, kInner = 6, kMemory = 4, kHidden = 5, kNets = 2;
 
 using Numbers = std::map<std::string, std::vector<float>>;
 struct Small {
@@ -31,82 +32,66 @@ Small small(std::uint32_t seed) {
   Small out;
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0, 0.6f);
-  const std::pair<const char*, checkpoint::Shape> shapes[] = {{"in.weight", {kInner, kWidth}},
+  const std::pair<const char*, checkpoint::Shape> shapes[] = {{"in.weight", {kInner, kSeen}},
                                                               {"in.bias", {kInner}},
-                                                              {"place", {TurnEnd::kRows, kInner}},
-                                                              {"conv.weight", {kInner, kInner, 5}},
-                                                              {"conv.bias", {kInner}},
-                                                              {"attend.weight", {kHeads, kInner}},
-                                                              {"hidden.weight", {kHidden, kPooled}},
+                                                              {"gru.weight_ih_l0", {3 * kMemory, kInner}},
+                                                              {"gru.weight_hh_l0", {3 * kMemory, kMemory}},
+                                                              {"gru.bias_ih_l0", {3 * kMemory}},
+                                                              {"gru.bias_hh_l0", {3 * kMemory}},
+                                                              {"hidden.weight", {kHidden, kMemory + 1}},
                                                               {"hidden.bias", {kHidden}},
                                                               {"out.weight", {1, kHidden}},
                                                               {"out.bias", {1}}};
-  for (const auto& [name, shape] : shapes) {
-    auto& values = out.values[name];
-    values.resize(static_cast<std::size_t>(*checkpoint::elements_of(shape)));
-    for (auto& v : values) v = normal(random);
-    out.tensors[name] = checkpoint::make_f32(shape, values);
-  }
+  for (int net = 0; net < kNets; ++net)
+    for (const auto& [of, shape] : shapes) {
+      const auto name = fmt::format("nets.{}.{}", net, of);
+      auto& values = out.values[name];
+      values.resize(static_cast<std::size_t>(*checkpoint::elements_of(shape)));
+      for (auto& v : values) v = normal(random);
+      out.tensors[name] = checkpoint::make_f32(shape, values);
+    }
   return out;
 }
 
 /// The definition, number by number in double precision.
-double reference(const Numbers& w, const std::vector<float>& states, std::int64_t rows, double seconds) {
-  const auto at = [&](const char* name, std::int64_t i) {
-    return static_cast<double>(w.at(name)[static_cast<std::size_t>(i)]);
-  };
-  using Rows = std::vector<std::vector<double>>;
-  Rows h(static_cast<std::size_t>(rows), std::vector<double>(kInner)), g = h;
-  for (std::int64_t t = 0; t < rows; ++t)
-    for (std::int64_t c = 0; c < kInner; ++c) {
-      double sum = at("in.bias", c) + at("place", (TurnEnd::kRows - rows + t) * kInner + c);
-      for (std::int64_t k = 0; k < kWidth; ++k)
-        sum += at("in.weight", c * kWidth + k) * states[static_cast<std::size_t>(t * kWidth + k)];
-      h[static_cast<std::size_t>(t)][static_cast<std::size_t>(c)] = std::max(0.0, sum);
+double reference(const Numbers& w, const std::vector<float>& seen, std::int64_t rows, double seconds) {
+  double logits = 0;
+  for (int net = 0; net < kNets; ++net) {
+    const auto at = [&](const char* of, std::int64_t i) {
+      return static_cast<double>(w.at(fmt::format("nets.{}.{}", net, of))[static_cast<std::size_t>(i)]);
+    };
+    const auto product = [&](const char* weight, const char* bias, std::int64_t row, const std::vector<double>& x) {
+      double sum = at(bias, row);
+      for (std::size_t k = 0; k < x.size(); ++k)
+        sum += at(weight, row * static_cast<std::int64_t>(x.size()) + static_cast<std::int64_t>(k)) * x[k];
+      return sum;
+    };
+    const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+    std::vector<double> memory(kMemory, 0.0);
+    for (std::int64_t t = 0; t < TurnEnd::kRows; ++t) {
+      std::vector<double> h(kInner, 0.0);  // nothing where the utterance has not begun
+      if (const auto row = t - (TurnEnd::kRows - rows); row >= 0) {
+        const auto from = seen.begin() + static_cast<std::ptrdiff_t>(row * kSeen);
+        const std::vector<double> x(from, from + kSeen);
+        for (std::int64_t c = 0; c < kInner; ++c)
+          h[static_cast<std::size_t>(c)] = std::max(0.0, product("in.weight", "in.bias", c, x));
+      }
+      const auto before = memory;
+      const auto in = [&](std::int64_t row) { return product("gru.weight_ih_l0", "gru.bias_ih_l0", row, h); };
+      const auto kept = [&](std::int64_t row) { return product("gru.weight_hh_l0", "gru.bias_hh_l0", row, before); };
+      for (std::int64_t c = 0; c < kMemory; ++c) {
+        const auto reset = sigmoid(in(c) + kept(c)), update = sigmoid(in(kMemory + c) + kept(kMemory + c));
+        const auto fresh = std::tanh(in(2 * kMemory + c) + reset * kept(2 * kMemory + c));
+        auto& value = memory[static_cast<std::size_t>(c)];
+        value = (1 - update) * fresh + update * value;
+      }
     }
-  for (std::int64_t t = 0; t < rows; ++t)
-    for (std::int64_t c = 0; c < kInner; ++c) {
-      double sum = at("conv.bias", c);
-      for (std::int64_t k = 0; k < 5; ++k)
-        for (std::int64_t d = 0; d < kInner; ++d)
-          if (const auto s = t + k - 2; s >= 0 && s < rows)
-            sum += at("conv.weight", (c * kInner + d) * 5 + k) *
-                   h[static_cast<std::size_t>(s)][static_cast<std::size_t>(d)];
-      const auto i = static_cast<std::size_t>(t), j = static_cast<std::size_t>(c);
-      g[i][j] = h[i][j] + std::max(0.0, sum);
-    }
-  std::vector<double> all;
-  for (std::int64_t k = 0; k < kHeads; ++k) {
-    std::vector<double> share;
-    double total = 0;
-    for (const auto& row : g) {
-      double score = 0;
-      for (std::int64_t c = 0; c < kInner; ++c)
-        score += at("attend.weight", k * kInner + c) * row[static_cast<std::size_t>(c)];
-      share.push_back(std::exp(score));
-      total += share.back();
-    }
-    for (std::size_t c = 0; c < kInner; ++c) {
-      double sum = 0;
-      for (std::size_t t = 0; t < g.size(); ++t) sum += share[t] / total * g[t][c];
-      all.push_back(sum);
-    }
+    memory.push_back(0.5 * std::log1p(seconds));
+    logits += at("out.bias", 0);
+    for (std::int64_t i = 0; i < kHidden; ++i)
+      logits += at("out.weight", i) * std::max(0.0, product("hidden.weight", "hidden.bias", i, memory));
   }
-  for (const auto count : {rows, std::min<std::int64_t>(rows, 8)})
-    for (std::size_t c = 0; c < kInner; ++c) {
-      double sum = 0;
-      for (auto t = g.size() - static_cast<std::size_t>(count); t < g.size(); ++t) sum += g[t][c];
-      all.push_back(sum / static_cast<double>(count));
-    }
-  all.push_back(0.5 * std::log1p(seconds));
-  double logit = at("out.bias", 0);
-  for (std::int64_t i = 0; i < kHidden; ++i) {
-    double sum = at("hidden.bias", i);
-    for (std::int64_t k = 0; k < kPooled; ++k)
-      sum += at("hidden.weight", i * kPooled + k) * all[static_cast<std::size_t>(k)];
-    logit += at("out.weight", i) * std::max(0.0, sum);
-  }
-  return 1 / (1 + std::exp(-logit));
+  return 1 / (1 + std::exp(-logits / kNets));
 }
 
 std::vector<float> wave_of(const char* question) {
@@ -126,11 +111,11 @@ BOOST_AUTO_TEST_CASE(it_is_what_its_definition_says) {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     for (const std::int64_t rows : {1, 2, 5, 8, 9, 31, 32}) {
-      std::vector<float> states(static_cast<std::size_t>(rows * kWidth));
+      std::vector<float> states(static_cast<std::size_t>(rows * kSeen));
       for (auto& v : states) v = normal(random);
       for (const double seconds : {0.4, 2.0, 30.0})
         // Two hundred additions of numbers of about one in float32.
-        BOOST_TEST(std::abs(net.completeness(tensor::from_values(states, {rows, kWidth}), seconds) -
+        BOOST_TEST(std::abs(net.completeness(tensor::from_values(states, {rows, kSeen}), seconds) -
                             reference(values, states, rows, seconds)) < 1e-5,
                    "seed " << seed << ", " << rows << " rows");
     }
@@ -139,7 +124,7 @@ BOOST_AUTO_TEST_CASE(it_is_what_its_definition_says) {
 
 BOOST_AUTO_TEST_CASE(rows_before_the_latest_change_nothing) {
   const TurnEnd net(small(4).tensors, kWidth, "small");
-  const auto many = at::randn({50, kWidth});
+  const auto many = at::randn({50, kSeen});
   BOOST_TEST(net.completeness(many, 3) == net.completeness(many.narrow(0, 18, 32), 3));
   BOOST_TEST(at::equal(latest_rows(many.narrow(0, 0, 30), many.narrow(0, 30, 20)), many.narrow(0, 18, 32)));
   BOOST_TEST(at::equal(latest_rows({}, many.narrow(0, 0, 3)), many.narrow(0, 0, 3)));
@@ -149,7 +134,7 @@ BOOST_AUTO_TEST_CASE(rows_before_the_latest_change_nothing) {
 BOOST_AUTO_TEST_CASE(nothing_is_not_complete) {
   const TurnEnd net(small(5).tensors, kWidth, "small");
   BOOST_TEST(net.completeness({}, 0) == 0);
-  BOOST_TEST(net.completeness(at::zeros({0, kWidth}), 0) == 0);
+  BOOST_TEST(net.completeness(at::zeros({0, kSeen}), 0) == 0);
 }
 
 BOOST_AUTO_TEST_CASE(a_tensor_that_is_missing_misshapen_or_left_over_is_named) {

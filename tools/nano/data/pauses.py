@@ -1,9 +1,12 @@
 """Utterances with pauses, and which of them are ends: `python -m tools.nano.data.pauses WORK [--count 10000]`.
 
 What makes a pause that is no end: words that break off in mid-utterance (cut out of the whole sentence, so that the pitch stays up, the last word
-often drawn out, or spoken with the intonation of a comma), fillers, openings, a correction to follow. A sentence whose beginning is complete by
+often drawn out, or spoken with the intonation of a comma), fillers, openings, a list, a correction to follow and the word that announces it. A sentence whose beginning is complete by
 itself ("… in rome | tomorrow") is no end with the first kind of voice and an end when it is spoken as a whole: the words alone do not say it.
 Every utterance goes through a channel: noise, telephone, room, level.
+
+A pause is heard as the engine hears it: told from PAUSE_MS of silence on, and judged when the sound of each of TAILS_MS behind it has come. The first of them
+counts whatever follows; behind a later one the user has not gone on before.
 
 Splits differ in voices and, small closed intents apart, in sentences: `train`; `check` (thresholds are chosen on it); `test` (figures).
 """
@@ -27,17 +30,19 @@ from .. import features
 from . import channel, domain, synth
 from .espeak import espeak
 
-RATE, ROWS, TAIL = 16000, 32, 3200      # rows of states that the network sees; sound behind the pause that belongs to it
+RATE, ROWS = 16000, 32      # rows of states that the network sees
+PAUSE_MS, TAILS_MS = 96, (160, 480)      # of the engine: `turn.pause_ms`, `judge_ms` and `judge_again_ms`
 SHARD, SEEDS = 400, dict(train=1000, check=2000, test=3000)
 VOICES = {"check": ["m7", "f5", "zac", "linda"], "test": synth.VARIANTS_UNSEEN}
 VOICES["train"] = [v for v in synth.VARIANTS if v not in VOICES["check"]]
 FLITE = ["slt", "rms", "awb", "kal16"]
-FILLERS = ("um", "uh", "er", "well", "hm", "let me see", "hold on", "you know", "i mean", "like")
+FILLERS = ("um", "uh", "er", "well", "hm", "let me see", "hold on", "you know", "i mean", "like", "wait", "sorry", "let me think")
+MARKERS = ("no", "i mean", "sorry", "no wait", "wait", "no no", "rather", "i meant", "oh no", "sorry no", "or rather")
 OPENINGS = ("well", "so", "and", "um", "uh", "could you", "can you tell me", "i would like", "please", "okay so", "what is", "the", "hey", "wait", "i want to",
             "let me think", "hold on", "do you know", "tell me", "you know what", "actually", "but", "or maybe")
 ANSWERS = ("yes", "no", "okay", "yes please", "no thank you", "thanks", "right", "sure", "uh huh", "all right", "stop", "great", "good", "that is all", "not now",
            "i do not know", "of course", "cancel", "go on", "exactly", "never mind", "sounds good", "why", "really")
-KINDS = dict(whole=32, cut=21, comma=19, hesitating=12, answer=8, opening=4, correction=4)
+KINDS = dict(whole=30, cut=20, comma=18, hesitating=12, answer=8, opening=4, correction=8, list=3)
 
 
 def belongs(text: str, kind: str, split: str) -> bool:
@@ -88,8 +93,8 @@ class Speaker:
         if self.flite > 0 and rng.random() < self.flite:
             return dict(engine="flite", voice=rng.choice(FLITE), stretch=round(rng.uniform(0.85, 1.25), 2))
         variant = rng.choice(VOICES[self.split])
-        return dict(engine="espeak", voice=rng.choice(synth.ACCENTS) + ("+" + variant if variant else ""), speed=rng.randint(115, 205),
-                    pitch=rng.randint(20, 80), span=rng.randint(30, 70))
+        return dict(engine="espeak", voice=rng.choice(synth.ACCENTS) + ("+" + variant if variant else ""), speed=rng.randint(110, 210),
+                    pitch=rng.randint(10, 90), span=rng.randint(20, 80))
 
     def draw_text(self, rng, fits=lambda turn: True):
         """-> text, whether no other split has it."""
@@ -133,12 +138,11 @@ class Speaker:
         text, unseen = self.draw_text(rng)
         words = text.split()
         if kind == "correction":
-            cities = [c for c in domain.CITIES if c in words]
-            if not cities:
-                return self.parts("whole", rng, voice)
-            other = rng.choice([c for c in domain.CITIES if c != cities[0]])
-            first = text[:text.index(cities[0])] + other
-            return [say(first + ","), say(rng.choice(["no, ", "i mean ", "sorry, ", "no wait, "]) + "in " + text[text.index(cities[0]):])], True, unseen
+            return self.corrected(text, rng, voice), True, unseen
+        if kind == "list":
+            items = rng.sample(rng.choice([domain.CITIES, domain.DAYS, domain.NAMES, domain.UNITS]), rng.randint(2, 3))
+            lead = rng.choice(["", "tell me about ", "i mean ", "it is ", "between "])
+            return [say(lead * (k == 0) + "and " * (k + 1 == len(items)) + item + "," * (k + 1 < len(items))) for k, item in enumerate(items)], True, True
         if kind == "whole" or len(words) < 2:
             wave, _ = say(text + rng.choice(["", "", ".", "?"]))
             if rng.random() < 0.15:
@@ -163,6 +167,28 @@ class Speaker:
             return out, False, unseen
         return out + [(say(behind)[0] if halves and rng.random() < 0.4 else rest, behind)], True, unseen
 
+    def corrected(self, text, rng, voice):
+        """Something else first, perhaps broken off, a word that takes it back, perhaps by itself, and what was meant."""
+        words = text.split()
+        say = lambda text: (self.speak(text, voice)[0], text)
+        swaps = [(group, w) for group in (domain.CITIES, domain.DAYS, domain.UNITS, list(domain.CAPITALS)) for w in words if w in group]
+        if swaps:
+            group, word = rng.choice(swaps)
+            other = rng.choice([w for w in group if w != word])
+            at = words.index(word)
+            first = " ".join(words[:at] + [other] + (words[at + 1:] if rng.random() < 0.3 else []))
+            rest = rng.choice([" ".join(words[at - (words[at - 1] in ("in", "of", "on", "to") and at > 0):]), text, word])
+        else:
+            first, rest = " ".join(words[:rng.randint(1, len(words))]), text
+        marker = rng.choice(MARKERS)
+        # A whole sentence that falls at its end would be one: it has the intonation of a comma.
+        out = [say(first + ",")]
+        if rng.random() < 0.3:
+            out[0] = (drawn_out(out[0][0], rng), first + ",")
+        if rng.random() < 0.5:
+            return [*out, say(marker + ", " + rest)]
+        return [*out, say(marker + ","), say(rest)]
+
     def utterances(self, count, seed):
         rng, noise = random.Random(seed), np.random.default_rng(seed)
         while count > 0:
@@ -174,7 +200,7 @@ class Speaker:
             count -= 1
             pieces = [np.zeros(int(RATE * rng.uniform(0.35, 0.8)), np.float32)]
             for k, (wave, _) in enumerate(parts):
-                pieces += [wave, np.zeros(int(RATE * rng.uniform(0.4, 1.3)) if k + 1 < len(parts) else int(0.7 * RATE), np.float32)]
+                pieces += [wave, np.zeros(int(RATE * rng.uniform(0.3, 1.3)) if k + 1 < len(parts) else int(0.7 * RATE), np.float32)]
             wave = np.concatenate(pieces)
             yield Utterance(through_channel(wave, rng, noise), kind, " | ".join(t for _, t in parts), f"{voice['engine']} {voice['voice']}",
                             len(wave) - len(pieces[-1]), complete, unseen)
@@ -186,7 +212,7 @@ def through_channel(wave, rng, noise):
     if rng.random() < 0.2:
         wave = channel.telephone(wave, rng.uniform(200, 400), rng.uniform(2800, 3900))
     wave = wave / max(1e-4, float(np.abs(wave).max())) * 10 ** (-rng.uniform(1, 20) / 20)
-    below = rng.uniform(12, 30) if rng.random() < 0.2 else rng.uniform(30, 60)
+    below = rng.uniform(12, 30) if rng.random() < 0.2 else rng.uniform(30, 80)
     hiss = noise.standard_normal(len(wave))
     if rng.random() < 0.5:
         spectrum = np.fft.rfft(hiss)
@@ -210,19 +236,22 @@ def ask(recordings, parlando, model, *options):
 
 
 def hear(waves, folder, parlando, model, live):
-    """What the C++ runtime hears: for each wave its pauses, and the states [pauses, 32, width] of all of them in float16."""
+    """What the C++ runtime hears: for each wave its pauses, and what the detector sees of all of them, [pauses, 32, width] in float16."""
     for k, wave in enumerate(waves):
         write_wav(f"{folder}/{k}.wav", wave)
     with open(f"{folder}/list", "w") as f:
         f.write("\n".join(f"{folder}/{k}.wav" for k in range(len(waves))))
-    pauses = ask([], parlando, model, "--list", f"{folder}/list", "--states", f"{folder}/states", *["--live"] * live)
+    pauses = ask([], parlando, model, "--list", f"{folder}/list", "--states", f"{folder}/states", "--pause-ms", str(PAUSE_MS),
+                 "--tail-ms", ",".join(map(str, TAILS_MS)), *["--live"] * live)
     count = sum(len(p) for p in pauses)
     return pauses, np.fromfile(f"{folder}/states", np.float32).reshape(count, ROWS, -1).astype(np.float16)
 
 
 def is_end(utterance, pause):
-    """The network behind a pause hears speech for a little longer than there is, so a pause that is its end does not begin before it."""
-    return utterance.complete and pause["sample"] >= utterance.end - RATE // 10
+    """The network behind a pause hears speech for a little longer than there is, so a pause that is its end hardly begins before it; where nothing was
+    heard behind it, soft last sounds were not."""
+    early = RATE * 35 // 100 if pause["resumed_sample"] is None else RATE // 10
+    return utterance.complete and pause["sample"] >= utterance.end - early
 
 
 def shard(path, split, number, count, parlando, model):
@@ -230,11 +259,13 @@ def shard(path, split, number, count, parlando, model):
     speaker = Speaker(split, flite=1 if split == "train" and number % 5 == 4 else None)
     utterances = list(speaker.utterances(count, SEEDS[split] + number))
     with tempfile.TemporaryDirectory() as folder:
-        # Both ways of tokenising are served; half of the training is done with each.
-        pauses, states = hear([u.wave for u in utterances], folder, parlando, model, live=split == "train" and number % 2 == 1)
+        # Both ways of tokenising are served; what is judged with is the one that the engine goes by unless it is told otherwise.
+        pauses, states = hear([u.wave for u in utterances], folder, parlando, model, live=split != "train" or number % 3 > 0)
     of = [(k, p) for k, found in enumerate(pauses) for p in found]
+    silence = lambda p: None if p["resumed_sample"] is None else (p["resumed_sample"] - p["sample"]) * 1000 // RATE
     records = [dict(utterance=k, kind=utterances[k].kind, text=utterances[k].text, voice=utterances[k].voice, unseen=utterances[k].unseen,
-                    complete=is_end(utterances[k], p), rows=p["rows"], seconds=(p["sample"] + TAIL - p["begun_sample"]) / RATE) for k, p in of]
+                    complete=is_end(utterances[k], p), rows=p["rows"], tail_ms=p["tail_ms"], silence_ms=silence(p), sample=p["sample"], end=utterances[k].end,
+                    seconds=(p["sample"] - p["begun_sample"]) / RATE + p["tail_ms"] / 1000) for k, p in of]
     np.save(path + ".tmp.npy", states)
     json.dump(records, open(path + ".tmp.json", "w"))
     os.replace(path + ".tmp.npy", path + ".npy")
@@ -245,14 +276,14 @@ def shard(path, split, number, count, parlando, model):
 def main():
     parser = argparse.ArgumentParser(description="Writes WORK/pauses/SPLIT-NNNN.npy (states) and .json (labels); a shard that exists is kept.")
     parser.add_argument("work")
-    parser.add_argument("--count", type=int, default=10000, help="utterances to train with; a tenth as many to check, an eighth to test")
+    parser.add_argument("--count", type=int, default=12000, help="utterances to train with; an eighth as many to check and to test each")
     parser.add_argument("--parlando", default=os.environ.get("PARLANDO", "build/bin/parlando"))
     parser.add_argument("--model", default="models/nano")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.makedirs(f"{args.work}/pauses", exist_ok=True)
     todo = []
-    for split, count in (("train", args.count), ("check", args.count // 10), ("test", args.count // 8)):
+    for split, count in (("train", args.count), ("check", args.count // 8), ("test", args.count // 8)):
         todo += [(f"{args.work}/pauses/{split}-{k:04d}", split, k, min(SHARD, count - at)) for k, at in enumerate(range(0, count, SHARD))]
     todo = [t for t in todo if not os.path.exists(t[0] + ".json")]
     for k, task in enumerate(todo, 1):

@@ -1,12 +1,13 @@
-"""The detector of a complete utterance: `python -m tools.nano.train.turn_end WORK [--model models/nano] [--minutes 4]`.
+"""The detector of a complete utterance: `python -m tools.nano.train.turn_end WORK [--model models/nano] [--minutes 7]`.
 
 Trains on what `tools.nano.data.pauses` heard, chooses the thresholds on other voices and other sentences, judges with a third set of both, and writes
 `turn_end.safetensors` and `turn_end.json` (thresholds by eagerness, figures) beside the tokenizer's weights. Then the C++ runtime is asked: it must
 say what PyTorch says.
 
 A pause is decided at once when the probability reaches `complete`. These thresholds are the controller's own (`complete_permille_…`), so the logits are
-stretched and moved until `low` and `medium` cut off the share CUT_OFF of the pauses inside an utterance. `unfinished` is the highest threshold that at most
-LATE of the complete ones lie under: whoever is below it may be waited for as long as one likes, in between 1.2 s are as long as people wait gladly.
+stretched and moved until `low` and `medium` cut off the share CUT_OFF of the pauses inside an utterance. A pause that lasts is judged once more: `again`
+(`complete_again_permille_…`) is where both looks together cut off IN_ALL of the pauses. `unfinished` is the highest threshold that at most LATE of the
+complete ones lie under then: whoever is below it may be waited for as long as one likes, in between 1.2 s are as long as people wait gladly.
 """
 from __future__ import annotations
 
@@ -25,21 +26,30 @@ from .. import modules
 from ..data import pauses
 from . import trainer
 
-COMPLETE = dict(low=0.9, medium=0.7, high=0.5, auto=0.7)
-CUT_OFF = dict(low=0.005, medium=0.02)
+COMPLETE = dict(low=0.9, medium=0.7, high=0.5)
+CUT_OFF = dict(low=0.005, medium=0.015)
+IN_ALL = dict(low=0.01, medium=0.03, high=0.06)
 LATE = 0.03
+NETS = 2
 BATCH, DROPOUT, NOISE, SMOOTH = 192, 0.3, 0.3, 0.01
-DIFFER = 1e-3      # C++ and PyTorch, of a probability: float32 here, states kept in float16 there
+FIRST, AGAIN = pauses.TAILS_MS
+SILENCE_MS, UNFINISHED_MS = 1088, 3904      # behind a pause that the vad ends by itself, and behind one that is unfinished
+DIFFER = 2e-3      # C++ and PyTorch, of a probability: float32 here, what was seen kept in float16 there
 
 
 def load(work, split):
-    states, records = [], []
+    seen, records = [], []
     for path in sorted(glob.glob(f"{work}/pauses/{split}-*.json")):
-        records += json.load(open(path))
-        states.append(np.load(path.replace(".json", ".npy")))
+        records += [dict(r, shard=path) for r in json.load(open(path))]
+        seen.append(np.load(path.replace(".json", ".npy")))
     if not records:
         raise SystemExit(f"{work}/pauses holds nothing of '{split}'; tools.nano.data.pauses writes it")
-    return torch.from_numpy(np.concatenate(states)), records
+    return torch.from_numpy(np.concatenate(seen)), records
+
+
+def counts(record):
+    """Is it asked about at all? Not once more when the user has gone on before."""
+    return record["tail_ms"] == FIRST or record["silence_ms"] is None or record["silence_ms"] >= record["tail_ms"]
 
 
 def columns(records):
@@ -48,79 +58,117 @@ def columns(records):
 
 
 @torch.no_grad()
-def judge(net, states, records):
+def judge(net, seen, records):
     net.eval()
     rows, seconds, _ = columns(records)
-    out = torch.cat([net(states[i:i + 512].float(), rows[i:i + 512], seconds[i:i + 512]) for i in range(0, len(records), 512)])
+    out = torch.cat([net(seen[i:i + 512].float(), rows[i:i + 512], seconds[i:i + 512]) for i in range(0, len(records), 512)])
     return out.numpy().astype(np.float64)
 
 
-def decided(logits, records, complete, unfinished):
-    """Shares at these logits: of pauses inside an utterance that are cut off, of complete utterances that are decided at once and that are late."""
-    ends = np.array([r["complete"] for r in records])
-    return dict(cut_off=float((logits[~ends] >= complete).mean()), at_first_pause=float((logits[ends] >= complete).mean()),
-                late=float((logits[ends] < unfinished).mean()), inside_waited_for=float((logits[~ends] < unfinished).mean()))
-
-
-def train(args, states, records):
-    net = modules.TurnEnd(states.shape[2])
-    run = trainer.Run(args.work, "turn_end", dict(net=net), args.minutes, 2e-3, warmup=100, decay=0.05)
+def train(args, seen, records):
+    """One network after the other: of the same data in another order."""
+    use = [k for k, r in enumerate(records) if counts(r)]
     rows, seconds, complete = columns(records)
-    order = []
-    while run.begin_step():
-        net.train()
-        if len(order) < BATCH:
-            order = list(range(len(records)))
-            run.random.shuffle(order)
-        pick, order = order[:BATCH], order[BATCH:]
-        # What was long ago may not be there, and neither a state nor a length is quite the same twice.
-        kept = torch.minimum(rows[pick], torch.tensor([run.random.choice([32, 32, run.random.randint(10, 32)]) for _ in pick]))
-        x = states[pick].float()
-        x = x + torch.randn_like(x) * NOISE
-        length = seconds[pick] * (1 + 0.2 * torch.randn(len(pick))).clamp(0.5, 1.5)
-        loss = F.binary_cross_entropy_with_logits(net(x, kept, length, DROPOUT), complete[pick] * (1 - 2 * SMOOTH) + SMOOTH)
-        run.step(loss, dict(loss=loss))
-    return net
+    torch.manual_seed(1)
+    whole = modules.TurnEnd(seen.shape[2] - modules.TurnEnd.PROSODY, NETS)
+    for number, net in enumerate(whole.nets):
+        run = trainer.Run(args.work, f"turn_end_{number}", dict(net=net), args.minutes / NETS, 2e-3, warmup=100, decay=0.05)
+        run.random.seed(number + 1000 * run.steps)
+        order = []
+        while run.begin_step():
+            net.train()
+            if len(order) < BATCH:
+                order = use[:]
+                run.random.shuffle(order)
+            pick, order = order[:BATCH], order[BATCH:]
+            # What was long ago may not be there, and neither a state nor a length is quite the same twice.
+            kept = torch.minimum(rows[pick], torch.tensor([run.random.choice([32, 32, run.random.randint(12, 32)]) for _ in pick]))
+            x = seen[pick].float()
+            noise = torch.randn_like(x) * NOISE
+            noise[..., -modules.TurnEnd.PROSODY:] *= 0.2
+            length = seconds[pick] * (1 + 0.2 * torch.randn(len(pick))).clamp(0.5, 1.5)
+            loss = F.binary_cross_entropy_with_logits(net(x + noise, kept, length, DROPOUT), complete[pick] * (1 - 2 * SMOOTH) + SMOOTH)
+            run.step(loss, dict(loss=loss))
+    return whole
 
 
-def curve(logits, records, points=(0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)):
-    """Shares decided at once for shares cut off."""
-    ends = np.array([r["complete"] for r in records])
-    inside = np.sort(logits[~ends])[::-1]
-    return {str(p): round(float((logits[ends] > inside[min(len(inside) - 1, int(p * len(inside)))]).mean()), 3) for p in points}
+def by_pause(logits, records):
+    """[{complete, unseen, kind, ms (of the pause behind the true end), first, again}]; `again` is None where the user had gone on."""
+    out = {}
+    for logit_, r in zip(logits, records):
+        p = out.setdefault((r["shard"], r["utterance"], r["sample"]), dict(complete=r["complete"], unseen=r["unseen"], kind=r["kind"], again=None,
+                                                                         ms=(r["sample"] - r["end"]) * 1000 / pauses.RATE))
+        if counts(r):
+            p["first" if r["tail_ms"] == FIRST else "again"] = float(logit_)
+    return list(out.values())
 
 
 def logit(p):
     return float(np.log(p / (1 - p)))
 
 
+def bar_of(values, share, of):
+    """Lowest logit that at most a share (of so many) reaches."""
+    values = np.sort(np.array(values))[::-1]
+    k = int(share * of)
+    return float(values[k]) + 1e-6 if k < len(values) else float(values[-1]) - 1
+
+
 def choose(logits, records):
     """-> thresholds by eagerness as probabilities, and (a, b) of the logits a * x + b that they hold for."""
-    ends = np.array([r["complete"] for r in records])
-    inside, complete = np.sort(logits[~ends])[::-1], np.sort(logits[ends])
-    low, medium = (float(inside[int(CUT_OFF[k] * len(inside))]) + 1e-6 for k in ("low", "medium"))
+    found = by_pause(logits, records)
+    inside, ends = [p for p in found if not p["complete"]], [p for p in found if p["complete"]]
+    low, medium = (bar_of([p["first"] for p in inside], CUT_OFF[k], len(inside)) for k in ("low", "medium"))
     a = (logit(COMPLETE["low"]) - logit(COMPLETE["medium"])) / max(0.1, low - medium)
     b = logit(COMPLETE["medium"]) - a * medium
-    late = 1 / (1 + float(np.exp(-a * complete[int(LATE * len(complete))] - b)))
-    return {k: dict(complete=v, unfinished=min(round(late, 3), v)) for k, v in COMPLETE.items()}, (a, b)
+    probability = lambda x: 1 / (1 + float(np.exp(-a * x - b)))
+    latest = np.sort([p["first"] if p["again"] is None else p["again"] for p in ends])
+    unfinished = round(probability(latest[int(LATE * len(latest))]), 3)
+    out = {}
+    for k, complete in COMPLETE.items():
+        bar = (logit(complete) - b) / a
+        left = [p["again"] for p in inside if p["first"] < bar and p["again"] is not None]
+        gone = sum(p["first"] >= bar for p in inside)
+        again = bar_of(left, max(0, IN_ALL[k] * len(inside) - gone) / len(inside), len(inside))
+        out[k] = dict(complete=complete, again=min(complete, round(probability(again), 3)), unfinished=min(unfinished, complete))
+    return dict(out, auto=out["medium"]), (a, b)
+
+
+def decided(found, threshold):
+    """What becomes of pauses with these thresholds, as the controller goes by them."""
+    bars = {k: logit(v) for k, v in threshold.items()}
+    inside, ends = [p for p in found if not p["complete"]], [p for p in found if p["complete"]]
+
+    def when(p):
+        if p["first"] >= bars["complete"]:
+            return FIRST
+        if p["again"] is not None and p["again"] >= bars["again"]:
+            return AGAIN
+        return UNFINISHED_MS if (p["first"] if p["again"] is None else p["again"]) < bars["unfinished"] else SILENCE_MS
+
+    at, cut = [when(p) for p in ends], [when(p) for p in inside]
+    ms = np.array([t + p["ms"] for t, p in zip(at, ends)])
+    share = lambda values, test: round(float(np.mean([test(v) for v in values])), 3) if values else None
+    return dict(cut_off=share(cut, lambda t: t <= AGAIN), at_once=share(at, lambda t: t == FIRST), by_again=share(at, lambda t: t <= AGAIN),
+                late=share(list(ms), lambda t: t > 1500), p50=round(float(np.median(ms))) if at else None,
+                p95=round(float(np.quantile(ms, 0.95))) if at else None, inside=len(inside), complete=len(ends))
+
+
+def curve(found, key, points=(0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)):
+    """Shares of the ends that are decided for shares cut off, by one look alone."""
+    inside, ends = ([p[key] for p in found if p["complete"] == complete and p[key] is not None] for complete in (False, True))
+    return {str(p): round(float(np.mean(np.array(ends) > bar_of(inside, p, len(inside)))), 3) for p in points}
 
 
 def figures(net, work, split, thresholds):
-    states, records = load(work, split)
-    logits = judge(net, states, records)
+    seen, records = load(work, split)
+    found = by_pause(judge(net, seen, records), records)
 
-    def of(keep):
-        own = [k for k, r in enumerate(records) if keep(r)]
-        part = [records[k] for k in own]
-        found = {k: {n: round(v, 3) for n, v in decided(logits[own], part, logit(t["complete"]), logit(t["unfinished"])).items()} for k, t in thresholds.items()}
-        return dict(inside=sum(not r["complete"] for r in part), complete=sum(r["complete"] for r in part), **found, curve=curve(logits[own], part))
+    def of(part):
+        return dict({k: decided(part, t) for k, t in thresholds.items()}, curves={key: curve(part, key) for key in ("first", "again")})
 
-    bar = logit(thresholds["auto"]["complete"])
-    kinds = {}
-    for kind in sorted({r["kind"] for r in records}):
-        at = lambda complete: [logits[k] >= bar for k, r in enumerate(records) if r["kind"] == kind and r["complete"] == complete]
-        kinds[kind] = {name: [round(float(np.mean(found)), 3), len(found)] for name, found in (("cut_off", at(False)), ("at_first_pause", at(True))) if found}
-    return dict(all=of(lambda r: True), unseen_sentences=of(lambda r: r["unseen"]), kinds=kinds)
+    kinds = {kind: decided([p for p in found if p["kind"] == kind], thresholds["auto"]) for kind in sorted({p["kind"] for p in found})}
+    return dict(all=of(found), unseen_sentences=of([p for p in found if p["unseen"]]), kinds=kinds)
 
 
 @torch.no_grad()
@@ -128,10 +176,10 @@ def agreement(net, args):
     """Largest difference of a probability between the C++ runtime and PyTorch, on the same states."""
     utterances = list(pauses.Speaker("test").utterances(20, 5))
     with tempfile.TemporaryDirectory() as folder:
-        found, states = pauses.hear([u.wave for u in utterances], folder, args.parlando, args.model, live=False)
+        found, seen = pauses.hear([u.wave for u in utterances], folder, args.parlando, args.model, live=False)
     heard = [p for of in found for p in of]
-    records = [dict(rows=p["rows"], seconds=(p["sample"] + pauses.TAIL - p["begun_sample"]) / pauses.RATE, complete=False) for p in heard]
-    said = 1 / (1 + np.exp(-judge(net, torch.from_numpy(states), records)))
+    records = [dict(rows=p["rows"], seconds=(p["sample"] - p["begun_sample"]) / pauses.RATE + p["tail_ms"] / 1000, complete=False) for p in heard]
+    said = 1 / (1 + np.exp(-judge(net, torch.from_numpy(seen), records)))
     return max(abs(float(a) - p["completeness"]) for a, p in zip(said, heard))
 
 
@@ -140,25 +188,26 @@ def recordings(args):
     names = sorted(glob.glob(f"{args.humans}/*.wav"))
     if not names:
         return {}
-    found = pauses.ask(names, args.parlando, args.model)
-    return {os.path.basename(name): [[round(p["sample"] / pauses.RATE, 2), round(p["completeness"], 3)] for p in of] for name, of in zip(names, found)}
+    found = pauses.ask(names, args.parlando, args.model, "--live", "--pause-ms", str(pauses.PAUSE_MS), "--tail-ms", ",".join(map(str, pauses.TAILS_MS)))
+    return {os.path.basename(name): [[round(p["sample"] / pauses.RATE, 2), p["tail_ms"], round(p["completeness"], 3)] for p in of] for name, of in zip(names, found)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--model", default="models/nano")
-    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--minutes", type=float, default=7)
     parser.add_argument("--parlando", default=os.environ.get("PARLANDO", "build/bin/parlando"))
     parser.add_argument("--humans", default="../shared/audio", help="folder with recordings of people; left out when it does not exist")
     args = parser.parse_args()
     torch.set_num_threads(1)
     net = train(args, *load(args.work, "train"))
-    states, records = load(args.work, "check")
-    thresholds, (a, b) = choose(judge(net, states, records), records)
+    seen, records = load(args.work, "check")
+    thresholds, (a, b) = choose(judge(net, seen, records), records)
     with torch.no_grad():
-        net.out.weight *= a
-        net.out.bias.mul_(a).add_(b)
+        for each in net.nets:
+            each.out.weight *= a
+            each.out.bias.mul_(a).add_(b)
     out = dict(thresholds=thresholds, **{split: figures(net, args.work, split, thresholds) for split in ("check", "test")})
     folder = f"{args.model}/Step-Audio-Tokenizer"
     save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, f"{folder}/turn_end.safetensors")
