@@ -1,8 +1,9 @@
 """A night of faults: 20 people talk for two hours, two or three faults a minute, each of every kind of a shuffled deck in turn.
 
 `soak.py BUILD_BIN SOURCE_DIR [--minutes M] [--json FILE]`. What must hold: every turn is answered, whole and once; every session talks on to the end; what was told as durable is in
-the store; memory, descriptors and threads at the end are those behind the first tenth (within 5 % and a few descriptors); behind the load all gauges are back at their baseline.
-Exit code 1 when one does not. The last lines are a table: trials, passes and recovery for each fault.
+the store; memory, descriptors and threads at the end are those behind the first tenth (within 5 % and a few descriptors; in runs of ten minutes and more); behind the load all gauges are back at
+their baseline; a fault of each kind that has a goal for its recovery is within it in the median. Every process is killed or rolled some ten times in two hours, so of what a service
+leaks the growth within about ten minutes is seen; the supervisor lives from the beginning to the end. Exit code 1 when one does not hold. The last lines are a table: trials, passes and recovery for each fault.
 
 Recovery is what a fault costs whoever talks: the longest silence of the trial less the median of trials without a fault; for a killed gateway the time until its clients have a session
 at another one.
@@ -116,27 +117,36 @@ class Soak:
 
     def growth(self, start, end):
         """What is larger at the end than behind the beginning."""
-        assert self.samples, "the fleet was never whole between two faults"
-
-        def between(low, high, key):
-            return statistics.median([s[key] for s in self.samples if start + low * (end - start) <= s["at"] <= start + high * (end - start)] or [0])
+        if not self.samples:
+            return ["the fleet was never whole between two faults"]
+        if a.minutes < 10:
+            print(f"  {len(self.samples)} samples, the last one {self.samples[-1]}: too short to compare")
+            return []
+        between = lambda low, high, key: [s[key] for s in self.samples if start + low * (end - start) <= s["at"] <= start + high * (end - start)]
+        if min(len(between(WARM_SHARE, WARM_SHARE + LAST_SHARE, "mib")), len(between(1 - LAST_SHARE, 1, "mib"))) < 3:
+            return ["there are not three samples of memory behind the beginning and before the end"]
         found = []
         for key, allowed in (("mib", lambda v: v * (1 + FLAT)), ("descriptors", lambda v: v + SPARE_DESCRIPTORS), ("threads", lambda v: v + SPARE_THREADS)):
-            first, last = between(WARM_SHARE, WARM_SHARE + LAST_SHARE, key), between(1 - LAST_SHARE, 1, key)
+            first, last = (statistics.median(between(*share, key)) for share in ((WARM_SHARE, WARM_SHARE + LAST_SHARE), (1 - LAST_SHARE, 1)))
             print(f"  {key}: median {first:.0f} behind the first {WARM_SHARE:.0%}, {last:.0f} at the end ({len(self.samples)} samples)")
             if last > allowed(first):
                 found.append(f"{key} grew from {first:.0f} to {last:.0f}")
         return found
 
     def table(self):
+        """-> what took longer than its goal"""
+        missed = []
         calm = statistics.median([r["silence_ms"] for r in self.rows if r["id"] == "–"] or [0])
         print(f"\n| id | fault | trials | passed | turns answered | recovery, median | p99 | goal |\n|---|---|---|---|---|---|---|---|   (silence without a fault: {calm:.0f} ms)")
         for id_, what in sorted({(r["id"], r["what"]) for r in self.rows}):
             rows = [r for r in self.rows if r["id"] == id_]
             cost = [r["again_ms"] for r in rows if r["again_ms"]] if id_ == "P1" else [max(0.0, r["silence_ms"] - calm) for r in rows]
             goal = RECOVERY_SECONDS.get(id_)
+            if goal and a.minutes >= 10 and percentile(cost, 0.5) > 1000 * goal:
+                missed.append(f"{id_}: {what}: recovery takes {percentile(cost, 0.5):.0f} ms in the median, expected at most {goal} s")
             print(f"| {id_} | {what} | {len(rows)} | {sum(r['passed'] for r in rows)} | {sum(r['answered'] for r in rows)} of {sum(r['turns'] for r in rows)} | {percentile(cost, 0.5):.0f} ms | "
                   f"{percentile(cost, 0.99):.0f} ms | {f'{goal} s' if goal else '–'} |")
+        return missed
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
@@ -150,7 +160,7 @@ with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
         problems += soak.crowd.history.problems(fleet.store, lost_with_owner=2 * a.sessions)
     finally:
         code = fleet.stop()
-    soak.table()
+    problems += soak.table()
     if code != 0:
         problems.append(f"the engine ended with {code}")
     print(f"{len(soak.crowd.turns)} turns, {len(soak.rows)} trials, {len(problems)} problems; {soak.alive} of {a.sessions} sessions talk at the end")

@@ -81,7 +81,7 @@ class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
         self.ws, self.turn, self.frames, self.turns, self.sockets, self.id = None, None, [], 0, 0, ""
-        self.lost_at = None
+        self.lost_at, self.expired = None, False
         self.random = random.Random(number)
 
     async def open(self):
@@ -98,6 +98,7 @@ class Session:
                 event = json.loads(await asyncio.wait_for(ws.receive(), 10))
                 if event["type"] == "opened":
                     self.ws, self.gateway, self.turns, self.sockets, self.id = ws, name, 0, 0, event["session"]
+                    self.expired = False
                     if self.lost_at is not None:
                         self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
                         self.lost_at = None
@@ -121,6 +122,9 @@ class Session:
             self.turn.tell(event.get("kind", kind))
         if kind in ("speech_started", "speech_ended"):
             return
+        if kind == "error" and "a connection lasts at most" in event.get("message", ""):
+            self.expired = True  # a gateway says how long; its client opens another
+            return
         if not self.turn:
             self.crowd.stray(self, f"without a question: {data[:200]}")
         elif kind == "text":
@@ -136,10 +140,10 @@ class Session:
             while True:
                 self.hear(await self.ws.receive())
         except (ConnectionError, OSError) as error:
-            self.ws, self.lost_at = None, time.monotonic()
+            self.ws, self.lost_at = None, None if self.expired else time.monotonic()
             if self.turn:
                 self.turn.finish({"type": "closed", "message": str(error)})
-            elif not self.crowd.may_close(self):
+            elif not self.crowd.may_close(self) and not self.expired:
                 self.crowd.stray(self, f"its socket was closed: {error}")
 
     def tick(self):
@@ -162,7 +166,7 @@ class Session:
             await asyncio.wait_for(asyncio.shield(turn.done), TURN_SECONDS_MAX)
         except asyncio.TimeoutError:
             turn.finish({"type": "timeout", "message": f"nothing within {TURN_SECONDS_MAX} s"})
-        turn.excused = turn.event["type"] == "closed" and self.crowd.may_close(self)
+        turn.excused = turn.event["type"] == "closed" and (self.expired or self.crowd.may_close(self))
         if turn.event["type"] == "turn":
             self.turns += 1
         if not turn.excused:
