@@ -122,7 +122,7 @@ Result<void> TokenizerCore::follow(const Key& key, Stream& s, protocol::Message&
       if (flush.end_sample >= 0)
         end = std::min(
             end, static_cast<std::size_t>(std::max<std::int64_t>(0, flush.end_sample - s.base_sample.value_or(0))));
-      if (s.attempts.size() >= kAttemptsMax)
+      if (flush.attempt != 0 && s.attempts.size() >= kAttemptsMax)
         return fail(Errc::overloaded, "{} attempts wait, expected at most {}", s.attempts.size() + 1, kAttemptsMax);
       if (flush.attempt == 0)
         s.end = end, s.end_asked = now;
@@ -291,7 +291,10 @@ void TokenizerCore::count(const Stream& s, Time now) {
 std::vector<std::pair<TokenizerCore::Key, TokenizerCore::Stream*>> TokenizerCore::take_due(Time now) {
   std::vector<std::pair<Key, Stream*>> out;
   std::int64_t rows = 0;
+  // An answer leaves when the whole pass is read: who is due takes nobody along who has time yet.
+  const bool is_due = !queue_.empty() && queue_.begin()->first.first <= now;
   for (auto next = queue_.begin(); next != queue_.end();) {
+    if (is_due && next->first.first > now && !out.empty()) break;
     const auto key = (next++)->second;
     auto& s = *streams_.find(key);
     if (s.deadline <= now) {

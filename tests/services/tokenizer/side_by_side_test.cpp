@@ -307,6 +307,23 @@ BOOST_AUTO_TEST_CASE(nobody_waits_for_company) {
   BOOST_TEST(s.next() == Streams{2}, boost::test_tools::per_element());
 }
 
+BOOST_AUTO_TEST_CASE(who_asks_for_an_end_takes_no_blocks_along_that_have_time) {
+  Service s({}, small(1500));
+  for (const std::uint32_t stream : {1, 2, 3}) s.open(stream);
+  for (const std::uint32_t stream : {1, 2}) s.hear(stream, 0, pcm(0, 2 * kPart));
+  s.hear(3, 0, pcm(0, kPart));
+  s.driver.tell("controller", 3, protocol::Flush{-1});
+  BOOST_TEST(s.next() == Streams{3}, boost::test_tools::per_element());
+  BOOST_TEST(s.next() == (Streams{1, 2}), boost::test_tools::per_element());
+  // Those that are late go with it.
+  for (const std::uint32_t stream : {1, 2}) s.hear(stream, 2 * kPart, pcm(2 * kPart, kPart));
+  s.driver.now += milliseconds(600);
+  s.open(4);
+  s.hear(4, 0, pcm(0, kPart));
+  s.driver.tell("controller", 4, protocol::Flush{-1});
+  BOOST_TEST(s.next() == (Streams{1, 2, 4}), boost::test_tools::per_element());
+}
+
 /// Streams that join, leave in mid-utterance, lose their caller or their budget between two parts of a reading, ask for
 /// ends and end: every answer at an end is that of a stream that was alone.
 BOOST_AUTO_TEST_CASE(every_end_is_answered_as_if_the_stream_had_been_alone) {

@@ -328,6 +328,13 @@ BOOST_AUTO_TEST_CASE(a_stream_that_asks_without_end_is_refused_and_others_go_on)
   w.flush(2);
   w.driver.work();
   BOOST_TEST((w.only_last() == alone(TokenizerMode::stable, 20000)));
+  // Its own end is no attempt.
+  w.open(3, TokenizerMode::stable);
+  w.hear(3, 0, part(0, 4000));
+  for (std::uint32_t n = 1; n <= TokenizerCore::kAttemptsMax; ++n) w.attempt(3, n);
+  w.flush(3);
+  w.driver.work();
+  for (const auto& heard : w.driver.take()) BOOST_TEST(!heard.is<protocol::ErrorMessage>());
 }
 
 BOOST_AUTO_TEST_CASE(only_an_attempt_is_told_how_complete_the_utterance_sounds) {
