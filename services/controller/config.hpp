@@ -30,8 +30,8 @@ struct ControllerConfig {
   int judge_again_ms = 480;               ///< and once more, when the vad says that it lasts; 0: it is not
   int trial_permille = 200;            ///< it makes no trial of an utterance that is less likely complete at the pause
   int complete_permille_low = 900;     ///< a semantic detector ends an utterance that is so likely complete,
-  int complete_permille_medium = 700;  ///< by eagerness; automatic is medium
-  int complete_permille_high = 500;
+  int complete_permille_medium = 550;  ///< by eagerness; automatic is medium
+  int complete_permille_high = 320;
   int complete_again_permille_low = 820;  ///< so likely is enough behind a pause that lasts
   int complete_again_permille_medium = 500;
   int complete_again_permille_high = 200;

@@ -13,6 +13,7 @@ using namespace protocol;
 using Stage = Turn::Stage;
 
 namespace {
+constexpr std::int64_t kVadFrame = 512;  // samples; where a vad may tell a pause
 constexpr std::size_t kPausesMax = 256;  // of 96 ms at least, in an utterance of at most 30 s
 }  // namespace
 
@@ -20,6 +21,9 @@ void Session::add_pause(std::int64_t sample, bool lasts) {
   auto& turn = heard_turn();
   if (!judged_ || turn.stage != Stage::hearing || !turn.lead->is_semantic()) return;
   if (lasts && around_.config.judge_again_ms == 0) return;
+  // A vad that hears the turn anew has its frames elsewhere: the pause that lasts is the one that is known.
+  const bool is_known = turn.paused_until >= 0 && std::abs(sample - turn.paused_until) < kVadFrame;
+  if (lasts && is_known) sample = turn.paused_until;
   const auto last = std::pair(turn.paused_until, turn.paused_lasts);
   if (std::pair(sample, lasts) <= last || turn.pauses.size() >= kPausesMax) return;  // a vad hears it again
   turn.paused_until = sample;

@@ -477,6 +477,36 @@ BOOST_AUTO_TEST_CASE(another_controller_finds_the_same_end_of_a_pause_that_lasts
     }
 }
 
+/// Frames of a vad that hears the turn anew begin elsewhere: what it says of a pause may lie before what was said of
+/// it.
+BOOST_AUTO_TEST_CASE(a_pause_that_lasts_is_judged_once_more_by_another_vad) {
+  std::string want;
+  for (int at = -1; at < 20; ++at) {
+    BOOST_TEST_CONTEXT("the vad dies " << at << " frames into the pause") {
+      auto t = talk_with(semantic(), led(), 2);
+      telemetry::Metrics metrics;
+      t.rig.controller().add_metrics(metrics);
+      t.rig.get<FakeVad>("vad-2").early = 192;
+      for (int n = 1; n <= 2; ++n)
+        t.rig.get<FakeTokenizer>(fmt::format("tokenizer-{}", n)).complete = [](std::int64_t samples) {
+          return samples >= 14000 ? 600 : 300;
+        };
+      t.chat().calls_tool = false;
+      t.say(5, false);
+      t.say(kSpeech, true);
+      t.say(9, false);  // it is known, and judged
+      for (int step = 0; step < 60; ++step) {
+        if (step == at) t.rig.kill("vad-1");
+        t.say(1, false);
+      }
+      BOOST_REQUIRE(t.until([&] { return !t.record().empty(); }));
+      if (want.empty()) want = t.record();
+      BOOST_TEST(t.record() == want);
+      BOOST_TEST(figure(metrics, "decisions_total{by=\"semantic_again\"}") == 1);
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_tokenizer_that_cannot_judge_leaves_it_to_silence) {
   for (const int trials : {0, 8}) {
     auto t = talk_with(semantic(), led(trials));

@@ -86,6 +86,7 @@ class FakeVad : public Fake<VadStream> {
   static constexpr std::int64_t kNotice = 800, kPause = 1600, kLasts = 7680;
   std::int64_t silence = 3200;  ///< samples that end speech
   bool pauses = true;
+  std::int64_t early = 0;  ///< samples by which its frames end before the sound does
   OpenVad last_open;
 
  protected:
@@ -119,14 +120,14 @@ class FakeVad : public Fake<VadStream> {
     if (pauses && !s.paused && s.at - s.end >= kPause) {
       s.paused = true;
       s.lasts = false;
-      answer(key.peer, to, SpeechPaused{s.end});
+      answer(key.peer, to, SpeechPaused{s.end - early});
     }
     if (s.paused && !s.lasts && s.at - s.end >= kLasts) {
       s.lasts = true;
-      answer(key.peer, to, SpeechPaused{s.end});
+      answer(key.peer, to, SpeechPaused{s.end - early});
     }
     if (s.at - s.end < (s.silence < 0 ? silence : s.silence)) return;
-    answer(key.peer, to, SpeechEnded{s.end});
+    answer(key.peer, to, SpeechEnded{s.end - early});
     s.begin = s.end = -1;
     s.told = s.paused = false;
   }
