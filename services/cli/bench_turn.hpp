@@ -39,8 +39,8 @@ struct TurnBenchOptions {
 ///                       end, late_share of the utterances whose end was decided after more than 1.5 s
 ///   committed, speculation   with the silence detector if that was measured, which leaves an answer the time to be
 ///                       thought through; committed_share is that of the utterances that were neither cut off nor part
-///                       of an interruption; committed.decision_to_first_audio_ms is of answers without a tool,
-///                       with_tool_ms of those that call one, which happens behind the decision
+///                       of an interruption; committed.with_tool_ms and without_tool_ms are parts of
+///                       committed.decision_to_first_audio_ms: a tool is called behind the decision
 ///   overhead_ms         a question to the controller that no model has to do with, there and back over the socket of a
 ///                       client that is listened to
 ///   synthesis_ms        from a text that is to be read out to the first byte of its sound

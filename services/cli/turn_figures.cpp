@@ -58,18 +58,20 @@ json dialogue_figures(const LoadFigures& run) {
 }
 
 json speculation_figures(const LoadFigures& run, double discarded, double turns) {
-  std::vector<double> behind_decision, with_tool, saved;
+  std::vector<double> behind_decision, with_tool, without_tool, saved;
   double whole = 0;
   for (const auto& t : run.spoken) {
     if (t.interrupted || t.cut_off) continue;
     ++whole;
     if (std::isnan(t.trial)) continue;
-    (t.calls_tool ? with_tool : behind_decision).push_back(t.engine_audio - t.decision);
+    behind_decision.push_back(t.engine_audio - t.decision);
+    (t.calls_tool ? with_tool : without_tool).push_back(t.engine_audio - t.decision);
     saved.push_back(t.trial);
   }
   json out;
   out["committed"]["decision_to_first_audio_ms"] = distribution(std::move(behind_decision));
   if (!with_tool.empty()) out["committed"]["with_tool_ms"] = distribution(std::move(with_tool));
+  if (!without_tool.empty()) out["committed"]["without_tool_ms"] = distribution(std::move(without_tool));
   auto& speculation = out["speculation"];
   if (whole > 0) speculation["committed_share"] = static_cast<double>(saved.size()) / whole;
   if (turns > 0) speculation["discarded_per_turn"] = discarded / turns;

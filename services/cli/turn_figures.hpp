@@ -23,10 +23,10 @@ std::vector<double> whole_turns(const std::vector<TurnFigure>& turns, double Tur
 /// underruns, cut_off, interrupted}, null: it did not happen.
 nlohmann::json dialogue_figures(const LoadFigures& run);
 
-/// Thinking ahead: {committed: {decision_to_first_audio_ms, with_tool_ms}, speculation: {committed_share,
-/// discarded_per_turn, saved_ms}}; a share of nothing is absent. A tool is not called before the decision, so what is
-/// said behind one cannot be thought ahead: these answers stand apart. @param discarded  trials that came to nothing in
-/// `turns` turns
+/// Thinking ahead: {committed: {decision_to_first_audio_ms, of these with_tool_ms and without_tool_ms}, speculation:
+/// {committed_share, discarded_per_turn, saved_ms}}; a share of nothing is absent. A tool is not called before the
+/// decision, so what is said behind one cannot be thought ahead: these answers stand apart. @param discarded  trials
+/// that came to nothing in `turns` turns
 nlohmann::json speculation_figures(const LoadFigures& run, double discarded, double turns);
 
 /// Of the turns that ran to their end.

@@ -86,8 +86,9 @@ BOOST_AUTO_TEST_CASE(what_thinking_ahead_is_worth_counts_whole_turns) {
   BOOST_TEST(!told["committed"].contains("with_tool_ms"));
   run.spoken[1].calls_tool = true;
   const auto apart = speculation_figures(run, 3, 6);
-  BOOST_TEST(apart["committed"]["decision_to_first_audio_ms"]["n"] == 1);
+  BOOST_TEST(apart["committed"]["decision_to_first_audio_ms"]["n"] == 2);
   BOOST_TEST(apart["committed"]["with_tool_ms"]["n"] == 1);
+  BOOST_TEST(apart["committed"]["without_tool_ms"]["n"] == 1);
   BOOST_TEST(apart["speculation"]["committed_share"] == told["speculation"]["committed_share"]);
   BOOST_TEST(!speculation_figures(run, 0, 0)["speculation"].contains("discarded_per_turn"));
 }
