@@ -26,8 +26,8 @@ from .. import modules
 from ..data import pauses
 from . import trainer
 
-COMPLETE = dict(low=0.9, medium=0.7, high=0.5)
-CUT_OFF = dict(low=0.005, medium=0.015)
+COMPLETE = dict(low=0.9, medium=0.55, high=0.32)
+CUT_OFF = dict(low=0.005, medium=0.0225)
 IN_ALL = dict(low=0.01, medium=0.03, high=0.06)
 LATE = 0.03
 NETS = 2
