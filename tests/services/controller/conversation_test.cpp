@@ -489,7 +489,7 @@ BOOST_AUTO_TEST_CASE(a_pause_that_lasts_is_judged_once_more_by_another_vad) {
       t.rig.get<FakeVad>("vad-2").early = 192;
       for (int n = 1; n <= 2; ++n)
         t.rig.get<FakeTokenizer>(fmt::format("tokenizer-{}", n)).complete = [](std::int64_t samples) {
-          return samples >= 14000 ? 600 : 300;
+          return samples >= 10000 ? 600 : 300;
         };
       t.chat().calls_tool = false;
       t.say(5, false);
