@@ -258,7 +258,8 @@ Result<LiveEnd> LiveTokenizer::take_end(const Reading& reading) const {
   if (reading.error_) return tl::make_unexpected(*reading.error_);
   PARLANDO_TRY(auto codes, interleave(reading.linguistic_, reading.semantic_));
   LiveEnd out{std::move(codes), reading.state_.latest};
-  PARLANDO_DO(guarded([&] { out.completeness = tokenizer_->completeness(out.states, std::span(wave_).first(reading.end_)); }));
+  PARLANDO_DO(
+      guarded([&] { out.completeness = tokenizer_->completeness(out.states, std::span(wave_).first(reading.end_)); }));
   return out;
 }
 

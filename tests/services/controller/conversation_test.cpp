@@ -286,7 +286,7 @@ BOOST_AUTO_TEST_CASE(a_trial_is_made_of_what_may_be_complete) {
     t.say(5, false);
     t.say(kSpeech, true);
     t.say(12, false);  // 240 ms: what is not sure goes on for another second
-    BOOST_TEST((t.g().count(MessageType::speech_ended) == 1u) == (likely >= 700));
+    BOOST_TEST((t.g().count(MessageType::speech_ended) == 1u) == (likely >= ControllerConfig{}.complete_permille_medium));
     BOOST_TEST(t.chat().forks == forks, "of " << likely);
     BOOST_REQUIRE(t.answered(1));
     BOOST_TEST(t.chat().forks == forks);
