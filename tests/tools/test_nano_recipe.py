@@ -16,6 +16,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from tools.nano import modules  # noqa: E402
 from tools.nano.data import channel, dialogues, domain, more, pauses, prepare, synth, turns  # noqa: E402
+from tools.nano.judge import during  # noqa: E402
 from tools.nano.train import flow, trainer  # noqa: E402
 
 failures, checks = [], 0
@@ -175,8 +176,44 @@ def judged_weights():
             check("a later start knows what to beat", (trainer.weights(work, "stage")["weight"] == 2.0).all() and run.extra["error"] == 0.2)
 
 
+class Heard:
+    """Path and judge in one: a mel is the codes themselves, and what is heard is what was made."""
+
+    def __init__(self, flow, hift):
+        self.flow, self.hift, self.waves = flow, hift, []
+
+    def mel(self, codes):
+        return codes
+
+    def sound(self, mel):
+        return mel
+
+    def hear(self, waves, texts):
+        self.waves = waves
+        return sum(w != [len(t)] for w, t in zip(waves, texts)) / len(texts), []
+
+
+def the_speaking_model_is_heard():
+    def ear(path):
+        out = during.Ear.__new__(during.Ear)
+        out.stage, out.path, out.judge, out.codes = "tts", path, path, []
+        out.said, out.own_codes = [("ab", None), ("abc", None)], lambda net, text: [net.offset + len(text)] if not net.training else ["trains"]
+        return out
+
+    net = torch.nn.Linear(1, 1)
+    net.offset = 0
+    for flow_net, hift in ((None, "vocoder"), ("flow", None)):
+        check("nothing is judged before there is a voice", ear(Heard(flow_net, hift)).error(net) is None)
+    path = Heard("flow", "vocoder")
+    check("its own codes are heard", ear(path).error(net) == 0 and path.waves == [[2], [3]], path.waves)
+    check("and it trains on", net.training and path.flow == "flow" and path.hift == "vocoder")
+    net.offset = 1
+    check("what it says wrongly counts", ear(path).error(net) == 1)
+
+
 if __name__ == "__main__":
-    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels, pause_labels, held_out_stay, solver_in_training, judged_weights):
+    for part in (answers_behind_turns, channels, words_before_sentences, near_numbers, turn_labels, pause_labels, held_out_stay, solver_in_training, judged_weights,
+                 the_speaking_model_is_heard):
         part()
     print("\n".join(sorted(set(failures))[:20]))
     print(f"{checks - len(failures)} passed, {len(failures)} failed")

@@ -61,7 +61,7 @@ def stages(model, start_from=None):
         Stage("lm", "train.lm", minutes=105, counts={"--tests": 300}, needs=("text", "questions", "replies")),
         Stage("again", "data.again", counts={"--count": 700}, expected=6, needs=("vocoder_again",)),
         Stage("lm_again", "train.lm", minutes=136, counts={"--tests": 300}, needs=("lm", "again")),      # continues lm
-        Stage("tts", "train.tts", minutes=174, needs=("lm",)),
+        Stage("tts", "train.tts", minutes=174, needs=("lm", "flow")),      # through which the judge hears it
         Stage("flow", "train.flow", minutes=50, needs=("speaker", "replies", "vocoder")),      # the judge hears it through the vocoder
         Stage("vocoder", "train.vocoder", minutes=27, needs=("replies",)),
         Stage("vocoder_again", "train.vocoder", after=["--behind-flow", "600", "--alone", "0"], minutes=40, needs=("flow",)),      # continues vocoder

@@ -1,7 +1,8 @@
 """The judge beside a stage that is being trained: `Ear(work, "flow")` says what is misheard of what the stage would say now.
 
 Every other fixed reply, all that people hear first, and held-out sentences that the last evaluation does not use; spoken by the synthesiser once, its codes
-through flow and vocoder behind Clara's recording, or its mel through the vocoder alone while there is no flow. A stage keeps the weights that the judge likes best.
+through flow and vocoder behind Clara's recording, or its mel through the vocoder alone while there is no flow. The language model that speaks makes codes of its own.
+A stage keeps the weights that the judge likes best.
 """
 from __future__ import annotations
 
@@ -43,35 +44,37 @@ def spoken(work):
             return kept
     records, audio = synth.speak([dict(text=t, style="neutral", kind="reply", engine="festival", voice=synth.TARGET, split="reply") for t in texts])
     said = [(r["text"], features.resample(torch.from_numpy(audio[r["at"]:r["at"] + r["samples"]].astype(np.float32) / 32768), r["rate"], 22050).numpy()) for r in records]
-    with open(path + ".tmp", "wb") as f:
+    made = f"{path}.{os.getpid()}.tmp"      # stages that run side by side may both come here first
+    with open(made, "wb") as f:
         pickle.dump(said, f)
-    os.replace(path + ".tmp", path)
+    os.replace(made, path)
     return said
 
 
 class Ear:
-    """stage: `flow` or `vocoder`; the other one is taken from its state."""
+    """stage: `tts`, `flow` or `vocoder`; the others are taken from their states. codes: of `tts`, makes codes of (net, text)."""
 
-    def __init__(self, work, stage, most=None):
+    def __init__(self, work, stage, most=None, codes=None):
         os.makedirs(f"{work}/eval/{stage}", exist_ok=True)
-        self.stage, self.judge = stage, sphinx.Judge(f"{work}/eval/{stage}")
+        self.stage, self.judge, self.own_codes = stage, sphinx.Judge(f"{work}/eval/{stage}"), codes
         self.said = spoken(work)[:most]
         self.path = ablate.Stages(work, [name for name in ("flow", "vocoder") if name != stage and os.path.exists(f"{work}/state/{name}.pt")])
-        self.codes = [self.path.tokeniser.wave(features.resample(torch.from_numpy(w), 22050, 16000)) for _, w in self.said]
+        self.codes = [] if codes else [self.path.tokeniser.wave(features.resample(torch.from_numpy(w), 22050, 16000)) for _, w in self.said]
 
     def error(self, net) -> float | None:
         """Word errors over words with `net` in its place; None while there is nothing to hear it through."""
         path = self.path
         if self.stage == "flow":
             path.flow = net
-        else:
+        elif self.stage == "vocoder":
             path.hift = net
-        if path.hift is None:
+        if path.hift is None or (self.stage == "tts" and path.flow is None):
             return None
         was = net.training
         net.eval()
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            waves = [path.sound(path.mel(c)) if path.flow is not None else path.copy(w, 22050) for c, (_, w) in zip(self.codes, self.said)]
+            codes = [self.own_codes(net, t) for t, _ in self.said] if self.stage == "tts" else self.codes
+            waves = [path.sound(path.mel(c)) if path.flow is not None else path.copy(w, 22050) for c, (_, w) in zip(codes, self.said)]
         net.train(was)
         return self.judge.hear(waves, [t for t, _ in self.said])[0]

@@ -2,7 +2,8 @@
 
 Starts from the chat model of train.lm (same tokenizer, dimensions and prompts) and practises one task: text + voice prompt -> codes.
 Most of the practice is the target voice, most of that the texts of tools.nano.data.more. Loss on the codes only. Some of the codes that the model looks
-back on are replaced by chance, so that it holds on to the text when it has chosen a wrong one itself.
+back on are replaced by chance, so that it holds on to the text when it has chosen a wrong one itself. Where there are a flow and a vocoder, the judge hears it on
+the way (`--judge`) and chooses the weights.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import modules
-from ..data import domain
+from ..data import domain, synth
 from . import lm as train_lm, trainer
 
 
@@ -43,11 +44,19 @@ def evaluate(net, data):
     return dict(nats_per_code=loss / total, first_choice=right / total)
 
 
+def say(data, net, text):
+    """Codes of a sentence in Clara's voice as the engine serves it: the most likely ones, and no more than twice as many as anybody needs."""
+    ids, out = data.speak(dict(text=text, style="neutral", voice=synth.TARGET, codes=[]), (data.prompts["Clara"], "Clara"))
+    codes = [c - data.tok.audio for c in net.greedy(ids, 60 + 5 * len(text), stops=out)]
+    return [c for c in codes if c >= 0]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--minutes", type=float, default=100)
     parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--judge", type=int, default=4, help="how often the judge listens; 0: the last weights are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(17)
@@ -66,7 +75,12 @@ def main():
     sources = [data.others, data.slt, [d for d in rest if not d["voiced"]], [d for d in rest if d["voiced"]], fixed]
     weights = [w if s else 0 for w, s in zip([8, 6, 18, 38, 30], sources)]
     net.train()
-    evaluated = run.fraction
+    from ..judge import during      # which needs this module
+
+    ear = during.Ear(args.work, "tts", codes=lambda net, text: say(data, net, text)) if args.judge else None
+    if ear and run.steps == 0 and os.path.exists(run.path):      # a finished model is the start, and what to beat
+        run.judge(ear, net)
+    evaluated = heard = run.fraction
     while run.begin_step():
         source = rng.choices(sources, weights)[0]
         window = sorted(rng.choices(source, k=120), key=lambda d: len(d["codes"]))
@@ -80,6 +94,11 @@ def main():
             figures = evaluate(net, data)
             print("evaluation", {k: round(v, 3) for k, v in figures.items()}, flush=True)
             run.note(figures)
+        if ear and run.fraction - heard > 0.999 / args.judge:
+            heard = run.fraction
+            run.judge(ear, net)
+    if ear:
+        run.judge(ear, net)
     figures = evaluate(net, data)
     print("final", {k: round(v, 3) for k, v in figures.items()}, flush=True)
     run.note(figures)
