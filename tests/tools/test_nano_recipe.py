@@ -77,6 +77,9 @@ def words_before_sentences():
         text = more.mixed(rng, next(turn), words, spans)
         for w in prepare.words(text):
             counts[w].add(text)
+    mixes = set().union(*counts.values())
+    two = sum(any(mark in text[:-1] for mark in ".!?") for text in mixes) / len(mixes)
+    check("a sixth to a third are two sentences", 0.16 < two < 0.34, two)
     check("every word in at least eight sentences", all(len(counts[w]) >= 8 for w in words), sorted(words, key=lambda w: len(counts[w]))[:3])
     held = [s for s in domain.fixed_replies() if domain.held_out(s)]
     check("held-out sentences lend no spans", not any(span in " ".join(prepare.words(s)) and len(span.split()) == 4 for s in held for span in spans[""][0]

@@ -30,13 +30,15 @@ FOLDERS = dict(replies="more", questions="heard")
 
 
 def mixed(rng, word, words, spans):
-    """A sentence around `word`: beside it one to three pieces, single words or two to four words in a row of a sentence that is not held out."""
+    """A sentence around `word`: beside it one to three pieces, single words or two to four words in a row of a sentence that is not held out. Between
+    pieces a comma now and then, or the end of a sentence: replies of two sentences are what people hear first."""
     near = spans.get(word, ())
     pieces = [rng.choice(words) if rng.random() < 0.45 else rng.choice(rng.choice(spans[""])) for _ in range(rng.randint(1, 3))]
     pieces.insert(rng.randint(0, len(pieces)), word if not near or rng.random() < 0.6 else rng.choice(near))
     text = pieces[0]
     for piece in pieces[1:]:
-        text += (", " if rng.random() < 0.15 else " ") + piece
+        draw = rng.random()
+        text += (rng.choice(".!?") if draw < 0.12 else "," if draw < 0.25 else "") + " " + piece
     return text + rng.choice("...!?")
 
 
