@@ -279,14 +279,15 @@ BOOST_AUTO_TEST_CASE(silence_is_enough_for_an_utterance_that_may_be_complete) {
 /// One in the middle of a sentence is not worth the work, one that may be complete is thought through before it is
 /// known to be.
 BOOST_AUTO_TEST_CASE(a_trial_is_made_of_what_may_be_complete) {
-  for (const auto& [likely, forks] : {std::pair{20, 0u}, {190, 0u}, {600, 1u}, {800, 1u}}) {
+  for (const auto& [likely, forks] : {std::pair{20, 0u}, {190, 0u}, {400, 1u}, {800, 1u}}) {
     auto t = talk_with(semantic(), led());
     t.rig.get<FakeTokenizer>("tokenizer-1").complete = [likely = likely](std::int64_t) { return likely; };
     t.chat().calls_tool = false;
     t.say(5, false);
     t.say(kSpeech, true);
     t.say(12, false);  // 240 ms: what is not sure goes on for another second
-    BOOST_TEST((t.g().count(MessageType::speech_ended) == 1u) == (likely >= ControllerConfig{}.complete_permille_medium));
+    BOOST_TEST((t.g().count(MessageType::speech_ended) == 1u) ==
+               (likely >= ControllerConfig{}.complete_permille_medium));
     BOOST_TEST(t.chat().forks == forks, "of " << likely);
     BOOST_REQUIRE(t.answered(1));
     BOOST_TEST(t.chat().forks == forks);
