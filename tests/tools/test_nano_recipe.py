@@ -117,9 +117,9 @@ def pause_labels():
         kinds[u.kind] += 1
         check("the same seed says the same", k >= 5 or (u.text, u.voice) == again[k], k)
         check("speech, then 0.7 s without", u.end == len(u.wave) - int(0.7 * pauses.RATE) and channel.level(u.wave[u.end - 4000:u.end]) > 0, u.text)
-        check("an end is complete or nothing follows", u.complete or u.kind in ("opening", "cut", "comma", "hesitating"), u.kind)
-        check("a pause before the end is none", not pauses.is_end(u, dict(sample=u.end - 4000)))
-        check("the pause at the end is what the utterance is", pauses.is_end(u, dict(sample=u.end + 1500)) == u.complete)
+        check("an end is complete or nothing follows", u.complete or u.kind in ("opening", "cut", "comma", "hesitating", "list", "correction"), u.kind)
+        check("a pause before the end is none", not pauses.is_end(u, dict(sample=u.end - 4000, resumed_sample=u.end - 2000)))
+        check("the pause at the end is what the utterance is", pauses.is_end(u, dict(sample=u.end + 1500, resumed_sample=None)) == u.complete)
     check("every kind is said", set(kinds) == set(pauses.KINDS), kinds)
     wave, words = speaker.speak("what is the weather in rome", dict(engine="espeak", voice="en-us+f4", speed=150, pitch=50, span=50))
     check("words begin where they are said", [letter for letter, _ in words][:5] == [0, 5, 8, 12, 20] and sorted(s for _, s in words) == [s for _, s in words], words)
