@@ -146,7 +146,7 @@ with tempfile.TemporaryDirectory() as folder:
         pauses = [json.loads(line)["pauses"] for line in out.splitlines()]
         ends = [p[-1]["completeness"] for p in pauses if p]
         check(f"pauses {live}", code == 0 and len(pauses) == len(files) and len(ends) == len(files) and sum(p >= 0.5 for p in ends) >= 4, f"{code} {ends} {err}")
-        check(f"states {live}", (folder / "states").stat().st_size == 4 * 32 * 160 * sum(len(p) for p in pauses))
+        check(f"states {live}", (folder / "states").stat().st_size == 4 * 32 * (160 + 9) * sum(len(p) for p in pauses))
     code, out, err = run("pauses", folder / "none.wav", "--json")
     check("a missing recording", code == 3 and "none.wav" in err, f"{code} {err}")
     check("no recording", run("pauses")[0] == 4 and run("pauses", "--list", folder / "none")[0] == 3)
