@@ -6,7 +6,6 @@ without root or unshare: the disk is a small file system of this program's own, 
 """
 import argparse
 import asyncio
-import json
 import os
 import pathlib
 import random
@@ -30,7 +29,8 @@ parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
 from fleet import ROLES, Fleet  # noqa: E402
-from talkers import Crowd, question  # noqa: E402
+from talkers import Crowd, questions  # noqa: E402
+from trials import away  # noqa: E402
 
 if os.geteuid() != 0 or not shutil.which("unshare"):
     print("needs root and unshare")
@@ -112,15 +112,7 @@ class Setting:
             await asyncio.sleep(0.1)
 
     async def role_away(self):
-        victims = await asyncio.to_thread(self.fleet.children, "tts")
-        for victim in victims:
-            victim.signal(signal.SIGSTOP)
-        try:
-            await asyncio.sleep(AWAY_SECONDS)
-        finally:
-            for victim in victims:
-                victim.signal(signal.SIGCONT)
-        return f"all tts for {AWAY_SECONDS} s"
+        return await away("tts", AWAY_SECONDS)(self.fleet, self.crowd)
 
     async def random_deaths(self):
         dice, end, count = random.Random(a.seed), time.monotonic() + 60 * a.minutes, 0
@@ -204,13 +196,11 @@ with tempfile.TemporaryDirectory(prefix="parlando-hard-") as folder:
         clock = pathlib.Path(folder) / "clock"
         clock.write_text("+0\n")
         os.environ |= {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1"}
-    words = json.load(open(a.source / "models/nano/questions/questions.json"))
-    recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
     fleet = Fleet(a.bin, a.source, folder, store=disk / "store.sqlite")
     for key in ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE"):
         os.environ.pop(key, None)
     try:
-        problems = asyncio.run(run(Setting(fleet, Crowd(fleet, recordings, a.sessions, a.talking), disk, clock)))
+        problems = asyncio.run(run(Setting(fleet, Crowd(fleet, questions(a.source), a.sessions, a.talking), disk, clock)))
     finally:
         code = fleet.stop()
         subprocess.run(["umount", disk])

@@ -6,7 +6,6 @@ when a turn was lost, repeated or cut, or when streams and gauges are not back a
 """
 import argparse
 import asyncio
-import json
 import pathlib
 import sys
 import tempfile
@@ -23,7 +22,7 @@ parser.add_argument("--budget", type=float, help="no fault begins after so many 
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
 from fleet import ROLES, Fleet  # noqa: E402
-from talkers import Crowd, question  # noqa: E402
+from talkers import Crowd, questions  # noqa: E402
 from trials import Trials, kill, roll, scale_tts, stop  # noqa: E402
 
 
@@ -38,8 +37,8 @@ def faults():
     return [[f for f in group if not a.only or a.only in f.__name__] for group in groups]
 
 
-async def run(fleet, questions):
-    crowd = Crowd(fleet, questions, a.sessions or (20 if a.full else 6), a.talking or (6 if a.full else 3))
+async def run(fleet, recordings):
+    crowd = Crowd(fleet, recordings, a.sessions or (20 if a.full else 6), a.talking or (6 if a.full else 3))
     trials = Trials(fleet, crowd)
     began, skipped = time.monotonic(), []
     budget = a.budget or (float("inf") if a.full else 55)
@@ -67,11 +66,9 @@ async def run(fleet, questions):
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-chaos-") as folder:
-    words = json.load(open(a.source / "models/nano/questions/questions.json"))
-    recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
     fleet = Fleet(a.bin, a.source, folder)
     try:
-        problems, history = asyncio.run(run(fleet, recordings))
+        problems, history = asyncio.run(run(fleet, questions(a.source)))
         problems += history.problems(fleet.store, lost_with_owner=2 * (a.sessions or 6))
     finally:
         code = fleet.stop()

@@ -5,7 +5,6 @@ the other is lost without a word for 3 s. Each pair of roles that call each othe
 """
 import argparse
 import asyncio
-import json
 import pathlib
 import sys
 import tempfile
@@ -22,7 +21,7 @@ parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
 from networks import CALLS, Network, calm, enter, trial  # noqa: E402
-from talkers import Crowd, question  # noqa: E402
+from talkers import Crowd, questions  # noqa: E402
 
 enter()
 RECOVERED_SECONDS = 3
@@ -40,8 +39,8 @@ async def cut(network, crowd, caller, callee, forth):
     return await trial(network, crowd, f"{loser.name} -> {unheard.name}", fault())
 
 
-async def run(network, questions):
-    crowd = Crowd(network, questions, a.sessions, a.talking)
+async def run(network, recordings):
+    crowd = Crowd(network, recordings, a.sessions, a.talking)
     await crowd.start()
     problems = []
     for caller, callees in CALLS.items():
@@ -54,12 +53,10 @@ async def run(network, questions):
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-cut-") as folder:
-    words = json.load(open(a.source / "models/nano/questions/questions.json"))
-    recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
     network = Network(a.bin, a.source, folder)
     try:
         network.start()
-        problems = asyncio.run(run(network, recordings))
+        problems = asyncio.run(run(network, questions(a.source)))
         if problems:
             problems.append(network.said(8))
     finally:

@@ -33,7 +33,7 @@ a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
 from fleet import ROLES, Fleet  # noqa: E402
 from suite import fault_of, percentile  # noqa: E402
-from talkers import Crowd, question  # noqa: E402
+from talkers import Crowd, questions  # noqa: E402
 from trials import DETACHED_SECONDS, Trials, away, kill, roll, scale_tts, stop, two_deaths  # noqa: E402
 
 SAMPLE_SECONDS = 20
@@ -150,11 +150,9 @@ class Soak:
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
-    words = json.load(open(a.source / "models/nano/questions/questions.json"))
-    recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
     fleet = Fleet(a.bin, a.source, folder)
     out = open(a.json, "w") if a.json else None
-    soak = Soak(fleet, Crowd(fleet, recordings, a.sessions, a.talking), out)
+    soak = Soak(fleet, Crowd(fleet, questions(a.source), a.sessions, a.talking), out)
     try:
         problems = asyncio.run(soak.run())
         problems += soak.crowd.history.problems(fleet.store, lost_with_owner=2 * a.sessions)

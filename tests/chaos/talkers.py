@@ -26,6 +26,12 @@ def question(path):
     return frames[:max(i for i, l in enumerate(loud) if l) + 1]
 
 
+def questions(source):
+    """-> {name: (frames, words)} of the bundled recordings"""
+    folder = source / "models/nano/questions"
+    return {name: (question(folder / name), said) for name, said in json.loads((folder / "questions.json").read_text()).items()}
+
+
 class Turn:
     def __init__(self, session, said):
         self.session, self.gateway, self.said = session.number, session.gateway, said

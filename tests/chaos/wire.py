@@ -6,7 +6,6 @@ is a trial). Exit code 77 without root or the tools.
 """
 import argparse
 import asyncio
-import json
 import pathlib
 import sys
 import tempfile
@@ -22,7 +21,7 @@ parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
 from networks import Network, calm, enter, trial  # noqa: E402
-from talkers import Crowd, question  # noqa: E402
+from talkers import Crowd, questions  # noqa: E402
 
 enter()
 RECOVERED_SECONDS = 3
@@ -93,8 +92,8 @@ def trials(network):
             yield f"{kind} {'everywhere' if pair is None else f'{pair[0]} - {pair[1]}'}", ways, fault
 
 
-async def run(network, questions):
-    crowd = Crowd(network, questions, a.sessions, a.talking)
+async def run(network, recordings):
+    crowd = Crowd(network, recordings, a.sessions, a.talking)
     await crowd.start()
     problems = []
     for name, ways, fault in trials(network):
@@ -109,12 +108,10 @@ async def run(network, questions):
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-wire-") as folder:
-    words = json.load(open(a.source / "models/nano/questions/questions.json"))
-    recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
     network = Network(a.bin, a.source, folder, with_ways=True)
     try:
         network.start()
-        problems = asyncio.run(run(network, recordings))
+        problems = asyncio.run(run(network, questions(a.source)))
         if problems:
             problems.append(network.said(8))
     finally:

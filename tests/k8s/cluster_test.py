@@ -45,7 +45,7 @@ import keys  # noqa: E402
 from fleet import Child, Services  # noqa: E402
 from kubelet import Kubelet, Names, Network  # noqa: E402
 from local_cluster import LocalCluster, Refused, is_ready  # noqa: E402
-from talkers import Crowd, question  # noqa: E402
+from talkers import Crowd, questions  # noqa: E402
 
 SPACE = "parlando"
 KEY = "key-of-these-tests"
@@ -327,8 +327,8 @@ class Trials:
 DEPLOYMENTS = [d["metadata"]["name"] for d in json.loads((a.source / "k8s/rendered/dev.json").read_text())["items"] if d["kind"] == "Deployment"]
 
 
-async def run(fleet, cluster, root, questions):
-    crowd = PodCrowd(fleet, questions, a.sessions or (20 if a.full else 6), a.talking or (4 if a.full else 2))
+async def run(fleet, cluster, root, recordings):
+    crowd = PodCrowd(fleet, recordings, a.sessions or (20 if a.full else 6), a.talking or (4 if a.full else 2))
     trials = Trials(fleet, crowd, cluster, root)
     await trials.wait("all pods are ready", trials.whole)
     fleet.baseline = await asyncio.to_thread(fleet.settled, 10)
@@ -354,8 +354,6 @@ def main():
     with tempfile.TemporaryDirectory(prefix="parlando-k8s-") as folder:
         folder = pathlib.Path(folder)
         folder.chmod(0o755)
-        words = json.load(open(a.source / "models/nano/questions/questions.json"))
-        recordings = {name: (question(a.source / "models/nano/questions" / name), said) for name, said in words.items()}
         root = folder / "keys"
         keys.write(root / "gateway/api_keys", hashlib.sha256(KEY.encode()).hexdigest() + " tests\n")
         keys.make(root)
@@ -371,7 +369,7 @@ def main():
                 kubelet.start()
             cluster.apply(documents())
             cluster.apply(secrets(root))
-            problems = asyncio.run(run(fleet, cluster, root, recordings))
+            problems = asyncio.run(run(fleet, cluster, root, questions(a.source)))
         except RuntimeError as error:
             problems = [str(error)]
         finally:
