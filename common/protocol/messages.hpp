@@ -741,8 +741,8 @@ struct Event {
 // ------------------------------------------------------------------------------------------------ vad, tokenizer
 
 /// Finds where a user starts and stops speaking in the Audio that follows, turn after turn. Answered by SpeechStarted,
-/// SpeechPaused and SpeechResumed in turns, and SpeechEnded; a
-/// Flush without speech answers Errc::no_speech. Positions are those of Audio.
+/// SpeechPaused (the same one once more when it lasts), SpeechResumed and SpeechEnded; a Flush without speech answers
+/// Errc::no_speech. Positions are those of Audio.
 struct OpenVad {
   static constexpr MessageType kType = MessageType::open_vad;
   std::int32_t threshold_permille = -1, silence_ms = -1;  ///< -1: as configured
