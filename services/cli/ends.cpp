@@ -8,6 +8,7 @@
 #include "common/base/units.hpp"
 #include "services/cli/bench_setting.hpp"
 #include "services/cli/dialogues.hpp"
+#include "services/controller/lead.hpp"
 #include "services/vad/turn_detector.hpp"
 
 namespace parlando::cli {
@@ -16,7 +17,6 @@ using nlohmann::json;
 namespace {
 
 constexpr std::int64_t kPerMs = 16, kFrame = vad::kFrameSamples, kPreroll = 300 * kPerMs;
-constexpr int kUnfinishedMs = 4000;  // at eagerness `auto`
 constexpr double kLateMs = 1500;
 constexpr std::int64_t kEndTolerance = 100 * kPerMs;  // a closed mouth in the last sound of a word is its end
 enum Tail : std::size_t { kHint, kJudge, kAgain };
@@ -37,21 +37,23 @@ std::int64_t permille(const HeardPause& pause, Tail tail) {
 
 FoundEnd end_of(const std::vector<HeardPause>& pauses, const controller::ControllerConfig& config) {
   using By = FoundEnd::By;
-  auto waits = ends_after(config.unsure_silence_ms);
-  bool unfinished = false;
+  const auto lead = controller::lead_by({.detection = protocol::Detection::semantic}, config, {}).value();
+  auto patience = controller::Patience::likely;
+  const auto waited = [&] { return ends_after(lead->vad(true, patience).silence_ms); };
+  auto waits = waited();
   for (const auto& p : pauses) {
     auto likely = permille(p, kJudge);
-    if (likely >= config.complete_permille_medium) return {p.sample, p.sample + config.judge_ms * kPerMs, By::judged};
+    if (likely >= lead->enough(false)) return {p.sample, p.sample + config.judge_ms * kPerMs, By::judged};
     const auto lasts = [&](std::int64_t samples) { return !p.resumed || *p.resumed - p.sample >= samples; };
     const auto told_again = whole_frames(vad::TurnConfig{}.pause_again_ms * kPerMs);
     if (config.judge_again_ms > 0 && lasts(told_again) && waits > told_again) {
       likely = permille(p, kAgain);
       const auto heard = std::max(told_again, config.judge_again_ms * kPerMs);
-      if (likely >= config.complete_again_permille_medium) return {p.sample, p.sample + heard, By::judged_again};
+      if (likely >= lead->enough(true)) return {p.sample, p.sample + heard, By::judged_again};
     }
-    if (lasts(waits) && !unfinished && likely < config.unfinished_permille) {
-      unfinished = true;
-      waits = ends_after(kUnfinishedMs);
+    if (lasts(waits) && lead->patience(likely) > patience) {
+      patience = lead->patience(likely);
+      waits = waited();
     }
     if (lasts(waits)) return {p.sample, p.sample + waits, By::silence};
   }

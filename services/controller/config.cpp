@@ -33,6 +33,10 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
       {"complete_again_permille_low", complete_again_permille_low, 1, 1000},
       {"complete_again_permille_medium", complete_again_permille_medium, 1, 1000},
       {"complete_again_permille_high", complete_again_permille_high, 1, 1000},
+      {"likely_permille_low", likely_permille_low, 0, 1000},
+      {"likely_permille_medium", likely_permille_medium, 0, 1000},
+      {"likely_permille_high", likely_permille_high, 0, 1000},
+      {"likely_silence_ms", likely_silence_ms, 200, 10000},
       {"unfinished_permille", unfinished_permille, 0, 1000},
       {"unsure_silence_ms", unsure_silence_ms, 200, 10000},
       {"history_bytes_max", history_bytes_max, 0, 1 << 24},
@@ -41,6 +45,10 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
   };
   std::vector<config::Problem> out;
   for (const auto& r : ranges) config::expect_range(out, path + "." + r.key, r.value, r.low, r.high);
+  if (likely_silence_ms > unsure_silence_ms)
+    out.push_back({path + ".likely_silence_ms", "is " + std::to_string(likely_silence_ms) +
+                                                    ", expected at most unsure_silence_ms, which is " +
+                                                    std::to_string(unsure_silence_ms)});
   if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
     out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
   if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});

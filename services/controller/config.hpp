@@ -32,11 +32,15 @@ struct ControllerConfig {
   int complete_permille_low = 900;     ///< a semantic detector ends an utterance that is so likely complete,
   int complete_permille_medium = 550;  ///< by eagerness; automatic is medium
   int complete_permille_high = 320;
-  int complete_again_permille_low = 820;  ///< so likely is enough behind a pause that lasts
-  int complete_again_permille_medium = 500;
-  int complete_again_permille_high = 200;
-  int unfinished_permille = 2;    ///< and waits longest for the rest of one that is less likely than this; of others
-  int unsure_silence_ms = 1200;   ///< so much silence is enough
+  int complete_again_permille_low = 870;  ///< so likely is enough behind a pause that lasts
+  int complete_again_permille_medium = 470;
+  int complete_again_permille_high = 100;
+  int likely_permille_low = 600;  ///< of one that is at least so likely
+  int likely_permille_medium = 250;
+  int likely_permille_high = 80;
+  int likely_silence_ms = 700;   ///< so much silence is enough,
+  int unfinished_permille = 2;   ///< the rest of one that is less likely than this is waited for longest, and of others
+  int unsure_silence_ms = 1200;  ///< so much silence is enough
   int history_bytes_max = 32768;  ///< of texts that the model is told of the past; the oldest turns go first
   std::string personas_file;      ///< {name: {system, speaker}}; empty: none
   std::string commit_queue_file;  ///< turns that wait for the store are also kept here; empty: in memory only
@@ -75,6 +79,10 @@ struct ControllerConfig {
     v("complete_again_permille_low", complete_again_permille_low);
     v("complete_again_permille_medium", complete_again_permille_medium);
     v("complete_again_permille_high", complete_again_permille_high);
+    v("likely_permille_low", likely_permille_low);
+    v("likely_permille_medium", likely_permille_medium);
+    v("likely_permille_high", likely_permille_high);
+    v("likely_silence_ms", likely_silence_ms);
     v("unfinished_permille", unfinished_permille);
     v("unsure_silence_ms", unsure_silence_ms);
     v("history_bytes_max", history_bytes_max);

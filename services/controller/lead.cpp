@@ -23,6 +23,11 @@ int wait_ms(Eagerness eagerness) {
   return eagerness == Eagerness::high ? 2000 : 4000;
 }
 
+int likely(Eagerness eagerness, const ControllerConfig& config) {
+  if (eagerness == Eagerness::low) return config.likely_permille_low;
+  return eagerness == Eagerness::high ? config.likely_permille_high : config.likely_permille_medium;
+}
+
 int enough(Eagerness eagerness, bool lasts, const ControllerConfig& config) {
   if (eagerness == Eagerness::low) return lasts ? config.complete_again_permille_low : config.complete_permille_low;
   if (eagerness == Eagerness::high) return lasts ? config.complete_again_permille_high : config.complete_permille_high;
@@ -76,13 +81,19 @@ Result<Personas> load_personas(const std::string& file) {
   return out;
 }
 
-OpenVad Lead::vad(bool judged, bool unfinished) const {
+Patience Lead::patience(std::int32_t permille) const {
+  if (permille >= likely_permille) return Patience::likely;
+  return permille >= 0 && permille < unfinished_permille ? Patience::unfinished : Patience::unsure;
+}
+
+OpenVad Lead::vad(bool judged, Patience patience) const {
   OpenVad out{settings.threshold_permille, settings.silence_ms};
   if (is_manual()) out.silence_ms = kSilenceMsMax;
   if (!is_semantic()) return out;
   const auto most = wait_ms(settings.eagerness);
   if (judged)
-    out.silence_ms = unfinished ? most : std::min(most, unsure_ms);
+    out.silence_ms =
+        patience == Patience::unfinished ? most : std::min(most, patience == Patience::likely ? likely_ms : unsure_ms);
   else
     out.silence_ms = settings.silence_ms < 0 ? kSilenceMs : settings.silence_ms;
   return out;
@@ -109,6 +120,9 @@ Result<LeadPtr> lead_by(Settings settings, const ControllerConfig& config, const
                 choice);
   out->enough_permille = enough(settings.eagerness, false, config);
   out->enough_again_permille = enough(settings.eagerness, true, config);
+  out->likely_permille = likely(settings.eagerness, config);
+  out->unfinished_permille = config.unfinished_permille;
+  out->likely_ms = config.likely_silence_ms;
   out->unsure_ms = config.unsure_silence_ms;
   out->settings = std::move(settings);
   out->tail_ms = out->is_semantic() ? config.semantic_tail_ms : config.tail_ms;

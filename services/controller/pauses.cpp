@@ -87,11 +87,12 @@ void Session::settle_pauses(Time now) {
     return hear_rest(now);
   }
   if (!turn.ended) return;
-  const bool is_short = turn.lead->is_semantic() && judged_ && !turn.sealed && !turn.unfinished;
-  if (is_short && turn.last_permille >= 0 && turn.last_permille < around_.config.unfinished_permille) {
-    turn.ended = false;
-    turn.unfinished = true;
-    return hear_again(now);
+  if (turn.lead->is_semantic() && judged_ && !turn.sealed) {
+    if (const auto patience = turn.lead->patience(turn.last_permille); patience > turn.patience) {
+      turn.ended = false;
+      turn.patience = patience;
+      return hear_again(now);
+    }
   }
   finish_hearing(turn.end_sample, turn.sealed ? Detector::client : Detector::silence, now);
   if (std::exchange(went_on_, false)) hear_rest(now);

@@ -733,7 +733,7 @@ void Session::say_to_vad() {
   const bool hears = turn.stage == Stage::listening || turn.stage == Stage::hearing;
   told_vad_at_ = heard_at_;
   vad_paused_ = -1;
-  told_vad_ = hears ? turn.lead->vad(judged_, turn.unfinished) : lead_->vad(judged_);
+  told_vad_ = hears ? turn.lead->vad(judged_, turn.patience) : lead_->vad(judged_);
   send(Role::vad, told_vad_);
   (hears ? turn.sound : ear_).each([this](Audio part) { send(Role::vad, std::move(part)); });
   if (hears && turn.sealed) send(Role::vad, Flush{turn.flush_sample});

@@ -115,9 +115,9 @@ struct Turn {
   bool paused_lasts = false;        ///< and once more
   bool ended = false;               ///< at `end_sample`, if none of `pauses` was the end
   std::int32_t last_permille = -1;  ///< of the latest pause that was judged
-  bool unfinished = false;          ///< it was unlikely: the longest silence is waited for from then on
-  Pause hint;                       ///< the latest pause, asked about early: is a trial worth it?
-  bool is_full = false;             ///< no more sound is taken in, and the client was told
+  Patience patience = Patience::likely;  ///< a pause that asked for more has been: so much from then on
+  Pause hint;                            ///< the latest pause, asked about early: is a trial worth it?
+  bool is_full = false;                  ///< no more sound is taken in, and the client was told
 
   // What the model answers.
   std::vector<std::int32_t> ids;  ///< all of them, for another replica to go on behind

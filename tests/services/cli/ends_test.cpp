@@ -29,6 +29,7 @@ controller::ControllerConfig by_thresholds() {
   controller::ControllerConfig config;
   config.complete_permille_medium = 700;
   config.complete_again_permille_medium = 500;
+  config.likely_permille_medium = 200;
   config.unfinished_permille = 50;
   return config;
 }
@@ -148,18 +149,23 @@ BOOST_AUTO_TEST_CASE(the_first_pause_that_is_likely_enough_is_the_end) {
   BOOST_TEST((end.by == FoundEnd::By::judged));
 }
 
-/// 1200 and 4000 ms that a vad is asked for are 1088 and 3904 ms behind what it hears as the end.
+/// 700, 1200 and 4000 ms that a vad is asked for are 576, 1088 and 3904 ms behind what it hears as the end.
 BOOST_AUTO_TEST_CASE(who_may_be_done_is_waited_for_shorter_than_who_is_not) {
   const auto config = by_thresholds();
   const auto waits_ms = [&](std::vector<HeardPause> pauses) {
     const auto end = end_of(pauses, config);
     return (end.decided_sample - end.sample) / 16;
   };
-  BOOST_TEST(waits_ms({pause(0.3)}) == 1088);
+  BOOST_TEST(waits_ms({pause(0.2)}) == 576);
+  BOOST_TEST(waits_ms({pause(0.199)}) == 1088);
   BOOST_TEST(waits_ms({pause(0.01)}) == 3904);
   // Silence that is shorter ends nothing.
-  BOOST_TEST(end_of({pause(0.3, 1056), pause(0.8, -1, 40000)}, config).sample == 40000);
-  BOOST_TEST(end_of({pause(0.3, 1088), pause(0.8, -1, 40000)}, config).sample == 16000);
+  BOOST_TEST(end_of({pause(0.3, 544), pause(0.8, -1, 40000)}, config).sample == 40000);
+  BOOST_TEST(end_of({pause(0.3, 576), pause(0.8, -1, 40000)}, config).sample == 16000);
+  BOOST_TEST(end_of({pause(0.1, 1056), pause(0.8, -1, 40000)}, config).sample == 40000);
+  BOOST_TEST(end_of({pause(0.1, 1088), pause(0.8, -1, 40000)}, config).sample == 16000);
+  // Once somebody was not done for so long, the longer silence is waited for.
+  BOOST_TEST(waits_ms({pause(0.1, 700), pause(0.3, -1, 40000)}) == 1088);
   // Once somebody was not done for so long, the longest silence is waited for.
   BOOST_TEST(waits_ms({pause(0.01, 1200), pause(0.3, -1, 40000)}) == 3904);
 }
@@ -174,7 +180,8 @@ BOOST_AUTO_TEST_CASE(a_pause_that_lasts_may_be_the_end_with_less) {
   BOOST_TEST(end_of({pause(0.3, 480, 16000, 0.5), pause(0.9, -1, 40000)}, config).sample == 16000);
   BOOST_TEST(end_of({pause(0.3, 448, 16000, 0.5), pause(0.9, -1, 40000)}, config).sample == 40000);
   // What is judged last says how long the rest is waited for.
-  BOOST_TEST((end_of({pause(0.01, -1, 16000, 0.3)}, config).decided_sample - 16000) / 16 == 1088);
+  BOOST_TEST((end_of({pause(0.01, -1, 16000, 0.3)}, config).decided_sample - 16000) / 16 == 576);
+  BOOST_TEST((end_of({pause(0.01, -1, 16000, 0.1)}, config).decided_sample - 16000) / 16 == 1088);
   BOOST_TEST((end_of({pause(0.3, -1, 16000, 0.01)}, config).decided_sample - 16000) / 16 == 3904);
 }
 
@@ -188,8 +195,8 @@ BOOST_AUTO_TEST_CASE(the_controller_finds_the_same_ends) {
   for (int seed = 0; seed < 150; ++seed) {
     std::vector<Part> parts;
     for (int n = draw(1, 4); n > 0; --n) {
-      static constexpr std::int32_t kSaid[] = {20, 49, 50, 300, 499, 500, 699, 700, 900};
-      const auto said = [&] { return kSaid[draw(0, draw(0, 1) == 0 ? 4 : 8)]; };
+      static constexpr std::int32_t kSaid[] = {20, 49, 50, 199, 200, 499, 500, 699, 700, 900};
+      const auto said = [&] { return kSaid[draw(0, draw(0, 1) == 0 ? 5 : 9)]; };
       parts.push_back({draw(10, 30), n == 1 ? 260 : draw(8, 70), said(), said()});
     }
     const auto pauses = heard_of(parts);
@@ -207,8 +214,8 @@ BOOST_AUTO_TEST_CASE(the_controller_finds_the_same_ends) {
 }
 
 /// Bounds of the engine's behaviour on its own dialogues, one case above what it was accepted with: a worse detector,
-/// another wait or a vad that hears later is noticed here without a clock. What is cut off is one "sorry," in each
-/// round. One end in nine waits for 1.2 s of silence, of which the vad hears 1088 ms behind what it takes for the end.
+/// another wait or a vad that hears later is noticed here without a clock. Three ends in forty wait for 1.2 s of
+/// silence, of which the vad hears 1088 ms behind what it takes for the end.
 BOOST_AUTO_TEST_CASE(the_bundled_dialogues_end_when_they_should) {
   at::set_num_threads(1);
   PausesOptions options;
@@ -225,7 +232,7 @@ BOOST_AUTO_TEST_CASE(the_bundled_dialogues_end_when_they_should) {
   BOOST_TEST(told["late_share"].get<double>() <= 0.05);
   BOOST_TEST(told["decision_ms"]["p50"].get<double>() <= 260);
   BOOST_TEST(told["decision_ms"]["p95"].get<double>() <= 1260);
-  BOOST_TEST(told["at_once_share"].get<double>() >= 0.7);
+  BOOST_TEST(told["at_once_share"].get<double>() >= 0.82);
   BOOST_TEST(told["at_once_share"].get<double>() + told["again_share"].get<double>() >= 0.87);
   BOOST_TEST(told["trials_dropped_per_turn"].get<double>() <= 0.2);
   BOOST_TEST(told["trial_share"].get<double>() >= 0.9);
