@@ -1,4 +1,4 @@
-"""The detector of a complete utterance: `python -m tools.nano.train.turn_end WORK [--model models/nano] [--minutes 7]`.
+"""The detector of a complete utterance: `python -m tools.nano.train.turn_end WORK [--model models/nano] [--minutes 42]`.
 
 Trains on what `tools.nano.data.pauses` heard, chooses the thresholds on other voices and other sentences, judges with a third set of both, and writes
 `turn_end.safetensors` and `turn_end.json` (thresholds by eagerness, figures) beside the tokenizer's weights. Then the C++ runtime is asked: it must
@@ -30,8 +30,10 @@ COMPLETE = dict(low=0.9, medium=0.55, high=0.32)
 CUT_OFF = dict(low=0.005, medium=0.0225)
 IN_ALL = dict(low=0.01, medium=0.03, high=0.06)
 LATE = 0.03
-NETS = 2
-BATCH, DROPOUT, NOISE, SMOOTH = 192, 0.3, 0.3, 0.01
+# Of each network: its share of the time, dropout, noise. Two that stop early and two that learn what they are shown to the end: together they judge
+# sentences that nobody has shown them better than either pair.
+NETS = ((0.07, 0.3, 0.3), (0.07, 0.3, 0.3), (0.43, 0.3, 0.3), (0.43, 0.35, 0.4))
+BATCH, SMOOTH, SPREAD = 192, 0.01, 4.0
 FIRST, AGAIN = pauses.TAILS_MS
 SILENCE_MS, UNFINISHED_MS = 1088, 3904      # behind a pause that the vad ends by itself, and behind one that is unfinished
 DIFFER = 2e-3      # C++ and PyTorch, of a probability: float32 here, what was seen kept in float16 there
@@ -70,9 +72,9 @@ def train(args, seen, records):
     use = [k for k, r in enumerate(records) if counts(r)]
     rows, seconds, complete = columns(records)
     torch.manual_seed(1)
-    whole = modules.TurnEnd(seen.shape[2] - modules.TurnEnd.PROSODY, NETS)
-    for number, net in enumerate(whole.nets):
-        run = trainer.Run(args.work, f"turn_end_{number}", dict(net=net), args.minutes / NETS, 2e-3, warmup=100, decay=0.05)
+    whole = modules.TurnEnd(seen.shape[2] - modules.TurnEnd.PROSODY, len(NETS))
+    for number, (net, (share, dropout, spoilt)) in enumerate(zip(whole.nets, NETS)):
+        run = trainer.Run(args.work, f"turn_end_{number}", dict(net=net), args.minutes * share, 2e-3, warmup=100, decay=0.05)
         run.random.seed(number + 1000 * run.steps)
         order = []
         while run.begin_step():
@@ -84,12 +86,20 @@ def train(args, seen, records):
             # What was long ago may not be there, and neither a state nor a length is quite the same twice.
             kept = torch.minimum(rows[pick], torch.tensor([run.random.choice([32, 32, run.random.randint(12, 32)]) for _ in pick]))
             x = seen[pick].float()
-            noise = torch.randn_like(x) * NOISE
+            noise = torch.randn_like(x) * spoilt
             noise[..., -modules.TurnEnd.PROSODY:] *= 0.2
             length = seconds[pick] * (1 + 0.2 * torch.randn(len(pick))).clamp(0.5, 1.5)
-            loss = F.binary_cross_entropy_with_logits(net(x + noise, kept, length, DROPOUT), complete[pick] * (1 - 2 * SMOOTH) + SMOOTH)
+            loss = F.binary_cross_entropy_with_logits(net(x + noise, kept, length, dropout), complete[pick] * (1 - 2 * SMOOTH) + SMOOTH)
             run.step(loss, dict(loss=loss))
     return whole
+
+
+@torch.no_grad()
+def scale(net, factors, offset=0.0):
+    """Logits times a factor of each network, so that in their mean none is louder than the others; and an offset."""
+    for each, factor in zip(net.nets, factors):
+        each.out.weight *= factor
+        each.out.bias.mul_(factor).add_(offset)
 
 
 def by_pause(logits, records):
@@ -196,18 +206,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--model", default="models/nano")
-    parser.add_argument("--minutes", type=float, default=7)
+    parser.add_argument("--minutes", type=float, default=42)
     parser.add_argument("--parlando", default=os.environ.get("PARLANDO", "build/bin/parlando"))
     parser.add_argument("--humans", default="../shared/audio", help="folder with recordings of people; left out when it does not exist")
     args = parser.parse_args()
     torch.set_num_threads(1)
     net = train(args, *load(args.work, "train"))
     seen, records = load(args.work, "check")
+    scale(net, [SPREAD / float(np.std(judge(each, seen, records))) for each in net.nets])
     thresholds, (a, b) = choose(judge(net, seen, records), records)
-    with torch.no_grad():
-        for each in net.nets:
-            each.out.weight *= a
-            each.out.bias.mul_(a).add_(b)
+    scale(net, [a] * len(net.nets), b)
     out = dict(thresholds=thresholds, **{split: figures(net, args.work, split, thresholds) for split in ("check", "test")})
     folder = f"{args.model}/Step-Audio-Tokenizer"
     save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, f"{folder}/turn_end.safetensors")
