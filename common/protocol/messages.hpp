@@ -808,7 +808,8 @@ struct Tokens {
 struct OpenChat {
   static constexpr MessageType kType = MessageType::open_chat;
   static constexpr PayloadKind kPayload = PayloadKind::json;
-  std::string system;  ///< empty: the model's own
+  std::string system;            ///< empty: the model's own
+  bool operator_system = false;  ///< `system` is configuration: what is computed of it may serve every session
   std::uint64_t seed = 1;
   // As in Settings.
   JsonText tools;
@@ -820,6 +821,7 @@ struct OpenChat {
   template <class V>
   void fields(V&& v) {
     v("system", system, bytes_at_most(32768));
+    v("operator_system", operator_system);
     v("seed", seed);
     v("tools", tools);
     v("tool_choice", tool_choice, bytes_at_most(100));
@@ -903,6 +905,7 @@ struct Synthesise {
   SpeechMode mode = SpeechMode::with_speaker;
   std::string speaker, prompt_text, text;
   std::uint64_t seed = 1;
+  bool operator_voice = false;  ///< not a user's: what is computed of it may serve every session
   Bytes payload;
   template <class V>
   void fields(V&& v) {
@@ -911,6 +914,7 @@ struct Synthesise {
     v("prompt_text", prompt_text, bytes_at_most(8000));
     v("text", text, bytes_at_most(60000));
     v("seed", seed);
+    v("operator_voice", operator_voice);
   }
 };
 

@@ -108,6 +108,7 @@ Result<LeadPtr> lead_by(Settings settings, const ControllerConfig& config, const
     const auto found = personas.find(name);
     if (found == personas.end()) return fail(Errc::not_found, "there is no persona '{}'", name);
     out->system = found->second.system;
+    out->is_persona = true;
     if (settings.speaker.empty()) out->speaker = found->second.speaker;
   }
   if (!settings.tokenizer_mode.empty() && settings.tokenizer_mode != "stable" && settings.tokenizer_mode != "exact")

@@ -25,6 +25,7 @@ enum class Patience : std::uint8_t { likely, unsure, unfinished };
 struct Lead {
   protocol::Settings settings;             ///< as said: what another controller is told
   std::string system, speaker;             ///< a persona in its place
+  bool is_persona = false;                 ///< `system` is the operator's text
   std::set<std::string> tools;             ///< names of those that the client executes
   std::int32_t enough_permille = 0;        ///< with a semantic detector: so likely is an utterance complete that ends
   std::int32_t enough_again_permille = 0;  ///< and one whose pause lasts

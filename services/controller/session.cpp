@@ -761,6 +761,7 @@ void Session::say_to_chat() {
   const auto& settings = turn_.lead->settings;
   OpenChat chat;
   chat.system = turn_.lead->system;
+  chat.operator_system = turn_.lead->is_persona;
   chat.seed = turn_.seed;
   chat.tools = settings.tools;
   chat.tool_choice = settings.tool_choice;

@@ -44,6 +44,7 @@ void Summaries::begin(const std::deque<Past>& history, std::int64_t turns, std::
   deadline_ = now + kTimeMax;
   OpenChat chat;
   chat.system = config_->summary_prompt;
+  chat.operator_system = true;
   chat.seed = seed;
   chat.tool_choice = "none";
   chat.tokens_max = std::max(1, config_->summary_bytes_max / kBytesPerToken);

@@ -445,7 +445,7 @@ Result<void> TtsCore::begin(const Key& key, Utterance& u, Piece& piece, Time now
   head.stream = piece.codes_stream;
   send(piece.llm, head,
        protocol::Synthesise{static_cast<protocol::SpeechMode>(place - names.begin()), voice->name, voice->text,
-                            piece.text, piece.seed, to_bytes(std::span<const std::int32_t>(voice->prompt.codes))},
+                            piece.text, piece.seed, !own, to_bytes(std::span<const std::int32_t>(voice->prompt.codes))},
        u.deadline);
   return {};
 }
