@@ -34,6 +34,13 @@ Result<std::unique_ptr<Chat>> Chat::open(std::shared_ptr<LmEngine> engine, std::
   PARLANDO_DO(engine->open(name));
   std::unique_ptr<Chat> chat(new Chat(std::move(engine), std::move(text), std::move(name), options));
   chat->messages_ = std::move(messages);
+  // Sections between control tokens are encoded apart: what follows the end of the system prompt does not change it.
+  std::int64_t operators = 0;
+  if (options.operator_system && !chat->messages_.empty()) {
+    const auto ids = PromptBuilder(chat->tokenizer_, true).chat_offline(std::span(chat->messages_).first(1));
+    operators = std::find(ids.rbegin(), ids.rend(), chat->tokenizer_->specials().eot).base() - ids.begin();
+  }
+  chat->engine_->share(chat->name_, {operators, options.session});
   return chat;
 }
 
@@ -142,10 +149,9 @@ Result<std::vector<ChatEvent>> Chat::generate() {
   pending_.clear();
   calls_.clear();
   calling_ = false;
-  if (round_ == 0) {
-    usage_.prompt_tokens = static_cast<std::int64_t>(wanted.size());
-    usage_.cached_tokens = std::mismatch(ids_.begin(), ids_.end(), wanted.begin(), wanted.end()).first - ids_.begin();
-  }
+  const auto prompt_tokens = static_cast<std::int64_t>(wanted.size());
+  const auto queued = std::mismatch(ids_.begin(), ids_.end(), wanted.begin(), wanted.end()).first - ids_.begin();
+  if (round_ == 0) usage_.prompt_tokens = prompt_tokens, usage_.cached_tokens = queued;
   // What another replica has said of this round is said again, from its ids.
   std::vector<ChatEvent> out;
   std::int64_t said = 0;
@@ -167,6 +173,8 @@ Result<std::vector<ChatEvent>> Chat::generate() {
     if (event.finish != Finish::none || over_) return out;
   }
   PARLANDO_TRY(const auto length, sync(wanted));
+  if (round_ == 0)
+    usage_.cached_tokens = std::min(prompt_tokens, std::max<std::int64_t>(queued, engine_->computed(name_)));
   PARLANDO_DO(engine_->generate(name_, length, {options_.sampling, room - said, {config.eos}, priority_}));
   return out;
 }

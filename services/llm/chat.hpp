@@ -25,7 +25,8 @@ struct ChatEvent {
 struct ChatUsage {
   Finish finish = Finish::none;    ///< stop or length
   std::int64_t prompt_tokens = 0;  ///< of the first round
-  std::int64_t cached_tokens = 0;  ///< of these, those that were there when the reply was asked for
+  /// Of these, those that were there when the reply was asked for: of this turn's codes, or of what is kept.
+  std::int64_t cached_tokens = 0;
   std::int64_t output_tokens = 0;  ///< of all rounds
 };
 
@@ -35,8 +36,10 @@ class Chat {
     Sampling sampling;
     std::int64_t tokens_max = 2048;
     int tool_rounds_max = 3;
-    std::vector<std::string> stop = {};  ///< texts that end a reply; they are not told, whatever tokens they come in
-    bool calls_tools = true;             ///< else a call is none
+    std::vector<std::string> stop = {};     ///< texts that end a reply; they are not told, whatever tokens they come in
+    bool calls_tools = true;                ///< else a call is none
+    bool operator_system = false;           ///< the system prompt in front is configuration: shared with everybody
+    std::optional<SessionId> session = {};  ///< whose turns share their history; none: nobody
   };
   /// Opens a sequence. `messages`: system prompt and history. @error Errc::overloaded at the engine's limit
   static Result<std::unique_ptr<Chat>> open(std::shared_ptr<LmEngine> engine, std::shared_ptr<const TextTokenizer> text,

@@ -110,6 +110,10 @@ std::string name_of(const std::string& peer, SessionId session, StreamId stream)
 std::string name_of(const std::string& peer, const protocol::Envelope& head) {
   return name_of(peer, head.session, head.stream);
 }
+/// What belongs to no session is shared with nobody.
+std::optional<SessionId> shared_by(SessionId session) {
+  return session == SessionId{} ? std::nullopt : std::optional(session);
+}
 }  // namespace
 
 /// Codes of one synthesis on their way out.
@@ -117,7 +121,6 @@ struct SpeechGroups {
   GroupCollector collector;
   std::vector<std::int32_t> ready;
   std::int64_t groups = 0;
-  std::int64_t to_keep = 0;  ///< ids of the voice's prompt, once they are computed
   std::shared_ptr<LmEngine> engine;
   std::string name;
   ~SpeechGroups() { engine->release(name); }
@@ -135,7 +138,8 @@ std::vector<config::Problem> LlmConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".cache_tokens", cache_tokens, 256, 1 << 24);
   config::expect_range(out, path + ".sequences_max", sequences_max, 1, 1 << 16);
   config::expect_range(out, path + ".reply_tokens_max", reply_tokens_max, 1, 1 << 20);
-  config::expect_range(out, path + ".prompts_kept", prompts_kept, 0, 1024);
+  config::expect_range(out, path + ".prefix_permille", prefix_permille, 0, 1000);
+  config::expect_range(out, path + ".prefix_idle_ms", prefix_idle_ms, 1000, 86'400'000);
   config::expect_range(out, path + ".step_ms_max", step_ms_max, 1, 60'000);
   config::expect_range(out, path + ".ranks", ranks, 1, 64);
   return out;
@@ -173,7 +177,7 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
   return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", directory.string(), error.what());
 }
 
-Result<LlmModel::Begun> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
+Result<void> LlmModel::start_speech(const std::string& name, const Speech& speech) const {
   const auto& mode = speech.mode;
   if (mode != "with_speaker" && mode != "without_speaker" && mode != "rap" && mode != "vocal")
     return fail(Errc::invalid_argument, "mode '{}', expected with_speaker, without_speaker, rap or vocal",
@@ -195,14 +199,21 @@ Result<LlmModel::Begun> LlmModel::start_speech(const std::string& name, const Sp
   if (size + kCodesPerGroup >= limit)
     return fail(Errc::invalid_argument, "the prompt has {} tokens, at most {} are possible", size,
                 limit - kCodesPerGroup);
-  const auto ids = std::span(prompt);
-  Begun out{.voice_ids = static_cast<std::int64_t>(voice_ids)};
-  PARLANDO_TRY(out.kept, engine->open_with(name, ids.first(voice_ids)));
-  auto begun = engine->append(name, out.voice_ids, ids.subspan(voice_ids)).and_then([&](std::int64_t length) {
+  PARLANDO_DO(engine->open(name));
+  const auto voice = static_cast<std::int64_t>(voice_ids);
+  Beginning whose{voice, speech.session, voice};  // nobody says the same text twice
+  if (!speech.operator_voice) {
+    // Of a user's voice the operator's part ends where its name may have changed an id.
+    const auto nameless = PromptBuilder(text, true).tts({system, {}, {}, {}, std::string()});
+    whose.operators = std::min<std::int64_t>(
+        voice, std::mismatch(prompt.begin(), prompt.end(), nameless.begin(), nameless.end()).first - prompt.begin());
+  }
+  engine->share(name, whose);
+  auto begun = engine->append(name, 0, prompt).and_then([&](std::int64_t length) {
     return engine->generate(name, length,
                             {speech.sampling, limit - size, {engine->model().config().eos}, Priority::speech});
   });
-  if (begun) return out;
+  if (begun) return {};
   engine->release(name);
   return tl::make_unexpected(std::move(begun).error());
 }
@@ -219,7 +230,8 @@ Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
                LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
                               {.cache_tokens = config.cache_tokens,
                                .sequences = config.sequences_max,
-                               .kept = config.prompts_kept,
+                               .prefix_blocks = config.cache_tokens / kBlockTokens * config.prefix_permille / kThousand,
+                               .prefix_idle = milliseconds(config.prefix_idle_ms),
                                .step_max = milliseconds(config.step_ms_max)},
                               config.ranks, config.threads, config.rank_processes ? "/proc/self/exe" : std::string()));
   // Ready means that one real token went through the model.
@@ -244,10 +256,15 @@ void LlmCore::add_metrics(telemetry::Metrics& metrics) {
   bad_logits_ =
       metrics.counter("parlando_llm_bad_logits_total", "Generations ended because their logits were no numbers");
   gave_way_ = metrics.counter("parlando_llm_cache_refused_total", "Generations ended by a full key/value cache");
-  prompts_kept_ =
-      metrics.counter("parlando_llm_prompts_kept_total", "Syntheses whose voice's prompt was computed already");
-  prompts_computed_ =
-      metrics.counter("parlando_llm_prompts_computed_total", "Syntheses that computed their voice's prompt");
+  prefix_lookups_ =
+      metrics.counter("parlando_llm_prefix_lookups_total", "Prompts, or parts, whose beginning was looked for");
+  prefix_hit_tokens_ = metrics.counter("parlando_llm_prefix_hit_tokens_total",
+                                       "Tokens that need not be computed since their beginning was there");
+  prefix_evictions_ = metrics.counter("parlando_llm_prefix_evictions_total",
+                                      "Blocks of beginnings that gave way to others or to a full cache");
+  prefix_expired_ =
+      metrics.counter("parlando_llm_prefix_expired_total", "Blocks of beginnings that nobody had used for long");
+  prefix_blocks_ = metrics.gauge("parlando_llm_prefix_blocks", "Blocks of beginnings that stay computed");
   parked_ =
       metrics.counter("parlando_llm_cache_parked_total", "Waiting sequences whose blocks a full key/value cache took");
 }
@@ -310,6 +327,8 @@ Result<void> LlmCore::open_chat(const std::string& peer, protocol::Message m) {
   if (!config.tool_prompt.empty() && open.tools.text != "null" && options.calls_tools)
     messages.push_back({config.tool_prompt, open.tools.text});
   messages.insert(messages.end(), std::make_move_iterator(past.begin()), std::make_move_iterator(past.end()));
+  options.operator_system = own || open.operator_system;
+  options.session = shared_by(job.head.session);
   const auto name = name_of(peer, job.head);
   PARLANDO_TRY(job.chat, Chat::open(model_.engine, model_.text, name, std::move(messages), std::move(options)));
   jobs_.emplace(name, std::move(job));
@@ -337,14 +356,12 @@ Result<void> LlmCore::open_speech(const std::string& peer, protocol::Message m) 
   sampling.seed = ask.seed;
   const auto name = name_of(peer, job.head);
   const auto mode = protocol::names_of<protocol::SpeechMode>()[static_cast<std::size_t>(ask.mode)];
-  PARLANDO_TRY(const auto begun,
-               model_.start_speech(name, {std::string(mode), ask.speaker, ask.prompt_text, ask.text, voice, sampling}));
-  (begun.kept ? prompts_kept_ : prompts_computed_).add();
+  PARLANDO_DO(model_.start_speech(name, {std::string(mode), ask.speaker, ask.prompt_text, ask.text, voice, sampling,
+                                         ask.operator_voice, shared_by(job.head.session)}));
   model_.engine->due(name, job.deadline);
   job.speech = std::make_unique<SpeechGroups>();
   job.speech->engine = model_.engine;
   job.speech->name = name;
-  job.speech->to_keep = begun.kept ? 0 : begun.voice_ids;
   jobs_.emplace(name, std::move(job));
   return {};
 }
@@ -430,7 +447,21 @@ void LlmCore::end_with_group() const {
   std::_Exit(kGroupBroken);
 }
 
-void LlmCore::on_tick(Time /*now*/) { end_with_group(); }
+void LlmCore::on_tick(Time /*now*/) {
+  end_with_group();
+  model_.engine->expire_prefixes();
+  count_prefixes();
+}
+
+void LlmCore::count_prefixes() {
+  const auto& prefixes = model_.engine->prefixes();
+  const auto& counts = prefixes.counts();
+  prefix_lookups_.set_at_least(static_cast<double>(counts.lookups));
+  prefix_hit_tokens_.set_at_least(static_cast<double>(counts.hit_tokens));
+  prefix_evictions_.set_at_least(static_cast<double>(counts.evicted));
+  prefix_expired_.set_at_least(static_cast<double>(counts.expired));
+  prefix_blocks_.set(static_cast<double>(prefixes.entries()));
+}
 
 bool LlmCore::work(Time now) {
   expire(now);
@@ -442,6 +473,7 @@ bool LlmCore::work(Time now) {
   bad_logits_.set_at_least(static_cast<double>(counts.bad_logits)),
       gave_way_.set_at_least(static_cast<double>(counts.gave_way));
   parked_.set_at_least(static_cast<double>(counts.parked));
+  count_prefixes();
   return !model_.engine->idle();
 }
 
@@ -457,7 +489,6 @@ void LlmCore::on_token(const TokenEvent& event) {
   }
   if (event.error) return end_with(found, *event.error);
   auto& s = *job.speech;
-  if (s.to_keep > 0) model_.engine->keep(event.sequence, std::exchange(s.to_keep, 0));
   if (event.id >= 0 && event.id != model_.engine->model().config().eos)
     for (const auto code : s.collector.push(event.id - model_.text->audio_base())) s.ready.push_back(code);
   const bool last = event.finish != Finish::none;

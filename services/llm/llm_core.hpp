@@ -19,15 +19,17 @@ struct LlmConfig {
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
-  int prompts_kept = 8;         ///< of voices, which stay prefilled
-  int ranks = 1;                ///< that share the model, each with `threads` and its part of the weights
-  bool rank_processes = false;  ///< a process for each of them instead of a thread; with `parlando-llm` only
-  int step_ms_max = 50;         ///< of a step with a piece of a prompt in it, or a quarter more than one without
+  int prefix_permille = 500;     ///< of the cache, at most, for beginnings that stay computed; 0: none do
+  int prefix_idle_ms = 600'000;  ///< so long they stay when nobody uses them
+  int ranks = 1;                 ///< that share the model, each with `threads` and its part of the weights
+  bool rank_processes = false;   ///< a process for each of them instead of a thread; with `parlando-llm` only
+  int step_ms_max = 50;          ///< of a step with a piece of a prompt in it, or a quarter more than one without
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens),
-        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max), v("prompts_kept", prompts_kept),
-        v("step_ms_max", step_ms_max), v("ranks", ranks), v("rank_processes", rank_processes);
+        v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max),
+        v("prefix_permille", prefix_permille), v("prefix_idle_ms", prefix_idle_ms), v("step_ms_max", step_ms_max),
+        v("ranks", ranks), v("rank_processes", rank_processes);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -49,14 +51,12 @@ struct LlmModel {
     std::string mode, speaker, prompt_text, text;
     std::span<const std::int32_t> codes;
     Sampling sampling;
-  };
-  struct Begun {
-    std::int64_t voice_ids = 0;  ///< of the prompt, before those of the text: worth keeping (`LmEngine::keep`)
-    bool kept = false;           ///< they were and are not computed again
+    bool operator_voice = false;            ///< else a user's: its prompt is shared within the session alone
+    std::optional<SessionId> session = {};  ///< none: with nobody
   };
   /// Opens the sequence `name` and starts to generate codes for it. On an error the sequence is released.
   /// @error Errc::invalid_argument (mode, prompt too long), Errc::token_out_of_range, and those of the engine
-  Result<Begun> start_speech(const std::string& name, const Speech& speech) const;
+  Result<void> start_speech(const std::string& name, const Speech& speech) const;
 };
 
 constexpr int kGroupBroken = 75;  ///< exit code: a rank has died or stood still
@@ -78,6 +78,7 @@ class LlmCore final : public service::Core {
 
  private:
   void end_with_group() const;
+  void count_prefixes();
   struct Job {
     std::string peer;
     protocol::Envelope head;
@@ -104,7 +105,9 @@ class LlmCore final : public service::Core {
   LlmModel model_;
   Jobs jobs_;  ///< by the name of their sequence
   service::EndedStreams ended_;
-  telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_, prompts_kept_, prompts_computed_;
+  telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_, prefix_lookups_, prefix_hit_tokens_,
+      prefix_evictions_, prefix_expired_;
+  telemetry::Metrics::Gauge prefix_blocks_;
 };
 
 }  // namespace parlando::llm

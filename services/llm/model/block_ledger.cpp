@@ -37,6 +37,18 @@ BlockLedger::Sequence BlockLedger::Sequence::fork() const {
   return out;
 }
 
+BlockLedger::Sequence BlockLedger::open_on(std::span<const std::int32_t> blocks, std::int64_t length) {
+  PARLANDO_ASSERT(static_cast<std::int64_t>(blocks.size()) == blocks_for(length), "a sequence holds what it needs");
+  Sequence out(this);
+  out.blocks_.assign(blocks.begin(), blocks.end());
+  out.length_ = length;
+  for (const auto b : blocks) {
+    PARLANDO_ASSERT(references(b) > 0, "a block that nobody holds has no content");
+    add_reference(b);
+  }
+  return out;
+}
+
 void BlockLedger::Sequence::truncate(std::int64_t length) {
   PARLANDO_ASSERT(length >= 0 && length <= length_, "callers check the position");
   const auto keep = static_cast<std::size_t>(blocks_for(length));

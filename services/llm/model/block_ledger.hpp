@@ -55,6 +55,34 @@ class BlockLedger {
   };
 
   Sequence open() { return Sequence(this); }
+
+  /// One reference to one block, whatever becomes of the sequences that use it. Move-only.
+  class Hold {
+   public:
+    Hold() = default;
+    Hold(Hold&& other) noexcept { swap(other); }
+    Hold& operator=(Hold&& other) noexcept {
+      swap(other);
+      return *this;
+    }
+    ~Hold() {
+      if (ledger_ != nullptr) ledger_->drop_reference(block_);
+    }
+    std::int32_t block() const { return block_; }
+
+   private:
+    friend class BlockLedger;
+    Hold(BlockLedger* ledger, std::int32_t block) : ledger_(ledger), block_(block) { ledger->add_reference(block); }
+    void swap(Hold& other) noexcept { std::swap(ledger_, other.ledger_), std::swap(block_, other.block_); }
+    BlockLedger* ledger_ = nullptr;
+    std::int32_t block_ = -1;
+  };
+  /// @param block  of a sequence that is there
+  Hold hold(std::int32_t block) { return {this, block}; }
+  /// A sequence that begins with blocks that somebody holds. @param blocks  ⌈length/16⌉
+  Sequence open_on(std::span<const std::int32_t> blocks, std::int64_t length);
+  std::int64_t references(std::int32_t block) const { return references_[static_cast<std::size_t>(block)]; }
+
   /// Room that one sequence of a batch needs behind its end. Each sequence stands in a batch once.
   struct Want {
     Sequence* sequence = nullptr;

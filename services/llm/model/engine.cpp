@@ -12,7 +12,8 @@ LmEngine::LmEngine(std::shared_ptr<const Step1> model, Limits limits, std::share
       cost_(std::chrono::duration<double>(limits.step_max).count(), limits.step_growth),
       backend_(backend ? std::move(backend)
                        : std::make_unique<CpuBackend>(model_, (limits.cache_tokens + kBlockTokens - 1) / kBlockTokens)),
-      ledger_(backend_->blocks()) {}
+      ledger_(backend_->blocks()),
+      prefixes_(ledger_, {limits.prefix_blocks, limits.prefix_idle}) {}
 
 LmEngine::Sequence* LmEngine::find(const std::string& name) {
   const auto found = sequences_.find(name);
@@ -23,47 +24,47 @@ Result<void> LmEngine::open(const std::string& name) {
   if (static_cast<std::int64_t>(sequences_.size()) >= limits_.sequences)
     return fail(Errc::overloaded, "{} sequences are open, the limit is {}", sequences_.size(), limits_.sequences);
   if (find(name) != nullptr) return fail(Errc::invalid_argument, "sequence '{}' is open already", name);
-  while (!kept_.empty() && static_cast<std::int64_t>(sequences_.size() + kept_.size()) >= limits_.sequences)
-    kept_.pop_back();
   Sequence s;
   s.cache = ledger_.open();
   s.order = orders_++;
+  s.forgettings = forgettings_;
   sequences_.emplace(name, std::move(s));
   return {};
 }
 
-Result<bool> LmEngine::open_with(const std::string& name, std::span<const std::int32_t> ids) {
-  const auto found =
-      std::find_if(kept_.begin(), kept_.end(), [&](const Kept& k) { return std::ranges::equal(k.ids, ids); });
-  if (found == kept_.end()) {
-    PARLANDO_DO(open(name));
-    if (auto queued = append(name, 0, ids); !queued) {
-      release(name);
-      return tl::make_unexpected(std::move(queued).error());
-    }
-    return false;
-  }
-  kept_.splice(kept_.begin(), kept_, found);
-  auto cache = found->cache.fork();  // `open` may need the place of what is kept
-  PARLANDO_DO(open(name));
-  auto& s = sequences_.at(name);
-  s.cache = std::move(cache);
-  s.history.assign(ids.begin(), ids.end());
-  return true;
+void LmEngine::share(const std::string& name, Beginning whose) {
+  if (auto* s = find(name)) s->beginning = std::move(whose);
 }
 
-void LmEngine::keep(const std::string& name, std::int64_t at) {
-  const auto* s = find(name);
-  if (s == nullptr || limits_.kept <= 0 || at <= 0 || s->cache.length() < at) return;
-  const auto ids = std::span(s->history).first(static_cast<std::size_t>(at));
-  if (std::ranges::any_of(kept_, [&](const Kept& k) { return std::ranges::equal(k.ids, ids); })) return;
-  while (static_cast<std::int64_t>(kept_.size()) >= limits_.kept ||
-         (!kept_.empty() && static_cast<std::int64_t>(sequences_.size() + kept_.size()) >= limits_.sequences))
-    kept_.pop_back();
-  if (static_cast<std::int64_t>(sequences_.size()) >= limits_.sequences) return;
-  Kept copy{s->cache.fork(), {ids.begin(), ids.end()}};
-  copy.cache.truncate(at);
-  kept_.push_front(std::move(copy));
+/// Takes what is computed already of what it lacks. Of less than a block that it lacks nothing is looked for, unless it
+/// is all there is: a sequence that grows by a few ids would look in vain each time.
+void LmEngine::look_up(Sequence& s, bool first) {
+  const bool may = s.beginning.session || s.beginning.operators > 0;
+  if (!prefixes_.is_on() || !may || s.left() == 0) return;
+  if (s.left() < kBlockTokens && s.cache.length() > 0) return;
+  // The last id is computed in any case where something is drawn behind it.
+  const auto ids = std::span(s.history).first(s.history.size() - (s.generation ? 1 : 0));
+  const auto match = prefixes_.find(ids, s.beginning, clock_->now());
+  const auto gained = std::max<std::int64_t>(0, match.length - s.cache.length());
+  prefixes_.count(first ? 1 : 0, gained);
+  if (gained > 0) s.cache = ledger_.open_on(match.blocks, match.length);
+}
+
+/// Keeps what is computed of a sequence for those to come.
+void LmEngine::enter(Sequence& s, std::int64_t length) {
+  const bool may = s.beginning.session || s.beginning.operators > 0;
+  if (!prefixes_.is_on() || !may || s.forgettings != forgettings_ || s.cache.length() == 0) return;
+  prefixes_.enter(s.history, s.cache, length, s.beginning, clock_->now());
+}
+
+/// The operator's ids, whole blocks as they are computed; the last of them with its block: nobody writes there then.
+void LmEngine::enter_operators(Sequence& s) {
+  const auto all = std::min(s.beginning.operators, s.beginning.most), length = s.cache.length();
+  const auto ended = (all + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+  const auto there = length >= ended ? all : std::min(length, all) / kBlockTokens * kBlockTokens;
+  if (there <= s.entered) return;
+  enter(s, there);
+  s.entered = there;
 }
 
 Result<std::int64_t> LmEngine::append(const std::string& name, std::int64_t at, std::span<const std::int32_t> ids) {
@@ -84,6 +85,7 @@ Result<std::int64_t> LmEngine::append(const std::string& name, std::int64_t at, 
                   model_->config().vocabulary);
   s->history.insert(s->history.end(), ids.begin(), ids.end());
   s->parked = false;
+  look_up(*s, true);
   return length + n;
 }
 
@@ -99,6 +101,8 @@ Result<void> LmEngine::fork(const std::string& name, std::int64_t at, const std:
   copy.cache = s->cache.fork();
   copy.cache.truncate(std::min(at, copy.cache.length()));
   copy.parked = s->parked;
+  copy.beginning = s->beginning;
+  copy.forgettings = s->forgettings;
   copy.history.assign(s->history.begin(), s->history.begin() + at);
   return {};
 }
@@ -112,6 +116,7 @@ Result<void> LmEngine::truncate(const std::string& name, std::int64_t to) {
   s->generation.reset();
   s->history.resize(static_cast<std::size_t>(to));
   s->cache.truncate(std::min(to, s->cache.length()));
+  s->entered = std::min(s->entered, to);
   return {};
 }
 
@@ -145,14 +150,19 @@ void LmEngine::cancel(const std::string& name) {
 
 Result<void> LmEngine::adopt(const std::string& fork, const std::string& name) {
   if (find(fork) == nullptr) return fail(Errc::not_found, "sequence '{}' is not open", fork);
+  if (fork != name) release(name);
   auto node = sequences_.extract(fork);
-  sequences_.erase(name);
   node.key() = name;
   sequences_.insert(std::move(node));
   return {};
 }
 
-void LmEngine::release(const std::string& name) { sequences_.erase(name); }
+void LmEngine::release(const std::string& name) {
+  const auto found = sequences_.find(name);
+  if (found == sequences_.end()) return;
+  enter(found->second, found->second.cache.length());
+  sequences_.erase(found);
+}
 
 bool LmEngine::idle() const {
   return std::none_of(sequences_.begin(), sequences_.end(), [](const auto& s) { return s.second.waiting(); });
@@ -162,6 +172,11 @@ std::optional<std::int64_t> LmEngine::length(const std::string& name) const {
   const auto found = sequences_.find(name);
   return found == sequences_.end() ? std::nullopt
                                    : std::optional(static_cast<std::int64_t>(found->second.history.size()));
+}
+
+std::int64_t LmEngine::computed(const std::string& name) const {
+  const auto found = sequences_.find(name);
+  return found == sequences_.end() ? 0 : found->second.cache.length();
 }
 
 /// Sequences by class, then by age.
@@ -180,6 +195,7 @@ void LmEngine::drop(Sequence& s) {
   s.cache.truncate(0);
   s.generation.reset();
   s.parked = true;
+  s.entered = 0;
 }
 
 void LmEngine::fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events) {
@@ -189,10 +205,9 @@ void LmEngine::fail_sequence(Entry& entry, const Error& error, std::vector<Token
 
 /// The cache is full: one sequence gives way. @return false when it was the last one that holds or wants blocks
 bool LmEngine::make_way(std::vector<TokenEvent>& events) {
-  if (!kept_.empty()) {
-    kept_.pop_back();
-    return true;
-  }
+  bool evicted = false;
+  for (const auto free = ledger_.blocks_free(); ledger_.blocks_free() == free && prefixes_.evict();) evicted = true;
+  if (evicted) return true;
   const auto holders = in_order([](const Sequence& s) { return s.waiting() || s.cache.length() > 0; });
   auto& [name, s] = *holders.back();
   if (!s.generation) {
@@ -250,6 +265,8 @@ LmEngine::Batch LmEngine::next_batch() {
   for (auto* entry : waiting) {
     auto& s = entry->second;
     if (s.speaking()) continue;
+    look_up(s, false);  // somebody else may have computed it meanwhile
+    if (s.left() == 0) continue;
     const auto take = std::min({s.left(), limits_.prefill_chunk, room, prompts});
     if (take <= 0) break;
     add(entry, take);
@@ -275,6 +292,7 @@ StepPlan LmEngine::plan_of(const Batch& batch, std::vector<BlockCopy> copies) co
 
 std::vector<TokenEvent> LmEngine::step() {
   std::vector<TokenEvent> events;
+  expire_prefixes();
   for (;;) {
     const auto batch = next_batch();
     if (batch.wants.empty()) return events;
@@ -307,6 +325,7 @@ std::vector<TokenEvent> LmEngine::step() {
     }
     for (const auto& want : batch.wants) ledger_.commit(*want.sequence, want.count);
     tokens_computed_ += static_cast<std::int64_t>(plan.ids.size());
+    for (auto* entry : batch.entries) enter_operators(entry->second);
     tell(batch, *drawn, events);
     cost_.observe(batch.speaking, batch.prefilled, std::chrono::duration<double>(clock_->now() - begun).count());
     return events;
@@ -321,7 +340,11 @@ void LmEngine::tell(const Batch& batch, std::span<const Drawn> drawn, std::vecto
     const auto& [id, error] = *next++;
     if (error) {
       // Logits that are no numbers may come from the cache: nobody shall share it any further.
-      if (error->code == Errc::internal) ++counts_.bad_logits;
+      if (error->code == Errc::internal) {
+        ++counts_.bad_logits;
+        ++forgettings_;
+        prefixes_.forget(s.history);
+      }
       fail_sequence(*entry, *error, events);
       continue;
     }
@@ -332,7 +355,9 @@ void LmEngine::tell(const Batch& batch, std::span<const Drawn> drawn, std::vecto
         s.generated >= g.tokens_max || static_cast<std::int64_t>(s.history.size()) + 1 >= model_->config().length_max;
     events.push_back({name, id, stop ? Finish::stop : full ? Finish::length : Finish::none});
     s.history.push_back(id);
-    if (stop || full) s.generation.reset();
+    if (!stop && !full) continue;
+    s.generation.reset();
+    enter(s, s.cache.length());
   }
 }
 

@@ -6,19 +6,19 @@
 /// then by age. When more generate than a step has tokens, they take turns, and a little room is left to prompts. How
 /// long the pieces may be is measured (`StepCost`), so that a prompt does not hold up those who speak.
 ///
-/// When the cache is full, what is kept for later goes first, then the newest sequence of the lowest class gives way:
-/// its blocks are free at once and the same step goes on without it, until the rest fits. One that generates ends with
-/// Errc::overloaded; one that only waits (no generation) is parked: it keeps its ids without a word and is computed
-/// again by the next `append` or `generate`. The sequence that stands first always proceeds unless it alone is too
-/// large. When a pass fails for another reason, all sequences of its batch end at once with its error: nobody knows
-/// whose fault it was, and blaming one after the other would end all of them one step at a time.
-#include <list>
+/// When the cache is full, what is kept for later (`PrefixCache`) goes first, then the newest sequence of the lowest
+/// class gives way: its blocks are free at once and the same step goes on without it, until the rest fits. One that
+/// generates ends with Errc::overloaded; one that only waits (no generation) is parked: it keeps its ids without a word
+/// and is computed again by the next `append` or `generate`. The sequence that stands first always proceeds unless it
+/// alone is too large. When a pass fails for another reason, all sequences of its batch end at once with its error:
+/// nobody knows whose fault it was, and blaming one after the other would end all of them one step at a time.
 #include <map>
 #include <optional>
 #include <string>
 
 #include "common/base/clock.hpp"
 #include "services/llm/model/cpu_backend.hpp"
+#include "services/llm/model/prefix_cache.hpp"
 #include "services/llm/model/sampler.hpp"
 #include "services/llm/model/step1.hpp"
 #include "services/llm/model/step_cost.hpp"
@@ -49,7 +49,8 @@ class LmEngine {
  public:
   struct Limits {
     std::int64_t cache_tokens = 32768, prefill_chunk = 256, batch_tokens = 512, sequences = 256;
-    std::int64_t kept = 0;  ///< beginnings that stay computed for sequences to come, see `keep`
+    std::int64_t prefix_blocks = 0;  ///< of beginnings that stay computed for sequences to come, see `share`; 0: none
+    milliseconds prefix_idle{600'000};  ///< so long they stay when nobody uses them
     /// Time of a step, or `step_growth` of one without prompts, whichever is more; prompts are cut to it.
     milliseconds step_max{50};
     double step_growth = 1.25;
@@ -62,13 +63,11 @@ class LmEngine {
   const Step1& model() const { return *model_; }
   /// A new, empty sequence. @error Errc::overloaded at the limit, Errc::invalid_argument when the name is taken
   Result<void> open(const std::string& name);
-  /// The same with ids in it: a beginning that is kept is shared, else they are queued. @return whether it was kept
-  /// @error as `open` and `append`; nothing is open then
-  Result<bool> open_with(const std::string& name, std::span<const std::int32_t> ids);
-  /// Keeps a copy of the first `at` tokens, if these are computed, for `open_with`. At most `Limits::kept` are: the one
-  /// that was used longest ago goes. They count as sequences and hold blocks, but give way before all others, to `open`
-  /// as to a full cache.
-  void keep(const std::string& name, std::int64_t at);
+  /// With whom the ids of a sequence may be shared, before any are appended; else with nobody. What has been computed
+  /// already of a beginning that may be met is not computed again, and what the sequence computes is kept for others:
+  /// the operator's ids as they are computed, all of them when a generation or the sequence ends. Its ids are the same
+  /// with and without.
+  void share(const std::string& name, Beginning whose);
   /// Queues ids behind position `at`. Repeating a message that was applied is a no-op. @return the length after all
   /// queued ids
   /// @error Errc::position_mismatch with the true length
@@ -91,6 +90,8 @@ class LmEngine {
   std::vector<TokenEvent> step();
   bool idle() const;
   std::optional<std::int64_t> length(const std::string& name) const;
+  /// How many of its ids need not be computed any more; 0 when it is not open.
+  std::int64_t computed(const std::string& name) const;
   std::int64_t tokens_computed() const { return tokens_computed_; }
   struct Counts {
     std::int64_t bad_logits = 0;  ///< sequences ended because their logits were no numbers
@@ -99,7 +100,9 @@ class LmEngine {
   };
   const Counts& counts() const { return counts_; }
   std::int64_t blocks_free() const { return ledger_.blocks_free(); }
-  std::int64_t kept() const { return static_cast<std::int64_t>(kept_.size()); }
+  const PrefixCache& prefixes() const { return prefixes_; }
+  /// Lets beginnings go that nobody has used for long; a step does it, too.
+  void expire_prefixes() { prefixes_.expire(clock_->now()); }
 
  private:
   struct Sequence {
@@ -110,14 +113,13 @@ class LmEngine {
     std::int64_t served = 0;  ///< the batch that had its last token
     Time due = Time::max();
     bool parked = false;  ///< not computed before somebody appends or generates
+    Beginning beginning;
+    std::int64_t entered = 0;      ///< of the operator's ids those that are kept already
+    std::int64_t forgettings = 0;  ///< when it was opened
     std::int64_t left() const { return static_cast<std::int64_t>(history.size()) - cache.length(); }
     bool waiting() const { return !parked && left() > 0; }
     /// One token a step: nothing is to be computed but what it said last.
     bool speaking() const { return waiting() && generation && generated > 0 && left() == 1; }
-  };
-  struct Kept {
-    BlockLedger::Sequence cache;
-    std::vector<std::int32_t> ids;
   };
   using Entry = std::pair<const std::string, Sequence>;
   Sequence* find(const std::string& name);
@@ -130,6 +132,9 @@ class LmEngine {
     std::vector<Entry*> entries;
     std::int64_t speaking = 0, prefilled = 0;
   };
+  void look_up(Sequence& s, bool first);
+  void enter(Sequence& s, std::int64_t length);
+  void enter_operators(Sequence& s);
   Batch next_batch();
   bool make_way(std::vector<TokenEvent>& events);
   static void drop(Sequence& s);
@@ -142,8 +147,9 @@ class LmEngine {
   StepCost cost_;
   std::unique_ptr<Backend> backend_;
   BlockLedger ledger_;
+  PrefixCache prefixes_;
   std::map<std::string, Sequence> sequences_;
-  std::list<Kept> kept_;  ///< the latest use first
+  std::int64_t forgettings_ = 0;  ///< what lives through one holds perhaps what was forgotten
   std::int64_t orders_ = 0, batches_ = 0, tokens_computed_ = 0;
   Counts counts_;
 };

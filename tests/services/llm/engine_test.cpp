@@ -226,63 +226,6 @@ BOOST_AUTO_TEST_CASE(what_only_waits_loses_its_blocks_without_an_error_and_is_co
   BOOST_TEST(got.ids["waits"] == alone(ids(30, 1), 6), boost::test_tools::per_element());
 }
 
-BOOST_AUTO_TEST_CASE(a_kept_beginning_is_shared_and_gives_way_first) {
-  const auto prefix = ids(70, 1), tail = ids(9, 2), other = ids(40, 3);
-  auto whole = prefix;
-  whole.insert(whole.end(), tail.begin(), tail.end());
-  const auto expected = alone(whole, 8);
-  LmEngine engine(model(), {.cache_tokens = 320, .sequences = 3, .kept = 2, .step_max = std::chrono::hours(1)});
-  const auto all = engine.blocks_free();
-  const auto speak = [&](const std::string& name, const std::vector<std::int32_t>& begin, bool kept) {
-    const auto computed = engine.tokens_computed();
-    const auto shared = engine.open_with(name, begin);
-    BOOST_REQUIRE(shared.has_value());
-    BOOST_TEST(*shared == kept);
-    const auto at = static_cast<std::int64_t>(begin.size()), length = at + static_cast<std::int64_t>(tail.size());
-    BOOST_REQUIRE(engine.append(name, at, tail).has_value());
-    BOOST_REQUIRE(engine.generate(name, length, {Sampling::greedy(), 8, {}}).has_value());
-    const auto said = run(engine, name);
-    BOOST_TEST(engine.tokens_computed() - computed == length + 8 - (kept ? at : 0));
-    engine.keep(name, at);
-    engine.keep(name, 10 * at);  // more than is computed
-    engine.release(name);
-    return said;
-  };
-  BOOST_TEST(speak("a", prefix, false) == expected, boost::test_tools::per_element());
-  BOOST_TEST(engine.kept() == 1);
-  BOOST_TEST(engine.blocks_free() == all - 5);
-  for (const char* name : {"b", "c"})
-    BOOST_TEST(speak(name, prefix, true) == expected, boost::test_tools::per_element());
-  BOOST_TEST(engine.kept() == 1);
-  // The one used longest ago goes.
-  speak("d", other, false);
-  speak("e", prefix, true);
-  speak("f", ids(33, 4), false);
-  BOOST_TEST(engine.kept() == 2);
-  speak("g", prefix, true);
-  speak("h", other, false);
-  // Nor does it keep a sequence out.
-  for (const char* name : {"x", "y", "z"}) BOOST_REQUIRE(engine.open(name).has_value());
-  BOOST_TEST(engine.kept() == 0);
-  BOOST_TEST((engine.open_with("w", prefix).error().code == Errc::overloaded));
-  for (const char* name : {"x", "y", "z"}) engine.release(name);
-  BOOST_TEST(engine.blocks_free() == all);
-  // What waits keeps its blocks while something is kept.
-  speak("a", prefix, false);
-  BOOST_REQUIRE(engine.open("waits").has_value());
-  BOOST_REQUIRE(engine.append("waits", 0, ids(200, 5)).has_value());
-  run(engine, "waits");
-  BOOST_TEST(engine.kept() == 1);
-  BOOST_REQUIRE(engine.open("speaks").has_value());
-  BOOST_REQUIRE(engine.append("speaks", 0, ids(60, 6)).has_value());
-  BOOST_REQUIRE(engine.generate("speaks", 60, {Sampling::greedy(), 8, {}}).has_value());
-  BOOST_TEST(run(engine, "speaks") == alone(ids(60, 6), 8), boost::test_tools::per_element());
-  BOOST_TEST(engine.kept() == 0);
-  BOOST_TEST(engine.counts().parked == 0);
-  BOOST_TEST((engine.open_with("bad", std::vector<std::int32_t>{-1}).error().code == Errc::token_out_of_range));
-  BOOST_TEST(!engine.length("bad").has_value());
-}
-
 BOOST_AUTO_TEST_CASE(speech_runs_before_replies_and_replies_before_what_waits) {
   // One chunk a step: who is served shows the order.
   LmEngine engine(model(),
@@ -451,11 +394,11 @@ BOOST_AUTO_TEST_CASE(whatever_happens_each_id_is_the_dense_models) {
                           .prefill_chunk = 24,
                           .batch_tokens = 64,
                           .sequences = 8,
-                          .kept = 3,
+                          .prefix_blocks = 6,
                           .step_max = std::chrono::hours(1)});
       std::map<std::string, std::vector<std::int32_t>> want;
       auto some = [&] { return std::next(want.begin(), pick(static_cast<std::int64_t>(want.size()) - 1))->first; };
-      int names = 0, drawn = 0, failed = 0, shared = 0;
+      int names = 0, drawn = 0, failed = 0;
       for (int call = 0; call < 250; ++call) {
         const auto what = want.empty() ? 0 : pick(19);
         if (what == 0 && want.size() < 8) {
@@ -463,12 +406,11 @@ BOOST_AUTO_TEST_CASE(whatever_happens_each_id_is_the_dense_models) {
           if (!want.empty()) {  // as somebody else begins
             const auto& from = want[some()];
             begin.assign(from.begin(), from.begin() + pick(static_cast<std::int64_t>(from.size())));
-            engine.keep(some(), pick(40));
           }
           const auto name = std::to_string(++names);
-          const auto opened = engine.open_with(name, begin);
-          BOOST_REQUIRE(opened.has_value());
-          shared += *opened;
+          BOOST_REQUIRE(engine.open(name).has_value());
+          engine.share(name, {pick(40), SessionId{0, 1}});
+          BOOST_REQUIRE(engine.append(name, 0, begin).has_value());
           want[name] = begin;
         } else if (what <= 3) {
           const auto name = want.empty() ? std::string() : some();
@@ -496,17 +438,6 @@ BOOST_AUTO_TEST_CASE(whatever_happens_each_id_is_the_dense_models) {
           want[name].resize(static_cast<std::size_t>(to));
         } else if (what == 9) {
           engine.cancel(some());
-          // What is kept is what the next one may begin with.
-          const auto name = some();
-          if (want.size() < 8 && want[name].size() > 2) {
-            engine.keep(name, 2);
-            const auto copy = std::to_string(++names);
-            const std::vector<std::int32_t> begin(want[name].begin(), want[name].begin() + 2);
-            const auto opened = engine.open_with(copy, begin);
-            BOOST_REQUIRE(opened.has_value());
-            shared += *opened;
-            want[copy] = begin;
-          }
         } else if (what == 10) {
           const auto from = some(), to = some();
           if (from == to) continue;
@@ -540,14 +471,14 @@ BOOST_AUTO_TEST_CASE(whatever_happens_each_id_is_the_dense_models) {
             BOOST_TEST(*engine.length(name) == static_cast<std::int64_t>(have.size()));
         }
       }
-      BOOST_TEST_MESSAGE(
-          fmt::format("seed {}: {} ids, {} sequences gave way, {} beginnings shared", seed, drawn, failed, shared));
-      BOOST_TEST(shared > 0);
+      const auto& prefixes = engine.prefixes();
+      BOOST_TEST_MESSAGE(fmt::format("seed {}: {} ids, {} sequences gave way, {} ids were there", seed, drawn, failed,
+                                     prefixes.counts().hit_tokens));
+      BOOST_TEST(prefixes.counts().hit_tokens > 0);
       BOOST_TEST(drawn > 20);
       for (const auto& [name, have] : want) engine.release(name);
-      for (int n = 0; n < 8; ++n) BOOST_REQUIRE(engine.open(fmt::format("last {}", n)).has_value());
-      BOOST_TEST(engine.kept() == 0);
-      BOOST_TEST(engine.blocks_free() == 16);
+      BOOST_TEST(prefixes.entries() <= 6);
+      BOOST_TEST(16 - engine.blocks_free() <= prefixes.entries());
     }
   }
 }

@@ -22,9 +22,10 @@ namespace fs = std::filesystem;
 
 const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 
-LlmModel load(const fs::path& directory, std::int64_t cache_tokens = 4096, std::int64_t kept = 0) {
-  auto model = LlmModel::load(directory, at::kFloat,
-                              {.cache_tokens = cache_tokens, .kept = kept, .step_max = std::chrono::hours(1)});
+LlmModel load(const fs::path& directory, std::int64_t cache_tokens = 4096, std::int64_t prefix_blocks = 0) {
+  auto model =
+      LlmModel::load(directory, at::kFloat,
+                     {.cache_tokens = cache_tokens, .prefix_blocks = prefix_blocks, .step_max = std::chrono::hours(1)});
   BOOST_REQUIRE_MESSAGE(model.has_value(), (model ? std::string() : model.error().message));
   return *std::move(model);
 }
@@ -63,11 +64,16 @@ struct World {
     core.add_metrics(metrics);
   }
 
-  void speak(std::uint32_t stream, int groups, const std::string& text = "hello", std::uint64_t seed = 1) {
-    driver.tell(
-        "tts", stream,
-        protocol::Synthesise{
-            .speaker = "Clara", .prompt_text = "x", .text = text, .seed = seed, .payload = bytes_of(codes_of(groups))});
+  void speak(std::uint32_t stream, int groups, const std::string& text = "hello", std::uint64_t seed = 1,
+             bool operator_voice = true, SessionId session = CoreDriver::kSession) {
+    driver.tell("tts", stream,
+                protocol::Synthesise{.speaker = "Clara",
+                                     .prompt_text = "x",
+                                     .text = text,
+                                     .seed = seed,
+                                     .operator_voice = operator_voice,
+                                     .payload = bytes_of(codes_of(groups))},
+                session);
   }
   void listen(std::uint32_t stream) {
     driver.tell("controller", stream, protocol::OpenChat{});
@@ -270,36 +276,114 @@ BOOST_AUTO_TEST_CASE(each_synthesis_draws_by_its_own_seed) {
 /// Sentences of one voice compute its prompt once, and say what they would say without.
 BOOST_AUTO_TEST_CASE(a_voices_prompt_is_computed_once) {
   const char* const texts[] = {"hello", "the sky is blue.", "it is noon.", "hello"};
-  const auto codes = [&](World& w, int groups, const std::string& text) {
-    w.speak(1, groups, text);
+  struct Spoken {
+    std::vector<std::byte> codes;
+    std::int64_t there = 0;
+  };
+  const auto speak = [&](World& w, int groups, const std::string& text, bool operator_voice = true,
+                         SessionId session = CoreDriver::kSession) {
+    const auto before = w.model.engine->prefixes().counts().hit_tokens;
+    w.speak(1, groups, text, 1, operator_voice, session);
     w.driver.work();
-    std::vector<std::byte> out;
+    Spoken out;
     for (const auto& h : w.driver.take()) {
       BOOST_TEST(h.is<protocol::Tokens>());
-      out.insert(out.end(), h.message.payload.begin(), h.message.payload.end());
+      out.codes.insert(out.codes.end(), h.message.payload.begin(), h.message.payload.end());
     }
-    w.driver.tell("tts", 1, protocol::Close{});
+    w.driver.tell("tts", 1, protocol::Close{}, session);
+    out.there = w.model.engine->prefixes().counts().hit_tokens - before;
     return out;
   };
-  World plain(load(kNano / "Step-Audio-TTS-3B")), keeping(load(kNano / "Step-Audio-TTS-3B", 4096, 2));
-  const auto all = keeping.free();
+  World plain(load(kNano / "Step-Audio-TTS-3B")), keeping(load(kNano / "Step-Audio-TTS-3B", 4096, 128));
+  std::int64_t voice = 0, saved = 0;
   for (const char* text : texts) {
-    const auto expected = codes(plain, 12, text);
-    BOOST_TEST(!expected.empty());
-    BOOST_TEST((codes(keeping, 12, text) == expected));
+    const auto expected = speak(plain, 12, text), got = speak(keeping, 12, text);
+    BOOST_TEST(!expected.codes.empty());
+    BOOST_TEST((got.codes == expected.codes));
+    if (voice > 0) BOOST_TEST(got.there == voice);  // its prompt to the last id, and nothing of the text
+    if (saved == 0 && got.there > 0) voice = got.there;
+    saved += got.there;
   }
-  BOOST_TEST(keeping.counts("parlando_llm_prompts_computed_total 1"));
-  BOOST_TEST(keeping.counts("parlando_llm_prompts_kept_total 3"));
-  BOOST_TEST(plain.counts("parlando_llm_prompts_computed_total 4"));
-  BOOST_TEST(keeping.model.engine->tokens_computed() < plain.model.engine->tokens_computed() - 3 * 60);
-  codes(keeping, 13, "hello");  // another voice
-  BOOST_TEST(keeping.counts("parlando_llm_prompts_computed_total 2"));
-  BOOST_TEST(keeping.model.engine->kept() == 2);
-  codes(keeping, 14, "hello");
-  BOOST_TEST(keeping.model.engine->kept() == 2);
+  BOOST_TEST(voice > 12 * 5);
+  BOOST_TEST(plain.model.engine->tokens_computed() - keeping.model.engine->tokens_computed() == 3 * voice);
+  BOOST_TEST_MESSAGE("a voice's prompt of " << voice << " ids is computed once");
+  // Of another voice what is in front of its codes is there, and the codes that it begins with.
+  const auto longer = speak(keeping, 13, "hello").there;
+  BOOST_TEST(longer >= voice - 5);
+  BOOST_TEST(longer < voice + 5);
+  // A user's voice serves its own session alone; of the operator's words nothing is computed again.
+  const SessionId other{0, 8}, third{0, 9};
+  const auto words = speak(keeping, 12, "hello", false, other).there;
+  BOOST_TEST(words < voice - 12 * 5);
+  BOOST_TEST(speak(keeping, 12, "hello", false, other).there == voice);
+  BOOST_TEST(speak(keeping, 12, "hello", false, third).there == words);
+  BOOST_TEST(speak(keeping, 12, "hello", false, SessionId{}).there == words);
   BOOST_TEST(keeping.core.load() == 0);
   BOOST_TEST(keeping.core.slots() == 256);
-  BOOST_TEST(keeping.free() > all - 2 * 12);
+  BOOST_TEST(keeping.free() >= 256 - keeping.model.engine->prefixes().entries());
+  keeping.driver.tick(milliseconds(20));
+  BOOST_TEST(!keeping.counts("parlando_llm_prefix_hit_tokens_total 0"));
+  BOOST_TEST(!keeping.counts("parlando_llm_prefix_blocks 0"));
+}
+
+/// A second turn of a session computes what is new in it, a new session its own part.
+BOOST_AUTO_TEST_CASE(history_and_system_prompt_are_computed_once) {
+  World plain(load(kNano / "Step-Audio-Chat")), keeping(load(kNano / "Step-Audio-Chat", 4096, 128));
+  const auto turn = [](World& w, const json& history, const std::string& said, SessionId session,
+                       const protocol::OpenChat& open) {
+    auto ask = open;
+    ask.payload = bytes_of(history.dump());
+    w.driver.tell("controller", 1, std::move(ask), session);
+    w.driver.tell("controller", 1, protocol::Say{said}, session);
+    w.driver.tell("controller", 1, protocol::Generate{}, session);
+    w.driver.work();
+    auto out = json::object();
+    for (const auto& h : w.driver.take()) {
+      const auto text = h.read<protocol::Text>();
+      if (text.kind == TextKind::text) out["reply"] = out.value("reply", std::string()) + text.text;
+      if (text.kind == TextKind::done) out["usage"] = json::parse(text.text);
+    }
+    w.driver.tell("controller", 1, protocol::Close{}, session);
+    BOOST_REQUIRE(out.contains("usage"));
+    return out;
+  };
+  const auto cached = [](const json& out) { return out["usage"]["cached_tokens"].get<std::int64_t>(); };
+  const auto prompt = [](const json& out) { return out["usage"]["prompt_tokens"].get<std::int64_t>(); };
+  const auto replied = [](const json& out) { return out["usage"]["output_tokens"].get<std::int64_t>(); };
+  std::uint64_t number = 0;
+  const std::string words = "you are a pirate and answer in a few words only, whatever you are asked about the sea";
+  for (const protocol::OpenChat& open :
+       {protocol::OpenChat{.seed = 3}, protocol::OpenChat{.system = words, .operator_system = true},
+        protocol::OpenChat{.system = words}}) {
+    BOOST_TEST_CONTEXT("system '" << open.system << "', the operator's " << open.operator_system) {
+      const bool operators = open.system.empty() || open.operator_system;
+      const SessionId one{++number, 1}, two{number, 2};  // strangers to those before
+      auto history = json::array();
+      const auto first = turn(keeping, history, "hello how are you", one, open);
+      BOOST_TEST(first["reply"] == turn(plain, history, "hello how are you", one, open)["reply"]);
+      history.push_back({{"role", "user"}, {"content", "hello how are you"}});
+      history.push_back({{"role", "assistant"}, {"content", first.value("reply", "")}});
+      const auto second = turn(keeping, history, "thank you", one, open);
+      const auto expected = turn(plain, history, "thank you", one, open);
+      BOOST_TEST(second["reply"] == expected["reply"]);
+      BOOST_TEST(prompt(second) == prompt(expected));
+      BOOST_TEST(cached(expected) == 0);
+      // All of the first prompt, and of its reply what is encoded as it was said.
+      BOOST_TEST(cached(second) >= prompt(first));
+      BOOST_TEST(cached(second) <= prompt(first) + replied(first));
+      const auto stranger = turn(keeping, json::array(), "hello how are you", two, open);
+      BOOST_TEST(stranger["reply"] == first["reply"]);
+      if (operators) {
+        BOOST_TEST(cached(stranger) > 0);
+        BOOST_TEST(cached(stranger) < prompt(first) - 10);
+      } else {
+        BOOST_TEST(cached(stranger) == 0);
+      }
+      BOOST_TEST_MESSAGE("first prompt " << prompt(first) << " ids, reply " << replied(first) << "; second prompt "
+                                         << prompt(second) << ", there " << cached(second) << "; a new session "
+                                         << prompt(stranger) << ", there " << cached(stranger));
+    }
+  }
 }
 
 /// Nobody waits for a reply whose budget is spent; one that is complete owes nothing any more.

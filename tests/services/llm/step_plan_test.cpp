@@ -132,7 +132,8 @@ BOOST_AUTO_TEST_CASE(recorded_plans_give_the_same_ids_elsewhere) {
     std::vector<std::vector<std::byte>> plans;
     std::vector<std::vector<std::int32_t>> ids;
     constexpr std::int64_t kBlocks = 24;
-    LmEngine engine(model, {.prefill_chunk = 24, .batch_tokens = 64, .kept = 2, .step_max = std::chrono::hours(1)},
+    LmEngine engine(model,
+                    {.prefill_chunk = 24, .batch_tokens = 64, .prefix_blocks = 8, .step_max = std::chrono::hours(1)},
                     std::make_shared<SteadyClock>(), std::make_unique<Recorder>(model, kBlocks, plans, ids));
     BOOST_TEST(engine.blocks_free() == kBlocks);
     std::mt19937 random(9);
@@ -143,6 +144,7 @@ BOOST_AUTO_TEST_CASE(recorded_plans_give_the_same_ids_elsewhere) {
     };
     // Shared beginnings, copies on write, a cache that is too small, several ways to draw.
     BOOST_REQUIRE(engine.open("a").has_value());
+    engine.share("a", {37, {}});
     BOOST_REQUIRE(engine.append("a", 0, some(37)).has_value());
     engine.step(), engine.step();
     for (int n = 0; n < 6; ++n) {

@@ -1,0 +1,447 @@
+/// Beginnings that stay computed: the tree against a list of what was entered, and an engine with it against one
+/// without.
+#include "services/llm/model/prefix_cache.hpp"
+
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <random>
+
+#include "services/llm/model/engine.hpp"
+
+namespace parlando::llm {
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+constexpr SessionId kOne{0, 1}, kTwo{0, 2};
+const Time kNow{std::chrono::hours(1)};
+
+std::shared_ptr<const Step1> tiny() {
+  static const auto loaded =
+      Step1::load(std::filesystem::path(PARLANDO_SOURCE_DIR) / "tests/goldens/lm/tiny-step1-np2", WeightFormat::f32);
+  BOOST_REQUIRE(loaded.has_value());
+  return *loaded;
+}
+
+Ids ids(int n, int seed) {
+  Ids out;
+  for (int i = 0; i < n; ++i) out.push_back((i * 37 + seed * 101) % 640);
+  return out;
+}
+
+Ids joined(Ids a, const Ids& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// Blocks whose content is known: what passes would have written.
+struct Memory {
+  BlockLedger ledger;
+  std::map<std::int32_t, Ids> content;
+  explicit Memory(std::int64_t blocks) : ledger(blocks) {}
+  bool append(BlockLedger::Sequence& s, const Ids& more) {
+    const BlockLedger::Want want{&s, static_cast<std::int64_t>(more.size())};
+    const auto copies = ledger.reserve({&want, 1});
+    if (!copies) return false;
+    for (const auto& [from, to] : *copies) content[to] = content[from];
+    for (std::size_t i = 0; i < more.size(); ++i) {
+      const auto at = static_cast<std::size_t>(s.length()) + i;
+      auto& block = content[s.blocks()[at / 16]];
+      block.resize(16);
+      block[at % 16] = more[i];
+    }
+    ledger.commit(s, want.count);
+    return true;
+  }
+  Ids read(const std::vector<std::int32_t>& blocks, std::int64_t length) {
+    Ids out;
+    for (std::int64_t i = 0; i < length; ++i)
+      out.push_back(content[blocks[static_cast<std::size_t>(i / 16)]][static_cast<std::size_t>(i % 16)]);
+    return out;
+  }
+};
+
+struct Answer {
+  Ids said;
+  std::int64_t computed = 0;
+};
+Answer answer(LmEngine& engine, const Ids& prompt, Beginning whose, int tokens, std::int64_t* cached = nullptr) {
+  Answer out;
+  BOOST_REQUIRE(engine.open("x").has_value());
+  engine.share("x", std::move(whose));
+  const auto before = engine.tokens_computed();
+  BOOST_REQUIRE(engine.append("x", 0, prompt).has_value());
+  if (cached != nullptr) *cached = engine.computed("x");
+  const auto length = static_cast<std::int64_t>(prompt.size());
+  BOOST_REQUIRE(engine.generate("x", length, {Sampling::greedy(), tokens, {}}).has_value());
+  while (!engine.idle())
+    for (const auto& e : engine.step()) out.said.push_back(e.id);
+  out.computed = engine.tokens_computed() - before;
+  engine.release("x");
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(prefix_cache_test)
+
+BOOST_AUTO_TEST_CASE(whatever_is_entered_the_longest_beginning_that_may_be_met_is_found) {
+  for (unsigned seed = 1; seed <= 40; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto pick = [&](std::size_t n) { return static_cast<std::int64_t>(random() % n); };
+      const bool small = seed % 2 == 0;  // the limits are met
+      Memory memory(small ? 24 : 4000);
+      ManualClock clock;
+      PrefixCache cache(memory.ledger, {.blocks = small ? 14 : 4000, .idle = std::chrono::seconds(20)});
+      struct Entered {
+        Ids ids;
+        Beginning whose;
+      };
+      std::vector<Entered> entered;
+      struct Live {
+        BlockLedger::Sequence cache;
+        Ids ids;
+        Beginning whose;
+      };
+      std::vector<Live> live;
+      // What may be met of `e` by a prompt: with the operator's ids in both, and in one session all of them.
+      const auto meets = [](const Ids& wanted, const Beginning& whose, const Entered& e) {
+        const auto common =
+            std::mismatch(wanted.begin(), wanted.end(), e.ids.begin(), e.ids.end()).first - wanted.begin();
+        const auto shared = std::min({common, whose.operators, e.whose.operators});
+        if (!whose.session || whose.session != e.whose.session) return shared;
+        // Blocks that are wholly the operator's in one and not in the other hang in different places.
+        return whose.operators == e.whose.operators ? common : shared;
+      };
+      const std::int64_t of_operator[] = {0, 20, 37, 48};
+      for (int call = 0; call < 120; ++call) {
+        const auto what = pick(10);
+        if (what <= 4) {
+          // Of few ids, so that they often begin alike and part anywhere.
+          Ids wanted;
+          const auto& from = entered.empty() ? Ids() : entered[static_cast<std::size_t>(pick(entered.size()))].ids;
+          wanted.assign(from.begin(), from.begin() + pick(from.size() + 1));
+          for (auto n = pick(40); n > 0; --n) wanted.push_back(static_cast<std::int32_t>(pick(2)));
+          Beginning whose{of_operator[pick(4)], {}};
+          if (pick(4) > 0) whose.session = pick(2) == 0 ? kOne : kTwo;
+          const auto match = cache.find(wanted, whose, clock.now());
+          BOOST_TEST(match.length <= static_cast<std::int64_t>(wanted.size()));
+          BOOST_TEST((memory.read(match.blocks, match.length) ==
+                      Ids(wanted.begin(), wanted.begin() + static_cast<std::ptrdiff_t>(match.length))));
+          std::int64_t longest = 0;
+          for (const auto& e : entered) longest = std::max<std::int64_t>(longest, meets(wanted, whose, e));
+          if (small)
+            BOOST_TEST(match.length <= static_cast<std::int64_t>(wanted.size()));
+          else
+            BOOST_TEST(match.length >= longest);
+          // Nothing of another session behind the operator's ids.
+          std::int64_t allowed = 0;
+          for (const auto& e : entered) {
+            const auto common =
+                std::mismatch(wanted.begin(), wanted.end(), e.ids.begin(), e.ids.end()).first - wanted.begin();
+            const bool same = whose.session && whose.session == e.whose.session;
+            allowed = std::max<std::int64_t>(
+                allowed, same ? common : std::min<std::int64_t>({common, whose.operators, e.whose.operators}));
+          }
+          BOOST_TEST(match.length <= allowed);
+          Live s{match.length > 0 ? memory.ledger.open_on(match.blocks, match.length) : memory.ledger.open(), wanted,
+                 whose};
+          const Ids rest(wanted.begin() + static_cast<std::ptrdiff_t>(match.length), wanted.end());
+          while (!memory.append(s.cache, rest))
+            if (!cache.evict()) break;
+          if (s.cache.length() < static_cast<std::int64_t>(wanted.size())) continue;  // the sequences alone fill it
+          live.push_back(std::move(s));
+        } else if (what <= 7 && !live.empty()) {
+          const auto at = static_cast<std::size_t>(pick(live.size()));
+          auto& s = live[at];
+          cache.enter(s.ids, s.cache, s.cache.length(), s.whose, clock.now());
+          entered.push_back({s.ids, s.whose});
+          if (pick(2) == 0) live.erase(live.begin() + static_cast<std::ptrdiff_t>(at));
+        } else if (what == 8 && !live.empty()) {
+          auto& s = live[static_cast<std::size_t>(pick(live.size()))];
+          const Ids more{static_cast<std::int32_t>(pick(2)), 7};
+          if (memory.append(s.cache, more)) s.ids = joined(s.ids, more);
+        } else if (small) {
+          clock.advance(std::chrono::seconds(pick(6)));
+          cache.expire(clock.now());
+        }
+        for (const auto& s : live) BOOST_TEST((memory.read(s.cache.blocks(), s.cache.length()) == s.ids));
+        BOOST_TEST(cache.entries() <= (small ? 14 : 4000));
+      }
+      live.clear();
+      BOOST_TEST(memory.ledger.blocks_total() - memory.ledger.blocks_free() <= cache.entries());
+      clock.advance(std::chrono::seconds(20));
+      cache.expire(clock.now());
+      BOOST_TEST(cache.entries() == 0);
+      BOOST_TEST(memory.ledger.blocks_free() == memory.ledger.blocks_total());
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(ends_go_before_fronts_and_what_was_used_longest_ago_first) {
+  Memory memory(16);
+  PrefixCache cache(memory.ledger, {.blocks = 16});
+  const Beginning whose{0, kOne};
+  const auto front = ids(32, 1), a = joined(front, ids(16, 2)), b = joined(front, ids(16, 3));
+  for (const auto& prompt : {a, b}) {
+    auto s = memory.ledger.open();
+    BOOST_REQUIRE(memory.append(s, prompt));
+    cache.enter(prompt, s, s.length(), whose, kNow);
+  }
+  BOOST_TEST(cache.entries() == 4);
+  BOOST_TEST(cache.find(a, whose, kNow).length == 48);
+  BOOST_TEST(cache.evict());
+  BOOST_TEST(cache.find(b, whose, kNow).length == 32);
+  BOOST_TEST(cache.find(a, whose, kNow).length == 48);
+  BOOST_TEST(cache.evict());
+  BOOST_TEST(cache.find(a, whose, kNow).length == 32);
+  BOOST_TEST(cache.evict());
+  BOOST_TEST(cache.evict());
+  BOOST_TEST(!cache.evict());
+  BOOST_TEST(memory.ledger.blocks_free() == 16);
+}
+
+BOOST_AUTO_TEST_CASE(a_session_meets_its_own_history_and_the_operators_words_alone) {
+  const auto system = ids(70, 1), history = ids(60, 2);
+  const auto first = joined(system, history);
+  LmEngine engine(tiny(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+  std::int64_t cached = -1;
+  const auto cached_for = [&](const Ids& prompt, Beginning whose) {
+    answer(engine, prompt, std::move(whose), 2, &cached);
+    return cached;
+  };
+  BOOST_TEST(cached_for(first, {70, kOne}) == 0);
+  BOOST_TEST(cached_for(first, {70, kTwo}) == 70);  // the last, unfinished block of it, too
+  BOOST_TEST(cached_for(first, {70, {}}) == 70);
+  BOOST_TEST(cached_for(first, {0, SessionId{0, 3}}) == 0);  // the same words, from a client
+  BOOST_TEST(cached_for(first, {70, kOne}) == 130);
+  BOOST_TEST(cached_for(joined(ids(70, 1), ids(30, 9)), {70, kOne}) >= 70);
+}
+
+BOOST_AUTO_TEST_CASE(a_second_turn_computes_what_is_new) {
+  const auto system = ids(50, 1), asked = ids(21, 2), next = ids(17, 3);
+  LmEngine engine(tiny(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+  LmEngine plain(tiny(), {.cache_tokens = 2048, .step_max = std::chrono::hours(1)});
+  const Beginning whose{50, kOne};
+  auto prompt = joined(system, asked);
+  const auto first = answer(engine, prompt, whose, 12);
+  prompt = joined(joined(prompt, first.said), next);
+  const auto second = answer(engine, prompt, whose, 8), expected = answer(plain, prompt, whose, 8);
+  BOOST_TEST(second.said == expected.said, boost::test_tools::per_element());
+  BOOST_TEST(expected.computed == 50 + 21 + 12 + 17 + 8);
+  BOOST_TEST(second.computed == 17 + 8);
+}
+
+BOOST_AUTO_TEST_CASE(whoever_comes_while_a_beginning_is_computed_waits_for_no_more_than_that) {
+  const auto system = ids(160, 1);
+  LmEngine engine(tiny(), {.cache_tokens = 2048,
+                           .prefill_chunk = 16,
+                           .batch_tokens = 16,
+                           .prefix_blocks = 64,
+                           .step_max = std::chrono::hours(1)});
+  for (const char* name : {"a", "b"}) {
+    BOOST_REQUIRE(engine.open(name).has_value());
+    engine.share(name, {160, {}});
+    BOOST_REQUIRE(engine.append(name, 0, joined(system, ids(5, name[0]))).has_value());
+    BOOST_REQUIRE(engine.generate(name, 165, {Sampling::greedy(), 1, {}}).has_value());
+  }
+  while (!engine.idle()) engine.step();
+  BOOST_TEST(engine.tokens_computed() == 165 + 5 + 2);
+  BOOST_TEST(engine.prefixes().counts().hit_tokens == 160);
+}
+
+BOOST_AUTO_TEST_CASE(what_nobody_uses_goes_by_the_clock_and_before_anything_that_is_used) {
+  const auto clock = std::make_shared<ManualClock>();
+  LmEngine engine(tiny(),
+                  {.cache_tokens = 256,
+                   .prefix_blocks = 8,
+                   .prefix_idle = std::chrono::seconds(10),
+                   .step_max = std::chrono::hours(1)},
+                  clock);
+  const Beginning whose{0, kOne};
+  answer(engine, ids(60, 1), whose, 4);
+  BOOST_TEST(engine.blocks_free() == 12);
+  clock->advance(milliseconds(9'999));
+  engine.expire_prefixes();
+  BOOST_TEST(engine.prefixes().entries() == 4);
+  clock->advance(milliseconds(1));
+  engine.expire_prefixes();
+  BOOST_TEST(engine.prefixes().entries() == 0);
+  BOOST_TEST(engine.prefixes().counts().expired == 4);
+  BOOST_TEST(engine.blocks_free() == 16);
+  // More than its share is not kept, and what is kept ends nobody's answer.
+  answer(engine, ids(200, 2), whose, 4);
+  BOOST_TEST(engine.prefixes().entries() == 8);
+  BOOST_TEST(answer(engine, ids(240, 3), {}, 4).said.size() == 4u);
+  BOOST_TEST(engine.counts().gave_way + engine.counts().parked == 0);
+  BOOST_TEST(engine.prefixes().counts().evicted >= 7);
+}
+
+BOOST_AUTO_TEST_CASE(what_gave_logits_that_are_no_numbers_is_forgotten) {
+  const auto broken = Step1::random(tiny()->config(), WeightFormat::f32, 7);
+  BOOST_REQUIRE(broken.has_value());
+  (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());
+  LmEngine engine(*broken, {.cache_tokens = 512, .prefix_blocks = 32, .step_max = std::chrono::hours(1)});
+  Ids poisoned(40, 5);
+  poisoned[20] = 600;
+  for (const char* name : {"a", "b"}) {
+    BOOST_REQUIRE(engine.open(name).has_value());
+    engine.share(name, {40, kOne});
+    BOOST_REQUIRE(engine.append(name, 0, poisoned).has_value());
+    while (!engine.idle()) engine.step();
+  }
+  BOOST_TEST(engine.prefixes().entries() > 0);
+  BOOST_REQUIRE(engine.generate("a", 40, {Sampling::greedy(), 1, {}}).has_value());
+  while (!engine.idle()) engine.step();
+  BOOST_TEST(engine.counts().bad_logits == 1);
+  BOOST_TEST(engine.prefixes().entries() == 0);
+  for (const char* name : {"a", "b"}) engine.release(name);  // b has lived through it
+  BOOST_TEST(engine.prefixes().entries() == 0);
+  BOOST_TEST(engine.blocks_free() == 32);
+}
+
+namespace {
+/// Fails now and then, as a machine does.
+class Unreliable : public Backend {
+ public:
+  Unreliable(std::int64_t blocks, bool* fails) : backend_(tiny(), blocks), fails_(fails) {}
+  std::int64_t blocks() const override { return backend_.blocks(); }
+  Result<std::vector<Drawn>> run(const StepPlan& plan) override {
+    auto out = backend_.run(plan);  // what it had written stays written
+    if (std::exchange(*fails_, false)) return fail(Errc::internal, "the test says so");
+    return out;
+  }
+
+ private:
+  CpuBackend backend_;
+  bool* fails_;
+};
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(whatever_happens_an_answer_is_that_of_an_engine_without) {
+  std::int64_t hits = 0, evicted = 0, failed = 0, answers = 0, cancelled = 0, parked = 0;
+  for (unsigned seed = 1; seed <= 12; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto pick = [&](std::size_t n) { return static_cast<int>(random() % n); };
+      bool fails = false;
+      const std::int64_t blocks = seed % 3 == 0 ? 64 : 12;
+      LmEngine engine(tiny(),
+                      {.prefill_chunk = 24,
+                       .batch_tokens = 48,
+                       .sequences = 8,
+                       .prefix_blocks = blocks / 2,
+                       .step_max = std::chrono::hours(1)},
+                      std::make_shared<ManualClock>(), std::make_unique<Unreliable>(blocks, &fails));
+      struct Live {
+        Ids prompt, said;
+        Sampling sampling;
+        Beginning whose;
+        int tokens = 0;
+        bool generates = false;
+      };
+      std::map<std::string, Live> live;
+      std::vector<Ids> known{ids(37, 1), ids(48, 2)};
+      const auto check = [&](const Live& s) {
+        LmEngine plain(tiny(), {.cache_tokens = 1024, .step_max = std::chrono::hours(1)});
+        BOOST_REQUIRE(plain.open("x").has_value());
+        BOOST_REQUIRE(plain.append("x", 0, s.prompt).has_value());
+        BOOST_REQUIRE(
+            plain.generate("x", static_cast<std::int64_t>(s.prompt.size()), {s.sampling, s.tokens, {}}).has_value());
+        Ids expected;
+        while (!plain.idle())
+          for (const auto& e : plain.step()) expected.push_back(e.id);
+        expected.resize(std::min(expected.size(), s.said.size()));
+        BOOST_TEST(s.said == expected, boost::test_tools::per_element());
+        ++answers;
+      };
+      int names = 0;
+      for (int call = 0; call < 200; ++call) {
+        const auto what = pick(12);
+        const auto some = [&] { return std::next(live.begin(), pick(live.size())); };
+        if (what <= 1 && live.size() < 6) {
+          Live s;
+          const auto& from = known[static_cast<std::size_t>(pick(known.size()))];
+          // Whole blocks, one id beside them, or anywhere.
+          auto at = static_cast<std::size_t>(pick(from.size() + 1));
+          if (pick(2) == 0) at = std::min(from.size(), (at + 8) / 16 * 16 + static_cast<std::size_t>(pick(2)));
+          s.prompt =
+              joined(Ids(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(at)), ids(1 + pick(30), pick(50)));
+          s.prompt.resize(std::min<std::size_t>(s.prompt.size(), 150));
+          s.whose = {pick(3) * 20, pick(3) == 0 ? kTwo : kOne};
+          s.tokens = 1 + pick(12);
+          s.sampling = pick(2) == 0 ? Sampling::greedy() : Sampling::chat();
+          s.sampling.seed = random();
+          const auto name = std::to_string(++names);
+          BOOST_REQUIRE(engine.open(name).has_value());
+          engine.share(name, s.whose);
+          BOOST_REQUIRE(engine.append(name, 0, s.prompt).has_value());
+          live[name] = std::move(s);
+        } else if (what <= 3 && !live.empty()) {
+          auto& [name, s] = *some();
+          if (s.generates) continue;
+          s.generates = true;
+          BOOST_REQUIRE(engine
+                            .generate(name, static_cast<std::int64_t>(s.prompt.size()),
+                                      {s.sampling, s.tokens, {}, static_cast<Priority>(pick(2))})
+                            .has_value());
+        } else if (what == 4 && !live.empty()) {
+          const auto at = some();
+          known.push_back(joined(at->second.prompt, at->second.said));
+          check(at->second);
+          cancelled += static_cast<int>(at->second.said.size()) < at->second.tokens;
+          engine.release(at->first);
+          live.erase(at);
+        } else {
+          if (pick(25) == 0) fails = true;
+          for (const auto& e : engine.step()) {
+            auto& s = live.at(e.sequence);
+            if (e.id >= 0) s.said.push_back(e.id);
+            if (!e.error) continue;
+            ++failed;
+            check(s);
+            engine.release(e.sequence);
+            live.erase(e.sequence);
+          }
+        }
+      }
+      for (const auto& [name, s] : live) check(s), engine.release(name);
+      hits += engine.prefixes().counts().hit_tokens, evicted += engine.prefixes().counts().evicted;
+      parked += engine.counts().parked;
+      BOOST_TEST(engine.prefixes().entries() <= blocks / 2);
+      BOOST_TEST(blocks - engine.blocks_free() <= engine.prefixes().entries());
+      BOOST_REQUIRE(engine.open("all").has_value());
+      BOOST_REQUIRE(
+          engine.append("all", 0, ids(static_cast<int>(std::min<std::int64_t>(256, blocks * 16)), 77)).has_value());
+      while (!engine.idle()) engine.step();
+      engine.release("all");
+    }
+  }
+  BOOST_TEST_MESSAGE(
+      fmt::format("{} answers, {} tokens not computed, {} blocks gave way, {} failed, {} cancelled, {} parked", answers,
+                  hits, evicted, failed, cancelled, parked));
+  for (const auto n : {hits, evicted, failed, cancelled, parked}) BOOST_TEST(n > 0);
+}
+
+BOOST_AUTO_TEST_CASE(a_long_prompt_among_many_is_found_in_few_comparisons) {
+  Memory memory(20000);
+  PrefixCache cache(memory.ledger, {.blocks = 20000});
+  std::mt19937 random(1);
+  Ids prompt;
+  for (int n = 0; n < 300; ++n) {
+    prompt.clear();
+    for (int i = 0; i < 1024; ++i) prompt.push_back(static_cast<std::int32_t>(random() % 640));
+    auto s = memory.ledger.open();
+    BOOST_REQUIRE(memory.append(s, prompt));
+    cache.enter(prompt, s, s.length(), {0, kOne}, kNow);
+  }
+  const auto begun = std::chrono::steady_clock::now();
+  for (int n = 0; n < 1000; ++n) BOOST_REQUIRE(cache.find(prompt, {0, kOne}, kNow).length == 1024);
+  BOOST_TEST_MESSAGE(
+      fmt::format("{:.2f} us for 1024 ids",
+                  std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begun).count() / 1000));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::llm
