@@ -74,8 +74,16 @@ void Session::adopt(Time now) {
     const bool untold = knows ? past.turn > open_.turn_told : past.turn == turn;
     if (untold && !past.record.contains("items_only")) untold_.push_back(std::move(past));
   }
+  // It came to nothing, of which the client was not told, and something else has its number: a record of items.
+  const auto is_it = [&](const Past& past) { return past.turn == turn; };
+  const bool is_over = turn != 0 && turn <= ledger_.turns();
+  if (is_over && std::none_of(untold_.begin(), untold_.end(), is_it)) {
+    auto to = client_head();
+    to.turn = open_.open_turn;
+    tell(to, Cancelled{open_.open_turn});
+  }
   if (!untold_.empty()) return finish_next_stored(now);
-  if (turn != 0 && turn <= ledger_.turns()) return;  // it is over, and what was told of it counts for no other
+  if (is_over) return;  // what was told of it counts for no other
   if (turn != 0 && !open_.inputs_kept)
     return fail_turn({Errc::unavailable, "the turn went with its controller: what was said must be said again"}, now);
   // A turn before it was told and is lost: under its own number nobody can go on with it (the gateway says so), and it

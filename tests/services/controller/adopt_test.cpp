@@ -204,6 +204,26 @@ BOOST_AUTO_TEST_CASE(items_wait_in_the_order_in_which_they_came) {
 }
 
 /// The store will not have a record of items while a turn is under way: neither is lost.
+/// The client knows a turn, which came to nothing unheard; what stood in front of it was stored under its number.
+BOOST_AUTO_TEST_CASE(a_turn_whose_number_a_record_of_items_has_is_over_for_its_client) {
+  Pair t;
+  t.g().say(Item{"a", ItemRole::user, "aside", {}});
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_started) == 1; }));
+  t.cut = true;
+  t.g().say(Cancel{});
+  BOOST_REQUIRE(t.until([&] { return t.stored().size() == 1; }));
+  BOOST_TEST(json::parse(t.stored().at(1)).contains("items_only"));
+  t.hand_over();
+  BOOST_REQUIRE(t.until([&] { return t.g().open_questions().empty(); }));
+  const auto of_first = [](const auto& e) { return e.type == MessageType::cancelled && e.turn == 1; };
+  BOOST_TEST(std::count_if(t.g().events.begin(), t.g().events.end(), of_first) == 1);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.g().turns[0]["turn"] == 2);
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(items_that_the_store_refuses_under_a_turn_wait_on) {
   Pair t;
   t.g().say(Item{"w", ItemRole::user, "wait", {}});
