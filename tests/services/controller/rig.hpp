@@ -55,7 +55,13 @@ class Rig {
     auto& node = nodes_.at(name);
     node.alive = false;
     collect_errors(name);
+    // What is on its way to it, or about to be, goes with its links: a successor of the same name gets none of it.
     std::erase_if(wire_, [&](const Packet& p) { return p.from == name || p.to == name; });
+    for (auto& [other, n] : nodes_) {
+      n.gather();
+      std::erase_if(n.said, [&](const service::Out& o) { return o.peer == name; });
+    }
+    node.said.clear();
     for (auto& [other, n] : nodes_)
       if (n.alive && meets(node.role, n.role)) n.core->on_peer(peer(name, node.role, n.role), PeerState::down, now);
   }
@@ -70,7 +76,7 @@ class Rig {
           wire_.push_back(std::move(p));
       }
       for (auto& [other, n] : nodes_)
-        if (n.alive && !n.suspended) leave(other, *n.core);
+        if (n.alive && !n.suspended) leave(other, n);
     }
     unlinked_.insert(name);
     tell_of(name, PeerState::down);
@@ -118,7 +124,7 @@ class Rig {
       n.core->work(now);
     }
     for (auto& [name, n] : nodes_)
-      if (n.alive && !n.suspended) leave(name, *n.core);
+      if (n.alive && !n.suspended) leave(name, n);
   }
   void run(int count) {
     for (int i = 0; i < count; ++i) step();
@@ -158,7 +164,11 @@ class Rig {
     std::string role;
     bool alive = false, suspended = false;
     std::vector<Packet> held;
+    std::vector<service::Out> said;  ///< and not on its way yet
     transport::Owners owners;
+    void gather() {
+      for (auto& o : core->take()) said.push_back(std::move(o));
+    }
   };
 
   std::unique_ptr<Core> make(const std::string& role) {
@@ -193,8 +203,9 @@ class Rig {
     for (auto& [other, n] : nodes_)
       if (n.alive && meets(node.role, n.role)) n.core->on_peer(peer(name, node.role, n.role), state, now);
   }
-  void leave(const std::string& name, Core& core) {
-    for (auto& o : core.take()) {
+  void leave(const std::string& name, Node& node) {
+    node.gather();
+    for (auto& o : std::exchange(node.said, {})) {
       const auto good = check(o.message);
       if (!good && !may_be_wrong.contains(name)) complaints_.push_back(good.error().message);
       sent.push_back({o.peer, o.message.head});

@@ -159,7 +159,10 @@ struct Conversation {
     sentences = draw(1, 12);
     for (const auto& role : kServiceRoles)
       for (const int i : {1, 2}) prepare(fmt::format("{}-{}", role, i), role);
-    g().is_stored_turn = [this](std::int64_t turn) { return rig.store->sessions[kSession].turns.contains(turn); };
+    g().is_stored_turn = [this](std::int64_t turn) {
+      const auto& turns = rig.store->sessions[kSession].turns;
+      return turns.contains(turn) && !json::parse(turns.at(turn)).contains("items_only");
+    };
     rig.swallow = [this](const std::string& from, const std::string& to, const Message&) {
       return !muted.empty() && from == muted && to == "gateway-1";
     };
