@@ -50,6 +50,7 @@ SessionsConfig sessions_config(const GatewayConfig& config, const ClientSecrets&
   SessionsConfig out;
   out.tokens = SessionTokens(secrets.derive("tokens of sessions"));
   out.session_max = std::chrono::seconds(config.session_seconds_max);
+  out.session_grace = std::chrono::seconds(config.session_grace_seconds_max);
   out.drain_max = std::chrono::seconds(config.drain_seconds_max);
   return out;
 }
@@ -72,6 +73,7 @@ std::vector<config::Problem> GatewayConfig::problems(const std::string& path) co
   config::expect_range(out, path + ".connections_max", connections_max, 1, 1 << 16);
   config::expect_range(out, path + ".connections_per_address_max", connections_per_address_max, 0, 1 << 16);
   config::expect_range(out, path + ".session_seconds_max", session_seconds_max, 1, 86400);
+  config::expect_range(out, path + ".session_grace_seconds_max", session_grace_seconds_max, 0, 3600);
   config::expect_range(out, path + ".drain_seconds_max", drain_seconds_max, 0, 3600);
   config::expect_range(out, path + ".streams_max", streams_max, 0, 1 << 16);
   config::expect_range(out, path + ".voices_per_key_max", voices_per_key_max, 0, 10000);

@@ -22,11 +22,12 @@ struct GatewayConfig {
   int connections_max = 512;                        ///< in all; further ones are answered by 503
   /// Of one address, loopback too; further ones are answered by 429. 0: no limit.
   int connections_per_address_max = 256;
-  std::vector<std::string> origins;  ///< pages besides our own that may open a WebSocket; "*": all
-  std::vector<std::string> hosts;    ///< names we are reached by; empty: localhost and numeric addresses; "*": all
-  int session_seconds_max = 1800;    ///< of a WebSocket; it is closed with 1000
-  int drain_seconds_max = 15;        ///< for turns under way at SIGTERM; then they are closed with 1001
-  std::string keys_file;             ///< who may use /v1 (`http_keys.hpp`); empty: everybody who reaches it
+  std::vector<std::string> origins;    ///< pages besides our own that may open a WebSocket; "*": all
+  std::vector<std::string> hosts;      ///< names we are reached by; empty: localhost and numeric addresses; "*": all
+  int session_seconds_max = 1800;      ///< of a connection; then it is closed with 1000, between two turns
+  int session_grace_seconds_max = 60;  ///< for a turn that is under way then; behind it, it is closed in the turn
+  int drain_seconds_max = 15;          ///< for turns under way at SIGTERM; then they are closed with 1001
+  std::string keys_file;               ///< who may use /v1 (`http_keys.hpp`); empty: everybody who reaches it
   std::string secrets_file;      ///< signs client secrets, for all gateways alike; empty: for this one, until its end
   std::string tls_certificate;   ///< PEM, with its chain: everything is served in TLS; empty: plain
   std::string tls_key;           ///< PEM
@@ -47,6 +48,7 @@ struct GatewayConfig {
     v("origins", origins);
     v("hosts", hosts);
     v("session_seconds_max", session_seconds_max);
+    v("session_grace_seconds_max", session_grace_seconds_max);
     v("drain_seconds_max", drain_seconds_max);
     v("keys_file", keys_file);
     v("secrets_file", secrets_file);

@@ -238,17 +238,25 @@ void Sessions::review_pause(Client& client, Time now) {
 
 // ------------------------------------------------------------------------------------------------ time
 
+/// A connection whose time is over ends between two turns; one that never stands still is cut in the middle of one.
+/// @return whether it has ended
+bool Sessions::review_age(Client& client, Time now) {
+  const auto over = now - client.since - config_.session_max;
+  const bool busy = client.session && client.session->is_busy();
+  if (over <= Time::duration(0) || (busy && over <= config_.session_grace)) return false;
+  auto why = fmt::format("a connection lasts at most {} s", config_.session_max.count());
+  if (busy) why += fmt::format(", and a turn that is under way then {} s more", config_.session_grace.count());
+  say(client, error_event(to_string(Errc::deadline_exceeded), why));
+  close(client, kNormal, busy ? "the connection's time is over, in a turn" : "the connection's time is over");
+  return true;
+}
+
 void Sessions::on_tick(Time now) {
   note_start(now);
   play(now);
   for (auto& [id, client] : clients_) {
     if (client.closing) continue;
-    if (now - client.since > config_.session_max) {
-      say(client, error_event(to_string(Errc::deadline_exceeded),
-                              fmt::format("a connection lasts at most {} s", config_.session_max.count())));
-      close(client, kNormal, "the connection's time is over");
-      continue;
-    }
+    if (review_age(client, now)) continue;
     if (client.session) review(client, now);
     if (client.attempt) review_attempt(client, now);
     review_pause(client, now);

@@ -24,6 +24,7 @@ namespace parlando::gateway {
 
 struct SessionsConfig {
   std::chrono::seconds session_max{1800};  ///< of a socket
+  std::chrono::seconds session_grace{60};  ///< then, for a turn that is under way
   std::chrono::seconds drain_max{15};      ///< for turns under way
   milliseconds start_wait{2000};           ///< after our start controllers may still be on their way
   milliseconds open_wait{1000};            ///< then, or when one is suspect, an `open` waits this long for one
@@ -146,6 +147,7 @@ class Sessions {
   void forget(ClientId client, bool detached);
   void pause(Client& client, Pause why, bool on);
   void review_pause(Client& client, Time now);
+  bool review_age(Client& client, Time now);
 
   // owner_messages.cpp: what controllers say
   void on_opened(Client& client, protocol::Message& message, Time now);

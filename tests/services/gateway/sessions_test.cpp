@@ -1000,6 +1000,52 @@ BOOST_AUTO_TEST_CASE(a_connection_lasts_as_long_as_it_may) {
   BOOST_TEST(rig.all<Close>("a").size() == 1u);
 }
 
+BOOST_AUTO_TEST_CASE(a_connection_whose_time_is_over_ends_behind_its_turn) {
+  Rig rig({.session_max = 60s, .session_grace = 30s});
+  rig.up("a");
+  rig.open("a", 1);
+  rig.tick(59000);
+  rig.text(R"({"type":"text","text":"hi"})");
+  rig.tick(2000);
+  BOOST_TEST(!rig.closed.contains(1));  // asked, and not answered
+  rig.reply("a", 1, 1, 0, "hello");
+  rig.tick(27000);
+  BOOST_TEST(!rig.closed.contains(1));
+  rig.done("a", 1, 1);
+  BOOST_TEST(!rig.closed.contains(1));
+  rig.tick();
+  BOOST_TEST(rig.story() == "text:hello turn error:deadline_exceeded");
+  BOOST_TEST(rig.closed[1] == 1000);
+}
+
+BOOST_AUTO_TEST_CASE(a_connection_whose_time_is_over_ends_behind_what_its_client_still_hears) {
+  Rig rig({.session_max = 60s});
+  rig.up("a");
+  rig.open("a", 1, 1, R"({"type":"open","lead_ms":100})");
+  rig.tick(59000);
+  rig.speech("a", 1, 1, 0, 0, 2 * 22050, true);
+  rig.done("a", 1, 1);
+  rig.tick(1500);
+  BOOST_TEST(!rig.closed.contains(1));
+  for (int i = 0; i < 100 && !rig.closed.contains(1); ++i) rig.tick();
+  BOOST_TEST(rig.heard[1].size() == 2u * 2 * 22050);
+  BOOST_TEST(rig.story() == "turn error:deadline_exceeded");
+  BOOST_TEST(rig.closed[1] == 1000);
+}
+
+BOOST_AUTO_TEST_CASE(the_grace_of_a_connection_that_never_stands_still_is_over_in_a_turn) {
+  Rig rig({.session_max = 60s, .session_grace = 30s});
+  rig.up("a");
+  rig.open("a", 1);
+  rig.reply("a", 1, 1, 0, "hello");
+  rig.tick(90000);
+  BOOST_TEST(!rig.closed.contains(1));
+  rig.tick(20);
+  BOOST_TEST(rig.story() == "text:hello error:deadline_exceeded");
+  BOOST_TEST(rig.events[1].back()["message"].get<std::string>().find("30 s more") != std::string::npos);
+  BOOST_TEST(rig.closed[1] == 1000);
+}
+
 // ------------------------------------------------------------------------------------------------ ends
 
 BOOST_AUTO_TEST_CASE(a_client_that_goes_leaves_nothing_behind) {

@@ -185,6 +185,18 @@ BOOST_AUTO_TEST_CASE(a_stream_is_a_conversation_as_a_socket_is) {
   BOOST_TEST(r.core.slots() == 8);
 }
 
+BOOST_AUTO_TEST_CASE(a_conversation_whose_time_is_over_ends_behind_its_turn_and_is_told_why) {
+  Rig r;
+  r.client();
+  r.open();
+  r.text(R"({"type":"text","text":"hi"})");
+  r.tick(1801 * 1000);
+  BOOST_TEST(r.story() == "");
+  r.answer(TurnDone{1, false, bytes_of(R"({"user":"u","assistant":"a"})")}, 1);
+  r.tick();
+  BOOST_TEST(r.story() == "turn error:deadline_exceeded !cancelled");
+}
+
 BOOST_AUTO_TEST_CASE(long_sound_is_told_in_parts_that_fit_a_message) {
   Rig r;
   r.client();
