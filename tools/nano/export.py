@@ -75,7 +75,7 @@ def vocoder_config():
     return {"sample_rate": 22050, "spk_embed_dim": 192,
             "flow": {"input_size": f["input_size"], "output_size": 80, "vocab_size": f["vocab_size"], "input_frame_rate": f["rate"],
                      "encoder": {"input_size": f["input_size"], "output_size": f["width"], "attention_heads": f["heads"], "linear_units": f["hidden"], "num_blocks": f["blocks"]},
-                     "cfm": {"sigma_min": 1e-6, "solver": "euler", "t_scheduler": "cosine", "inference_cfg_rate": f["cfg_rate"], "n_timesteps": train_flow.STEPS},
+                     "cfm": {"sigma_min": 1e-6, "solver": "euler", "t_scheduler": "cosine", "inference_cfg_rate": f["cfg_rate"], "n_timesteps": train_flow.SERVED_STEPS},
                      "estimator": {"in_channels": 320, "out_channels": 80, "channels": list(e["channels"]), "attention_head_dim": e["head_dim"], "n_blocks": e["blocks"],
                                    "num_mid_blocks": e["mid_blocks"], "num_heads": e["heads"], "act_fn": "gelu"}},
             "hift": {"in_channels": 80, "base_channels": v["base"], "nb_harmonics": 8, "sampling_rate": 22050, "nsf_alpha": 0.1, "nsf_sigma": 0.003, "nsf_voiced_threshold": 10,

@@ -47,7 +47,7 @@ def main():
         prompt = prompts["happy" if d["style"] == "happy" else "neutral"]
         token, said = torch.tensor(d["codes"])[None], torch.from_numpy(prompt["mel22"].astype(np.float32)).T[None]
         z = torch.randn(1, 80, said.shape[1] + flow.frames(token.shape[1]))
-        mel = flow(token, torch.tensor(prompt["codes"])[None], said, vector(prompt)[None], z, steps=train_flow.STEPS)
+        mel = flow(token, torch.tensor(prompt["codes"])[None], said, vector(prompt)[None], z, steps=train_flow.SERVED_STEPS)
         wave = features.resample(hift(mel, torch.zeros(1, 9, 1), torch.randn(1, 9, mel.shape[2] * 256))[0], 22050, 16000)
         if len(out) % 2:
             wave = torch.from_numpy(features.augment(wave.numpy(), noise_rng, 0.5, 20, 40)[0])

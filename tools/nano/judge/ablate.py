@@ -54,7 +54,7 @@ class Stages:
         frames = self.flow.frames(token.shape[1])
         if prior:
             return self.flow.mu(torch.cat([prompt, token], 1), len(self.prompt), self.said.shape[1], frames)[:, :, self.said.shape[1]:]
-        return self.flow(token, prompt, self.said, self.vector, torch.randn(1, 80, self.said.shape[1] + frames), steps=train_flow.STEPS)
+        return self.flow(token, prompt, self.said, self.vector, torch.randn(1, 80, self.said.shape[1] + frames), steps=train_flow.SERVED_STEPS)
 
 
 def main():

@@ -84,7 +84,7 @@ def behind_flow(work, data, count, rng):
         prompt = prompts[train_flow.voice_of(d)]
         said, token = torch.from_numpy(prompt["mel22"]).T[None], torch.tensor(d["codes"])[None]
         z = torch.randn(1, 80, said.shape[1] + net.frames(token.shape[1]))
-        mel = net(token, torch.tensor(prompt["codes"])[None], said, prompt["vector"][None], z, steps=train_flow.STEPS)[0]
+        mel = net(token, torch.tensor(prompt["codes"])[None], said, prompt["vector"][None], z, steps=train_flow.SERVED_STEPS)[0]
         out.append(dict(d, mel22=mel[:, :d["mel22"].shape[1]].numpy()))
     return [d for d in out if d["mel22"].shape[1] > SEGMENT + 2]
 
