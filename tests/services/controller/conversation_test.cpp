@@ -58,6 +58,7 @@ BOOST_AUTO_TEST_CASE(what_a_client_has_chosen_reaches_the_services) {
   BOOST_REQUIRE(t.answered(1));
   const auto& open = t.chat().last_open;
   BOOST_TEST(open.system == "be kind");
+  BOOST_TEST(!open.operator_system);
   BOOST_TEST(open.temperature_milli == 200);
   BOOST_TEST(open.top_p_milli == 800);
   BOOST_TEST(open.top_k == 7);
@@ -132,6 +133,7 @@ BOOST_AUTO_TEST_CASE(a_persona_is_a_prompt_and_a_voice) {
   rig.gateway().say(Say{"hello"});
   BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
   BOOST_TEST(rig.get<FakeChat>("llm-chat-1").last_system == "you lead tours");
+  BOOST_TEST(rig.get<FakeChat>("llm-chat-1").last_open.operator_system);
   BOOST_TEST(rig.get<FakeTts>("tts-1").last.speaker == "Clara");
   rig.gateway().system = "persona:nobody";
   rig.gateway().open("controller-1");

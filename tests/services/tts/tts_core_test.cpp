@@ -391,6 +391,7 @@ BOOST_AUTO_TEST_CASE(pieces_are_spoken_in_their_order_and_each_has_an_end) {
     const auto asked = request.read<protocol::Synthesise>();
     BOOST_TEST(asked.text == fmt::format("text {}", piece));
     BOOST_TEST(asked.seed == piece);
+    BOOST_TEST(asked.operator_voice);
     BOOST_TEST((from_bytes<std::int32_t>(asked.payload) == codes(12)));  // the voice's
     w.give(request, 6, false);
     w.driver.work();
@@ -1059,6 +1060,7 @@ BOOST_AUTO_TEST_CASE(a_users_voice_gets_its_codes_when_it_is_first_spoken_with) 
   const auto request = w.request();
   const auto synthesise = request.read<protocol::Synthesise>();
   BOOST_TEST(synthesise.prompt_text == "hello from grandma");
+  BOOST_TEST(!synthesise.operator_voice);
   BOOST_TEST(synthesise.payload.size() == codes(12).size() * 4);
   w.driver.tell("controller", 1, protocol::Close{});
   w.driver.take();
