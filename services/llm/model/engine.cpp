@@ -205,9 +205,7 @@ void LmEngine::fail_sequence(Entry& entry, const Error& error, std::vector<Token
 
 /// The cache is full: one sequence gives way. @return false when it was the last one that holds or wants blocks
 bool LmEngine::make_way(std::vector<TokenEvent>& events) {
-  bool evicted = false;
-  for (const auto free = ledger_.blocks_free(); ledger_.blocks_free() == free && prefixes_.evict();) evicted = true;
-  if (evicted) return true;
+  if (prefixes_.free_block()) return true;
   const auto holders = in_order([](const Sequence& s) { return s.waiting() || s.cache.length() > 0; });
   auto& [name, s] = *holders.back();
   if (!s.generation) {

@@ -43,6 +43,7 @@ void PrefixCache::use(Node* node, Time now) {
 void PrefixCache::erase(Node* node) {
   while (!node->branches.empty()) erase(*node->branches.begin());
   siblings(*node).erase(node);
+  --held_[static_cast<std::size_t>(node->hold.block())];
   newest_first_.erase(node->self);
 }
 
@@ -93,6 +94,7 @@ PrefixCache::Node* PrefixCache::add(Node* parent, const Place& place, std::int32
   node->count = place.ids.size();
   std::copy(place.ids.begin(), place.ids.end(), node->ids.begin());
   node->hold = ledger_->hold(block);
+  ++held_[static_cast<std::size_t>(block)];
   node->parent = parent;
   (parent == nullptr ? roots_ : parent->branches).insert(node);
   use(node, now);
@@ -130,6 +132,18 @@ bool PrefixCache::evict() {
   erase(&oldest);
   ++counts_.evicted;
   return true;
+}
+
+bool PrefixCache::free_block() {
+  const auto free = ledger_->blocks_free();
+  for (auto at = newest_first_.end(); at != newest_first_.begin() && ledger_->blocks_free() == free;) {
+    auto& node = *--at;
+    if (!is_unused(node)) continue;
+    ++at;  // what was behind it: the front of this one may be an end now, and is newer
+    erase(&node);
+    ++counts_.evicted;
+  }
+  return ledger_->blocks_free() > free;
 }
 
 void PrefixCache::expire(Time now) {

@@ -39,7 +39,8 @@ class PrefixCache {
     std::int64_t evicted = 0;  ///< entries that gave way, to a limit or to a full cache
     std::int64_t expired = 0;  ///< entries that nobody has used for `idle`
   };
-  PrefixCache(BlockLedger& ledger, Limits limits) : ledger_(&ledger), limits_(limits) {}
+  PrefixCache(BlockLedger& ledger, Limits limits)
+      : ledger_(&ledger), limits_(limits), held_(static_cast<std::size_t>(ledger.blocks_total())) {}
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
@@ -59,6 +60,9 @@ class PrefixCache {
              const Beginning& whose, Time now);
   /// Lets the end of the oldest branch go. @return false when there is none
   bool evict();
+  /// Lets ends go, oldest first, until a block of the ledger is free; those whose block somebody uses stay, for they
+  /// would free nothing. @return false when none could be freed
+  bool free_block();
   void expire(Time now);
   /// Nothing that begins as these ids do is believed any more.
   void forget(std::span<const std::int32_t> ids);
@@ -102,8 +106,15 @@ class PrefixCache {
   void erase(Node* node);
   Node* add(Node* parent, const Place& place, std::int32_t block, Time now);
 
+  /// Nobody but entries has its block.
+  bool is_unused(const Node& node) const {
+    const auto block = node.hold.block();
+    return node.branches.empty() && ledger_->references(block) == held_[static_cast<std::size_t>(block)];
+  }
+
   BlockLedger* ledger_;
   Limits limits_;
+  std::vector<std::int32_t> held_;  ///< entries of each block: the operator's ids of one and a session's, perhaps
   std::list<Node> newest_first_;
   Branches roots_;
   Counts counts_;

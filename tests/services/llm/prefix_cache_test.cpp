@@ -201,6 +201,45 @@ BOOST_AUTO_TEST_CASE(ends_go_before_fronts_and_what_was_used_longest_ago_first) 
   BOOST_TEST(memory.ledger.blocks_free() == 16);
 }
 
+/// An entry whose block somebody uses would free nothing: who comes later still finds it.
+BOOST_AUTO_TEST_CASE(what_somebody_uses_is_not_let_go_for_a_block) {
+  Memory memory(8);
+  PrefixCache cache(memory.ledger, {8});
+  const Beginning operators{48, kOne};
+  auto used = memory.ledger.open(), old = memory.ledger.open();
+  const auto first = ids(40, 1), second = ids(40, 2);
+  BOOST_REQUIRE(memory.append(used, first));
+  BOOST_REQUIRE(memory.append(old, second));
+  cache.enter(first, used, 40, operators, kNow);
+  cache.enter(second, old, 40, operators, kNow + milliseconds(1));
+  BOOST_TEST(memory.ledger.blocks_free() == 2);
+  BOOST_TEST(!cache.free_block());
+  BOOST_TEST(cache.entries() == 6);
+  old = memory.ledger.open();  // its ends are nobody's now, though they are the newer ones
+  for (const int left : {5, 4, 3}) {
+    BOOST_TEST(cache.free_block());
+    BOOST_TEST(cache.entries() == left);
+    BOOST_TEST(cache.find(first, operators, kNow).length == 40);
+  }
+  BOOST_TEST(memory.ledger.blocks_free() == 5);
+  BOOST_TEST(!cache.free_block());
+  BOOST_TEST(cache.counts().evicted == 3);
+  // A block of which a part is the operator's stands in two entries: both go for it.
+  used = memory.ledger.open();
+  while (cache.free_block()) {
+  }
+  auto mixed = memory.ledger.open();
+  BOOST_REQUIRE(memory.append(mixed, first));
+  cache.enter(first, mixed, 40, {8, kOne}, kNow);
+  BOOST_TEST(cache.entries() == 4);
+  mixed = memory.ledger.open();
+  for (const int left : {3, 2, 0}) {
+    BOOST_TEST(cache.free_block());
+    BOOST_TEST(cache.entries() == left);
+  }
+  BOOST_TEST(memory.ledger.blocks_free() == 8);
+}
+
 BOOST_AUTO_TEST_CASE(a_session_meets_its_own_history_and_the_operators_words_alone) {
   const auto system = ids(70, 1), history = ids(60, 2);
   const auto first = joined(system, history);
