@@ -20,10 +20,11 @@ constexpr std::size_t kPausesMax = 256;  // of 96 ms at least, in an utterance o
 void Session::add_pause(std::int64_t sample, bool lasts) {
   auto& turn = heard_turn();
   if (!judged_ || turn.stage != Stage::hearing || !turn.lead->is_semantic()) return;
+  if (turn.ended && sample >= turn.end_sample) return;  // only what stands in front of an end may be one in its place
   if (lasts && around_.config.judge_again_ms == 0) return;
   // A vad that hears the turn anew has its frames elsewhere: the pause that lasts is the one that is known.
   const bool is_known = turn.paused_until >= 0 && std::abs(sample - turn.paused_until) < kVadFrame;
-  if (lasts && is_known) sample = turn.paused_until;
+  if (is_known) sample = turn.paused_until;
   const auto last = std::pair(turn.paused_until, turn.paused_lasts);
   if (std::pair(sample, lasts) <= last || turn.pauses.size() >= kPausesMax) return;  // a vad hears it again
   turn.paused_until = sample;

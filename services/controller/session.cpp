@@ -514,8 +514,8 @@ void Session::on_vad(const SpeechEnded& ended, Time now) {
     turn.end_sample = ended.sample;
     return;
   }
+  if (!turn.ended) turn.end_sample = ended.sample;  // a later one is not this turn's
   turn.ended = true;
-  turn.end_sample = ended.sample;
   settle_pauses(now);
 }
 

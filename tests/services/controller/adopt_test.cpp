@@ -203,7 +203,6 @@ BOOST_AUTO_TEST_CASE(items_wait_in_the_order_in_which_they_came) {
   BOOST_TEST(taken[2].input == 9u);
 }
 
-/// The store will not have a record of items while a turn is under way: neither is lost.
 /// The client knows a turn, which came to nothing unheard; what stood in front of it was stored under its number.
 BOOST_AUTO_TEST_CASE(a_turn_whose_number_a_record_of_items_has_is_over_for_its_client) {
   Pair t;
@@ -224,6 +223,7 @@ BOOST_AUTO_TEST_CASE(a_turn_whose_number_a_record_of_items_has_is_over_for_its_c
   t.check_calm();
 }
 
+/// The store will not have a record of items while a turn is under way: neither is lost.
 BOOST_AUTO_TEST_CASE(items_that_the_store_refuses_under_a_turn_wait_on) {
   Pair t;
   t.g().say(Item{"w", ItemRole::user, "wait", {}});
