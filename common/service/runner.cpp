@@ -1,5 +1,6 @@
 #include "common/service/runner.hpp"
 
+#include "common/service/thrown.hpp"
 #include "common/telemetry/log.hpp"
 
 namespace parlando::service {
@@ -11,12 +12,8 @@ bool Runner::guarded(const char* what, F&& f, Error& error) {
   try {
     f();
     return true;
-  } catch (const Failure& failure) {
-    error = failure.error;
-  } catch (const std::exception& e) {
-    error = {Errc::internal, e.what()};
   } catch (...) {
-    error = {Errc::internal, "something that is no exception was thrown"};
+    error = thrown();
   }
   ++counters_.failures;
   telemetry::log(telemetry::Level::error, "service fails to {}: {}", what, error.message);

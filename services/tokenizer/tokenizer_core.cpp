@@ -9,6 +9,7 @@
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
 #include "common/base/units.hpp"
+#include "common/service/thrown.hpp"
 #include "common/telemetry/log.hpp"
 
 namespace parlando::tokenizer {
@@ -16,6 +17,7 @@ using protocol::MessageType;
 
 namespace {
 constexpr milliseconds kBlockDue{480};  // a block's codes are waited for by the next block at most
+constexpr int kBatchRowsMax = 512;      // at official size a pass of some 1.4 s: a step of 2 s is one that hangs
 constexpr std::int64_t kPositionMax = std::numeric_limits<std::int64_t>::max() / 4;  // positions can be added to
 }  // namespace
 
@@ -25,7 +27,7 @@ std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) 
   config::expect_range(out, path + ".guard_ms", guard_ms, 0, 10000);
   config::expect_range(out, path + ".sessions_max", sessions_max, 1, 1 << 16);
   config::expect_range(out, path + ".utterance_seconds_max", utterance_seconds_max, 1, 300);
-  config::expect_range(out, path + ".batch_rows_max", batch_rows_max, 1, 1024);
+  config::expect_range(out, path + ".batch_rows_max", batch_rows_max, 1, kBatchRowsMax);
   return out;
 }
 
@@ -52,7 +54,8 @@ void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   codes_ = metrics.counter("parlando_tokenizer_codes_total", "Codes sent");
   passes_ = metrics.counter("parlando_tokenizer_passes_total", "Blocks, attempts, ends and recordings that were read");
   rows_ = metrics.sizes("parlando_tokenizer_pass_rows", "Rows of a pass of both encoders, of all streams in it");
-  const std::string wait = "parlando_tokenizer_wait_seconds", help = "From when something could be read to its pass";
+  const std::string wait = "parlando_tokenizer_wait_seconds",
+                    help = "From when a block was complete, or an end was asked for, to its pass";
   block_wait_ = metrics.histogram(wait, help, "what", "block");
   end_wait_ = metrics.histogram(wait, help, "what", "end");
 }
@@ -104,6 +107,7 @@ Result<void> TokenizerCore::open(const Key& key, protocol::Message& m, Time now)
       std::find_if(stream.recording.begin(), stream.recording.end(), [](float x) { return !std::isfinite(x); });
   if (bad != stream.recording.end())
     return fail(Errc::invalid_argument, "sample {} of the recording is {}", bad - stream.recording.begin(), *bad);
+  stream.end_asked = now;
   PARLANDO_TRY(auto* stored, streams_.open(key, std::move(stream)));
   queue(key, *stored, now);
   return {};
@@ -152,6 +156,7 @@ Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audi
   if (heard + static_cast<std::int64_t>(samples.size()) > config_.utterance_seconds_max * kInputRate)
     return fail(Errc::invalid_argument, "an utterance takes at most {} s", config_.utterance_seconds_max);
   s.live.add(samples);
+  if (!s.exact) s.blocks.resize(s.live.blocks_behind(), now);
   seconds_.add(static_cast<double>(samples.size()) / kInputRate);
   queue(key, s, now);
   return {};
@@ -170,11 +175,12 @@ void TokenizerCore::drop(const Key& key) {
   streams_.erase(key);
 }
 
-/// Puts a stream with work where its work is due, and takes one without from there.
+/// Puts a stream with work where its work is due, and takes one without from there. A block that is late is due now,
+/// not when it was: the many of a stream that is far behind would go before all ends that others ask for.
 void TokenizerCore::queue(const Key& key, Stream& stream, Time now) {
   if (need_of(stream) == Need::nothing) return leave_queue(stream);
-  if (!stream.place) stream.waits_since = now;
-  const auto due = asked(stream).value_or(stream.waits_since + kBlockDue);
+  const auto since = asked(stream);
+  const auto due = since ? *since : std::max(now, stream.blocks.front() + kBlockDue);
   if (stream.place && stream.place->first <= due) return;
   leave_queue(stream);
   stream.place = Place(due, ++queued_);
@@ -212,7 +218,7 @@ std::optional<std::size_t> TokenizerCore::next_end(const Stream& s) {
 
 /// Since when somebody waits for the stream.
 std::optional<Time> TokenizerCore::asked(const Stream& s) {
-  if (s.recording_rate > 0) return s.waits_since;
+  if (s.recording_rate > 0) return s.end_asked;
   if (!s.attempts.empty()) return s.attempts.front().asked;
   return s.end ? std::optional(s.end_asked) : std::nullopt;
 }
@@ -273,6 +279,7 @@ Result<void> TokenizerCore::take(const Key& key, Stream& s) {
     know(s, *s.reading_end, std::move(codes));
   } else {
     PARLANDO_TRY(const auto update, s.live.take_block(std::move(reading)));
+    s.blocks.pop_front();
     tell(key, s, update);
   }
   return {};
@@ -282,14 +289,22 @@ Result<void> TokenizerCore::take(const Key& key, Stream& s) {
 void TokenizerCore::count(const Stream& s, Time now) {
   passes_.add();
   const bool block = s.reading && !s.reading_end;
-  const auto since = block ? s.waits_since : asked(s).value_or(now);
+  const auto since = block ? s.blocks.front() : asked(s).value_or(now);
   (block ? block_wait_ : end_wait_).observe(std::chrono::duration<double>(now - since).count());
+}
+
+/// Where something was thrown. @pre inside of a catch block
+void TokenizerCore::fail_thrown(const Key& key, Stream& s) {
+  const auto error = service::thrown();
+  telemetry::log(telemetry::Level::error, "tokenizer fails at a stream: {}", error.message);
+  fail_stream(key, s, error);
 }
 
 /// Streams of the next pass, out of the queue: one that needs a pass of its own, or those with a part to read, by what
 /// is due first, up to the limit. What is known is answered without one.
-std::vector<std::pair<TokenizerCore::Key, TokenizerCore::Stream*>> TokenizerCore::take_due(Time now) {
-  std::vector<std::pair<Key, Stream*>> out;
+std::vector<TokenizerCore::Due> TokenizerCore::take_due(Time now) {
+  std::vector<Due> out;
+  out.reserve(queue_.size());
   std::int64_t rows = 0;
   // An answer leaves when the whole pass is read: who is due takes nobody along who has time yet.
   const bool is_due = !queue_.empty() && queue_.begin()->first.first <= now;
@@ -297,37 +312,41 @@ std::vector<std::pair<TokenizerCore::Key, TokenizerCore::Stream*>> TokenizerCore
     if (is_due && next->first.first > now && !out.empty()) break;
     const auto key = (next++)->second;
     auto& s = *streams_.find(key);
-    if (s.deadline <= now) {
-      fail_stream(key, s, {Errc::deadline_exceeded, "the budget was spent before the codes were made"});
-      continue;
-    }
-    answer_known(key, s);
-    const auto need = need_of(s);
-    if (need == Need::own_pass) {
-      if (!out.empty()) continue;  // its turn comes when it is first
-      count(s, now);
-      out.emplace_back(key, &s);
-      leave_queue(s);
-      return out;
-    }
-    if (need == Need::part) {
-      const bool is_new = !s.reading;
-      if (is_new) begin(s);
-      rows += s.reading->rows();
-      if (!out.empty() && rows > config_.batch_rows_max) {
-        if (is_new) s.reading.reset();  // what is asked for until its turn comes goes first
-        break;
+    try {
+      if (s.deadline <= now) {
+        fail_stream(key, s, {Errc::deadline_exceeded, "the budget was spent before the codes were made"});
+        continue;
       }
-      if (is_new) count(s, now);
-      out.emplace_back(key, &s);
+      answer_known(key, s);
+      const auto need = need_of(s);
+      if (need == Need::own_pass) {
+        if (!out.empty()) continue;  // its turn comes when it is first
+        count(s, now);
+        out.emplace_back(key, &s);
+        leave_queue(s);
+        return out;
+      }
+      if (need == Need::part) {
+        const bool is_new = !s.reading;
+        if (is_new) begin(s);
+        rows += s.reading->rows();
+        if (!out.empty() && rows > config_.batch_rows_max) {
+          if (is_new) s.reading.reset();  // what is asked for until its turn comes goes first
+          break;
+        }
+        if (is_new) count(s, now);
+        out.emplace_back(key, &s);
+      }
+      leave_queue(s);
+    } catch (...) {
+      fail_thrown(key, s);
     }
-    leave_queue(s);
   }
   return out;
 }
 
-bool TokenizerCore::work(Time now) {
-  const auto streams = take_due(now);
+/// Of all streams in a pass that are on their way, the next part.
+void TokenizerCore::read_parts(std::span<const Due> streams) {
   std::vector<LiveTokenizer::Work> parts;
   std::int64_t rows = 0;
   for (const auto& [key, s] : streams)
@@ -337,15 +356,27 @@ bool TokenizerCore::work(Time now) {
     }
   if (!parts.empty()) rows_.observe(static_cast<double>(rows));
   LiveTokenizer::read(parts);
-  for (const auto& [key, s] : streams) {
-    const auto done = s->reading ? take(key, *s) : read_alone(key, *s);
-    if (!done) {
-      fail_stream(key, *s, done.error());
-      continue;
-    }
-    answer_known(key, *s);
-    queue(key, *s, now);
+}
+
+bool TokenizerCore::work(Time now) {
+  const auto streams = take_due(now);
+  try {
+    read_parts(streams);
+  } catch (...) {
+    for (const auto& [key, s] : streams) fail_thrown(key, *s);
+    return !queue_.empty();
   }
+  for (const auto& [key, s] : streams) try {
+      const auto done = s->reading ? take(key, *s) : read_alone(key, *s);
+      if (!done) {
+        fail_stream(key, *s, done.error());
+        continue;
+      }
+      answer_known(key, *s);
+      queue(key, *s, now);
+    } catch (...) {
+      fail_thrown(key, *s);
+    }
   return !queue_.empty();
 }
 

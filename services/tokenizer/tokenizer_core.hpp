@@ -8,7 +8,9 @@
 /// A unit of work is a pass of both encoders. In it are the streams whose turn has come and all others that have
 /// something to read at that moment, by deadline, up to a number of rows: nobody waits for company. An end, of an
 /// utterance or of an attempt, is due when it is asked for; a block when the next one will be complete, since nobody
-/// waits for its codes before. What has no parts (`exact`, recordings) is read alone.
+/// waits for its codes before. One that is late already is due at once, behind what was asked for until then: who is
+/// far behind holds nobody up. What has no parts (`exact`, recordings) is read alone.
+/// What is thrown is the error of the stream for which it was done.
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -66,9 +68,9 @@ class TokenizerCore final : public service::Core {
       std::size_t end = 0;  ///< length of the utterance
       Time asked{};
     };
-    std::deque<Attempt> attempts;    ///< not yet answered
-    std::optional<std::size_t> end;  ///< length of the utterance, once flushed
-    Time end_asked{};
+    std::deque<Attempt> attempts;                   ///< not yet answered
+    std::optional<std::size_t> end;                 ///< length of the utterance, once flushed
+    Time end_asked{};                               ///< or when the recording came
     std::size_t known_end = 0;                      ///< an end that was asked for
     std::vector<std::int32_t> known;                ///< its codes
     double known_completeness = TurnEnd::kUnknown;  ///< at that end
@@ -76,14 +78,15 @@ class TokenizerCore final : public service::Core {
     std::optional<std::size_t> reading_end;
     std::vector<float> recording;
     int recording_rate = 0;
+    std::deque<Time> blocks;     ///< when each came that has not been read; those of an utterance at most
     std::optional<Place> place;  ///< in the queue
-    Time waits_since{};
-    bool done = false;  ///< answered for good, or failed: what still comes is ignored
+    bool done = false;           ///< answered for good, or failed: what still comes is ignored
     Time deadline = Time::max();
   };
   using Key = service::CallerStream;
   /// What a stream needs next: a pass of its own, or a part of one with others.
   enum class Need { nothing, own_pass, part };
+  using Due = std::pair<Key, Stream*>;
   Result<void> open(const Key& key, protocol::Message& message, Time now);
   Result<void> follow(const Key& key, Stream& stream, protocol::Message& message, Time now);
   Result<void> hear(const Key& key, Stream& stream, protocol::Audio audio, Time now);
@@ -91,11 +94,13 @@ class TokenizerCore final : public service::Core {
   void drop(const Key& key);
   void queue(const Key& key, Stream& stream, Time now);
   void leave_queue(Stream& stream);
-  std::vector<std::pair<Key, Stream*>> take_due(Time now);
+  std::vector<Due> take_due(Time now);
   void begin(Stream& stream);
   void count(const Stream& stream, Time now);
   Result<void> read_alone(const Key& key, Stream& stream);
   Result<void> take(const Key& key, Stream& stream);
+  void read_parts(std::span<const Due> streams);
+  void fail_thrown(const Key& key, Stream& stream);
   void answer_known(const Key& key, Stream& stream);
   static Need need_of(const Stream& stream);
   static std::optional<std::size_t> next_end(const Stream& stream);

@@ -63,6 +63,12 @@ LiveTokenizer::LiveTokenizer(std::shared_ptr<const SpeechTokenizer> tokenizer, O
 /// The first block is twice as long: the level that it finds is that of speech.
 std::size_t LiveTokenizer::block_end(std::size_t begin) { return begin + (begin == 0 ? 2 : 1) * kBlockSamples; }
 
+std::size_t LiveTokenizer::blocks_behind() const {
+  std::size_t blocks = 0;
+  for (auto end = block_end(latest().samples); end <= wave_.size(); end = block_end(end)) ++blocks;
+  return blocks;
+}
+
 /// Stacked frames as the encoder takes them. @param usable  samples that may be looked at
 at::Tensor LiveTokenizer::linguistic_rows(std::int64_t from, std::int64_t to, std::size_t usable, float gain) {
   const std::int64_t last = audio::Fbank::frames_of(usable) - 1, first = std::max<std::int64_t>(0, kSkip * from - 3);
@@ -308,10 +314,18 @@ Result<LiveEnd> LiveTokenizer::stable(std::size_t end) {
 
 Result<LiveEnd> LiveTokenizer::exact(std::size_t end) const {
   end = std::min(end, wave_.size());
-  PARLANDO_TRY(const auto ready, tokenizer_->preprocess(std::span(wave_).first(end), 16000, {}));
-  PARLANDO_TRY(const auto ids, tokenizer_->encode(ready));
-  PARLANDO_TRY(auto codes, interleave(ids.linguistic, ids.semantic));
-  return LiveEnd{std::move(codes), ids.states, tokenizer_->completeness(ids.states, ready)};
+  LiveEnd out;
+  Result<void> made;
+  const auto make = [&]() -> Result<void> {
+    PARLANDO_TRY(const auto ready, tokenizer_->preprocess(std::span(wave_).first(end), 16000, {}));
+    PARLANDO_TRY(const auto ids, tokenizer_->encode(ready));
+    PARLANDO_TRY(auto codes, interleave(ids.linguistic, ids.semantic));
+    out = {std::move(codes), ids.states, tokenizer_->completeness(ids.states, ready)};
+    return {};
+  };
+  PARLANDO_DO(guarded([&] { made = make(); }));
+  PARLANDO_DO(std::move(made));
+  return out;
 }
 
 }  // namespace parlando::tokenizer

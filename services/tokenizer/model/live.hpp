@@ -77,6 +77,8 @@ class LiveTokenizer {
   bool is_behind(std::size_t end = SIZE_MAX) const {
     return block_end(latest().samples) <= std::min(end, wave_.size());
   }
+  /// Blocks that are complete and have not been read.
+  std::size_t blocks_behind() const;
 
   /// A way through an utterance that is under way: a block, or all that is left before an end. It goes on part by part,
   /// none longer than the first block.

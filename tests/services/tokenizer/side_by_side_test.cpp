@@ -203,24 +203,65 @@ BOOST_AUTO_TEST_CASE(an_error_is_the_error_of_the_stream_that_has_it) {
   same(shorter.take_end(near), alone.stable(20000));
 }
 
-/// No memory in the middle of a pass: both are told; the streams stand where they stood and go on.
+/// No memory in the middle of a pass, wherever that is: both are told; the streams stand where they stood and go on.
 BOOST_AUTO_TEST_CASE(a_pass_that_fails_leaves_the_streams_as_they_were) {
   const auto tokenizer = small(1500);
-  LiveTokenizer one(tokenizer, {}), two(tokenizer, {}), alone(tokenizer, {});
-  const auto wave = std::span(speech()).first(3 * kPart);
-  one.add(wave), two.add(wave), alone.add(wave);
-  auto first = one.block(), second = two.block();
-  const Work work[] = {{&one, &first}, {&two, &second}};
-  {
-    const OutOfMemory now;
-    LiveTokenizer::read(work);
+  // With another second behind the pass that fails: what its blocks leave behind is in what comes then.
+  const auto wave = std::span(speech()).first(3 * kPart), other = std::span(speech()).subspan(9000, 3 * kPart);
+  const auto rest = [](LiveTokenizer& live, std::span<const float> heard) {
+    while (live.is_behind()) BOOST_REQUIRE(live.step().has_value());
+    return live.stable(heard.size());
+  };
+  const auto alone = [&](std::span<const float> heard) {
+    LiveTokenizer live(tokenizer, {});
+    live.add(heard);
+    return rest(live, heard);
+  };
+  const auto expected_one = alone(wave), expected_two = alone(other);
+  std::size_t n = 0;
+  for (bool met = true; met; ++n) {
+    LiveTokenizer one(tokenizer, {}), two(tokenizer, {});
+    one.add(wave), two.add(other);
+    BOOST_REQUIRE(one.step().has_value());  // behind a state of its own
+    auto first = one.block(), second = two.block();
+    const Work work[] = {{&one, &first}, {&two, &second}};
+    {
+      const OutOfMemory now(n, SIZE_MAX);
+      LiveTokenizer::read(work);
+      met = now.was_met();
+    }
+    BOOST_TEST(first.is_done());
+    BOOST_TEST(second.is_done());
+    if (met) {
+      BOOST_TEST((one.take_block(std::move(first)).error().code == Errc::internal));
+      BOOST_TEST((two.take_block(std::move(second)).error().code == Errc::internal));
+    } else {
+      BOOST_TEST(one.take_block(std::move(first)).has_value());
+      BOOST_TEST(two.take_block(std::move(second)).has_value());
+    }
+    BOOST_TEST_CONTEXT("tensor " << n << " of the pass") {
+      same(rest(one, wave), expected_one);
+      same(rest(two, other), expected_two);
+    }
   }
-  BOOST_TEST(first.is_done());
-  BOOST_TEST((one.take_block(std::move(first)).error().code == Errc::internal));
-  BOOST_TEST((two.take_block(std::move(second)).error().code == Errc::internal));
-  while (one.is_behind()) BOOST_REQUIRE(one.step().has_value());
-  while (alone.is_behind()) BOOST_REQUIRE(alone.step().has_value());
-  same(one.stable(wave.size()), alone.stable(wave.size()));
+  BOOST_TEST(n > 50u);
+  // One tensor alone: what each is read for by itself then is what it gets.
+  for (std::size_t i = 0; i + 1 < n; ++i) {
+    LiveTokenizer one(tokenizer, {}), two(tokenizer, {});
+    one.add(wave), two.add(other);
+    auto first = one.block(), second = two.block();
+    const Work work[] = {{&one, &first}, {&two, &second}};
+    {
+      const OutOfMemory now(i, 1);
+      LiveTokenizer::read(work);
+    }
+    BOOST_TEST_CONTEXT("tensor " << i << " alone") {
+      BOOST_REQUIRE(one.take_block(std::move(first)).has_value());
+      BOOST_REQUIRE(two.take_block(std::move(second)).has_value());
+      same(rest(one, wave), expected_one);
+      same(rest(two, other), expected_two);
+    }
+  }
 }
 
 // ---- the service
@@ -295,6 +336,38 @@ BOOST_AUTO_TEST_CASE(an_end_goes_before_blocks_and_no_block_waits_for_ever) {
   check({2});
   BOOST_TEST(s.counts("parlando_tokenizer_wait_seconds_count{what=\"block\"} 2"));
   BOOST_TEST(s.counts("parlando_tokenizer_wait_seconds_count{what=\"end\"} 2"));
+}
+
+BOOST_AUTO_TEST_CASE(a_block_waits_from_when_it_was_complete) {
+  Service s({.batch_rows_max = 1}, small(1500));
+  for (const std::uint32_t stream : {1, 2, 3}) s.open(stream);
+  const auto check = [&](const Streams& expected) {
+    BOOST_TEST(s.next() == expected, boost::test_tools::per_element());
+  };
+  s.hear(1, 0, pcm(0, 3 * kPart));
+  s.driver.now += milliseconds(100);
+  s.hear(2, 0, pcm(0, 2 * kPart));
+  s.driver.now += milliseconds(150);
+  check({1});
+  check({1});  // its second block came before the other's first
+  check({2});
+  BOOST_TEST(s.counts("parlando_tokenizer_wait_seconds_count{what=\"block\"} 3"));
+  BOOST_TEST(s.counts("parlando_tokenizer_wait_seconds_sum{what=\"block\"} 0.65"));
+  // Many blocks at once, far behind: each has waited since then, and an end does not wait for all of them.
+  s.hear(1, 3 * kPart, pcm(3 * kPart, 4 * kPart));
+  s.driver.now += milliseconds(1000);
+  check({1});
+  s.driver.now += milliseconds(500);
+  s.hear(3, 0, pcm(0, 5000));
+  s.driver.tell("controller", 3, protocol::Flush{-1});
+  s.driver.now += milliseconds(500);
+  check({1});
+  check({3});
+  check({1});
+  check({1});
+  check({});
+  BOOST_TEST(s.counts("parlando_tokenizer_wait_seconds_count{what=\"block\"} 7"));
+  BOOST_TEST(s.counts("parlando_tokenizer_wait_seconds_sum{what=\"block\"} 7.65"));
 }
 
 BOOST_AUTO_TEST_CASE(nobody_waits_for_company) {

@@ -334,7 +334,17 @@ BOOST_AUTO_TEST_CASE(a_stream_that_asks_without_end_is_refused_and_others_go_on)
   for (std::uint32_t n = 1; n <= TokenizerCore::kAttemptsMax; ++n) w.attempt(3, n);
   w.flush(3);
   w.driver.work();
-  for (const auto& heard : w.driver.take()) BOOST_TEST(!heard.is<protocol::ErrorMessage>());
+  const auto heard = w.driver.take();
+  BOOST_REQUIRE(heard.size() == TokenizerCore::kAttemptsMax + 1);
+  for (const auto& h : heard) BOOST_TEST(h.is<protocol::Tokens>(), h.why());
+  BOOST_TEST(heard.back().read<protocol::Tokens>().attempt == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(a_pass_has_no_more_rows_than_a_step_has_time_for) {
+  BOOST_TEST(TokenizerConfig{.batch_rows_max = 512}.problems("tokenizer").empty());
+  const auto problems = TokenizerConfig{.batch_rows_max = 513}.problems("tokenizer");
+  BOOST_REQUIRE(problems.size() == 1u);
+  BOOST_TEST(problems[0].path == "tokenizer.batch_rows_max");
 }
 
 BOOST_AUTO_TEST_CASE(only_an_attempt_is_told_how_complete_the_utterance_sounds) {
