@@ -16,6 +16,28 @@ std::vector<service::Definition> definitions() {
           context::definition(), controller::definition(), gateway::definition()};
 }
 
+namespace {
+/// What is right in each service but not in both: the second look at a pause hears what the user says behind it when
+/// the vad says earlier that the pause lasts.
+std::string disagreements(const std::vector<service::Instance>& instances) {
+  std::string out;
+  std::vector<config::Problem> known;  // of one service: told already
+  for (const auto& leader : instances) {
+    if (leader.service != "controller") continue;
+    const auto look = config::read<controller::ControllerConfig>(leader.core, "core", known).judge_again_ms;
+    for (const auto& ear : instances) {
+      if (ear.service != "vad") continue;
+      const auto told = config::read<vad::VadConfig>(ear.core, "core", known).turn.pause_again_ms;
+      if (told > 0 && look > told)
+        out +=
+            fmt::format("{}{}: core.judge_again_ms is {}, expected at most core.turn.pause_again_ms of {}, which is {}",
+                        out.empty() ? "" : "\n", leader.role, look, ear.role, told);
+    }
+  }
+  return out;
+}
+}  // namespace
+
 Result<Plan> read_plan(const UpOptions& options, const Places& places) {
   Plan out;
   std::vector<config::Problem> problems;
@@ -42,6 +64,7 @@ Result<Plan> read_plan(const UpOptions& options, const Places& places) {
   for (const auto& instance : out.instances)
     if (const auto keys = service::socket_options(instance.wire, SteadyClock().now()); !keys)
       text += (text.empty() ? "" : "\n") + fmt::format("{}: {}", instance.role, keys.error().message);
+  if (const auto differ = disagreements(out.instances); !differ.empty()) text += (text.empty() ? "" : "\n") + differ;
   if (!text.empty()) return fail(Errc::invalid_argument, "{}", text);
   return out;
 }

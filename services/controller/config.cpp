@@ -45,10 +45,18 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
   };
   std::vector<config::Problem> out;
   for (const auto& r : ranges) config::expect_range(out, path + "." + r.key, r.value, r.low, r.high);
-  if (likely_silence_ms > unsure_silence_ms)
-    out.push_back({path + ".likely_silence_ms", "is " + std::to_string(likely_silence_ms) +
-                                                    ", expected at most unsure_silence_ms, which is " +
-                                                    std::to_string(unsure_silence_ms)});
+  const auto at_most = [&](const char* key, int value, const char* other, int most) {
+    if (value > most)
+      out.push_back({path + "." + key, "is " + std::to_string(value) + ", expected at most " + other + ", which is " +
+                                           std::to_string(most)});
+  };
+  at_most("likely_silence_ms", likely_silence_ms, "unsure_silence_ms", unsure_silence_ms);
+  // Less is enough behind more silence.
+  at_most("complete_again_permille_low", complete_again_permille_low, "complete_permille_low", complete_permille_low);
+  at_most("complete_again_permille_medium", complete_again_permille_medium, "complete_permille_medium",
+          complete_permille_medium);
+  at_most("complete_again_permille_high", complete_again_permille_high, "complete_permille_high",
+          complete_permille_high);
   if (tokenizer_mode != "stable" && tokenizer_mode != "exact")
     out.push_back({path + ".tokenizer_mode", "is '" + tokenizer_mode + "', expected stable or exact"});
   if (tools != "demo" && tools != "none") out.push_back({path + ".tools", "is '" + tools + "', expected demo or none"});

@@ -216,6 +216,15 @@ def configurations(folder):
         check(f"configuration {text!r}", code == 78 and said.startswith("parlando: "), said)
     code, said = run("parlando-tokenizer", '{"wire": {"bind": "inproc://x"}, "core": {"model": "/nowhere"}}')
     check("a missing model", code == 78 and "/nowhere" in said, said)
+    file = folder / "both.json"
+    for told, look, expected in ((480, 480, 0), (320, 480, 78), (0, 480, 0), (640, 800, 78)):
+        file.write_text(json.dumps({"instances": [
+            {"service": "vad", "role": "vad", "wire": {"bind": "inproc://v"}, "core": {"turn": {"pause_again_ms": told}}},
+            {"service": "controller", "role": "controller", "wire": {"bind": "inproc://c"}, "core": {"judge_again_ms": look}}]}))
+        done = subprocess.run([BIN / "parlando", "up", "--config", file, "--check-config"], capture_output=True, text=True)
+        said = done.stderr + done.stdout
+        good = expected == 0 or f"judge_again_ms is {look}, expected at most core.turn.pause_again_ms of vad, which is {told}" in said
+        check(f"a pause that is told again after {told} ms is judged after {look} ms", done.returncode == expected and good, said)
     done = subprocess.run([BIN / "parlando-vad"], capture_output=True, text=True)
     check("no configuration is wrong usage", done.returncode == 2)
     for file in sorted((ROOT / "configs").glob("*.json")):

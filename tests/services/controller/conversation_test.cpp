@@ -317,6 +317,28 @@ BOOST_AUTO_TEST_CASE(a_trial_is_made_of_what_may_be_complete) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(what_is_enough_behind_a_pause_that_lasts_is_no_more_than_before) {
+  BOOST_TEST(ControllerConfig{}.problems("controller").empty());
+  const auto at = [](int low, int medium, int high) {
+    std::vector<std::string> out;
+    for (const auto& problem : ControllerConfig{.complete_permille_low = 900,
+                               .complete_permille_medium = 550,
+                               .complete_permille_high = 320,
+                               .complete_again_permille_low = low,
+                               .complete_again_permille_medium = medium,
+                               .complete_again_permille_high = high}
+                                   .problems("controller"))
+      out.push_back(problem.path + " " + problem.text);
+    return out;
+  };
+  BOOST_TEST(at(900, 550, 320).empty());
+  const std::vector<std::string> expected{
+      "controller.complete_again_permille_low is 901, expected at most complete_permille_low, which is 900",
+      "controller.complete_again_permille_medium is 551, expected at most complete_permille_medium, which is 550",
+      "controller.complete_again_permille_high is 321, expected at most complete_permille_high, which is 320"};
+  BOOST_TEST(at(901, 551, 321) == expected, boost::test_tools::per_element());
+}
+
 BOOST_AUTO_TEST_CASE(eagerness_says_how_likely_is_enough) {
   for (const auto& [eagerness, ends] : {std::pair{Eagerness::low, false},
                                         {Eagerness::medium, true},
