@@ -521,8 +521,8 @@ void Session::on_vad(const SpeechEnded& ended, Time now) {
 
 void Session::on_vad(const SpeechPaused& paused, Time now) {
   const bool lasts = std::exchange(vad_paused_, paused.sample) == paused.sample;  // it says so once more
-  if (voice_) return lasts ? void() : lower_voice(paused.sample, false, now);
-  const bool is_old = paused.sample < heard_turn().paused_until;  // a vad hears it again
+  if (voice_) return lower_voice(paused.sample, false, now);                      // twice counts once
+  const bool is_old = paused.sample < heard_turn().paused_until;                  // a vad hears it again
   add_pause(paused.sample, lasts);
   if (!trial_ && !is_old && !lasts && turn_.stage == Stage::hearing) {
     turn_.paused_sample = paused.sample;
