@@ -169,10 +169,10 @@ void Sessions::on_open_refused(Client& client, Epoch true_epoch, const ErrorMess
   // A session that is opened by its name may be on its way out of another connection, of which its controller has not
   // heard yet.
   if (why.code == to_string(Errc::not_found) && session.options.session && !session.told_opened &&
-      now + config_.resume_again < session.give_up) {
+      now + config_.resume_again_max < session.give_up) {
     leave(session);
     session.stale_once = false;
-    session.not_before = now + config_.resume_again;
+    session.not_before = now + config_.resume_again_max;
     return;
   }
   if (why.code == to_string(Errc::not_found)) return fail(client, why);  // its client has resumed it elsewhere

@@ -24,6 +24,7 @@ void Sessions::resume(Client& client, ResumeOptions options, Time now) {
   attempt.wanted.claim.next_digest = attempt.next.digest;
   attempt.trace = random_();
   attempt.give_up = now + config_.resume_wait;
+  attempt.pause = config_.resume_again;
   client.told_not_open = false;
   ask_all(client, now);
 }
@@ -63,6 +64,7 @@ void Sessions::on_attempt(const std::string& peer, Message message, Time now) {
   const auto knows = [&](const Attempt::Answer& a) { return a.controller == peer; };
   if (first && message.head.type == MessageType::attached) {
     attempt.found.push_back({peer, std::move(message)});
+    attempt.answer_by = std::min(attempt.answer_by, now + config_.resume_settle);
     return answered(client, peer, now);
   }
   if (first) {
@@ -116,7 +118,8 @@ void Sessions::decide(Client& client, Time now) {
     return;
   }
   end_round(attempt, {});
-  attempt.ask_again = now + config_.resume_again;
+  attempt.ask_again = now + attempt.pause;
+  attempt.pause = std::min(2 * attempt.pause, config_.resume_again_max);
   if (attempt.ask_again < attempt.give_up) return;
   ++counters_.not_resumed;
   say(client, error_event(to_string(Errc::not_found), "no session is kept for this token; open another one"));

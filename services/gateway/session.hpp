@@ -104,6 +104,7 @@ struct Attempt {
   std::vector<Answer> behind;     ///< what they said since; bounded by the credit of a stream
   Time answer_by{};               ///< the round ends then
   Time ask_again = Time::max();   ///< between two rounds
+  milliseconds pause{};           ///< before the next round
   Time give_up{};
 };
 

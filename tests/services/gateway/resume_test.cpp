@@ -206,18 +206,20 @@ BOOST_AUTO_TEST_CASE(of_two_that_keep_it_the_one_of_the_higher_epoch_is_believed
 BOOST_AUTO_TEST_CASE(nobody_keeps_it_all_are_asked_again_for_five_seconds_and_then_it_is_not_found) {
   Back back;
   auto& rig = back.rig;
-  int rounds = 0;
-  for (int ms = 0; ms < 6000 && rig.story().empty(); ms += 20) {
-    if (rig.all<Attach>().size() > static_cast<std::size_t>(2 * rounds)) {
-      ++rounds;
+  std::vector<int> rounds;
+  for (int ms = 0; ms < 6000 && rig.story().empty(); ms += 10) {
+    if (rig.all<Attach>().size() > 2 * rounds.size()) {
+      rounds.push_back(ms);
       back.refused("a");
       back.refused("b");
     }
-    rig.tick();
+    rig.tick(10);
   }
-  BOOST_TEST(rounds == 10);
+  BOOST_REQUIRE(rounds.size() == 13u);
+  for (std::size_t i = 1; i < rounds.size(); ++i)
+    BOOST_TEST(rounds[i] - rounds[i - 1] == (i < 5 ? 25 << i : 500));
   BOOST_TEST(rig.story() == "error:not_found");
-  BOOST_TEST(rig.all<Close>().size() == 20u);
+  BOOST_TEST(rig.all<Close>().size() == 26u);
   BOOST_TEST(rig.sessions.counters().not_resumed == 1u);
   rig.text(R"({"type":"open"})");
   BOOST_TEST(rig.all<Open>().size() == 1u);
@@ -249,6 +251,31 @@ BOOST_AUTO_TEST_CASE(a_controller_that_does_not_answer_keeps_the_session_for_the
   back.refused("b");
   back.attached("a", 1);
   BOOST_TEST(rig.story() == "opened");
+}
+
+/// Who keeps it may be stale: the others are waited for, but no longer than a while.
+BOOST_AUTO_TEST_CASE(behind_the_first_that_keeps_it_the_others_have_a_while_to_answer) {
+  for (const bool in_time : {true, false}) {
+    Back back;
+    auto& rig = back.rig;
+    rig.tick(300);
+    back.attached("a", 4);
+    rig.tick(140);
+    BOOST_TEST(rig.story() == "");
+    if (in_time)
+      back.attached("b", 5);
+    else
+      rig.tick(20);
+    BOOST_TEST(rig.story() == "opened");
+    const auto* loser = in_time ? "a" : "b";
+    BOOST_REQUIRE(rig.all<Close>(loser).size() == 1u);
+    BOOST_TEST(rig.all<Close>(in_time ? "b" : "a").empty());
+    BOOST_TEST(std::get<Close>(rig.all<Close>(loser)[0].body).detached == !in_time);
+    if (in_time) continue;
+    back.attached("b", 5);
+    BOOST_TEST(rig.story() == "opened");
+    BOOST_TEST(rig.sessions.counters().stale == 1u);
+  }
 }
 
 BOOST_AUTO_TEST_CASE(one_that_dies_or_is_suspect_is_not_waited_for) {
