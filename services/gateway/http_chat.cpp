@@ -355,6 +355,7 @@ void ChatCompletion::on_event(const std::string& type, const json& event) {
     auto error =
         api_error(event.value("code", ""), event.value("message", ""), event.value("retry_ms", std::int64_t{0}));
     if (error.code == to_string(Errc::no_speech)) error.param = sound_param_;
+    if (error.code == to_string(Errc::not_found) && audio_) error.param = "audio.voice";
     return fail(error);
   }
   if (type == "text") {

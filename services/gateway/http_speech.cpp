@@ -87,9 +87,12 @@ void SpeechRequest::send(std::string bytes) {
 }
 
 void SpeechRequest::on_event(const std::string& type, const json& event) {
-  if (type == "error")
-    return fail(
-        api_error(event.value("code", ""), event.value("message", ""), event.value("retry_ms", std::int64_t{0})));
+  if (type == "error") {
+    auto error =
+        api_error(event.value("code", ""), event.value("message", ""), event.value("retry_ms", std::int64_t{0}));
+    if (error.code == to_string(Errc::not_found)) error.param = "voice";  // it asks for nothing else by name
+    return fail(error);
+  }
   if (type != "turn") return;
   send(sound_.finish());
   if (!has_begun()) return fail({500, "no sound was made of this text", {}, "internal"});

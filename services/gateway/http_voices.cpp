@@ -52,6 +52,9 @@ std::size_t find_word(const std::string& text, std::string_view word) {
   return std::string::npos;
 }
 
+/// Music is spoken by an entry of its own, which few voices have: a word in a sentence does not choose it.
+bool is_music(std::string_view tag) { return tag == "RAP" || tag == "哼唱"; }
+
 }  // namespace
 
 std::optional<std::string> read_voice(Fields& fields, const std::string& key) {
@@ -98,7 +101,7 @@ std::string style_in(std::string_view instructions) {
   std::string best;
   auto first = std::string::npos;
   for (const auto& style : kStyles)
-    if (const auto at = find_word(low, style.word); at < first) {
+    if (const auto at = find_word(low, style.word); at < first && !is_music(style.tag)) {
       first = at;
       best = style.tag;
     }

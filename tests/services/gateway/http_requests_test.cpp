@@ -429,6 +429,8 @@ BOOST_AUTO_TEST_CASE(styles_come_from_fields_and_instructions) {
   BOOST_TEST(style({{"emotion", "sad"}}) == "悲伤1");
   BOOST_TEST(style({{"language", "cantonese"}, {"instructions", "fast"}}) == "粤语");
   BOOST_TEST(style({{"style", "RAP"}}) == "RAP");
+  BOOST_TEST(style({{"instructions", "Rap it, humming and singing."}}) == "");
+  BOOST_TEST(style({{"instructions", "Sing it slowly."}}) == "慢速1");
 }
 
 BOOST_AUTO_TEST_CASE(what_is_wrong_is_named) {
@@ -456,6 +458,7 @@ BOOST_AUTO_TEST_CASE(a_failure_breaks_the_sound_off) {
   auto early = speak({{"input", "x"}, {"voice", "nobody"}});
   early.event({{"type", "error"}, {"code", "not_found"}, {"message", "no voice 'nobody'"}});
   BOOST_TEST(early.head.status == 404);
+  BOOST_TEST(json::parse(early.body)["error"]["param"] == "voice");
   auto late = speak({{"input", "x"}, {"voice", "Clara"}, {"response_format", "pcm"}});
   late.speech(2205).event({{"type", "error"}, {"code", "internal"}, {"message", "broke"}});
   BOOST_TEST((late.kinds.back() == Kind::abort));
