@@ -1,5 +1,6 @@
 #include "common/service/recording.hpp"
 
+#include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <fstream>
@@ -105,15 +106,21 @@ std::string said(const std::vector<Out>& messages) {
 class File {
  public:
   explicit File(RecordingOptions options) : options_(std::move(options)) {}
+  /// A wrong folder is told before the service starts; a full disk keeps no service from starting.
   Result<void> open(const json& header) {
+    errno = 0;
     out_.open(options_.file, std::ios::binary | std::ios::trunc);
+    const bool full = errno == ENOSPC || errno == EDQUOT;
+    if (!out_ && !full) return fail(Errc::io, "cannot write the recording '{}'", options_.file.string());
     // It holds what people say, and tokens of sessions.
     std::error_code code;
-    fs::permissions(options_.file, fs::perms::owner_read | fs::perms::owner_write, code);
+    if (fs::is_regular_file(options_.file, code))
+      fs::permissions(options_.file, fs::perms::owner_read | fs::perms::owner_write, code);
     out_ << kFirstLine << "\n" << header.dump(-1, ' ', false, json::error_handler_t::replace) << "\n" << std::flush;
-    if (!out_) return fail(Errc::io, "cannot write the recording '{}'", options_.file.string());
+    if (!out_) end("it cannot be written");
     return {};
   }
+  bool is_lost() const { return lost_; }
   void record(char kind, Time now, std::string_view content) {
     if (over_) return;
     if (written_ + content.size() > options_.bytes_max) return end("its limit is reached");
@@ -132,6 +139,7 @@ class File {
  private:
   void end(const char* why) {
     over_ = true;
+    lost_ = !out_;
     out_.close();
     telemetry::log(telemetry::Level::warning, "the recording '{}' ends here: {}", options_.file.string(), why);
   }
@@ -140,7 +148,8 @@ class File {
   std::uint64_t written_ = 0;
   std::size_t unflushed_ = 0;
   Time flushed_at_{};
-  bool over_ = false;
+  bool over_ = false;  ///< nothing more is written …
+  bool lost_ = false;  ///< … for the disk did not take it
 };
 
 /// Passes everything on and writes it down.
@@ -179,6 +188,7 @@ class Recorded final : public Core {
   void on_tick(Time now) override {
     follow_clock(now);
     file_.record('t', now, {});
+    count_failure();
     watched(now, [&] { core_->on_tick(now); });
   }
   bool work(Time now) override {
@@ -195,7 +205,11 @@ class Recorded final : public Core {
   Result<void> listen() override { return core_->listen(); }
   int listening_port() const override { return core_->listening_port(); }
   std::string why_not_ready() const override { return core_->why_not_ready(); }
-  void add_metrics(telemetry::Metrics& metrics) override { core_->add_metrics(metrics); }
+  void add_metrics(telemetry::Metrics& metrics) override {
+    core_->add_metrics(metrics);
+    failures_ = metrics.counter("parlando_recording_failures_total", "Recordings that the disk did not take to their end");
+    count_failure();
+  }
   std::int64_t load() const override { return core_->load(); }
   std::int64_t slots() const override { return core_->slots(); }
   bool drain() override {
@@ -206,6 +220,9 @@ class Recorded final : public Core {
   }
 
  private:
+  void count_failure() {
+    if (failures_.impl != nullptr) failures_.set_at_least(file_.is_lost() ? 1 : 0);
+  }
   template <class F>
   void watched(Time now, F&& f) {
     try {
@@ -237,6 +254,7 @@ class Recorded final : public Core {
   std::unique_ptr<Core> core_;
   Replayable& replayable_;
   File file_;
+  telemetry::Metrics::Counter failures_;
   std::optional<std::chrono::seconds> ahead_;
   Time now_{};
 };

@@ -35,10 +35,10 @@ struct RecordingOptions {
   std::uint64_t bytes_max = std::uint64_t{1} << 30;  ///< then recording ends, with a warning; the service goes on
 };
 
-/// A core whose life is written to a file; what follows a full disk or the limit is not. A recording that exists is
-/// replaced.
+/// A core whose life is written to a file; what follows a full disk or the limit is not, from the first line on: the
+/// service goes on, with a warning and a count. A recording that exists is replaced.
 /// @param header  {service, role, core}
-/// @error Errc::unsupported for a core that is not Replayable, Errc::io
+/// @error Errc::unsupported for a core that is not Replayable, Errc::io for a file that cannot be made
 Result<std::unique_ptr<Core>> record(std::unique_ptr<Core> core, nlohmann::json header, RecordingOptions options);
 
 struct ReplayResult {

@@ -214,6 +214,22 @@ BOOST_AUTO_TEST_CASE(at_its_limit_the_recording_ends_and_the_service_goes_on) {
   BOOST_TEST(!result->difference.has_value());
 }
 
+BOOST_AUTO_TEST_CASE(a_full_disk_keeps_no_service_from_starting_and_is_counted) {
+  for (const bool full : {true, false}) {
+    TemporaryDirectory folder;
+    const auto file = full ? std::filesystem::path("/dev/full") : folder.path() / "x";
+    auto core = record(std::make_unique<Counting>(), {{"service", "counting"}}, {file});
+    BOOST_REQUIRE(core.has_value());
+    telemetry::Metrics metrics;
+    (*core)->add_metrics(metrics);
+    (*core)->on_tick(Time{});
+    (*core)->on_tick(Time{});
+    BOOST_TEST((*core)->take().size() == 1u);
+    const auto count = std::string("parlando_recording_failures_total ") + (full ? "1" : "0") + "\n";
+    BOOST_TEST(metrics.text().find(count) != std::string::npos, metrics.text());
+  }
+}
+
 BOOST_AUTO_TEST_CASE(only_cores_that_can_be_replayed_are_recorded) {
   class Plain final : public Core {
     void on_message(const std::string&, Message, Time) override {}
