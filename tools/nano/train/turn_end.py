@@ -7,7 +7,8 @@ say what PyTorch says.
 A pause is decided at once when the probability reaches `complete`. These thresholds are the controller's own (`complete_permille_…`), so the logits are
 stretched and moved until `low` and `medium` cut off the share CUT_OFF of the pauses inside an utterance. A pause that lasts is judged once more: `again`
 (`complete_again_permille_…`) is where both looks together cut off IN_ALL of the pauses. `unfinished` is the highest threshold that at most LATE of the
-complete ones lie under then: whoever is below it may be waited for as long as one likes, in between 1.2 s are as long as people wait gladly.
+complete ones lie under then: whoever is below it may be waited for as long as one likes. From `likely` on (`likely_permille_…`) 0.7 s are enough, in between 1.2 s are as long as
+people wait gladly.
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from ..data import pauses
 from . import trainer
 
 COMPLETE = dict(low=0.9, medium=0.55, high=0.32)
+LIKELY = dict(low=0.6, medium=0.25, high=0.08)
 CUT_OFF = dict(low=0.005, medium=0.0225)
 IN_ALL = dict(low=0.01, medium=0.03, high=0.06)
 LATE = 0.03
@@ -35,7 +37,7 @@ LATE = 0.03
 NETS = ((0.07, 0.3, 0.3), (0.07, 0.3, 0.3), (0.43, 0.3, 0.3), (0.43, 0.35, 0.4))
 BATCH, SMOOTH, SPREAD = 192, 0.01, 4.0
 FIRST, AGAIN = pauses.TAILS_MS
-SILENCE_MS, UNFINISHED_MS = 1088, 3904      # behind a pause that the vad ends by itself, and behind one that is unfinished
+LIKELY_MS, SILENCE_MS, UNFINISHED_MS = 576, 1088, 3904   # behind a pause that the vad ends by itself: one that is likely, that may be, that is not
 DIFFER = 2e-3      # C++ and PyTorch, of a probability: float32 here, what was seen kept in float16 there
 
 
@@ -140,7 +142,7 @@ def choose(logits, records):
         left = [p["again"] for p in inside if p["first"] < bar and p["again"] is not None]
         gone = sum(p["first"] >= bar for p in inside)
         again = bar_of(left, max(0, IN_ALL[k] * len(inside) - gone) / len(inside), len(inside))
-        out[k] = dict(complete=complete, again=min(complete, round(probability(again), 3)), unfinished=min(unfinished, complete))
+        out[k] = dict(complete=complete, again=min(complete, round(probability(again), 3)), likely=LIKELY[k], unfinished=min(unfinished, complete))
     return dict(out, auto=out["medium"]), (a, b)
 
 
@@ -154,12 +156,13 @@ def decided(found, threshold):
             return FIRST
         if p["again"] is not None and p["again"] >= bars["again"]:
             return AGAIN
-        return UNFINISHED_MS if (p["first"] if p["again"] is None else p["again"]) < bars["unfinished"] else SILENCE_MS
+        last = p["first"] if p["again"] is None else p["again"]
+        return LIKELY_MS if last >= bars["likely"] else UNFINISHED_MS if last < bars["unfinished"] else SILENCE_MS
 
     at, cut = [when(p) for p in ends], [when(p) for p in inside]
     ms = np.array([t + p["ms"] for t, p in zip(at, ends)])
     share = lambda values, test: round(float(np.mean([test(v) for v in values])), 3) if values else None
-    return dict(cut_off=share(cut, lambda t: t <= AGAIN), at_once=share(at, lambda t: t == FIRST), by_again=share(at, lambda t: t <= AGAIN),
+    return dict(cut_off=share(cut, lambda t: t <= AGAIN), cut_off_when_long=share(cut, lambda t: t <= LIKELY_MS), at_once=share(at, lambda t: t == FIRST), by_again=share(at, lambda t: t <= AGAIN),
                 late=share(list(ms), lambda t: t > 1500), p50=round(float(np.median(ms))) if at else None,
                 p95=round(float(np.quantile(ms, 0.95))) if at else None, inside=len(inside), complete=len(ends))
 
