@@ -243,32 +243,17 @@ void ControllerCore::attach(const ClientStream& client, Message message, Time no
   const auto claim = read<Attach>(message);
   if (!claim) return refuse(client, to, claim.error());
   const auto found = sessions_.find(to.session);
-  if (found == sessions_.end() || !waits(*found->second) || !found->second->is_resumed_by(*claim)) {
+  const bool waits = found != sessions_.end() && found->second->is_detached();
+  if (!waits || !found->second->is_resumed_by(*claim)) {
     tally_.resume_refused.add();
     return refuse(client, to, {Errc::not_found, "no session waits here for this token"});
   }
-  if (!found->second->is_detached()) take_from_gateway(found, now);
   tally_.resumed.add();
   detached_.erase(to.session);
   with(to.session, now, [&](Session& s) {
     s.set_trace(to.trace);
     s.attach(client, *claim, now);
   });
-}
-
-/// Also while the gateway that has it is silent: who brings the token has left that one, dead or not.
-bool ControllerCore::waits(const Session& session) const {
-  const bool silent = silent_gateways_.contains(session.client().gateway);
-  return session.is_detached() || (silent && config_.detached_seconds_max > 0 && session.can_detach());
-}
-
-/// The former gateway reads that the session has gone, should it wake.
-void ControllerCore::take_from_gateway(Sessions::iterator at, Time now) {
-  const auto former = at->second->client();
-  auto head = at->second->client_head();
-  head.turn = {};  // it is the session's end there
-  part(at, now);
-  refuse(former, head, {Errc::not_found, "the session goes on at another gateway"});
 }
 
 /// The client is lost: its session waits for it, if it can come back.
@@ -399,8 +384,6 @@ void ControllerCore::on_peer(const transport::Peer& peer, PeerState state, Time 
   const auto role = fleet_.on_peer(peer, state);
   if (!role) {
     // A gateway that is only suspect wakes, and finds everything said behind what it has.
-    if (peer.caller && state == PeerState::suspect) silent_gateways_.insert(peer.instance);
-    if (peer.caller && (state == PeerState::up || state == PeerState::down)) silent_gateways_.erase(peer.instance);
     if (peer.caller && state == PeerState::down) forget_gateway(peer.instance, now);
     return;
   }

@@ -64,8 +64,6 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   void open(const ClientStream& client, protocol::Message message, Time now);
   std::optional<Error> why_not_open(const Session* known, const ClientStream& client, const protocol::Open& open) const;
   void attach(const ClientStream& client, protocol::Message message, Time now);
-  bool waits(const Session& session) const;
-  void take_from_gateway(Sessions::iterator at, Time now);
   void part(Sessions::iterator at, Time now);
   void tick_detached(Time now);
   std::int64_t own_slots() const;
@@ -109,7 +107,6 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   std::map<std::pair<SessionId, ClientStream>, Erasure> erasures_;
   std::set<std::pair<SessionId, ClientStream>>
       ended_;  ///< have had their last word; erased by Close or the gateway's end
-  std::set<std::string> silent_gateways_;  ///< suspect, and not down yet
 };
 
 }  // namespace parlando::controller

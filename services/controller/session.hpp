@@ -79,7 +79,6 @@ class Session {
   const std::string& token_digest() const { return open_.token_digest; }
 
   const ClientStream& client() const { return client_; }
-  protocol::Envelope client_head() const;
   Epoch epoch() const { return ledger_.epoch(); }
   bool is_over() const { return over_; }
   /// Something is under way that time matters to.
@@ -325,6 +324,7 @@ class Session {
   void tell_ids(protocol::Bytes ids);
   void checkpoint(std::uint64_t input, std::uint64_t keep_until);
   protocol::Envelope head() const;
+  protocol::Envelope client_head() const;
   Call& call(Role role) { return calls_[static_cast<std::size_t>(role) - 1]; }
   const Call& call(Role role) const { return calls_[static_cast<std::size_t>(role) - 1]; }
   template <protocol::WireMessage T>

@@ -297,38 +297,6 @@ BOOST_AUTO_TEST_CASE(a_wrong_token_a_used_one_and_a_session_with_a_client_are_al
   BOOST_TEST(rig.controller().load() == 1);
 }
 
-/// Whether it has died or stands still: the client has left it.
-BOOST_AUTO_TEST_CASE(a_right_token_takes_the_session_from_a_gateway_that_is_silent) {
-  for (const bool wakes : {true, false}) {
-    Rig rig;
-    furnish(rig);
-    auto& g = second(rig);
-    rig.gateway().say(Say{"hello"});
-    BOOST_TEST(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
-    rig.suspend("gateway-1");
-    g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kWrong, kSecond));
-    rig.run(6);
-    BOOST_TEST(error_of(g) == "not_found");
-    BOOST_TEST(!g.attached.has_value());
-    g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kSecond));
-    rig.run(6);
-    BOOST_REQUIRE(g.attached.has_value());
-    BOOST_TEST(g.attached->turns == 1);
-    wakes ? rig.wake("gateway-1") : rig.kill("gateway-1");
-    rig.run(6);
-    if (wakes) BOOST_TEST(error_of(rig.gateway()) == "not_found");
-    g.say(Say{"again"});
-    BOOST_TEST(rig.run_until([&] { return g.turns.size() == 2; }));
-    BOOST_TEST(rig.controller().load() == 1);
-    BOOST_TEST(rig.store->doubled == 0u);
-    // It is heard again, so what it has now is its own.
-    auto& third = static_cast<FakeGateway&>(rig.add("gateway-3", "gateway"));
-    third.resume(g, "controller-1", g.claim(kSecond, kThird));
-    rig.run(6);
-    BOOST_TEST(error_of(third) == "not_found");
-  }
-}
-
 BOOST_AUTO_TEST_CASE(a_session_without_a_token_or_not_opened_yet_ends_with_its_gateway) {
   for (const bool token : {false, true}) {
     Rig rig;
