@@ -207,7 +207,8 @@ class Recorded final : public Core {
   std::string why_not_ready() const override { return core_->why_not_ready(); }
   void add_metrics(telemetry::Metrics& metrics) override {
     core_->add_metrics(metrics);
-    failures_ = metrics.counter("parlando_recording_failures_total", "Recordings that the disk did not take to their end");
+    failures_ =
+        metrics.counter("parlando_recording_failures_total", "Recordings that the disk did not take to their end");
     count_failure();
   }
   std::int64_t load() const override { return core_->load(); }

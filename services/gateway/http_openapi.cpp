@@ -534,7 +534,7 @@ std::string_view openapi_document() {
      "response_format": {"enum": ["mp3", "opus", "flac", "wav", "pcm"], "default": "mp3"},
      "speed": {"type": "number", "minimum": 0.25, "maximum": 4},
      "stream_format": {"enum": ["audio", "sse"], "default": "audio"},
-     "instructions": {"type": "string", "description": "the first style that they name is spoken in; music (RAP, 哼唱) is chosen by style only"},
+     "instructions": {"type": "string", "description": "the first style they name is used; music by style only"},
      "style": {
       "type": "string",
       "description": "a style tag, or a word for one; so are emotion, language and pace; one of the four"

@@ -216,8 +216,7 @@ BOOST_AUTO_TEST_CASE(nobody_keeps_it_all_are_asked_again_for_five_seconds_and_th
     rig.tick(10);
   }
   BOOST_REQUIRE(rounds.size() == 13u);
-  for (std::size_t i = 1; i < rounds.size(); ++i)
-    BOOST_TEST(rounds[i] - rounds[i - 1] == (i < 5 ? 25 << i : 500));
+  for (std::size_t i = 1; i < rounds.size(); ++i) BOOST_TEST(rounds[i] - rounds[i - 1] == (i < 5 ? 25 << i : 500));
   BOOST_TEST(rig.story() == "error:not_found");
   BOOST_TEST(rig.all<Close>().size() == 26u);
   BOOST_TEST(rig.sessions.counters().not_resumed == 1u);
