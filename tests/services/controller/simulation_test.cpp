@@ -105,8 +105,12 @@ class Others final : public Core {
   std::uint64_t sessions_ = 0;
 };
 
+/// Two ways to draw what conversations are like: what one seed in the one does not come upon, one in the other may.
+enum class Family { first, second };
+
 struct Conversation {
   static constexpr int kPlaces = 4;
+  const Family family;
   std::mt19937 random;
   Rig rig;
   Microphone microphone;
@@ -134,7 +138,7 @@ struct Conversation {
     }
     return out;
   }
-  explicit Conversation(unsigned seed) : random(seed), rig(config(seed)) {
+  explicit Conversation(unsigned seed, Family of = Family::first) : family(of), random(seed), rig(config(seed)) {
     for (const auto& role : kServiceRoles)
       for (const int i : {1, 2}) furnish(fmt::format("{}-{}", role, i), role);
     rig.add("controller-1", "controller");
@@ -150,7 +154,7 @@ struct Conversation {
     tool_steps = draw(0, 4) == 0 ? 0 : draw(1, 60);
     const auto tool = std::vector<std::string>{"look", "set_timer", "", ""}[static_cast<std::size_t>(draw(0, 3))];
     likely_ = draw(0, 1) * 500 + 300;
-    likely_again_ = static_cast<std::int32_t>(seed % 3) * 200 + 300;
+    likely_again_ = (family == Family::first ? static_cast<std::int32_t>(seed % 3) : draw(0, 2)) * 200 + 300;
     delay_ = draw(0, 6);
     speaks_first_ = draw(0, 1) == 1;
     if (!tool.empty())
@@ -248,7 +252,8 @@ struct Conversation {
         story += 'v';
         for (int n = draw(1, 3); n > 0; --n) {
           say(draw(4, 50), true);
-          say(draw(0, 22) * 4 / 3, false);  // of 24 on a pause is judged once more
+          // Of 24 on a pause is judged once more.
+          say(family == Family::first ? draw(0, 22) * 4 / 3 : draw(0, 30), false);
         }
         if (is_manual()) g().say(Flush{microphone.at});
         return;
@@ -648,24 +653,20 @@ std::string kind_of(std::string wrong) {
   return out.substr(0, 60);
 }
 
-}  // namespace
-
-BOOST_AUTO_TEST_SUITE(simulation)
-
-BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_dies) {
+void hold_their_invariants(Family family) {
   const auto only = number_of("PARLANDO_SEED", 0);
   const auto seeds = number_of("PARLANDO_SEEDS", kSeeds);
   std::map<std::string, std::pair<int, std::string>> bad;
   std::size_t turns = 0, lost = 0, summarised = 0, judged_again = 0;
   for (unsigned seed = only != 0 ? only : 1; seed <= (only != 0 ? only : seeds); ++seed) {
-    Conversation c(seed);
+    Conversation c(seed, family);
     telemetry::Metrics metrics;  // of some, they take their time
-    if (seed % 20 == 0) c.rig.controller("controller-1").add_metrics(metrics);
+    if (seed % 5 == 0) c.rig.controller("controller-1").add_metrics(metrics);
     const auto wrong = c.play(seed % 3 != 0);
     turns += c.g().turns.size();
     lost += c.lost_turns.size();
     summarised += c.summarised ? 1 : 0;
-    if (seed % 20 == 0 && metrics.text().find("decisions_total{by=\"semantic_again\"} 0") == std::string::npos)
+    if (seed % 5 == 0 && metrics.text().find("decisions_total{by=\"semantic_again\"} 0") == std::string::npos)
       ++judged_again;
     if (only != 0) BOOST_TEST_MESSAGE(c.story << "\n" << c.g().told() << c.said() << "\n" << wrong);
     if (wrong.empty()) continue;
@@ -675,11 +676,23 @@ BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_d
   for (const auto& [kind, what] : bad)
     BOOST_TEST(what.first == 0, what.first << " of " << seeds << ": " << kind << what.second);
   BOOST_TEST_MESSAGE(seeds << " conversations, " << turns << " turns, " << lost << " lost while the store was away, "
-                           << summarised << " end with a summary, of every twentieth " << judged_again
+                           << summarised << " end with a summary, of every fifth " << judged_again
                            << " with a pause that was judged once more");
   if (only == 0) BOOST_TEST(summarised > seeds / 100);
-  if (only == 0) BOOST_TEST(judged_again > seeds / 1000);
+  if (only == 0) BOOST_TEST(judged_again > seeds / 5 / 20);  // 7 % of them have one
   BOOST_TEST(turns > 2 * (only != 0 ? 0 : seeds));
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(simulation)
+
+BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_hold_their_invariants_whatever_dies) {
+  hold_their_invariants(Family::first);
+}
+
+BOOST_AUTO_TEST_CASE(conversations_of_all_kinds_in_another_order_hold_their_invariants_whatever_dies) {
+  hold_their_invariants(Family::second);
 }
 
 BOOST_AUTO_TEST_CASE(the_same_seed_makes_the_same_conversation) {
