@@ -28,7 +28,6 @@ parser.add_argument("--sessions", type=int, default=20)
 parser.add_argument("--talking", type=int, default=3)
 parser.add_argument("--every", type=float, default=24, help="seconds between the beginnings of two faults")
 parser.add_argument("--seed", type=int, default=1)
-parser.add_argument("--only", help="faults whose name contains this, and none for comparison")
 parser.add_argument("--json", type=pathlib.Path, help="samples and trials as they come, one object a line")
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
@@ -55,7 +54,6 @@ def deck(dice):
     """One of every kind, in any order."""
     out = [nothing, *(kill(role) for role in ROLES), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice([r for r in ROLES if r != "gateway"])), scale_tts,
            away(dice.choice(("tts", "llm-chat")), 4), two_deaths(dice.random())]
-    out = [fault for fault in out if not a.only or fault is nothing or a.only in fault.__name__]
     dice.shuffle(out)
     return out
 
@@ -161,9 +159,6 @@ with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
     finally:
         code = fleet.stop()
     problems += soak.table()
-    back = [1000 * seconds for _, seconds in soak.crowd.came_again]
-    if back:
-        print(f"  {len(back)} times a client was back behind the death of its gateway, {soak.crowd.resumed} of them in its session: median {percentile(back, 0.5):.0f} ms, p99 {percentile(back, 0.99):.0f} ms")
     if code != 0:
         problems.append(f"the engine ended with {code}")
     print(f"{len(soak.crowd.turns)} turns, {len(soak.rows)} trials, {len(problems)} problems; {soak.alive} of {a.sessions} sessions talk at the end")

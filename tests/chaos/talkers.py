@@ -86,54 +86,34 @@ class Turn:
 class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
-        self.ws, self.turn, self.frames, self.turns, self.id = None, None, [], 0, ""
-        self.lost_at, self.expired, self.token, self.whole = None, False, "", asyncio.Event()
+        self.ws, self.turn, self.frames, self.turns, self.sockets, self.id = None, None, [], 0, 0, ""
+        self.lost_at, self.expired = None, False
         self.random = random.Random(number)
 
-    def wanted(self):
-        """What it says first: a session that nothing was asked of goes on, in any other case there is a new one."""
-        if not self.token:
-            return {"type": "open", "speak": True, "seed": 1000 + self.number}
-        return {"type": "resume", "session": self.id, "token": self.token, "turn": self.turns + 1, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
-
     async def open(self):
-        """On its gateway, or, when that is gone, at once on the next one, then on each in turn behind a pause."""
-        until, error, tries = time.monotonic() + OPEN_SECONDS_MAX, None, 0
-        ports = self.crowd.ports()
+        """On its gateway, or on another one when it is gone."""
+        until, error = time.monotonic() + OPEN_SECONDS_MAX, None
         while time.monotonic() < until:
-            if tries >= len(ports):  # none of those that were known takes it
-                ports = await self.crowd.look()
-            names = sorted(ports, key=lambda n: (n != self.gateway, n))
-            if self.lost_at is not None:
-                names = names[1:] + names[:1] if names[:1] == [self.gateway] else names
+            ports = await asyncio.to_thread(self.crowd.fleet.gateways)
+            names = [self.gateway] + sorted(n for n in ports if n != self.gateway)
+            name = names[self.sockets % len(names)]
+            self.sockets += 1
             try:
-                name = names[tries % len(names)] if names else None
                 ws = await AsyncWebSocket.connect(*ports[name], "/v1/dialogue", timeout=5)
-                ws.send(self.wanted())
+                ws.send({"type": "open", "speak": True, "seed": 1000 + self.number})
                 event = json.loads(await asyncio.wait_for(ws.receive(), 10))
                 if event["type"] == "opened":
-                    return self.opened(ws, name, event)
+                    self.ws, self.gateway, self.turns, self.sockets, self.id = ws, name, 0, 0, event["session"]
+                    self.expired = False
+                    if self.lost_at is not None:
+                        self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
+                        self.lost_at = None
+                    return
                 error = event
-                ws.close()
-                if self.token and event.get("code") == "not_found":
-                    self.crowd.stray(self, f"its session was not kept: {json.dumps(event)[:200]}")
-                    self.token = ""
             except (OSError, KeyError, asyncio.TimeoutError) as e:
                 error = e
-            tries += 1
-            if tries > 1:
-                await asyncio.sleep(min(0.4, 0.05 * 2 ** (tries - 2)) * (0.5 + self.random.random()))
+            await asyncio.sleep(0.2)
         raise RuntimeError(f"session {self.number} could not be opened: {error!r}")
-
-    def opened(self, ws, name, event):
-        if event.get("resumed") and event["turns"] != self.turns:
-            self.crowd.stray(self, f"it is back with {event['turns']} turns, expected {self.turns}")
-        self.ws, self.gateway, self.turns, self.id, self.token = ws, name, event["turns"], event["session"], event["resume_token"]
-        if self.lost_at is not None:
-            self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
-            self.crowd.resumed += bool(event.get("resumed"))
-            self.lost_at = None
-        self.whole.set()
 
     def hear(self, data):
         if isinstance(data, bytes):
@@ -148,8 +128,8 @@ class Session:
             self.turn.tell(event.get("kind", kind))
         if kind in ("speech_started", "speech_ended"):
             return
-        if kind == "error" and not self.turn and "a connection lasts at most" in event.get("message", ""):
-            self.expired = True  # between two turns; its client goes on at another connection
+        if kind == "error" and "a connection lasts at most" in event.get("message", ""):
+            self.expired = True  # a gateway says how long; its client opens another
             return
         if not self.turn:
             self.crowd.stray(self, f"without a question: {data[:200]}")
@@ -162,23 +142,15 @@ class Session:
             self.turn.finish(event)
 
     async def listen(self):
-        """Hears what is said, and is back as soon as it can when its socket is lost, whether it talks or waits to."""
-        while not self.crowd.stopping:
-            try:
-                while True:
-                    self.hear(await self.ws.receive())
-            except (ConnectionError, OSError) as error:
-                self.whole.clear()
-                self.ws, self.lost_at = None, None if self.expired else time.monotonic()
-                if self.turn or self.expired:
-                    self.token = ""  # the rest of a turn that was cut is not for this judge
-                if self.turn:
-                    self.turn.finish({"type": "closed", "message": str(error)})
-                elif not self.crowd.may_close(self) and not self.expired:
-                    self.crowd.stray(self, f"its socket was closed: {error}")
-                self.expired = False
-            if not self.crowd.stopping:
-                await self.open()
+        try:
+            while True:
+                self.hear(await self.ws.receive())
+        except (ConnectionError, OSError) as error:
+            self.ws, self.lost_at = None, None if self.expired else time.monotonic()
+            if self.turn:
+                self.turn.finish({"type": "closed", "message": str(error)})
+            elif not self.crowd.may_close(self) and not self.expired:
+                self.crowd.stray(self, f"its socket was closed: {error}")
 
     def tick(self):
         if self.ws is None:
@@ -200,7 +172,7 @@ class Session:
             await asyncio.wait_for(asyncio.shield(turn.done), TURN_SECONDS_MAX)
         except asyncio.TimeoutError:
             turn.finish({"type": "timeout", "message": f"nothing within {TURN_SECONDS_MAX} s"})
-        turn.excused = turn.event["type"] == "closed" and self.crowd.may_close(self)
+        turn.excused = turn.event["type"] == "closed" and (self.expired or self.crowd.may_close(self))
         if turn.event["type"] == "turn":
             self.turns += 1
         if not turn.excused:
@@ -211,18 +183,14 @@ class Session:
     async def run(self):
         listener = None
         try:
-            await self.open()
-            listener = asyncio.create_task(self.listen())
-            while not self.crowd.stopping and not listener.done():
+            while not self.crowd.stopping:
+                if self.ws is None:
+                    await self.open()
+                    listener = asyncio.create_task(self.listen())
                 async with self.crowd.gate:
                     if self.ws is not None and not self.crowd.stopping:
                         await self.ask()
-                if self.ws is None and not self.crowd.stopping:
-                    await asyncio.wait([listener, back := asyncio.create_task(self.whole.wait())], return_when=asyncio.FIRST_COMPLETED)
-                    back.cancel()
                 await asyncio.sleep(0.05 + 0.3 * self.random.random())
-            if listener.done():
-                listener.result()  # it could not come back
         except RuntimeError as error:
             self.crowd.stray(self, str(error))
         finally:
@@ -242,21 +210,6 @@ class Crowd:
         self.turns, self.strays, self.stopping, self.closing = [], [], False, None
         self.sessions, self.tasks, self.late, self.history = [], [], 0.0, History()
         self.came_again = []  # (when, how many seconds behind the loss of its socket) of sessions whose gateway died
-        self.resumed, self.known, self.looking = 0, {}, None  # of them as the session that it was; gateways and their ports
-
-    def ports(self):
-        """Of gateways as they were last seen: a client has a list of addresses."""
-        return self.known
-
-    async def look(self):
-        """Where gateways are now; who comes while somebody looks gets the same answer."""
-        if self.looking is None:
-            self.looking = asyncio.create_task(asyncio.to_thread(self.fleet.gateways))
-        looking = self.looking
-        self.known = await asyncio.shield(looking)
-        if self.looking is looking:
-            self.looking = None
-        return self.known
 
     def begun(self, turn):
         self.turns.append(turn)
@@ -290,7 +243,7 @@ class Crowd:
 
     async def start(self):
         self.stopping = False
-        names = sorted(await self.look())
+        names = sorted(await asyncio.to_thread(self.fleet.gateways))
         self.sessions = [Session(self, n, names[n % len(names)]) for n in range(self.wanted)]
         self.tasks = [asyncio.create_task(s.run()) for s in self.sessions] + [asyncio.create_task(self.tick())]
 
