@@ -1,5 +1,4 @@
 """The link of sdk/python against scripted frames, on a clock turned by hand. `python_test.py SOURCE_DIR`"""
-import json
 import pathlib
 import random
 import sys
@@ -9,7 +8,6 @@ sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "sdk/python")]
 from checks import check, finish  # noqa: E402
 from parlando import wire  # noqa: E402
 from parlando.errors import ParlandoError  # noqa: E402
-from parlando.talk import Talk  # noqa: E402
 from parlando.link import Link, LinkDown, LinkSuspect, LinkUp, WINDOW_MESSAGES  # noqa: E402
 
 KEY = dict(session=(1, 2), stream=1)
@@ -275,69 +273,6 @@ def garbage():
     check("only versions that we speak", c.link.peer is None and c.link.refusal.code == "bad_version")
 
 
-class Gateway:
-    """A place whose link takes everything; and the client that knows two of them."""
-
-    def __init__(self):
-        self.link, self.said, self.is_suspect = self, [], False
-
-    def send(self, m):
-        if m.type == wire.EVENT:
-            self.said.append(m)
-
-    def handled(self, key):
-        pass
-
-    def waiting_bytes(self, key):
-        return 0
-
-
-class Two:
-    def __init__(self):
-        self.gateways, self.dead = [Gateway(), Gateway()], []
-
-    def find(self, but, nor=()):
-        return next((g for g in self.gateways if g is not but and g not in self.dead and g not in nor), None)
-
-    def standing(self):
-        return len(self.gateways) - len(self.dead)
-
-    def wake(self):
-        pass
-
-
-def coming_back():
-    two = Two()
-    first, second = two.gateways
-    talk = Talk(two, {"type": "open"}, 10.0, 0.0)
-    def answer(fields, now):
-        talk.on_message(wire.event(fields), now)
-    talk.on_tick(0.0)
-    answer({"type": "opened", "session": "a", "resume_token": "b", "rate": 22050, "turns": 0}, 0.0)
-    two.dead = [first]
-    talk.on_link_down(first, 1.0)
-    talk.on_tick(1.0)
-    check("the next gateway is asked at once", len(second.said) == 1 and json.loads(second.said[0].payload)["type"] == "resume", second.said)
-    now, pauses = 1.0, []
-    for asked in range(2, 9):
-        answer({"type": "error", "code": "not_found", "message": "not yet"}, now)
-        began = now
-        while len(second.said) < asked and now < began + 2:
-            now += 0.001
-            talk.on_tick(now)
-        pauses.append(now - began)
-    most = [0.05, 0.1, 0.2, 0.4, 0.4, 0.4, 0.4]
-    check("then behind pauses that grow to a limit", all(m / 2 <= p <= m + 0.002 for p, m in zip(pauses, most)), pauses)
-    check("which differ", len({round(p, 3) for p in pauses[3:]}) > 1, pauses)
-    answer({"type": "error", "code": "overloaded", "message": "later", "retry_ms": 700}, now)
-    talk.on_tick(now + 0.69)
-    check("and are no shorter than a gateway says", len(second.said) == 8)
-    talk.on_tick(now + 0.71)
-    check("nor longer", len(second.said) == 9)
-    answer({"type": "opened", "session": "a", "resume_token": "c", "rate": 22050, "turns": 0, "resumed": True}, now + 1)
-    check("it is back", talk.is_open and talk.metrics.resumed == 1)
-
-
-for part in (coming_back, bodies, recorded_frames, words_that_make_no_sense, order, resumption, credit, liveness, garbage):
+for part in (bodies, recorded_frames, words_that_make_no_sense, order, resumption, credit, liveness, garbage):
     part()
 finish()

@@ -14,9 +14,7 @@ constexpr std::int64_t kKeptSamples = 60 * kRate;    // of sound that is said ag
 constexpr std::int64_t kUnsentSamples = 20 * kRate;  // of sound that waits for a gateway
 constexpr std::size_t kKeptEvents = 512, kKeptEventBytes = 1u << 20;
 constexpr std::size_t kToldMax = 1024;  // the window is smaller
-constexpr milliseconds kOpenWait{10000};
-/// Pauses behind gateways that have refused: the first, and what they double up to.
-constexpr milliseconds kAgain{50}, kAgainMax{400};
+constexpr milliseconds kOpenWait{10000}, kAgain{200};
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 Bytes bytes_of(std::string_view text) {
@@ -204,7 +202,7 @@ void Talk::look_for_place(Time now) {
     fields["type"] = "resume";
     if (opening_.contains("lead_ms")) fields["lead_ms"] = opening_["lead_ms"];
   }
-  if (!place_->send(pack(protocol::Event{bytes_of(dump(fields))}, head_))) lost(now, nullptr, pause());
+  if (!place_->send(pack(protocol::Event{bytes_of(dump(fields))}, head_))) lost(now, nullptr, kAgain);
   finder_.wake();
 }
 
@@ -227,13 +225,6 @@ void Talk::lost(Time now, const Place* avoid, milliseconds wait) {
   avoid_ = avoid;
   state_ = State::placing;
   not_before_ = now + wait;
-}
-
-/// Before the next gateway is asked. The first is asked at once; many who lost the same one spread out.
-milliseconds Talk::pause() {
-  const auto whole = std::min(kAgainMax, kAgain * (1 << std::min(refused_++, 10)));
-  const auto half = whole.count() / 2;
-  return milliseconds(half + static_cast<std::int64_t>(next_random(random_) % static_cast<std::uint64_t>(half + 1)));
 }
 
 void Talk::fail(Error error) {
@@ -299,7 +290,7 @@ void Talk::on_answer(const json& fields, Time now) {
   // Until its death is noticed, the former gateway still has the session.
   const bool later = error.code == "unavailable" || error.code == "overloaded" || error.code == "not_ready" ||
                      (error.code == "not_found" && was_opened_);
-  if (later && now - lost_at_ <= reconnect_) return lost(now, nullptr, std::max(milliseconds(error.retry_ms), pause()));
+  if (later && now - lost_at_ <= reconnect_) return lost(now, nullptr, std::max(milliseconds(error.retry_ms), kAgain));
   fail(std::move(error));
 }
 
@@ -310,7 +301,6 @@ void Talk::on_opened(const json& fields, Time now) {
   if (fields.contains("session_token")) session_token_ = text_of(fields, "session_token");
   rate_ = static_cast<std::int32_t>(number_of(fields, "rate"));
   state_ = State::open;
-  refused_ = 0;
   avoid_ = nullptr;
   const bool resumed = fields.contains("resumed");
   if (!resumed)
@@ -351,7 +341,7 @@ void Talk::repeat(const json& fields, Time now) {
     input.position = position_;
     input.sent = false;
     // What the link has no room for now is said when it is resumed once more.
-    if (!offer(std::move(input))) return lost(now, nullptr, pause());
+    if (!offer(std::move(input))) return lost(now, nullptr, kAgain);
   }
 }
 

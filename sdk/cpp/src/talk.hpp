@@ -107,7 +107,6 @@ class Talk {
   void look_for_place(Time now);
   void leave(bool detached);
   void lost(Time now, const Place* avoid, milliseconds wait = milliseconds(0));
-  milliseconds pause();
   void on_answer(const json& fields, Time now);
   void on_opened(const json& fields, Time now);
   bool is_new() const { return !was_opened_ && !resumes_; }
@@ -127,7 +126,6 @@ class Talk {
   milliseconds reconnect_;
   std::uint64_t random_;
   State state_ = State::placing;
-  int refused_ = 0;  ///< times in a row
   bool resumes_ = false, was_opened_ = false, swallow_no_speech_ = false;
   Place* place_ = nullptr;
   const Place* avoid_ = nullptr;

@@ -24,7 +24,6 @@ UNSENT_SAMPLES = 20 * INPUT_RATE  # of sound that waits for the gateway; then `o
 KEPT_EVENTS = 512
 KEPT_EVENT_BYTES = 1 << 20
 ASKS = ("text", "flush", "respond", "utter")
-AGAIN, AGAIN_MAX = 0.05, 0.4  # pauses behind gateways that have refused: the first, and what they double up to
 OPEN_WAIT = 10.0  # an `open` or `resume` that is not answered is given up
 
 
@@ -73,7 +72,6 @@ class Talk:
         self._avoid: Optional[Place] = None
         self._key: Key = (0, 0, 0)
         self._not_before = now
-        self._refused = 0  # times in a row
         self._refusers: List[Place] = []
         self._refusal: Optional[ParlandoError] = None
         self._ask_by = 0.0
@@ -229,7 +227,7 @@ class Talk:
         try:
             self._place.link.send(m)
         except ParlandoError:
-            self._lost(now, None, self._pause())
+            self._lost(now, None)
         self._finder.wake()
 
     def _leave(self, detached: bool) -> None:
@@ -253,12 +251,6 @@ class Talk:
         self._avoid = avoid
         self._state = "placing"
         self._not_before = now + wait
-
-    def _pause(self) -> float:
-        """Seconds before the next gateway is asked. The first is asked at once; many who lost the same one spread out."""
-        whole = min(AGAIN_MAX, AGAIN * 2 ** min(self._refused, 10))
-        self._refused += 1
-        return whole * random.uniform(0.5, 1)
 
     def _fail(self, error: ParlandoError) -> None:
         self._leave(detached=False)
@@ -328,7 +320,7 @@ class Talk:
         # Until its death is noticed, the former gateway still has the session.
         later = error.code in ("unavailable", "overloaded", "not_ready") or (error.code == "not_found" and self.opened is not None)
         if later and now - self._lost_at <= self._reconnect:
-            return self._lost(now, None, max(error.retry_ms / 1e3, self._pause()))
+            return self._lost(now, None, max(error.retry_ms, 200) / 1e3)
         self._fail(error)
 
     def _on_opened(self, fields: Dict[str, Any], now: float) -> None:
@@ -337,7 +329,6 @@ class Talk:
         self.session, self._token, self.rate = fields["session"], fields["resume_token"], int(fields["rate"])
         self._session_token = fields.get("session_token", self._session_token)
         self._state = "open"
-        self._refused = 0
         self._avoid = None
         resumed = bool(fields.get("resumed"))
         if not resumed:
@@ -382,7 +373,7 @@ class Talk:
             try:
                 self._offer(given)
             except ParlandoError:
-                return self._lost(now, None, self._pause())
+                return self._lost(now, None, 0.1)
 
     def _nothing_of(self, turn: int) -> None:
         self._had = {"turn": turn, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
