@@ -20,7 +20,8 @@ constexpr std::size_t kPausesMax = 256;  // of 96 ms at least, in an utterance o
 void Session::add_pause(std::int64_t sample, bool lasts) {
   auto& turn = heard_turn();
   if (!judged_ || turn.stage != Stage::hearing || !turn.lead->is_semantic()) return;
-  if (turn.ended && sample >= turn.end_sample) return;  // only what stands in front of an end may be one in its place
+  // Only what stands in front of an end may be one in its place.
+  if (turn.ended && !turn.sealed && sample >= turn.end_sample) return;
   if (lasts && around_.config.judge_again_ms == 0) return;
   // A vad that hears the turn anew has its frames elsewhere: the pause that lasts is the one that is known.
   const bool is_known = turn.paused_until >= 0 && std::abs(sample - turn.paused_until) < kVadFrame;

@@ -514,7 +514,8 @@ void Session::on_vad(const SpeechEnded& ended, Time now) {
     turn.end_sample = ended.sample;
     return;
   }
-  if (!turn.ended) turn.end_sample = ended.sample;  // a later one is not this turn's
+  // A later one is not this turn's, unless the client has ended it there.
+  if (!turn.ended || turn.sealed) turn.end_sample = ended.sample;
   turn.ended = true;
   settle_pauses(now);
 }

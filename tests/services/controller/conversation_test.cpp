@@ -588,6 +588,25 @@ BOOST_AUTO_TEST_CASE(a_flush_waits_for_the_pauses_before_it) {
   }
 }
 
+/// A silence was long enough, a judgement in front of it is waited for, the user goes on, and the client ends it all.
+BOOST_AUTO_TEST_CASE(a_flush_behind_an_end_that_is_not_sure_yet_loses_nothing) {
+  auto t = talk_with(semantic(), led());
+  auto& tokenizer = t.rig.get<FakeTokenizer>("tokenizer-1");
+  tokenizer.delay_steps = 120;
+  tokenizer.complete = [](std::int64_t) { return 300; };
+  t.chat().calls_tool = false;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  t.say(45, false);
+  const auto again = t.microphone.at;
+  t.say(kSpeech, true);
+  BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);
+  t.g().say(Flush{t.microphone.at});
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(json::parse(t.record())["sound_end"].get<std::int64_t>() > again);
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 BOOST_AUTO_TEST_SUITE(items)
