@@ -35,7 +35,7 @@ struct SessionsConfig {
   milliseconds full_told{1500};            ///< a controller that is full has said so by then
   milliseconds resume_wait{5000};          ///< so long a `resume` asks: the end of the former gateway is noticed late
   milliseconds resume_answer{1000};        ///< a controller that has not answered Attach is not waited for
-  milliseconds resume_settle{150};         ///< nor behind the first that keeps it, who may be stale
+  milliseconds resume_settle{400};         ///< nor behind the first that keeps it, who may be stale
   milliseconds resume_again{50};           ///< when nobody keeps it, all are asked again, then after twice that …
   milliseconds resume_again_max{500};      ///< … up to this
   SessionTokens tokens;                    ///< of sessions; without a key clients are given none
