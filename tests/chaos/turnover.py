@@ -9,6 +9,7 @@ import glob
 import json
 import pathlib
 import random
+import re
 import sys
 import tempfile
 import time
@@ -88,22 +89,33 @@ def sizes(fleet):
     return out
 
 
+def kept_mib(fleet, source):
+    """-> {name: MiB of the key/value cache that beginnings of prompts fill}: limited by the configuration, and touched when it is first used."""
+    c = json.load(open(source / "models/nano/Step-Audio-Chat/config.json"))
+    dims = -(-c["hidden_size"] // c["num_attention_heads"] // 64) * 64  # of a head, as wide as they are laid out at most
+    block = 16 * c["num_hidden_layers"] * 2 * c["num_attention_groups"] * dims * 4
+    blocks = lambda child: float(re.search(r"^parlando_llm_prefix_blocks (\S+)$", child.text(), re.M)[1])
+    return {child.name: blocks(child) * block / 2**20 for role in ("llm-chat", "llm-tts") for child in fleet.children(role)}
+
+
 with tempfile.TemporaryDirectory(prefix="parlando-turnover-") as folder:
     fleet = Fleet(a.bin, a.source, folder)
     problems, ways, dice, began = [], Ways(), random.Random(a.seed), time.monotonic()
     try:
         first = max(a.sessions // 5, 1000)
         asyncio.run(many(fleet, first, dice, ways, began))
-        before = sizes(fleet)
+        before, kept_before = sizes(fleet), kept_mib(fleet, a.source)
         asyncio.run(many(fleet, a.sessions - first, dice, ways, began))
         over, took = fleet.above_baseline(SETTLE_SECONDS)
         problems += [f"after {a.sessions} sessions {k} is {v}" for k, v in over.items()]
+        kept = kept_mib(fleet, a.source)
         for name, (memory, files, threads) in sizes(fleet).items():
             was = before.get(name)
             if was is None:
                 problems.append(f"{name} is a new process")
                 continue
             print(f"  {name:<13} {was[0]:7.1f} -> {memory:7.1f} MiB, {was[1]} -> {files} descriptors, {was[2]} -> {threads} threads")
+            memory -= kept.get(name, 0) - kept_before.get(name, 0)
             if memory - was[0] > max(GROWTH_MIB_MIN, GROWTH_MAX * was[0]):
                 problems.append(f"{name} has grown from {was[0]:.1f} to {memory:.1f} MiB between {first} and {a.sessions} sessions")
             if files > was[1] or threads > was[2]:

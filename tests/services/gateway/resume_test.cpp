@@ -259,7 +259,7 @@ BOOST_AUTO_TEST_CASE(behind_the_first_that_keeps_it_the_others_have_a_while_to_a
     auto& rig = back.rig;
     rig.tick(300);
     back.attached("a", 4);
-    rig.tick(140);
+    rig.tick(390);
     BOOST_TEST(rig.story() == "");
     if (in_time)
       back.attached("b", 5);
