@@ -42,4 +42,13 @@ at::Tensor PackedLinear::operator()(const at::Tensor& x) const {
   return out;
 }
 
+Linear::Linear(const at::Tensor& w, const at::Tensor& b) {
+  if (!w.defined() || w.scalar_type() == at::kFloat)
+    packed_ = PackedLinear(w, b);
+  else
+    w_ = w, b_ = b;
+}
+
+at::Tensor Linear::operator()(const at::Tensor& x) const { return w_.defined() ? at::linear(x, w_, b_) : packed_(x); }
+
 }  // namespace parlando::nn

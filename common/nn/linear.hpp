@@ -18,4 +18,18 @@ class PackedLinear {
   std::int64_t rows_ = 0, columns_ = 0;
 };
 
+/// A linear layer in whatever type its weights have: packed in fp32, libtorch's product otherwise.
+class Linear {
+ public:
+  Linear() = default;
+  /// @param w [out, in]   @param b [out] or undefined
+  Linear(const at::Tensor& w, const at::Tensor& b);
+  /// [..., in] -> [..., out]
+  at::Tensor operator()(const at::Tensor& x) const;
+
+ private:
+  PackedLinear packed_;
+  at::Tensor w_, b_;  ///< undefined when packed
+};
+
 }  // namespace parlando::nn

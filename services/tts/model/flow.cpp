@@ -30,11 +30,7 @@ Schedule flow_schedule(int steps, ScheduleType type) {
   return out;
 }
 
-namespace {
-at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
-  return at::layer_norm(x, {x.size(-1)}, w, b, 1e-5);
-}
-}  // namespace
+at::Tensor Flow::norm(const at::Tensor& x, const Norm& n) { return at::layer_norm(x, {x.size(-1)}, n.w, n.b, 1e-5); }
 
 Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype)
     : dtype_(dtype) {
@@ -54,10 +50,16 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   };
   auto linear = [&](const std::string& name, std::vector<std::int64_t> shape, bool bias = true) {
     const auto rows = shape[0];
-    return Linear{w.take(name + ".weight", std::move(shape)), bias ? w.take(name + ".bias", {rows}) : at::Tensor()};
+    const auto weight = w.take(name + ".weight", std::move(shape));
+    return nn::Linear(weight, bias ? w.take(name + ".bias", {rows}) : at::Tensor());
+  };
+  auto convolution = [&](const std::string& name, std::vector<std::int64_t> shape) {
+    const auto rows = shape[0];
+    const auto weight = w.take(name + ".weight", std::move(shape));
+    return nn::Convolution(weight, w.take(name + ".bias", {rows}));
   };
   auto norm_of = [&](const std::string& name, std::int64_t n) {
-    return Linear{w.take(name + ".weight", {n}), w.take(name + ".bias", {n})};
+    return Norm{w.take(name + ".weight", {n}), w.take(name + ".bias", {n})};
   };
 
   vocabulary_ = size("input_embedding.weight", 0);
@@ -72,12 +74,13 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     const auto at = fmt::format("encoder.encoders.{}.", l), a = at + "self_attn.";
     EncoderLayer e;
     using Part = tensor::Weights::Part;
-    e.qkv = {w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}},
-                      Part{a + "linear_v.weight", {width_, width_}}}),
-             w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}},
-                      Part{a + "linear_v.bias", {width_}}})};
+    const auto qkv =
+        w.stack({Part{a + "linear_q.weight", {width_, width_}}, Part{a + "linear_k.weight", {width_, width_}},
+                 Part{a + "linear_v.weight", {width_, width_}}});
+    e.qkv = {qkv, w.stack({Part{a + "linear_q.bias", {width_}}, Part{a + "linear_k.bias", {width_}},
+                           Part{a + "linear_v.bias", {width_}}})};
     e.out = linear(a + "linear_out", {width_, width_});
-    e.pos = w.take(a + "linear_pos.weight", {width_, width_});
+    e.pos = {w.take(a + "linear_pos.weight", {width_, width_}), {}};
     e.u = w.take(a + "pos_bias_u", {encoder_heads_, d}), e.v = w.take(a + "pos_bias_v", {encoder_heads_, d});
     e.norm_mha = norm_of(at + "norm_mha", width_), e.norm_ff = norm_of(at + "norm_ff", width_);
     const auto hidden = size(at + "feed_forward.w_1.weight", 0);
@@ -87,10 +90,10 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   after_norm_ = norm_of("encoder.after_norm", width_);
   encoder_proj_ = linear("encoder_proj", {kMelBins, width_});
   for (int n = 0; n < 4; ++n) {
-    regulator_conv_.push_back(linear(fmt::format("length_regulator.model.{}", 3 * n), {kMelBins, kMelBins, 3}));
+    regulator_conv_.push_back(convolution(fmt::format("length_regulator.model.{}", 3 * n), {kMelBins, kMelBins, 3}));
     regulator_norm_.push_back(norm_of(fmt::format("length_regulator.model.{}", 3 * n + 1), kMelBins));
   }
-  regulator_conv_.push_back(linear("length_regulator.model.12", {kMelBins, kMelBins, 1}));
+  regulator_conv_.push_back(convolution("length_regulator.model.12", {kMelBins, kMelBins, 1}));
   speaker_ = linear("spk_embed_affine_layer", {kMelBins, -1});
 
   const std::string e = "decoder.estimator.";
@@ -99,37 +102,59 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}),
   time2_ = linear(e + "time_mlp.linear_2", {time, time});
   auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) {
-    return Block{linear(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)};
+    return Block{convolution(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)};
   };
-  auto stage_of = [&](const std::string& at, bool has_conv, bool transposed) {
+  auto stage_of = [&](const std::string& at, bool has_conv, bool transposed, bool first) {
     Stage s;
     const auto out = size(at + ".0.block1.block.0.weight", 0), in = size(at + ".0.block1.block.0.weight", 1);
-    s.resnet = {linear(at + ".0.mlp.1", {out, time}), block_of(at + ".0.block1", in, out),
-                block_of(at + ".0.block2", out, out), linear(at + ".0.res_conv", {out, in, 1})};
+    s.resnet.mlp = linear(at + ".0.mlp.1", {out, time}), s.resnet.block2 = block_of(at + ".0.block2", out, out);
+    if (first) {
+      // A convolution of channels side by side is the sum of those of its parts: what is the same in every step of the
+      // solver is convolved once.
+      const auto conv = at + ".0.block1.block.0", res = at + ".0.res_conv";
+      const auto conv_w = w.take(conv + ".weight", {out, in, 3}), res_w = w.take(res + ".weight", {out, in, 1}),
+                 conv_b = w.take(conv + ".bias", {out}), res_b = w.take(res + ".bias", {out});
+      if (conv_w.defined() && res_w.defined()) {
+        if (in <= kMelBins)
+          raise(Errc::checkpoint_mismatch, "{}: {} reads {} channels, expected more than {}", source, conv, in,
+                kMelBins);
+        s.resnet.block1 = {{conv_w.narrow(1, 0, kMelBins), {}}, norm_of(at + ".0.block1.block.1", out)};
+        s.resnet.res = {res_w.narrow(1, 0, kMelBins), {}};
+        fixed_conv_ = {conv_w.narrow(1, kMelBins, in - kMelBins), conv_b};
+        fixed_res_ = {res_w.narrow(1, kMelBins, in - kMelBins), res_b};
+      }
+    } else {
+      s.resnet.block1 = block_of(at + ".0.block1", in, out),
+      s.resnet.res = convolution(at + ".0.res_conv", {out, in, 1});
+    }
     const auto inner = heads_ * dim_;
     for (int n = 0; w.has(fmt::format("{}.1.{}.norm1.weight", at, n)); ++n) {
       const auto t = fmt::format("{}.1.{}.", at, n);
       Transformer x;
       x.norm1 = norm_of(t + "norm1", out), x.norm3 = norm_of(t + "norm3", out);
-      x.qkv = w.stack({{t + "attn1.to_q.weight", {inner, out}},
-                       {t + "attn1.to_k.weight", {inner, out}},
-                       {t + "attn1.to_v.weight", {inner, out}}});
+      x.qkv = {w.stack({{t + "attn1.to_q.weight", {inner, out}},
+                        {t + "attn1.to_k.weight", {inner, out}},
+                        {t + "attn1.to_v.weight", {inner, out}}}),
+               {}};
       x.out = linear(t + "attn1.to_out.0", {out, inner});
       const auto hidden = size(t + "ff.net.0.proj.weight", 0);
       x.ff1 = linear(t + "ff.net.0.proj", {hidden, out}), x.ff2 = linear(t + "ff.net.2", {out, hidden});
       s.transformers.push_back(std::move(x));
     }
     if (has_conv) {
-      s.resampled = w.has(at + ".2.conv.weight");
-      const auto name = s.resampled ? at + ".2.conv" : at + ".2";
-      s.conv = linear(name, {out, out, s.resampled && transposed ? 4 : 3});
+      if (w.has(at + ".2.conv.weight"))
+        s.resample = {w.take(at + ".2.conv.weight", {out, out, transposed ? 4 : 3}),
+                      w.take(at + ".2.conv.bias", {out})};
+      else
+        s.conv = convolution(at + ".2", {out, out, 3});
     }
     return s;
   };
   auto stages = [&](const std::string& kind, bool has_conv, bool transposed) {
     std::vector<Stage> out;
     for (int n = 0; w.has(fmt::format("{}{}.{}.0.mlp.1.weight", e, kind, n)); ++n)
-      out.push_back(stage_of(fmt::format("{}{}.{}", e, kind, n), has_conv, transposed));
+      out.push_back(
+          stage_of(fmt::format("{}{}.{}", e, kind, n), has_conv, transposed, n == 0 && has_conv && !transposed));
     return out;
   };
   down_ = stages("down_blocks", true, false), mid_ = stages("mid_blocks", false, false),
@@ -138,7 +163,7 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     raise(Errc::checkpoint_mismatch, "{}: {} down and {} up blocks", source, down_.size(), up_.size());
   const auto last = size(e + "final_block.block.0.weight", 0);
   final_block_ = block_of(e + "final_block", last, last);
-  final_proj_ = linear(e + "final_proj", {kMelBins, last, 1});
+  final_proj_ = convolution(e + "final_proj", {kMelBins, last, 1});
   w.finish();
 }
 
@@ -146,7 +171,7 @@ at::Tensor Flow::encode(const at::Tensor& tokens, const Trace& trace) const {
   const c10::InferenceMode guard;
   const auto T = tokens.size(0), d = width_ / encoder_heads_;
   auto x = at::embedding(embedding_, tokens.clamp_min(0)).unsqueeze(0);
-  x = norm(at::linear(x, embed_.w, embed_.b), embed_norm_.w, embed_norm_.b) * std::sqrt(static_cast<double>(width_));
+  x = norm(embed_(x), embed_norm_) * std::sqrt(static_cast<double>(width_));
   if (trace) trace("embed", x);
   // Relative positions T−1 … −(T−1): sine at even, cosine at odd columns.
   const auto r = at::arange(T - 1, -T, -1, at::kFloat).unsqueeze(1);
@@ -155,22 +180,22 @@ at::Tensor Flow::encode(const at::Tensor& tokens, const Trace& trace) const {
   const auto table = at::stack({(r * omega).sin(), (r * omega).cos()}, 2).view({2 * T - 1, width_}).to(dtype_);
   for (std::size_t l = 0; l < encoder_.size(); ++l) {
     const auto& e = encoder_[l];
-    const auto qkv = at::linear(norm(x, e.norm_mha.w, e.norm_mha.b), e.qkv.w, e.qkv.b).view({T, 3, encoder_heads_, d});
+    const auto qkv = e.qkv(norm(x, e.norm_mha)).view({T, 3, encoder_heads_, d});
     const auto q = qkv.select(1, 0), k = qkv.select(1, 1).permute({1, 2, 0}), v = qkv.select(1, 2).transpose(0, 1);
-    const auto p = at::linear(table, e.pos).view({2 * T - 1, encoder_heads_, d}).permute({1, 2, 0});
+    const auto p = e.pos(table).view({2 * T - 1, encoder_heads_, d}).permute({1, 2, 0});
     const auto plain = at::matmul((q + e.u).transpose(0, 1), k);
     // Column of i − j in a table that runs downwards from T−1 is T−1−i+j: row i is the slice that starts at T−1−i.
     const auto all = at::matmul((q + e.v).transpose(0, 1), p).contiguous();
     const auto shifted =
         all.as_strided({encoder_heads_, T, T}, {T * (2 * T - 1), 2 * T - 2, 1}, all.storage_offset() + T - 1);
     const auto weights = at::softmax((plain + shifted) / std::sqrt(static_cast<double>(d)), -1);
-    x = x + at::linear(at::matmul(weights, v).transpose(0, 1).reshape({1, T, width_}), e.out.w, e.out.b);
-    x = x + at::linear(at::silu(at::linear(norm(x, e.norm_ff.w, e.norm_ff.b), e.w1.w, e.w1.b)), e.w2.w, e.w2.b);
+    x = x + e.out(at::matmul(weights, v).transpose(0, 1).reshape({1, T, width_}));
+    x = x + e.w2(at::silu(e.w1(norm(x, e.norm_ff))));
     if (trace) trace(fmt::format("layer{}", l), x);
   }
-  x = norm(x, after_norm_.w, after_norm_.b);
+  x = norm(x, after_norm_);
   if (trace) trace("encoder", x);
-  return at::linear(x, encoder_proj_.w, encoder_proj_.b)[0].to(at::kFloat);
+  return encoder_proj_(x)[0].to(at::kFloat);
 }
 
 at::Tensor Flow::stretch(const at::Tensor& h, std::int64_t frames) {
@@ -192,49 +217,39 @@ at::Tensor Flow::regulate(const at::Tensor& stretched) const {
   const c10::InferenceMode guard;
   auto x = stretched.to(dtype_);
   for (std::size_t n = 0; n < 4; ++n)
-    x = at::mish(at::group_norm(at::conv1d(x, regulator_conv_[n].w, regulator_conv_[n].b, 1, 1), 1,
-                                regulator_norm_[n].w, regulator_norm_[n].b, 1e-5));
-  return at::conv1d(x, regulator_conv_[4].w, regulator_conv_[4].b).to(at::kFloat);
+    x = at::mish(at::group_norm(regulator_conv_[n](x), 1, regulator_norm_[n].w, regulator_norm_[n].b, 1e-5));
+  return regulator_conv_[4](x).to(at::kFloat);
 }
 
 at::Tensor Flow::speaker(const at::Tensor& embedding) const {
   const c10::InferenceMode guard;
   const auto e = embedding / embedding.norm(2, 1, true).clamp_min(1e-12);
-  return at::linear(e.to(dtype_), speaker_.w, speaker_.b).to(at::kFloat);
+  return speaker_(e.to(dtype_)).to(at::kFloat);
 }
 
 at::Tensor Flow::activated(const at::Tensor& x, const Block& b) const {
   return at::mish(at::group_norm(x, 8, b.norm.w, b.norm.b, 1e-5));
 }
 
-at::Tensor Flow::block(const at::Tensor& x, const Block& b) const {
-  return activated(at::conv1d(x, b.conv.w, b.conv.b, 1, 1), b);
-}
+at::Tensor Flow::block(const at::Tensor& x, const Block& b) const { return activated(b.conv(x), b); }
 
 at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
                        const std::string& name, const Fixed* inputs) const {
   const auto& r = s.resnet;
-  // A convolution of channels side by side is the sum of those of its parts.
-  const auto channels = x.size(1);
-  const auto first =
-      inputs == nullptr
-          ? block(x, r.block1)
-          : activated(at::conv1d(x, r.block1.conv.w.narrow(1, 0, channels), {}, 1, 1) + inputs->conv, r.block1);
-  auto h = first + at::linear(time, r.mlp.w, r.mlp.b).unsqueeze(2);
-  x = block(h, r.block2) + (inputs == nullptr ? at::conv1d(x, r.res.w, r.res.b)
-                                              : at::conv1d(x, r.res.w.narrow(1, 0, channels)) + inputs->res);
+  auto narrow = r.block1.conv(x), passed = r.res(x);
+  if (inputs != nullptr) narrow = narrow + inputs->conv, passed = passed + inputs->res;
+  x = block(activated(narrow, r.block1) + r.mlp(time).unsqueeze(2), r.block2) + passed;
   if (trace) trace(name + "_resnet", x);
   if (s.transformers.empty()) return x;
   x = x.transpose(1, 2).contiguous();
   const auto B = x.size(0), F = x.size(1);
   int n = 0;
   for (const auto& t : s.transformers) {
-    const auto qkv =
-        at::linear(norm(x, t.norm1.w, t.norm1.b), t.qkv).view({B, F, 3, heads_, dim_}).permute({2, 0, 3, 1, 4});
+    const auto qkv = t.qkv(norm(x, t.norm1)).view({B, F, 3, heads_, dim_}).permute({2, 0, 3, 1, 4});
     const auto y =
         at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({B, F, heads_ * dim_});
-    x = x + at::linear(y, t.out.w, t.out.b);
-    x = x + at::linear(at::gelu(at::linear(norm(x, t.norm3.w, t.norm3.b), t.ff1.w, t.ff1.b)), t.ff2.w, t.ff2.b);
+    x = x + t.out(y);
+    x = x + t.ff2(at::gelu(t.ff1(norm(x, t.norm3))));
     if (trace) trace(fmt::format("{}_tf{}", name, n++), x);
   }
   return x.transpose(1, 2);
@@ -247,10 +262,8 @@ at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at
 }
 
 Flow::Fixed Flow::fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const {
-  const auto& r = down_.front().resnet;
   const auto x = at::cat({mu, spk.unsqueeze(2).expand({-1, -1, mu.size(2)}), cond}, 1).to(dtype_);
-  const auto rest = [&](const at::Tensor& w) { return w.narrow(1, w.size(1) - x.size(1), x.size(1)); };
-  return {at::conv1d(x, rest(r.block1.conv.w), r.block1.conv.b, 1, 1), at::conv1d(x, rest(r.res.w), r.res.b)};
+  return {fixed_conv_(x), fixed_res_(x)};
 }
 
 at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const {
@@ -259,7 +272,7 @@ at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at:
       at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
   const auto angle = 1000.0 * t.to(at::kFloat).unsqueeze(1) * f.unsqueeze(0);
   const auto embedded = at::cat({angle.sin(), angle.cos()}, 1).to(dtype_);
-  const auto raw = at::linear(at::silu(at::linear(embedded, time1_.w, time1_.b)), time2_.w, time2_.b);
+  const auto raw = time2_(at::silu(time1_(embedded)));
   if (trace) trace("time_mlp", raw);
   const auto time = at::mish(raw);  // every resnet starts with the same activation of it
   auto x = x_in.to(dtype_);
@@ -268,7 +281,7 @@ at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at:
   for (const auto& s : down_) {
     x = stage(x, s, time, trace, fmt::format("down{}", n), n == 0 ? &inputs : nullptr);
     skips.push_back(x);
-    x = at::conv1d(x, s.conv.w, s.conv.b, s.resampled ? 2 : 1, 1);
+    x = s.resample.w.defined() ? at::conv1d(x, s.resample.w, s.resample.b, 2, 1) : s.conv(x);
     if (trace) trace(fmt::format("down{}_out", n), x);
     ++n;
   }
@@ -279,13 +292,13 @@ at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at:
     const auto skip = skips.back();
     skips.pop_back();
     x = stage(at::cat({x.narrow(2, 0, skip.size(2)), skip}, 1), s, time, trace, fmt::format("up{}", n));
-    x = s.resampled ? at::conv_transpose1d(x, s.conv.w, s.conv.b, 2, 1) : at::conv1d(x, s.conv.w, s.conv.b, 1, 1);
+    x = s.resample.w.defined() ? at::conv_transpose1d(x, s.resample.w, s.resample.b, 2, 1) : s.conv(x);
     if (trace) trace(fmt::format("up{}_out", n), x);
     ++n;
   }
   x = block(x, final_block_);
   if (trace) trace("final_block", x);
-  return at::conv1d(x, final_proj_.w, final_proj_.b).to(at::kFloat);
+  return final_proj_(x).to(at::kFloat);
 }
 
 at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,

@@ -10,6 +10,8 @@
 
 #include "common/base/result.hpp"
 #include "common/checkpoint/tensor_data.hpp"
+#include "common/nn/convolution.hpp"
+#include "common/nn/linear.hpp"
 
 namespace parlando::tts {
 
@@ -67,35 +69,38 @@ class Flow {
   std::vector<std::int64_t> usable(const std::vector<std::int32_t>& codes, std::int64_t* dropped = nullptr) const;
 
  private:
-  struct Linear {
+  struct Norm {
     at::Tensor w, b;
   };
   struct EncoderLayer {
-    Linear qkv, out, w1, w2, norm_mha, norm_ff;
-    at::Tensor pos, u, v;
+    nn::Linear qkv, out, w1, w2, pos;
+    Norm norm_mha, norm_ff;
+    at::Tensor u, v;
   };
   struct Block {
-    Linear conv, norm;
+    nn::Convolution conv;
+    Norm norm;
   };
   struct Resnet {
-    Linear mlp;
+    nn::Linear mlp;
     Block block1, block2;
-    Linear res;
+    nn::Convolution res;
   };
   struct Transformer {
-    Linear norm1, norm3, out, ff1, ff2;
-    at::Tensor qkv;
+    Norm norm1, norm3;
+    nn::Linear qkv, out, ff1, ff2;
   };
   struct Stage {
     Resnet resnet;
     std::vector<Transformer> transformers;
-    Linear conv;
-    bool resampled = false;
+    nn::Convolution conv;  ///< that keeps the length, or
+    Norm resample;         ///< weights of one that halves or doubles it
   };
   /// What the first resnet makes of those inputs that are the same in every step: mu, speaker, condition.
   struct Fixed {
     at::Tensor conv, res;
   };
+  static at::Tensor norm(const at::Tensor& x, const Norm& n);
   Fixed fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const;
   at::Tensor velocity(const at::Tensor& x, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const;
   at::Tensor activated(const at::Tensor& x, const Block& b) const;
@@ -109,9 +114,12 @@ class Flow {
   bool single_ = false;
   at::ScalarType dtype_;
   at::Tensor embedding_;
-  Linear embed_, embed_norm_, after_norm_, encoder_proj_, speaker_, time1_, time2_, final_proj_;
+  nn::Linear embed_, encoder_proj_, speaker_, time1_, time2_;
+  Norm embed_norm_, after_norm_;
   std::vector<EncoderLayer> encoder_;
-  std::vector<Linear> regulator_conv_, regulator_norm_;
+  std::vector<nn::Convolution> regulator_conv_;
+  std::vector<Norm> regulator_norm_;
+  nn::Convolution fixed_conv_, fixed_res_, final_proj_;  ///< the first two: of `Fixed`
   std::vector<Stage> down_, mid_, up_;
   Block final_block_;
 };

@@ -1,18 +1,22 @@
 #include "services/tts/model/hift.hpp"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numbers>
 
+#include "common/tensor/torch_bridge.hpp"
 #include "common/tensor/weights.hpp"
 
 namespace parlando::tts {
 
 namespace {
 constexpr std::int64_t kSamplesPerFrame = 256, kFft = 16, kFftHop = 4, kBins = kFft / 2 + 1;
+constexpr std::int64_t kPositionsPerTask = 512;  // of a convolution, for a thread
 
 std::uint64_t mix(std::uint64_t x) {
   x ^= x >> 30, x *= 0xbf58476d1ce4e5b9ull;
@@ -26,11 +30,13 @@ double unit(std::uint64_t seed, std::uint64_t stream, std::uint64_t counter) {
 }  // namespace
 
 void fill_normal(std::uint64_t seed, std::uint64_t stream, std::int64_t first, std::span<float> out) {
-  for (std::size_t i = 0; i < out.size(); ++i) {
+  // Two neighbours, the first at an even place, share what they are made of.
+  for (std::size_t i = 0; i < out.size();) {
     const auto at = static_cast<std::uint64_t>(first) + i;
     const double radius = std::sqrt(-2.0 * std::log(unit(seed, stream, at & ~1ull))),
                  angle = 2.0 * std::numbers::pi * unit(seed, stream, at | 1ull);
-    out[i] = static_cast<float>(radius * (at % 2 == 0 ? std::cos(angle) : std::sin(angle)));
+    if (at % 2 == 0) out[i++] = static_cast<float>(radius * std::cos(angle));
+    if (i < out.size()) out[i++] = static_cast<float>(radius * std::sin(angle));
   }
 }
 
@@ -95,14 +101,21 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   auto resblock = [&](const std::string& name, std::int64_t channels, const std::vector<std::int64_t>& ds) {
     ResBlock r;
     r.dilations = ds;
+    auto packed = [&](const std::string& conv) {
+      const auto c = normed(conv, {channels, channels, -1}, channels);
+      if (!c.w.defined() || !c.b.defined()) return kernels::PackedFilter();
+      const auto weights = c.w.contiguous(), bias = c.b.contiguous();
+      return kernels::PackedFilter(weights.data_ptr<float>(), bias.data_ptr<float>(), channels, channels,
+                                   weights.size(2));
+    };
+    auto alpha = [&](int which, std::size_t n) {
+      const auto a = w.take(fmt::format("{}.activations{}.{}.alpha", name, which, n), {channels});
+      return a.defined() ? tensor::to_values(a) : std::vector<float>();
+    };
     for (std::size_t n = 0; n < ds.size(); ++n) {
-      r.convs1.push_back(normed(fmt::format("{}.convs1.{}", name, n), {channels, channels, -1}, channels));
-      r.convs2.push_back(normed(fmt::format("{}.convs2.{}", name, n), {channels, channels, -1}, channels));
-      auto alpha = [&](int which) {
-        const auto a = w.take(fmt::format("{}.activations{}.{}.alpha", name, which, n), {channels});
-        return a.defined() ? a.view({channels, 1}) : a;
-      };
-      r.alpha1.push_back(alpha(1)), r.alpha2.push_back(alpha(2));
+      r.convs1.push_back(packed(fmt::format("{}.convs1.{}", name, n)));
+      r.convs2.push_back(packed(fmt::format("{}.convs2.{}", name, n)));
+      r.alpha1.push_back(alpha(1, n)), r.alpha2.push_back(alpha(2, n));
     }
     return r;
   };
@@ -168,16 +181,32 @@ at::Tensor Hift::source(const at::Tensor& f0, std::span<const float> phase, cons
   return out.tanh_();
 }
 
-at::Tensor Hift::run(const ResBlock& r, at::Tensor x) const {
-  auto snake = [](const at::Tensor& v, const at::Tensor& a) {
-    return at::addcdiv(v, at::sin(v * a).square_(), a + 1e-9);
+at::Tensor Hift::run(const ResBlock& r, const at::Tensor& x) const {
+  const auto channels = x.size(1), size = x.size(2);
+  // Rows with silence on both sides, for the widest of the convolutions.
+  std::int64_t margin = 0;
+  for (std::size_t n = 0; n < r.dilations.size(); ++n)
+    margin = std::max({margin, (r.convs1[n].taps - 1) * r.dilations[n] / 2, (r.convs2[n].taps - 1) / 2});
+  const auto stride = size + 2 * margin;
+  auto active = at::zeros({channels * stride + kernels::kConvolutionSlack}), between = at::empty({channels, size});
+  auto out = x.contiguous().clone();
+  float *const a = active.data_ptr<float>() + margin, *const y = between.data_ptr<float>(),
+               *const o = out.data_ptr<float>();
+  auto step = [&](const float* in, const std::vector<float>& alpha, const kernels::PackedFilter& filter,
+                  std::int64_t dilation, const float* to_add, float* to) {
+    for (std::int64_t c = 0; c < channels; ++c)
+      kernels::snake(in + c * size, alpha[static_cast<std::size_t>(c)], size, a + c * stride);
+    const auto reach = (filter.taps - 1) * dilation / 2;
+    at::parallel_for(0, size, kPositionsPerTask, [&](std::int64_t from, std::int64_t until) {
+      kernels::convolve(filter, a + from - reach, stride, dilation, until - from,
+                        to_add == nullptr ? nullptr : to_add + from, to + from, size);
+    });
   };
   for (std::size_t n = 0; n < r.convs1.size(); ++n) {
-    const auto d = r.dilations[n], k1 = r.convs1[n].w.size(2), k2 = r.convs2[n].w.size(2);
-    auto y = at::conv1d(snake(x, r.alpha1[n]), r.convs1[n].w, r.convs1[n].b, 1, (k1 - 1) * d / 2, d);
-    x = x + at::conv1d(snake(y, r.alpha2[n]), r.convs2[n].w, r.convs2[n].b, 1, (k2 - 1) / 2);
+    step(o, r.alpha1[n], r.convs1[n], r.dilations[n], nullptr, y);
+    step(y, r.alpha2[n], r.convs2[n], 1, o, o);
   }
-  return x;
+  return out;
 }
 
 at::Tensor Hift::decode(const at::Tensor& mel, const at::Tensor& source, const Trace& trace) const {

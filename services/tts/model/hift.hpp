@@ -8,6 +8,7 @@
 
 #include "common/base/result.hpp"
 #include "common/checkpoint/tensor_data.hpp"
+#include "kernels/convolution/convolution.hpp"
 
 namespace parlando::tts {
 
@@ -46,11 +47,11 @@ class Hift {
     at::Tensor w, b;
   };
   struct ResBlock {
-    std::vector<Conv> convs1, convs2;
-    std::vector<at::Tensor> alpha1, alpha2;
+    std::vector<kernels::PackedFilter> convs1, convs2;
+    std::vector<std::vector<float>> alpha1, alpha2;
     std::vector<std::int64_t> dilations;
   };
-  at::Tensor run(const ResBlock& r, at::Tensor x) const;
+  at::Tensor run(const ResBlock& r, const at::Tensor& x) const;  ///< [1, channels, n], as long as x
   std::vector<Conv> condnet_, ups_, source_downs_;
   std::vector<ResBlock> source_blocks_, blocks_;
   std::vector<std::int64_t> rates_, kernels_;

@@ -1,0 +1,42 @@
+#include "common/nn/convolution.hpp"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace parlando::nn {
+
+namespace {
+constexpr std::int64_t kPositionsPerTask = 128;  // for a thread
+}  // namespace
+
+Convolution::Convolution(const at::Tensor& w, const at::Tensor& b) {
+  if (!w.defined()) return;  // reported by the loader
+  if (w.scalar_type() != at::kFloat) {
+    w_ = w, b_ = b;
+    return;
+  }
+  const auto weights = w.contiguous(), bias = b.defined() ? b.contiguous() : at::Tensor();
+  packed_ = std::make_shared<kernels::PackedFilter>(
+      weights.data_ptr<float>(), bias.defined() ? bias.data_ptr<float>() : nullptr, w.size(0), w.size(1), w.size(2));
+}
+
+at::Tensor Convolution::operator()(const at::Tensor& x) const {
+  if (!packed_) return at::conv1d(x, w_, b_, 1, w_.size(2) / 2);
+  const auto& filter = *packed_;
+  const auto batch = x.size(0), size = x.size(2), margin = filter.taps / 2, stride = size + 2 * margin;
+  auto padded = at::zeros({batch * filter.in * stride + kernels::kConvolutionSlack});
+  padded.narrow(0, 0, batch * filter.in * stride).view({batch, filter.in, stride}).narrow(2, margin, size).copy_(x);
+  auto out = at::empty({batch, filter.out, size});
+  for (std::int64_t n = 0; n < batch; ++n) {
+    const float* from = padded.data_ptr<float>() + n * filter.in * stride;
+    float* to = out.data_ptr<float>() + n * filter.out * size;
+    at::parallel_for(0, size, kPositionsPerTask, [&](std::int64_t first, std::int64_t last) {
+      kernels::convolve(filter, from + first, stride, 1, last - first, nullptr, to + first, size);
+    });
+  }
+  return out;
+}
+
+}  // namespace parlando::nn
