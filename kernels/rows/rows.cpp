@@ -34,6 +34,11 @@ void add_to(float* x, const float* y, std::int64_t size, bool round) {
     PARLANDO_DISPATCH(add_row<false>, x, y, size);
 }
 
+void group_norm_mish(const float* x, std::int64_t channels, std::int64_t size, std::int64_t groups, const float* w,
+                     const float* b, float eps, float* y) {
+  PARLANDO_DISPATCH(group_norm_mish_rows, x, channels, size, groups, w, b, eps, y);
+}
+
 void round_to_bf16(float* x, std::int64_t size) { PARLANDO_DISPATCH(round_row, x, size); }
 
 void widen_bf16(const std::uint16_t* x, std::int64_t size, float* y) { PARLANDO_DISPATCH(widen_row, x, size, y); }

@@ -11,6 +11,11 @@ void rms_norm(const float* x, const float* w, float eps, std::int64_t size, bool
 void swiglu(const float* gate, const float* up, std::int64_t size, bool round, float* y);
 /// x += y.
 void add_to(float* x, const float* y, std::int64_t size, bool round);
+/// y = mish(norm(x) · w + b), mish(v) = v · tanh(log(1 + e^v)); the norm is over all of a group of neighbouring
+/// channels.
+/// @param x, y  [channels, size], `groups` divides the channels   @param w, b  [channels]
+void group_norm_mish(const float* x, std::int64_t channels, std::int64_t size, std::int64_t groups, const float* w,
+                     const float* b, float eps, float* y);
 void round_to_bf16(float* x, std::int64_t size);
 void widen_bf16(const std::uint16_t* x, std::int64_t size, float* y);
 

@@ -72,6 +72,34 @@ BOOST_AUTO_TEST_CASE(gates_are_those_of_double_precision_from_end_to_end) {
   });
 }
 
+BOOST_AUTO_TEST_CASE(groups_are_normed_and_activated_as_in_double_precision) {
+  for_each_isa([] {
+    for (const auto& [channels, groups] : {std::pair{8, 8}, {96, 8}, {5, 1}})
+      for (const std::int64_t size : {1, 7, 16, 183}) {
+        auto x = random_floats(channels * size, 7);
+        const auto w = random_floats(channels, 8), b = random_floats(channels, 9);
+        for (std::size_t i = 0; i < x.size(); ++i) x[i] = 3 * x[i] + (i % 5 == 0 ? 8.0f : 1.0f);
+        std::vector<float> got(x.size());
+        group_norm_mish(x.data(), channels, size, groups, w.data(), b.data(), 1e-5f, got.data());
+        const auto count = static_cast<std::size_t>(channels / groups * size);
+        double worst = 0;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+          double mean = 0, squares = 0;
+          const auto begin = i / count * count, channel = i / static_cast<std::size_t>(size);
+          for (auto k = begin; k < begin + count; ++k) mean += x[k];
+          mean /= static_cast<double>(count);
+          for (auto k = begin; k < begin + count; ++k) squares += (x[k] - mean) * (x[k] - mean);
+          const double over = 1 / std::sqrt(squares / static_cast<double>(count) + 1e-5),
+                       v = (x[i] - mean) * over * w[channel] + b[channel],
+                       want = v * std::tanh(std::log1p(std::exp(v)));
+          // A group of one number has no spread: what is left of it is rounding, made large.
+          worst = std::max(worst, std::abs(got[i] - want) - (count == 1 ? 1e-3 : 4e-6) * (1 + std::abs(v)));
+        }
+        BOOST_TEST(worst <= 0.0, channels << " channels in " << groups << " groups, " << size << " positions");
+      }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(what_is_no_number_stays_none) {
   for_each_isa([] {
     const float bad = std::numeric_limits<float>::quiet_NaN();
@@ -82,6 +110,15 @@ BOOST_AUTO_TEST_CASE(what_is_no_number_stays_none) {
     swiglu(x.data(), w.data(), 20, false, y.data());
     BOOST_TEST(std::isnan(y[18]));
     BOOST_TEST(!std::isnan(y[17]));
+    const std::vector<float> b(2, 0.0f);
+    group_norm_mish(x.data(), 2, 10, 2, w.data(), b.data(), 1e-5f, y.data());
+    BOOST_TEST(std::isnan(y[18]));
+    BOOST_TEST(!std::isnan(y[9]));
+    const std::vector<float> large(2, 1000.0f);
+    x = {-1.0f, 1.0f, 0.0f, 0.0f};
+    group_norm_mish(x.data(), 1, 4, 1, large.data(), b.data(), 1e-5f, y.data());
+    BOOST_TEST(std::abs(y[1] - 1000 * std::sqrt(2.0f)) < 0.1f);
+    BOOST_TEST(std::abs(y[0]) < 1e-30f);
   });
 }
 

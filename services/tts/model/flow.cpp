@@ -8,8 +8,13 @@
 
 #include "common/base/codes.hpp"
 #include "common/tensor/weights.hpp"
+#include "kernels/rows/rows.hpp"
 
 namespace parlando::tts {
+
+namespace {
+constexpr std::int64_t kGroups = 8;  // of the norms in the estimator
+}  // namespace
 
 std::int64_t mel_frames(std::int64_t tokens, double rate) {
   return static_cast<std::int64_t>(static_cast<double>(tokens) / rate * 22050 / 256);
@@ -216,8 +221,7 @@ at::Tensor Flow::stretch_v1(const at::Tensor& h, std::int64_t frames) const {
 at::Tensor Flow::regulate(const at::Tensor& stretched) const {
   const c10::InferenceMode guard;
   auto x = stretched.to(dtype_);
-  for (std::size_t n = 0; n < 4; ++n)
-    x = at::mish(at::group_norm(regulator_conv_[n](x), 1, regulator_norm_[n].w, regulator_norm_[n].b, 1e-5));
+  for (std::size_t n = 0; n < 4; ++n) x = activated(regulator_conv_[n](x), 1, regulator_norm_[n]);
   return regulator_conv_[4](x).to(at::kFloat);
 }
 
@@ -227,18 +231,26 @@ at::Tensor Flow::speaker(const at::Tensor& embedding) const {
   return speaker_(e.to(dtype_)).to(at::kFloat);
 }
 
-at::Tensor Flow::activated(const at::Tensor& x, const Block& b) const {
-  return at::mish(at::group_norm(x, 8, b.norm.w, b.norm.b, 1e-5));
+at::Tensor Flow::activated(const at::Tensor& x, std::int64_t groups, const Norm& n) {
+  if (x.scalar_type() != at::kFloat) return at::mish(at::group_norm(x, groups, n.w, n.b, 1e-5));
+  const auto in = x.contiguous();
+  const auto w = n.w.contiguous(), b = n.b.contiguous();
+  auto out = at::empty_like(in);
+  const auto each = in.size(1) * in.size(2);
+  for (std::int64_t k = 0; k < in.size(0); ++k)
+    kernels::group_norm_mish(in.data_ptr<float>() + k * each, in.size(1), in.size(2), groups, w.data_ptr<float>(),
+                             b.data_ptr<float>(), 1e-5f, out.data_ptr<float>() + k * each);
+  return out;
 }
 
-at::Tensor Flow::block(const at::Tensor& x, const Block& b) const { return activated(b.conv(x), b); }
+at::Tensor Flow::block(const at::Tensor& x, const Block& b) const { return activated(b.conv(x), kGroups, b.norm); }
 
 at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
                        const std::string& name, const Fixed* inputs) const {
   const auto& r = s.resnet;
   auto narrow = r.block1.conv(x), passed = r.res(x);
   if (inputs != nullptr) narrow = narrow + inputs->conv, passed = passed + inputs->res;
-  x = block(activated(narrow, r.block1) + r.mlp(time).unsqueeze(2), r.block2) + passed;
+  x = block(activated(narrow, kGroups, r.block1.norm) + r.mlp(time).unsqueeze(2), r.block2) + passed;
   if (trace) trace(name + "_resnet", x);
   if (s.transformers.empty()) return x;
   x = x.transpose(1, 2).contiguous();

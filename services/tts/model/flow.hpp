@@ -103,7 +103,7 @@ class Flow {
   static at::Tensor norm(const at::Tensor& x, const Norm& n);
   Fixed fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const;
   at::Tensor velocity(const at::Tensor& x, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const;
-  at::Tensor activated(const at::Tensor& x, const Block& b) const;
+  static at::Tensor activated(const at::Tensor& x, std::int64_t groups, const Norm& n);
   at::Tensor block(const at::Tensor& x, const Block& b) const;
   at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name,
                    const Fixed* inputs = nullptr) const;
