@@ -1,6 +1,7 @@
 #include "services/llm/model/engine.hpp"
 
 #include <algorithm>
+#include <set>
 
 namespace parlando::llm {
 
@@ -27,7 +28,6 @@ Result<void> LmEngine::open(const std::string& name) {
   Sequence s;
   s.cache = ledger_.open();
   s.order = orders_++;
-  s.forgettings = forgettings_;
   sequences_.emplace(name, std::move(s));
   return {};
 }
@@ -36,25 +36,53 @@ void LmEngine::share(const std::string& name, Beginning whose) {
   if (auto* s = find(name)) s->beginning = std::move(whose);
 }
 
+/// Nothing behind this is computed any more.
+void LmEngine::cut(Sequence& s, std::int64_t length) {
+  if (length > s.cache.length()) return;
+  s.cache.truncate(length);
+  s.drawn = std::min(s.drawn, length);
+  s.entered = std::min(s.entered, length);
+  if (s.stand.length > length) s.stand = {};
+}
+
 /// Takes what is computed already of what it lacks. Of less than a block that it lacks nothing is looked for, unless it
 /// is all there is: a sequence that grows by a few ids would look in vain each time.
 void LmEngine::look_up(Sequence& s, bool first) {
-  const bool may = s.beginning.session || s.beginning.operators > 0;
-  if (!prefixes_.is_on() || !may || s.left() == 0) return;
+  if (!shares(s) || s.left() == 0) return;
   if (s.left() < kBlockTokens && s.cache.length() > 0) return;
   // The last id is computed in any case where something is drawn behind it.
   const auto ids = std::span(s.history).first(s.history.size() - (s.generation ? 1 : 0));
-  const auto match = prefixes_.find(ids, s.beginning, clock_->now());
+  auto match = prefixes_.find(ids, s.beginning, s.cache.length(), s.stand, clock_->now());
   const auto gained = std::max<std::int64_t>(0, match.length - s.cache.length());
   prefixes_.count(first ? 1 : 0, gained);
-  if (gained > 0) s.cache = ledger_.open_on(match.blocks, match.length);
+  if (gained == 0) return;
+  const auto& own = s.cache.blocks();
+  match.blocks.insert(match.blocks.begin(), own.begin(), own.begin() + match.first / kBlockTokens);
+  s.cache = ledger_.open_on(match.blocks, match.length);
+  s.drawn = std::min(s.drawn, match.first);
 }
 
 /// Keeps what is computed of a sequence for those to come.
 void LmEngine::enter(Sequence& s, std::int64_t length) {
-  const bool may = s.beginning.session || s.beginning.operators > 0;
-  if (!prefixes_.is_on() || !may || s.forgettings != forgettings_ || s.cache.length() == 0) return;
-  prefixes_.enter(s.history, s.cache, length, s.beginning, clock_->now());
+  if (!shares(s) || s.doubted || s.cache.length() == 0) return;
+  prefixes_.enter(s.history, s.cache, length, s.drawn, s.beginning, s.stand, clock_->now());
+}
+
+/// It has drawn, so what it stands on is sound.
+void LmEngine::believe(Sequence& s) {
+  const bool again = std::exchange(s.doubted, false);
+  s.drawn = s.cache.length();
+  if (shares(s) && (s.generated == 1 || again)) prefixes_.believe(s.stand, s.cache.blocks());
+}
+
+/// Its logits are no numbers, perhaps by what it stands on. Who has a block of it keeps nothing meanwhile.
+void LmEngine::doubt(const Sequence& s) {
+  if (!shares(s)) return;
+  prefixes_.doubt(s.history, s.beginning);
+  const std::set<std::int32_t> blocks(s.cache.blocks().begin(), s.cache.blocks().end());
+  for (auto& [name, other] : sequences_)
+    other.doubted = other.doubted || std::any_of(other.cache.blocks().begin(), other.cache.blocks().end(),
+                                                 [&](std::int32_t block) { return blocks.contains(block); });
 }
 
 /// The operator's ids, whole blocks as they are computed; the last of them with its block: nobody writes there then.
@@ -99,10 +127,12 @@ Result<void> LmEngine::fork(const std::string& name, std::int64_t at, const std:
   auto& copy = sequences_.at(as);
   s = find(name);
   copy.cache = s->cache.fork();
-  copy.cache.truncate(std::min(at, copy.cache.length()));
+  copy.stand = s->stand;
+  copy.drawn = s->drawn;
+  copy.doubted = s->doubted;
+  cut(copy, at);
   copy.parked = s->parked;
   copy.beginning = s->beginning;
-  copy.forgettings = s->forgettings;
   copy.history.assign(s->history.begin(), s->history.begin() + at);
   return {};
 }
@@ -115,8 +145,7 @@ Result<void> LmEngine::truncate(const std::string& name, std::int64_t to) {
                 to);
   s->generation.reset();
   s->history.resize(static_cast<std::size_t>(to));
-  s->cache.truncate(std::min(to, s->cache.length()));
-  s->entered = std::min(s->entered, to);
+  cut(*s, to);
   return {};
 }
 
@@ -136,7 +165,7 @@ Result<void> LmEngine::generate(const std::string& name, std::int64_t at, Genera
   s->generated = 0;
   s->parked = false;
   // The last id is computed again so that its logits are at hand.
-  if (s->cache.length() == at) s->cache.truncate(at - 1);
+  cut(*s, at - 1);
   return {};
 }
 
@@ -162,6 +191,12 @@ void LmEngine::release(const std::string& name) {
   if (found == sequences_.end()) return;
   enter(found->second, found->second.cache.length());
   sequences_.erase(found);
+}
+
+void LmEngine::forget(SessionId session) {
+  prefixes_.forget(session);
+  for (auto& [name, s] : sequences_)
+    if (s.beginning.session == session) s.beginning.session.reset();
 }
 
 bool LmEngine::idle() const {
@@ -192,10 +227,9 @@ std::vector<LmEngine::Entry*> LmEngine::in_order(bool (*wanted)(const Sequence&)
 
 /// Frees what a sequence holds and leaves it alone until somebody asks for it; its ids stay.
 void LmEngine::drop(Sequence& s) {
-  s.cache.truncate(0);
+  cut(s, 0);
   s.generation.reset();
   s.parked = true;
-  s.entered = 0;
 }
 
 void LmEngine::fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events) {
@@ -337,17 +371,16 @@ void LmEngine::tell(const Batch& batch, std::span<const Drawn> drawn, std::vecto
     if (!s.generation || s.waiting()) continue;
     const auto& [id, error] = *next++;
     if (error) {
-      // Logits that are no numbers may come from the cache: nobody shall share it any further.
       if (error->code == Errc::internal) {
         ++counts_.bad_logits;
-        ++forgettings_;
-        prefixes_.forget(s.history);
+        doubt(s);
       }
       fail_sequence(*entry, *error, events);
       continue;
     }
     auto& g = *s.generation;
     ++s.generated;
+    believe(s);
     const bool stop = std::find(g.stops.begin(), g.stops.end(), id) != g.stops.end();
     const bool full =
         s.generated >= g.tokens_max || static_cast<std::int64_t>(s.history.size()) + 1 >= model_->config().length_max;

@@ -85,6 +85,8 @@ class LmEngine {
   /// `fork` takes the place of `name`.
   Result<void> adopt(const std::string& fork, const std::string& name);
   void release(const std::string& name);
+  /// The session is over: nothing that it alone may meet is kept any longer, and nothing more of its sequences.
+  void forget(SessionId session);
 
   /// One forward pass over everything that can run; the new tokens. Empty when there is nothing to do.
   std::vector<TokenEvent> step();
@@ -114,8 +116,10 @@ class LmEngine {
     Time due = Time::max();
     bool parked = false;  ///< not computed before somebody appends or generates
     Beginning beginning;
-    std::int64_t entered = 0;      ///< of the operator's ids those that are kept already
-    std::int64_t forgettings = 0;  ///< when it was opened
+    PrefixCache::Stand stand;  ///< in the tree; never behind what is computed
+    std::int64_t entered = 0;  ///< of the operator's ids those that are kept already
+    std::int64_t drawn = 0;    ///< so many ids have had logits behind them that are numbers
+    bool doubted = false;      ///< it shares blocks with one that had none: it keeps nothing before it draws itself
     std::int64_t left() const { return static_cast<std::int64_t>(history.size()) - cache.length(); }
     bool waiting() const { return !parked && left() > 0; }
     /// One token a step: nothing is to be computed but what it said last.
@@ -132,11 +136,17 @@ class LmEngine {
     std::vector<Entry*> entries;
     std::int64_t speaking = 0, prefilled = 0;
   };
+  bool shares(const Sequence& s) const {
+    return prefixes_.is_on() && (s.beginning.session || s.beginning.operators > 0);
+  }
+  static void cut(Sequence& s, std::int64_t length);
   void look_up(Sequence& s, bool first);
   void enter(Sequence& s, std::int64_t length);
   void enter_operators(Sequence& s);
   Batch next_batch();
   bool make_way(std::vector<TokenEvent>& events);
+  void believe(Sequence& s);
+  void doubt(const Sequence& s);
   static void drop(Sequence& s);
   static void fail_sequence(Entry& entry, const Error& error, std::vector<TokenEvent>& events);
   StepPlan plan_of(const Batch& batch, std::vector<BlockCopy> copies) const;
@@ -149,7 +159,6 @@ class LmEngine {
   BlockLedger ledger_;
   PrefixCache prefixes_;
   std::map<std::string, Sequence> sequences_;
-  std::int64_t forgettings_ = 0;  ///< what lives through one holds perhaps what was forgotten
   std::int64_t orders_ = 0, batches_ = 0, tokens_computed_ = 0;
   Counts counts_;
 };

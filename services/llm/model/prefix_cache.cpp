@@ -1,7 +1,5 @@
 #include "services/llm/model/prefix_cache.hpp"
 
-#include <algorithm>
-
 #include "common/base/assert.hpp"
 
 namespace parlando::llm {
@@ -17,10 +15,11 @@ bool PrefixCache::Order::less(const Place& a, const Place& b) {
 }
 
 /// Of those in one scope the one that has most in common with these ids: sorted, it stands beside their place.
-PrefixCache::Near PrefixCache::nearest(const Branches& among, const Place& wanted) const {
+PrefixCache::Near PrefixCache::nearest(const Branches& among, const Place& wanted) {
+  ++compared_;
   Near out;
   const auto look = [&](Node* node) {
-    if (node->scope != wanted.scope) return;
+    if (node->owner->scope != wanted.scope) return;
     const auto have = node->place().ids;
     const auto common = static_cast<std::size_t>(
         std::mismatch(have.begin(), have.end(), wanted.ids.begin(), wanted.ids.end()).first - have.begin());
@@ -32,26 +31,63 @@ PrefixCache::Near PrefixCache::nearest(const Branches& among, const Place& wante
   return out;
 }
 
+PrefixCache::Node* PrefixCache::at(const Stand& stand) const {
+  const auto found = nodes_.find(stand.entry);
+  return found == nodes_.end() ? nullptr : found->second;
+}
+
 /// From the end to the front, so that the front is the newer one.
 void PrefixCache::use(Node* node, Time now) {
   for (; node != nullptr; node = node->parent) {
+    auto& owner = *node->owner;
     node->used = now;
-    newest_first_.splice(newest_first_.begin(), newest_first_, node->self);
+    owner.newest_first.splice(owner.newest_first.begin(), owner.newest_first, node->self);
+    if (!owner.scope) continue;
+    auto& owners = owner.came_back ? returned_ : once_;
+    owners.splice(owners.begin(), owners, owner.self);
   }
+}
+
+PrefixCache::Owner& PrefixCache::owner_of(const Scope& scope) {
+  if (!scope) return operators_;
+  auto& owner = sessions_[*scope];
+  if (owner == nullptr) {
+    once_.push_front({scope});
+    owner = &once_.front();
+    owner->self = once_.begin();
+  }
+  return *owner;
+}
+
+void PrefixCache::come_back(Owner& owner) {
+  if (!owner.scope || std::exchange(owner.came_back, true)) return;
+  once_entries_ -= owner.entries();
+  returned_.splice(returned_.begin(), once_, owner.self);
 }
 
 void PrefixCache::erase(Node* node) {
   while (!node->branches.empty()) erase(*node->branches.begin());
-  siblings(*node).erase(node);
+  auto& owner = *node->owner;
+  branches_of(node->parent).erase(node);
+  nodes_.erase(node->number);
   --held_[static_cast<std::size_t>(node->hold.block())];
-  newest_first_.erase(node->self);
+  --entries_;
+  owner.newest_first.erase(node->self);
+  if (!owner.scope) return;
+  if (!owner.came_back) --once_entries_;
+  if (owner.entries() == share()) std::erase(large_, &owner);
+  if (owner.entries() > 0) return;
+  sessions_.erase(*owner.scope);
+  (owner.came_back ? returned_ : once_).erase(owner.self);
 }
 
-PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Beginning& whose, Time now) {
-  Match out;
-  Node* last = nullptr;
-  for (;;) {
-    const auto& among = last == nullptr ? roots_ : last->branches;
+PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Beginning& whose, std::int64_t have,
+                                     Stand& stand, Time now) {
+  auto* last = at(stand);
+  if (last == nullptr) stand = {};
+  Match out{stand.length, {}, stand.length};
+  while (out.length < static_cast<std::int64_t>(ids.size())) {
+    const auto& among = branches_of(last);
     const auto rest = ids.subspan(static_cast<std::size_t>(out.length));
     const auto wanted = rest.first(std::min(rest.size(), kBlock));
     const auto operators =
@@ -65,102 +101,196 @@ PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Be
     out.blocks.push_back(best.node->hold.block());
     out.length += static_cast<std::int64_t>(best.common);
     if (best.common < kBlock) break;
+    stand = {last->number, out.length};
   }
+  if (last == nullptr || out.length <= have) return out;
+  come_back(*last->owner);
   use(last, now);
   return out;
 }
 
-PrefixCache::Node* PrefixCache::add(Node* parent, const Place& place, std::int32_t block, Time now) {
-  auto& among = parent == nullptr ? roots_ : parent->branches;
+/// An end with more ids than one that is there takes its place. @return null where there is no room
+PrefixCache::Node* PrefixCache::add(Node* parent, const Place& place, std::int32_t block, bool drawn, Time now) {
+  auto& among = branches_of(parent);
   const auto near = nearest(among, place);
   if (near.node != nullptr && near.common == place.ids.size()) {  // it is there, perhaps longer
-    use(near.node, now);
+    if (drawn && near.node->hold.block() == block) near.node->believed = true;
     return near.node;
   }
   // A shorter one is part of this one: it has no branches, and its place is taken.
   if (near.node != nullptr && near.common == near.node->count) erase(near.node);
-  use(parent, now);
-  while (entries() >= limits_.blocks) {
-    // Where everything that is left is in front of this one, there is no place behind it.
-    auto* const oldest = &newest_first_.back();
-    for (auto* p = parent; p != nullptr; p = p->parent)
-      if (p == oldest) return nullptr;
-    evict();
-  }
-  newest_first_.emplace_front();
-  auto* const node = &newest_first_.front();
-  node->self = newest_first_.begin();
-  node->scope = place.scope;
+  if (!make_room(place.scope, parent)) return nullptr;
+  auto& owner = owner_of(place.scope);
+  owner.newest_first.emplace_front();
+  auto* const node = &owner.newest_first.front();
+  node->number = ++numbers_;
+  node->owner = &owner;
+  node->self = owner.newest_first.begin();
   node->count = place.ids.size();
   std::copy(place.ids.begin(), place.ids.end(), node->ids.begin());
   node->hold = ledger_->hold(block);
-  ++held_[static_cast<std::size_t>(block)];
   node->parent = parent;
-  (parent == nullptr ? roots_ : parent->branches).insert(node);
-  use(node, now);
+  node->used = now;
+  node->believed = drawn;
+  ++held_[static_cast<std::size_t>(block)];
+  ++entries_;
+  nodes_.emplace(node->number, node);
+  among.insert(node);
+  oldest_ = std::min(oldest_, now);
+  if (!owner.scope) return node;
+  if (!owner.came_back) ++once_entries_;
+  if (owner.entries() == share() + 1) large_.push_back(&owner);
   return node;
 }
 
+/// For one more entry of a scope behind this one, which is the last to stay of all in front of it.
+bool PrefixCache::make_room(const Scope& scope, const Node* parent) {
+  const auto may = [&](const Node& node) { return &node != parent; };
+  while (entries_ >= limits_.blocks) {
+    const auto own = scope ? sessions_.find(*scope) : sessions_.end();
+    const bool has_share = own != sessions_.end() && own->second->entries() >= share();
+    if (!(has_share ? end_of(*own->second, may) : give_way(share(), may))) return false;
+  }
+  return true;
+}
+
 void PrefixCache::enter(std::span<const std::int32_t> ids, const BlockLedger::Sequence& cache, std::int64_t length,
-                        const Beginning& whose, Time now) {
+                        std::int64_t drawn, const Beginning& whose, Stand& stand, Time now) {
   length = std::min({length, cache.length(), static_cast<std::int64_t>(ids.size()), whose.most});
   if (!is_on()) return;
-  Node* parent = nullptr;
-  for (std::int64_t first = 0; first < length; first += kBlockTokens) {
+  auto* parent = at(stand);
+  if (parent == nullptr) stand = {};
+  for (auto first = stand.length; first < length; first += kBlockTokens) {
     const auto count = std::min(kBlockTokens, length - first);
     const auto part = ids.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
     const auto block = cache.blocks()[static_cast<std::size_t>(first / kBlockTokens)];
     const auto operators = std::clamp<std::int64_t>(whose.operators - first, 0, count);
+    Node* node = nullptr;
     if (operators > 0) {
-      auto* const node = add(parent, {kEverybody, part.first(static_cast<std::size_t>(operators))}, block, now);
-      if (node == nullptr) return;
-      if (operators == kBlockTokens) {
-        parent = node;
-        continue;
-      }
+      node = add(parent, {kEverybody, part.first(static_cast<std::size_t>(operators))}, block,
+                 first + operators <= drawn, now);
+      if (node == nullptr) break;
     }
-    if (!whose.session || operators == count) return;
-    parent = add(parent, {whose.session, part}, block, now);
-    if (parent == nullptr || count < kBlockTokens) return;
+    if (operators < count) {
+      if (node != nullptr) use(node, now);  // the end of the operator's words
+      if (!whose.session) return;
+      node = add(parent, {whose.session, part}, block, first + count <= drawn, now);
+      if (node == nullptr) break;
+    }
+    parent = node;
+    if (count < kBlockTokens) break;
+    stand = {node->number, first + kBlockTokens};
   }
+  use(parent, now);
+}
+
+void PrefixCache::end_branch(Node* node) {
+  erase(node);
+  ++counts_.evicted;
+}
+
+/// The oldest end of this owner's that may go, if it was used before then.
+template <class F>
+bool PrefixCache::end_of(Owner& owner, F&& may, Time before) {
+  for (auto node = owner.newest_first.rbegin(); node != owner.newest_first.rend() && node->used < before; ++node) {
+    if (!node->branches.empty() || !may(*node)) continue;
+    end_branch(&*node);
+    return true;
+  }
+  return false;
+}
+
+/// Ends one branch, of whoever is the first that may. @param spared  so many entries of those who came once go last
+/// @return false when nobody may
+template <class F>
+bool PrefixCache::give_way(std::int64_t spared, F&& may) {
+  const auto any = [&](auto first, auto last) {
+    return std::any_of(first, last, [&](Owner& owner) { return end_of(owner, may); });
+  };
+  for (auto* owner : large_)
+    if (end_of(*owner, may)) return true;
+  const bool many = once_entries_ > spared;
+  if (many && any(once_.rbegin(), once_.rend())) return true;
+  for (auto owner = returned_.rbegin(); owner != returned_.rend(); ++owner)
+    if (end_of(operators_, may, owner->newest_first.front().used) || end_of(*owner, may)) return true;
+  return end_of(operators_, may) || (!many && any(once_.rbegin(), once_.rend()));
 }
 
 bool PrefixCache::evict() {
-  if (newest_first_.empty()) return false;
-  auto& oldest = newest_first_.back();
-  PARLANDO_ASSERT(oldest.branches.empty(), "what stands in front of others is newer than they are");
-  erase(&oldest);
-  ++counts_.evicted;
-  return true;
+  return give_way(share(), [](const Node&) { return true; });
 }
 
 bool PrefixCache::free_block() {
   const auto free = ledger_->blocks_free();
-  for (auto at = newest_first_.end(); at != newest_first_.begin() && ledger_->blocks_free() == free;) {
-    auto& node = *--at;
-    if (!is_unused(node)) continue;
-    ++at;  // what was behind it: the front of this one may be an end now, and is newer
-    erase(&node);
-    ++counts_.evicted;
-  }
-  return ledger_->blocks_free() > free;
+  while (ledger_->blocks_free() == free)
+    if (!give_way(0, [this](const Node& node) { return is_unused(node); })) return false;
+  return true;
 }
 
 void PrefixCache::expire(Time now) {
-  while (!newest_first_.empty() && newest_first_.back().used + limits_.idle <= now) {
-    erase(&newest_first_.back());
-    ++counts_.expired;
+  if (entries_ == 0 || now - oldest_ < limits_.idle) return;
+  const auto before = entries_;
+  oldest_ = Time::max();
+  for (auto* owners : {&once_, &returned_})
+    for (auto next = owners->begin(); next != owners->end();) expire(*next++, now);
+  expire(operators_, now);  // what was behind them is older, so it has gone
+  counts_.expired += before - entries_;
+}
+
+void PrefixCache::expire(Owner& owner, Time now) {
+  for (auto left = owner.entries(); left > 0; --left) {
+    auto& oldest = owner.newest_first.back();
+    PARLANDO_ASSERT(oldest.branches.empty(), "what stands in front of others is newer than they are");
+    if (now - oldest.used < limits_.idle) {
+      oldest_ = std::min(oldest_, oldest.used);
+      return;
+    }
+    erase(&oldest);
   }
 }
 
-void PrefixCache::forget(std::span<const std::int32_t> ids) {
-  const auto first = ids.first(std::min(ids.size(), kBlock));
-  for (auto at = roots_.begin(); at != roots_.end();) {
-    auto* const node = *at++;
-    const auto have = node->place().ids;
-    const auto common = std::min(have.size(), first.size());
-    if (std::equal(have.begin(), have.begin() + static_cast<std::ptrdiff_t>(common), first.begin())) erase(node);
+void PrefixCache::forget(SessionId session) {
+  const auto before = entries_;
+  for (auto found = sessions_.find(session); found != sessions_.end(); found = sessions_.find(session))
+    erase(&found->second->newest_first.back());
+  counts_.forgotten += before - entries_;
+}
+
+std::int64_t PrefixCache::entries(SessionId session) const {
+  const auto found = sessions_.find(session);
+  return found == sessions_.end() ? 0 : found->second->entries();
+}
+
+void PrefixCache::believe(const Stand& stand, std::span<const std::int32_t> blocks) {
+  auto length = static_cast<std::size_t>(stand.length / kBlockTokens);
+  for (auto* node = at(stand); node != nullptr; node = node->parent)
+    if (node->hold.block() == blocks[--length]) node->believed = true;
+}
+
+void PrefixCache::doubt(std::span<const std::int32_t> ids, const Beginning& whose) {
+  const auto before = entries_;
+  Node* parent = nullptr;
+  for (std::size_t first = 0; first < ids.size(); first += kBlock) {
+    const auto part = ids.subspan(first, std::min(kBlock, ids.size() - first));
+    const auto operators = std::clamp<std::int64_t>(whose.operators - static_cast<std::int64_t>(first), 0,
+                                                    static_cast<std::int64_t>(part.size()));
+    Near met[] = {{}, {}};
+    if (operators > 0)
+      met[0] = nearest(branches_of(parent), {kEverybody, part.first(static_cast<std::size_t>(operators))});
+    if (met[0].common < kBlock && whose.session) met[1] = nearest(branches_of(parent), {whose.session, part});
+    Node* next = nullptr;
+    for (const auto& near : met) {
+      if (near.node == nullptr) continue;
+      if (std::exchange(near.node->believed, false)) {
+        if (near.common == kBlock) next = near.node;
+      } else {
+        erase(near.node);
+      }
+    }
+    if (next == nullptr) break;
+    parent = next;
   }
+  counts_.forgotten += before - entries_;
 }
 
 }  // namespace parlando::llm

@@ -233,11 +233,82 @@ BOOST_AUTO_TEST_CASE(what_somebody_uses_is_not_let_go_for_a_block) {
   cache.enter(first, mixed, 40, {8, kOne}, kNow);
   BOOST_TEST(cache.entries() == 4);
   mixed = memory.ledger.open();
-  for (const int left : {2, 1, 0}) {
+  for (const int left : {3, 2, 0}) {
     BOOST_TEST(cache.free_block());
     BOOST_TEST(cache.entries() == left);
   }
   BOOST_TEST(memory.ledger.blocks_free() == 8);
+}
+
+namespace {
+/// Asks once: computes what is not there, and keeps it. @return how many ids were there
+std::int64_t ask(Memory& memory, PrefixCache& cache, const Ids& prompt, const Beginning& whose, Time now) {
+  const auto match = cache.find(prompt, whose, now);
+  auto s = match.length > 0 ? memory.ledger.open_on(match.blocks, match.length) : memory.ledger.open();
+  BOOST_TEST((memory.read(s.blocks(), s.length()) == Ids(prompt.begin(), prompt.begin() + s.length())));
+  BOOST_REQUIRE(memory.append(s, Ids(prompt.begin() + match.length, prompt.end())));
+  cache.enter(prompt, s, s.length(), whose, now);
+  return match.length;
+}
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(many_who_ask_once_do_not_push_out_who_goes_on) {
+  Memory memory(400);
+  PrefixCache cache(memory.ledger, {.blocks = 64});
+  const auto system = ids(32, 1), history = joined(system, ids(96, 2));
+  auto now = kNow;
+  ask(memory, cache, history, {32, kOne}, now);
+  BOOST_TEST(ask(memory, cache, joined(history, ids(32, 3)), {32, kOne}, now) == 128);  // it has come back
+  for (int n = 0; n < 200; ++n)
+    ask(memory, cache, joined(system, ids(64, 10 + n)), {32, SessionId{1, static_cast<std::uint64_t>(n)}},
+        now += milliseconds(1));
+  BOOST_TEST(cache.entries() == 64);
+  BOOST_TEST(ask(memory, cache, joined(history, ids(32, 3)), {32, kOne}, now) == 160);
+  // Of those who came once the last ones are still there, too.
+  BOOST_TEST(cache.find(joined(system, ids(64, 209)), {32, SessionId{1, 199}}, now).length == 96);
+  BOOST_TEST(cache.find(joined(system, ids(64, 10)), {32, SessionId{1, 0}}, now).length == 32);
+}
+
+BOOST_AUTO_TEST_CASE(a_long_session_takes_what_is_free_and_nothing_from_others) {
+  Memory memory(400);
+  PrefixCache cache(memory.ledger, {.blocks = 40});
+  const auto system = ids(32, 1), second = joined(system, ids(96, 2)), third = joined(system, ids(96, 3));
+  const auto longer = joined(system, ids(1600, 4));
+  ask(memory, cache, second, {32, kTwo}, kNow);
+  ask(memory, cache, third, {32, SessionId{0, 3}}, kNow);
+  for (int n = 1; n <= 10; ++n)
+    ask(memory, cache, Ids(longer.begin(), longer.begin() + n * 160), {32, kOne}, kNow + milliseconds(n));
+  const auto now = kNow + milliseconds(11);
+  BOOST_TEST(cache.entries() == 40);
+  BOOST_TEST(cache.find(longer, {32, kOne}, now).length == 26 * 16 + 32);
+  BOOST_TEST(cache.find(second, {32, kTwo}, now).length == 128);
+  BOOST_TEST(cache.find(third, {32, SessionId{0, 3}}, now).length == 128);
+  // Others take it back, to a quarter; its front stays.
+  ask(memory, cache, joined(system, ids(160, 5)), {32, SessionId{0, 4}}, now);
+  ask(memory, cache, joined(system, ids(96, 6)), {32, SessionId{0, 5}}, now);
+  BOOST_TEST(cache.entries() == 40);
+  BOOST_TEST(cache.find(longer, {32, kOne}, now).length == 10 * 16 + 32);
+  BOOST_TEST(cache.find(second, {32, kTwo}, now).length == 128);
+  BOOST_TEST(cache.find(third, {32, SessionId{0, 3}}, now).length == 128);
+}
+
+BOOST_AUTO_TEST_CASE(what_belongs_to_a_session_alone_goes_with_it) {
+  Memory memory(64);
+  PrefixCache cache(memory.ledger, {.blocks = 64});
+  const auto system = ids(40, 1), first = joined(system, ids(60, 2)), second = joined(system, ids(60, 3));
+  ask(memory, cache, first, {40, kOne}, kNow);
+  ask(memory, cache, second, {40, kTwo}, kNow);
+  BOOST_TEST(cache.entries(kOne) == 5);
+  const auto all = cache.entries();
+  cache.forget(kOne);
+  cache.forget(SessionId{0, 3});  // nothing was kept of it
+  BOOST_TEST(cache.entries(kOne) == 0);
+  BOOST_TEST(cache.entries() == all - 5);
+  BOOST_TEST(cache.counts().forgotten == 5);
+  BOOST_TEST(cache.counts().evicted + cache.counts().expired == 0);
+  BOOST_TEST(cache.find(first, {40, kOne}, kNow).length == 40);
+  BOOST_TEST(cache.find(second, {40, kTwo}, kNow).length == 100);
+  BOOST_TEST(memory.ledger.blocks_total() - memory.ledger.blocks_free() == cache.entries());
 }
 
 BOOST_AUTO_TEST_CASE(a_session_meets_its_own_history_and_the_operators_words_alone) {
@@ -337,6 +408,84 @@ BOOST_AUTO_TEST_CASE(what_gave_logits_that_are_no_numbers_is_forgotten) {
   for (const char* name : {"a", "b"}) engine.release(name);  // b has lived through it
   BOOST_TEST(engine.prefixes().entries() == 0);
   BOOST_TEST(engine.blocks_free() == 32);
+}
+
+/// Of the operator's words others have drawn numbers behind: what made none is what one session added.
+BOOST_AUTO_TEST_CASE(logits_that_are_no_numbers_cost_others_nothing) {
+  const auto broken = Step1::random(tiny()->config(), WeightFormat::f32, 7);
+  BOOST_REQUIRE(broken.has_value());
+  (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());
+  LmEngine engine(*broken, {.cache_tokens = 1024, .prefix_blocks = 48, .step_max = std::chrono::hours(1)});
+  const Ids system(40, 5), asked(30, 6);
+  Ids poisoned(30, 7);
+  poisoned[10] = 600;
+  const auto good = joined(system, asked), bad = joined(system, poisoned);
+  answer(engine, good, {40, kOne}, 3);
+  BOOST_REQUIRE(engine.open("waits").has_value());  // it lives through it
+  engine.share("waits", {40, SessionId{0, 4}});
+  BOOST_REQUIRE(engine.append("waits", 0, joined(system, Ids(30, 9))).has_value());
+  while (!engine.idle()) engine.step();
+  BOOST_REQUIRE(engine.open("bad").has_value());
+  engine.share("bad", {40, kTwo});
+  BOOST_REQUIRE(engine.append("bad", 0, bad).has_value());
+  BOOST_REQUIRE(engine.generate("bad", 70, {Sampling::greedy(), 1, {}}).has_value());
+  while (!engine.idle()) engine.step();
+  BOOST_TEST(engine.counts().bad_logits == 1);
+  engine.release("bad");
+  std::int64_t cached = 0;
+  BOOST_TEST(engine.prefixes().entries(kTwo) == 0);
+  answer(engine, good, {40, kOne}, 1, &cached);
+  BOOST_TEST(cached == 70);
+  BOOST_REQUIRE(engine.generate("waits", 70, {Sampling::greedy(), 2, {}}).has_value());
+  while (!engine.idle()) engine.step();
+  engine.release("waits");
+  answer(engine, joined(system, Ids(30, 9)), {40, SessionId{0, 4}}, 1, &cached);
+  BOOST_TEST(cached == 70);
+}
+
+namespace {
+/// Draws no numbers while it is told so.
+class Spoiled : public Backend {
+ public:
+  Spoiled(std::int64_t blocks, const bool* bad) : backend_(tiny(), blocks), bad_(bad) {}
+  std::int64_t blocks() const override { return backend_.blocks(); }
+  Result<std::vector<Drawn>> run(const StepPlan& plan) override {
+    auto out = backend_.run(plan);
+    if (*bad_ && out)
+      for (auto& drawn : *out) drawn = {-1, Error{Errc::internal, "no numbers"}};
+    return out;
+  }
+
+ private:
+  CpuBackend backend_;
+  const bool* bad_;
+};
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(what_was_sound_and_fails_twice_goes) {
+  bool bad = false;
+  LmEngine engine(tiny(), {.prefix_blocks = 32, .step_max = std::chrono::hours(1)}, std::make_shared<ManualClock>(),
+                  std::make_unique<Spoiled>(64, &bad));
+  const auto system = ids(40, 1);
+  std::int64_t cached = -1;
+  const auto ask_for = [&](int seed) {
+    answer(engine, joined(system, ids(20, seed)), {40, SessionId{5, static_cast<std::uint64_t>(seed)}}, 1, &cached);
+    return cached;
+  };
+  ask_for(1);
+  BOOST_TEST(ask_for(2) == 40);
+  bad = true;
+  BOOST_TEST(ask_for(3) == 40);
+  bad = false;
+  BOOST_TEST(ask_for(4) == 40);  // it was not the operator's words
+  bad = true;
+  BOOST_TEST(ask_for(5) == 40);
+  BOOST_TEST(ask_for(6) >= 32);  // the end of them was a part of a block: nobody has drawn behind that itself
+  BOOST_TEST(ask_for(7) == 0);
+  bad = false;
+  BOOST_TEST(ask_for(8) == 0);
+  BOOST_TEST(ask_for(9) == 40);
+  BOOST_TEST(engine.counts().bad_logits == 4);
 }
 
 namespace {
@@ -466,19 +615,74 @@ BOOST_AUTO_TEST_CASE(a_long_prompt_among_many_is_found_in_few_comparisons) {
   Memory memory(20000);
   PrefixCache cache(memory.ledger, {.blocks = 20000});
   std::mt19937 random(1);
-  Ids prompt;
-  for (int n = 0; n < 300; ++n) {
-    prompt.clear();
+  std::vector<Ids> prompts(300);
+  for (auto& prompt : prompts) {
     for (int i = 0; i < 1024; ++i) prompt.push_back(static_cast<std::int32_t>(random() % 640));
-    auto s = memory.ledger.open();
-    BOOST_REQUIRE(memory.append(s, prompt));
-    cache.enter(prompt, s, s.length(), {0, kOne}, kNow);
+    ask(memory, cache, prompt, {0, kOne}, kNow);
   }
-  const auto begun = std::chrono::steady_clock::now();
-  for (int n = 0; n < 1000; ++n) BOOST_REQUIRE(cache.find(prompt, {0, kOne}, kNow).length == 1024);
-  BOOST_TEST_MESSAGE(
-      fmt::format("{:.2f} us for 1024 ids",
-                  std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begun).count() / 1000));
+  for (const auto& prompt : prompts) {
+    const auto before = cache.compared();
+    const auto match = cache.find(prompt, {0, kOne}, kNow);
+    BOOST_TEST(match.length == 1024);
+    BOOST_TEST((memory.read(match.blocks, match.length) == prompt));
+    BOOST_TEST(cache.compared() - before == 64);
+  }
+  // The same in an engine: the ids behind a prompt are those of one that keeps nothing.
+  LmEngine engine(tiny(), {.cache_tokens = 16384, .prefix_blocks = 800, .step_max = std::chrono::hours(1)});
+  LmEngine plain(tiny(), {.step_max = std::chrono::hours(1)});
+  for (std::size_t n = 0; n < 50; ++n) {
+    prompts[n].resize(200);
+    answer(engine, prompts[n], {0, kOne}, 1);
+  }
+  for (std::size_t n = 0; n < 50; n += 7) {
+    const auto got = answer(engine, prompts[n], {0, kOne}, 12), expected = answer(plain, prompts[n], {}, 12);
+    BOOST_TEST(got.said == expected.said, boost::test_tools::per_element());
+    BOOST_TEST(got.said.size() == 12u);
+    BOOST_TEST(got.computed <= 12 + 1);
+  }
+}
+
+/// Lookups and entries of a long prompt go on from where they ended.
+BOOST_AUTO_TEST_CASE(a_prompt_in_pieces_is_compared_once) {
+  LmEngine engine(tiny(), {.cache_tokens = 4096,
+                           .prefill_chunk = 16,
+                           .batch_tokens = 16,
+                           .prefix_blocks = 200,
+                           .step_max = std::chrono::hours(1)});
+  const auto prompt = ids(1024, 1);
+  for (const std::int64_t operators : {0, 512, 1024}) {
+    const SessionId session{7, static_cast<std::uint64_t>(operators)};
+    const auto before = engine.prefixes().compared();
+    const auto piece = std::to_string(operators);
+    answer(engine, prompt, {operators, session}, 1);
+    // Each block is looked for and entered once, each piece looks behind the last one it knows.
+    BOOST_TEST(engine.prefixes().compared() - before <= 5 * 64, "with " << operators << " of the operator");
+  }
+}
+
+/// In every format of weights and cache the words are those of an engine that computes all of it.
+BOOST_AUTO_TEST_CASE(in_every_format_an_answer_is_that_of_an_engine_without) {
+  for (const auto format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
+    const auto model = Step1::random(tiny()->config(), format, 5);
+    BOOST_REQUIRE(model.has_value());
+    LmEngine engine(*model, {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+    LmEngine plain(*model, {.cache_tokens = 2048, .step_max = std::chrono::hours(1)});
+    const auto system = ids(43, 1);
+    Ids history = system;
+    std::int64_t saved = 0;
+    for (int turn = 0; turn < 4; ++turn) {
+      history = joined(history, ids(13 + turn, 2 + turn));
+      const auto got = answer(engine, history, {43, kOne}, 15), expected = answer(plain, history, {43, kOne}, 15);
+      BOOST_TEST(got.said == expected.said, name(format) << ", turn " << turn);
+      saved += expected.computed - got.computed;
+      const auto other = joined(system, ids(20, 40 + turn));
+      const SessionId stranger{3, static_cast<std::uint64_t>(turn)};
+      BOOST_TEST(answer(engine, other, {43, stranger}, 9).said == answer(plain, other, {43, stranger}, 9).said,
+                 name(format) << ", another session");
+      history = joined(history, got.said);
+    }
+    BOOST_TEST(saved > 3 * 43);
+  }
 }
 
 BOOST_AUTO_TEST_SUITE_END()
