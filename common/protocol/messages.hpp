@@ -1034,7 +1034,7 @@ struct Committed {
 
 /// Deletes everything that was said in the session, for good. Its epoch stays as a tombstone: nobody writes to it
 /// again. Answered by Erased. To a controller, on a stream of its own: by a client that may; whoever leads the session
-/// stops, and Errc::not_found says that nothing is stored under this name.
+/// stops, and Errc::not_found says that nothing is stored under this name. To an llm: it is over; not answered.
 struct Erase {
   static constexpr MessageType kType = MessageType::erase;
   template <class V>

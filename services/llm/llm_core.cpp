@@ -264,6 +264,9 @@ void LlmCore::add_metrics(telemetry::Metrics& metrics) {
                                       "Blocks of beginnings that gave way to others or to a full cache");
   prefix_expired_ =
       metrics.counter("parlando_llm_prefix_expired_total", "Blocks of beginnings that nobody had used for long");
+  prefix_forgotten_ =
+      metrics.counter("parlando_llm_prefix_forgotten_total",
+                      "Blocks of beginnings of sessions that are over, or that may have made logits no numbers");
   prefix_blocks_ = metrics.gauge("parlando_llm_prefix_blocks", "Blocks of beginnings that stay computed");
   parked_ =
       metrics.counter("parlando_llm_cache_parked_total", "Waiting sequences whose blocks a full key/value cache took");
@@ -286,6 +289,10 @@ void LlmCore::on_message(const std::string& peer, protocol::Message m, Time) {
     if (head.type == MessageType::open_chat) return open_chat(peer, std::move(m));
     if (head.type == MessageType::fork_chat) return fork_chat(peer, std::move(m));
     if (head.type == MessageType::synthesise) return open_speech(peer, std::move(m));
+    if (head.type == MessageType::erase && !is_open) {
+      model_.engine->forget(head.session);
+      return {};
+    }
     if (!is_open) return fail(Errc::not_found, "stream {} is not open", head.stream.value);
     if (!found->second.chat) return fail(Errc::unsupported, "a synthesis takes no {}", to_string(head.type));
     return follow(found->second, m);
@@ -460,6 +467,7 @@ void LlmCore::count_prefixes() {
   prefix_hit_tokens_.set_at_least(static_cast<double>(counts.hit_tokens));
   prefix_evictions_.set_at_least(static_cast<double>(counts.evicted));
   prefix_expired_.set_at_least(static_cast<double>(counts.expired));
+  prefix_forgotten_.set_at_least(static_cast<double>(counts.forgotten));
   prefix_blocks_.set(static_cast<double>(prefixes.entries()));
 }
 

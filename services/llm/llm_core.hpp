@@ -2,7 +2,8 @@
 /// The llm service without its process: serves one Step-1 checkpoint to chats and to text-to-speech.
 /// Chat: OpenChat, then Hear while the user speaks or Say, GoOn when another replica had begun, Generate; answers Text;
 /// ToolResult goes on. ForkChat opens a chat that goes on from where another one is; neither knows of the other then.
-/// Speech: Synthesise; answers Tokens. An error ends the job and releases its sequence; what still
+/// Speech: Synthesise; answers Tokens. Erase, on a stream of its own: the session is over, and what is kept of it alone
+/// goes; not answered. An error ends the job and releases its sequence; what still
 /// comes on its stream before Close is ignored.
 #include <map>
 
@@ -106,7 +107,7 @@ class LlmCore final : public service::Core {
   Jobs jobs_;  ///< by the name of their sequence
   service::EndedStreams ended_;
   telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_, prefix_lookups_, prefix_hit_tokens_,
-      prefix_evictions_, prefix_expired_;
+      prefix_evictions_, prefix_expired_, prefix_forgotten_;
   telemetry::Metrics::Gauge prefix_blocks_;
 };
 

@@ -386,6 +386,56 @@ BOOST_AUTO_TEST_CASE(history_and_system_prompt_are_computed_once) {
   }
 }
 
+/// Requests of one prompt that are over leave nothing: who only listens to its first answer meanwhile finds it.
+BOOST_AUTO_TEST_CASE(what_is_kept_of_a_session_goes_when_it_is_over) {
+  World w(load(kNano / "Step-Audio-Chat", 4096, 40));
+  const auto& prefixes = w.model.engine->prefixes();
+  const auto ask = [&](SessionId session, const std::string& said) {
+    w.driver.tell("controller", 1, protocol::OpenChat{}, session);
+    w.driver.tell("controller", 1, protocol::Say{said}, session);
+    w.driver.tell("controller", 1, protocol::Generate{}, session);
+    w.driver.work();
+    json usage;
+    for (const auto& h : w.driver.take())
+      if (const auto text = h.read<protocol::Text>(); text.kind == TextKind::done) usage = json::parse(text.text);
+    w.driver.tell("controller", 1, protocol::Close{}, session);
+    BOOST_REQUIRE(usage.is_object());
+    return usage["cached_tokens"].get<std::int64_t>();
+  };
+  const SessionId lives{1, 1};
+  ask(lives, "hello how are you");
+  const auto kept = prefixes.entries(lives), before = prefixes.entries();
+  BOOST_TEST(kept > 0);
+  for (std::uint64_t n = 0; n < 30; ++n) {
+    const SessionId once{2, n};
+    ask(once, "thank you " + std::to_string(n));
+    BOOST_TEST(prefixes.entries(once) > 0);
+    w.driver.tell("controller", 2, protocol::Erase{}, once);
+    w.driver.tell("controller", 2, protocol::Close{}, once);
+    BOOST_TEST(prefixes.entries(once) == 0);
+  }
+  BOOST_TEST(w.driver.take().empty());
+  BOOST_TEST(prefixes.entries(lives) == kept);
+  BOOST_TEST(prefixes.entries() == before);  // the system prompt and what lives
+  BOOST_TEST(ask(lives, "hello how are you") > 16 * (before - kept));
+  // What is under way when it is over is finished, and nothing of it is kept.
+  w.driver.tell("controller", 3, protocol::OpenChat{}, lives);
+  w.driver.tell("controller", 3, protocol::Say{"thank you"}, lives);
+  w.driver.tell("controller", 3, protocol::Generate{}, lives);
+  w.driver.tell("controller", 4, protocol::Erase{}, lives);
+  w.driver.work();
+  BOOST_TEST(!w.driver.take().empty());
+  w.driver.tell("controller", 3, protocol::Close{}, lives);
+  BOOST_TEST(prefixes.entries(lives) == 0);
+  w.driver.tick(milliseconds(20));
+  BOOST_TEST(!w.counts("parlando_llm_prefix_forgotten_total 0"));
+  BOOST_TEST(w.counts("parlando_llm_prefix_evictions_total 0"));
+  // On the stream of a chat it is no message.
+  w.driver.tell("controller", 5, protocol::OpenChat{}, lives);
+  w.driver.tell("controller", 5, protocol::Erase{}, lives);
+  BOOST_TEST(w.only_error().code() == "unsupported");
+}
+
 /// Nobody waits for a reply whose budget is spent; one that is complete owes nothing any more.
 BOOST_AUTO_TEST_CASE(a_spent_budget_ends_what_is_under_way_and_nothing_else) {
   World w(load(kNano / "Step-Audio-Chat"));
