@@ -65,6 +65,7 @@ constexpr int kGroupBroken = 75;  ///< exit code: a rank has died or stood still
 class LlmCore final : public service::Core {
  public:
   static Result<std::unique_ptr<service::Core>> make(const LlmConfig& config);
+  const LmEngine& engine() const { return *model_.engine; }
   LlmCore(LlmConfig config, LlmModel model) : config_(std::move(config)), model_(std::move(model)) {}
   void on_thread() override;
   void on_message(const std::string& peer, protocol::Message message, Time now) override;

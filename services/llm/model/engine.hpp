@@ -61,6 +61,7 @@ class LmEngine {
            std::unique_ptr<Backend> backend = nullptr);
 
   const Step1& model() const { return *model_; }
+  const Limits& limits() const { return limits_; }
   /// A new, empty sequence. @error Errc::overloaded at the limit, Errc::invalid_argument when the name is taken
   Result<void> open(const std::string& name);
   /// With whom the ids of a sequence may be shared, before any are appended; else with nobody. What has been computed

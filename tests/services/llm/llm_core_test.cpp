@@ -386,6 +386,67 @@ BOOST_AUTO_TEST_CASE(history_and_system_prompt_are_computed_once) {
   }
 }
 
+/// Each key of the configuration that is the engine's is there, and changes nothing else.
+BOOST_AUTO_TEST_CASE(the_configuration_reaches_the_engine) {
+  const auto made = [](const LlmConfig& config) {
+    auto core = LlmCore::make(config);
+    BOOST_REQUIRE_MESSAGE(core.has_value(), (core ? std::string() : core.error().message));
+    return *std::move(core);
+  };
+  const auto engine_of = [](const service::Core& core) -> const LmEngine& {
+    return dynamic_cast<const LlmCore&>(core).engine();
+  };
+  const auto numbers = [&](const service::Core& core) {
+    const auto& engine = engine_of(core);
+    const auto& l = engine.limits();
+    return std::map<std::string, std::int64_t>{{"cache_tokens", l.cache_tokens},
+                                               {"blocks", engine.blocks_free()},
+                                               {"sequences", l.sequences},
+                                               {"prefix_blocks", l.prefix_blocks},
+                                               {"prefix_idle_ms", l.prefix_idle.count()},
+                                               {"prefixes are kept", engine.prefixes().is_on()},
+                                               {"step_ms", l.step_max.count()},
+                                               {"slots", core.slots()}};
+  };
+  LlmConfig base;
+  base.model = (kNano / "Step-Audio-Chat").string();
+  const auto plain = made(base);
+  const auto expected = numbers(*plain);
+  BOOST_TEST(expected.at("cache_tokens") == 32768);
+  BOOST_TEST(expected.at("prefix_blocks") == 1024);
+  const auto changes = [&](auto change, std::map<std::string, std::int64_t> wanted) {
+    auto config = base;
+    change(config);
+    const auto core = made(config);
+    auto all = expected;
+    for (const auto& [key, value] : wanted) {
+      BOOST_TEST(all.at(key) != value, key);
+      all[key] = value;
+    }
+    for (const auto& [key, value] : numbers(*core)) BOOST_TEST(value == all.at(key), key << " is " << value);
+  };
+  changes([](LlmConfig& c) { c.cache_tokens = 4096; },
+          {{"cache_tokens", 4096}, {"blocks", 256}, {"prefix_blocks", 128}});
+  changes([](LlmConfig& c) { c.sequences_max = 7; }, {{"sequences", 7}, {"slots", 7}});
+  changes([](LlmConfig& c) { c.prefix_permille = 250; }, {{"prefix_blocks", 512}});
+  changes([](LlmConfig& c) { c.prefix_permille = 0; }, {{"prefix_blocks", 0}, {"prefixes are kept", 0}});
+  changes([](LlmConfig& c) { c.prefix_idle_ms = 2500; }, {{"prefix_idle_ms", 2500}});
+  changes([](LlmConfig& c) { c.step_ms_max = 33; }, {{"step_ms", 33}});
+  base.bf16 = true;
+  BOOST_TEST(engine_of(*made(base)).model().weight_bytes() < engine_of(*plain).model().weight_bytes());
+  // Of a reply, as `reply_tokens_max` says.
+  base.reply_tokens_max = 3;
+  const auto brief = made(base);
+  CoreDriver driver(*brief);
+  driver.tell("controller", 1, protocol::OpenChat{});
+  driver.tell("controller", 1, protocol::Say{"hello"});
+  driver.tell("controller", 1, protocol::Generate{});
+  driver.work();
+  const auto heard = driver.take(protocol::MessageType::text);
+  BOOST_REQUIRE(!heard.empty());
+  BOOST_TEST(json::parse(heard.back().read<protocol::Text>().text)["output_tokens"] == 3);
+}
+
 /// Requests of one prompt that are over leave nothing: who only listens to its first answer meanwhile finds it.
 BOOST_AUTO_TEST_CASE(what_is_kept_of_a_session_goes_when_it_is_over) {
   World w(load(kNano / "Step-Audio-Chat", 4096, 40));
