@@ -13,6 +13,13 @@ double followed(double old, double now) {
   if (old == 0) return now;
   return old + (now - old) * (now > old ? 0.5 : kWeight);
 }
+
+/// The least that passes take: a faster one is believed at once, a slower one slowly, since most are slow by accident.
+constexpr double kFloorWeight = 0.0625;
+double floored(double old, double now) {
+  if (old == 0 || now < old) return now;
+  return old + (now - old) * kFloorWeight;
+}
 }  // namespace
 
 std::size_t StepCost::bucket(std::int64_t decoding) {
@@ -27,14 +34,22 @@ double StepCost::without_prefill(std::int64_t decoding) const {
 }
 
 void StepCost::observe(std::int64_t decoding, std::int64_t prefilled, double seconds) {
+  const auto here = bucket(decoding);
   if (prefilled == 0) {
-    if (decoding > 0) steps_[bucket(decoding)] = followed(steps_[bucket(decoding)], seconds);
+    if (decoding > 0) steps_[here] = floored(steps_[here], seconds);
     return;
   }
-  const double added = std::max(0.0, seconds - without_prefill(decoding)) / static_cast<double>(prefilled);
   // What the first few tokens cost says little about many: memory is waited for anyway, then sums are.
-  token_ = followed(token_, std::max(added, std::numeric_limits<double>::min()));
   seen_ = std::max(prefilled, seen_ - seen_ / 8);
+  const double added = seconds - without_prefill(decoding);
+  if (added <= 0) {
+    // The same pass without a piece, or with fewer who speak, takes no longer, so those that were seen were slow by
+    // accident. This one says nothing of a token but that it costs no more than all of it: no work is free.
+    for (std::size_t b = 0; b <= here; ++b) steps_[b] = std::min(steps_[b], seconds);
+    token_ = std::min(token_ == 0 ? kNoLimit : token_, seconds / static_cast<double>(prefilled));
+    return;
+  }
+  token_ = followed(token_, added / static_cast<double>(prefilled));
 }
 
 std::int64_t StepCost::room(std::int64_t decoding) const {

@@ -26,9 +26,10 @@ class StepCost {
   static std::size_t bucket(std::int64_t decoding);
   double without_prefill(std::int64_t decoding) const;
   double seconds_max_, growth_;
-  std::array<double, 24> steps_{};  ///< by the power of two of the sequences; 0: not seen
-  double token_ = 0;                ///< seconds that a token of a prompt adds; 0: not seen
-  std::int64_t seen_ = 0;           ///< largest piece that was observed lately
+  /// By the power of two of the sequences the least that a pass without a prefill takes; 0: not seen.
+  std::array<double, 24> steps_{};
+  double token_ = 0;       ///< seconds that a token of a prompt adds, never none; 0: not seen
+  std::int64_t seen_ = 0;  ///< largest piece that was observed lately
 };
 
 }  // namespace parlando::llm

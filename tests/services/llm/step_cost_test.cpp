@@ -2,6 +2,7 @@
 #include "services/llm/model/step_cost.hpp"
 
 #include <boost/test/unit_test.hpp>
+#include <random>
 
 #include "services/llm/model/engine.hpp"
 
@@ -86,6 +87,49 @@ BOOST_AUTO_TEST_CASE(a_machine_that_becomes_slow_is_noticed_at_once) {
   const auto before = cost.room(1);
   cost.observe(1, 100, 1.0);
   BOOST_TEST(cost.room(1) < before / 4);
+}
+
+/// Those who speak were seen while the machine was busy: every pass with a piece is faster than they were.
+BOOST_AUTO_TEST_CASE(a_token_is_not_free_because_a_pass_was_fast) {
+  StepCost cost(0.050, 1.25);
+  for (int i = 0; i < 10; ++i) cost.observe(4, 0, 0.030);
+  double longest = 0;
+  for (int i = 0; i < 60; ++i) {
+    const auto room = cost.room(4);
+    const auto seconds = 0.010 + 0.0004 * static_cast<double>(room);
+    cost.observe(4, room, seconds);
+    longest = std::max(longest, seconds);
+  }
+  BOOST_TEST(longest <= 0.051);
+  BOOST_TEST(cost.room(4) >= 80);  // 100 are what 50 ms have room for
+  // The first piece that is seen has a price, too.
+  StepCost fresh(0.050, 1.25);
+  fresh.observe(2, 0, 0.020);
+  fresh.observe(2, 16, 0.019);
+  BOOST_TEST(fresh.room(2) == 26);  // (50 - 19) ms at 19 / 16 ms
+}
+
+/// A pass takes 10 to 30 ms whatever it does: accidents make pieces neither tiny nor long.
+BOOST_AUTO_TEST_CASE(on_a_busy_machine_pieces_stay_what_they_should_be) {
+  for (unsigned seed = 1; seed <= 20; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto pass = [&](std::int64_t prefilled) {
+        return 0.010 + 0.020 * static_cast<double>(random() % 1000) / 1000 + 0.0004 * static_cast<double>(prefilled);
+      };
+      StepCost cost(0.050, 1.25);
+      std::int64_t most = 0, least = 1000;
+      for (int i = 0; i < 400; ++i) {
+        cost.observe(4, 0, pass(0));
+        const auto room = cost.room(4);
+        cost.observe(4, room, pass(room));
+        if (i < 50) continue;
+        most = std::max(most, room), least = std::min(least, room);
+      }
+      BOOST_TEST(most <= 125);  // with one of the faster passes 60 ms
+      BOOST_TEST(least >= 16);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_long_prompt_does_not_hold_up_those_who_speak) {
