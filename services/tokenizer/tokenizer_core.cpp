@@ -60,7 +60,26 @@ void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   end_wait_ = metrics.histogram(wait, help, "what", "end");
 }
 
+/// What is thrown ends the stream as any error does: what its caller sends behind that would be taken for a gap.
 void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Time now) {
+  const auto head = m.head;
+  try {
+    take_message(peer, std::move(m), now);
+  } catch (...) {
+    const auto key = service::StreamTable<Stream>::key_of(peer, head);
+    if (head.type == MessageType::close) return drop(key);
+    if (auto* stream = streams_.find(key); stream != nullptr) try {
+        return fail_thrown(key, *stream);
+      } catch (...) {
+        end(*stream);  // its host tells what was thrown
+        throw;
+      }
+    ended_.add(key);
+    answer_error(peer, head, service::thrown());
+  }
+}
+
+void TokenizerCore::take_message(const std::string& peer, protocol::Message m, Time now) {
   const auto head = m.head;
   const auto key = service::StreamTable<Stream>::key_of(peer, head);
   if (head.type == MessageType::close) {
@@ -71,8 +90,8 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
   const bool opens = head.type == MessageType::open_tokenizer || head.type == MessageType::tokenize;
   if (opens && streams_.find(key) == nullptr) {
     if (const auto done = open(key, m, now); !done) {
-      answer_error(peer, head, done.error());
       ended_.add(key);
+      answer_error(peer, head, done.error());
     }
     return;
   }
@@ -162,12 +181,16 @@ Result<void> TokenizerCore::hear(const Key& key, Stream& s, protocol::Audio audi
   return {};
 }
 
-/// One error, and nothing further of this stream: its caller closes it.
+/// One error, and nothing further of this stream: its caller closes it. It is over when that is told and not before.
 void TokenizerCore::fail_stream(const Key& key, Stream& stream, const Error& error) {
+  answer_error(key.peer, stream.head, error);
+  end(stream);
+}
+
+void TokenizerCore::end(Stream& stream) {
   stream.done = true;
   stream.reading.reset();
   leave_queue(stream);
-  answer_error(key.peer, stream.head, error);
 }
 
 void TokenizerCore::drop(const Key& key) {
@@ -295,6 +318,7 @@ void TokenizerCore::count(const Stream& s, Time now) {
 
 /// Where something was thrown. @pre inside of a catch block
 void TokenizerCore::fail_thrown(const Key& key, Stream& s) {
+  if (s.done) return;  // its end is told
   const auto error = service::thrown();
   telemetry::log(telemetry::Level::error, "tokenizer fails at a stream: {}", error.message);
   fail_stream(key, s, error);

@@ -87,10 +87,12 @@ class TokenizerCore final : public service::Core {
   /// What a stream needs next: a pass of its own, or a part of one with others.
   enum class Need { nothing, own_pass, part };
   using Due = std::pair<Key, Stream*>;
+  void take_message(const std::string& peer, protocol::Message message, Time now);
   Result<void> open(const Key& key, protocol::Message& message, Time now);
   Result<void> follow(const Key& key, Stream& stream, protocol::Message& message, Time now);
   Result<void> hear(const Key& key, Stream& stream, protocol::Audio audio, Time now);
   void fail_stream(const Key& key, Stream& stream, const Error& error);
+  void end(Stream& stream);
   void drop(const Key& key);
   void queue(const Key& key, Stream& stream, Time now);
   void leave_queue(Stream& stream);

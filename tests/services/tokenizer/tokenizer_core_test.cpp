@@ -2,15 +2,34 @@
 #include "services/tokenizer/tokenizer_core.hpp"
 
 #include <boost/test/unit_test.hpp>
+#include <cstdlib>
 #include <map>
+#include <new>
 #include <random>
 #include <set>
 
 #include "common/audio/audio_file.hpp"
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
+#include "common/service/runner.hpp"
 #include "tests/support/core_driver.hpp"
 #include "tests/support/out_of_memory.hpp"
+
+namespace {
+/// The allocation after so many more fails, once or for a few times; below 0: none does. Small ones do not count: a
+/// JSON value allocates where it is destroyed, and may not throw there.
+thread_local std::int64_t until_failure = -1, failures = 1;
+constexpr std::size_t kCountedBytes = sizeof(parlando::service::Out);
+static_assert(kCountedBytes > 160, "a list of an error's fields is smaller");
+}  // namespace
+
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  if (bytes >= kCountedBytes && until_failure >= 0 && until_failure-- < failures) throw std::bad_alloc();
+  if (void* out = std::malloc(bytes > 0 ? bytes : 1)) return out;
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* at) noexcept { std::free(at); }
+[[gnu::noinline]] void operator delete(void* at, std::size_t) noexcept { std::free(at); }
 
 namespace parlando::tokenizer {
 namespace {
@@ -677,6 +696,86 @@ BOOST_AUTO_TEST_CASE(after_any_sequence_everything_is_free_again) {
   for (const char* outcome : {"last", "attempt", "overloaded", "deadline_exceeded", "internal", "position_mismatch",
                               "unsupported", "invalid_argument"})
     BOOST_TEST(outcomes[outcome] > 0, outcome);
+}
+
+/// Whichever allocation fails while a message is taken, its stream is told one error and is over, or nothing happened.
+BOOST_AUTO_TEST_CASE(a_message_that_throws_ends_its_stream_with_one_error) {
+  const auto message = [](auto body, std::uint32_t stream) {
+    protocol::Envelope head;
+    head.session = CoreDriver::kSession;
+    head.stream = {stream};
+    return protocol::pack(std::move(body), head);
+  };
+  model();
+  // Sound that fits, sound behind a gap (an error of its own), and a second opening; one failure, and one more when
+  // that is told.
+  for (int what = 0; what < 6; ++what) {
+    int failed = 0;
+    failures = what < 3 ? 1 : 2;
+    for (std::int64_t at = 0;; ++at) {
+      World w;
+      w.open(1, TokenizerMode::stable);
+      w.hear(1, 0, part(0, 4000));
+      BOOST_REQUIRE(w.driver.take().empty());
+      auto m = what % 3 == 0   ? message(protocol::Audio{4000, part(4000, 20000)}, 1)
+               : what % 3 == 1 ? message(protocol::Audio{4321, part(4000, 8000)}, 1)
+                               : message(protocol::OpenTokenizer{}, 1);
+      const std::string own = "controller";
+      service::Runner host(w.core);
+      until_failure = at + failures - 1;
+      const bool handled = host.deliver(own, std::move(m), w.driver.now);
+      const bool met = until_failure < failures - 1;
+      until_failure = -1;
+      BOOST_TEST(handled);
+      if (!met) break;
+      ++failed;
+      BOOST_TEST_CONTEXT("message " << what << ", allocation " << at) {
+        auto heard = host.take();
+        BOOST_REQUIRE(heard.size() == 1u);
+        BOOST_TEST(heard[0].peer == own);
+        BOOST_TEST((heard[0].message.head.type == protocol::MessageType::error));
+        w.hear(1, 4000, part(4000, 8000));
+        w.hear(1, 20000, part(4000, 8000));
+        w.flush(1);
+        w.driver.work();
+        BOOST_TEST(w.driver.take().empty());
+        w.close(1);
+        BOOST_TEST(w.core.load() == 0);
+        w.open(1);
+        BOOST_TEST(w.core.load() == 1);
+      }
+    }
+    BOOST_TEST(failed > 0, "message " << what);
+  }
+}
+
+/// A failure that cannot be told at once is told at the next one, not never.
+BOOST_AUTO_TEST_CASE(an_error_that_cannot_be_told_ends_no_stream_in_silence) {
+  int failed = 0;
+  for (std::int64_t at = 0;; ++at) {
+    World w;
+    w.open(1, TokenizerMode::stable, w.driver.now + milliseconds(10));
+    w.driver.tell("controller", 1, protocol::Audio{0, part(0, 20000)}, CoreDriver::kSession,
+                  w.driver.now + milliseconds(10));
+    w.driver.now += milliseconds(20);  // its budget is spent
+    service::Runner host(w.core);
+    failures = 2;
+    until_failure = at + failures - 1;
+    host.work(w.driver.now);
+    const bool met = until_failure < failures - 1;
+    until_failure = -1;
+    if (!met) break;
+    ++failed;
+    BOOST_TEST_CONTEXT("allocation " << at) {
+      BOOST_TEST(host.take().empty());
+      w.driver.work();
+      BOOST_TEST(w.only_error().code() == "deadline_exceeded");
+      w.hear(1, 20000, part(0, 100));
+      w.driver.work();
+      BOOST_TEST(w.driver.take().empty());
+    }
+  }
+  BOOST_TEST(failed > 0);
 }
 
 }  // namespace parlando::tokenizer
