@@ -18,20 +18,28 @@ std::vector<service::Definition> definitions() {
 
 namespace {
 /// What is right in each service but not in both: the second look at a pause hears what the user says behind it when
-/// the vad says earlier that the pause lasts.
+/// the vad says earlier that the pause lasts, and never comes when a likely end has ended the turn before.
 std::string disagreements(const std::vector<service::Instance>& instances) {
   std::string out;
+  const auto add = [&](std::string problem) { out += (out.empty() ? "" : "\n") + std::move(problem); };
   std::vector<config::Problem> known;  // of one service: told already
   for (const auto& leader : instances) {
     if (leader.service != "controller") continue;
-    const auto look = config::read<controller::ControllerConfig>(leader.core, "core", known).judge_again_ms;
+    const auto config = config::read<controller::ControllerConfig>(leader.core, "core", known);
+    const auto look = config.judge_again_ms, likely = config.likely_silence_ms;
+    if (likely < look)
+      add(fmt::format("{}: core.likely_silence_ms is {}, expected at least core.judge_again_ms, which is {}",
+                      leader.role, likely, look));
     for (const auto& ear : instances) {
       if (ear.service != "vad") continue;
       const auto told = config::read<vad::VadConfig>(ear.core, "core", known).turn.pause_again_ms;
       if (told > 0 && look > told)
-        out +=
-            fmt::format("{}{}: core.judge_again_ms is {}, expected at most core.turn.pause_again_ms of {}, which is {}",
-                        out.empty() ? "" : "\n", leader.role, look, ear.role, told);
+        add(fmt::format("{}: core.judge_again_ms is {}, expected at most core.turn.pause_again_ms of {}, which is {}",
+                        leader.role, look, ear.role, told));
+      if (look > 0 && likely < told)
+        add(fmt::format(
+            "{}: core.likely_silence_ms is {}, expected at least core.turn.pause_again_ms of {}, which is {}",
+            leader.role, likely, ear.role, told));
     }
   }
   return out;

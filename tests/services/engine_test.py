@@ -217,14 +217,23 @@ def configurations(folder):
     code, said = run("parlando-tokenizer", '{"wire": {"bind": "inproc://x"}, "core": {"model": "/nowhere"}}')
     check("a missing model", code == 78 and "/nowhere" in said, said)
     file = folder / "both.json"
-    for told, look, expected in ((480, 480, 0), (320, 480, 78), (0, 480, 0), (640, 800, 78)):
+    again = "core.turn.pause_again_ms of vad, which is"
+    for told, look, likely, expected in (
+            (480, 480, 700, ()), (0, 480, 700, ()), (480, 480, 480, ()), (800, 0, 700, ()),
+            (320, 480, 700, (f"judge_again_ms is 480, expected at most {again} 320",)),
+            (640, 800, 900, (f"judge_again_ms is 800, expected at most {again} 640",)),
+            (480, 320, 400, (f"likely_silence_ms is 400, expected at least {again} 480",)),
+            (800, 480, 700, (f"likely_silence_ms is 700, expected at least {again} 800",)),
+            (0, 480, 400, ("likely_silence_ms is 400, expected at least core.judge_again_ms, which is 480",)),
+            (450, 480, 400, (f"judge_again_ms is 480, expected at most {again} 450", f"likely_silence_ms is 400, expected at least {again} 450",
+                             "likely_silence_ms is 400, expected at least core.judge_again_ms, which is 480"))):
         file.write_text(json.dumps({"instances": [
             {"service": "vad", "role": "vad", "wire": {"bind": "inproc://v"}, "core": {"turn": {"pause_again_ms": told}}},
-            {"service": "controller", "role": "controller", "wire": {"bind": "inproc://c"}, "core": {"judge_again_ms": look}}]}))
+            {"service": "controller", "role": "controller", "wire": {"bind": "inproc://c"}, "core": {"judge_again_ms": look, "likely_silence_ms": likely}}]}))
         done = subprocess.run([BIN / "parlando", "up", "--config", file, "--check-config"], capture_output=True, text=True)
         said = done.stderr + done.stdout
-        good = expected == 0 or f"judge_again_ms is {look}, expected at most core.turn.pause_again_ms of vad, which is {told}" in said
-        check(f"a pause that is told again after {told} ms is judged after {look} ms", done.returncode == expected and good, said)
+        good = all(problem in said for problem in expected) and said.count(", expected at ") == len(expected)
+        check(f"told again after {told} ms, judged after {look}, likely after {likely}", done.returncode == (78 if expected else 0) and good, said)
     done = subprocess.run([BIN / "parlando-vad"], capture_output=True, text=True)
     check("no configuration is wrong usage", done.returncode == 2)
     for file in sorted((ROOT / "configs").glob("*.json")):
