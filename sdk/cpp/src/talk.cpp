@@ -120,28 +120,42 @@ Result<void> Talk::hear(std::span<const std::int16_t> samples) {
   return {};
 }
 
-std::int64_t Talk::unsent_samples() const {
-  std::int64_t out = 0;
-  for (const auto& input : log_) out += input.sent ? 0 : input.samples();
-  return out;
-}
-
+/// What is said while others still wait stands behind them: without a gateway, or behind what is said again.
 Result<void> Talk::offer(Input input) {
-  if (state_ == State::open) {
+  say_unsent();
+  if (state_ == State::open && unsent_ == 0) {
     PARLANDO_DO(send(input));
-  } else if (unsent_samples() + input.samples() > kUnsentSamples || log_events_ >= kKeptEvents ||
+  } else if ((input.is_sound() && unsent_samples_ + input.samples() > kUnsentSamples) || log_events_ >= kKeptEvents ||
              log_bytes_ + input.bytes > kKeptEventBytes) {
-    return parlando::fail(Errc::overloaded, "{} samples and {} messages wait for a gateway", unsent_samples(),
+    return parlando::fail(Errc::overloaded, "{} samples and {} messages wait for a gateway", unsent_samples_,
                           log_events_);
   }
+  keep(std::move(input));
+  // Never what was not sent: of sound less is taken than is kept, and of messages no more.
+  while (log_samples_ > kKeptSamples || log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes) drop_first();
+  finder_.wake();
+  return {};
+}
+
+void Talk::keep(Input input) {
   position_ += input.samples();
   log_samples_ += input.samples();
   log_bytes_ += input.bytes;
   log_events_ += !input.is_sound();
+  unsent_ += !input.sent;
+  unsent_samples_ += input.sent ? 0 : input.samples();
   log_.push_back(std::move(input));
-  while (log_samples_ > kKeptSamples || log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes) drop_first();
-  finder_.wake();
-  return {};
+}
+
+/// In order, as far as the link has room; the rest at the next tick. A link that takes nothing because it is gone says
+/// so itself.
+void Talk::say_unsent() {
+  while (state_ == State::open && unsent_ > 0) {
+    auto& input = log_[log_.size() - unsent_];
+    if (!send(input)) return;
+    --unsent_;
+    unsent_samples_ -= input.samples();
+  }
 }
 
 Result<void> Talk::send(Input& input) {
@@ -177,6 +191,7 @@ void Talk::on_tick(Time now) {
   // It may wake, and then it reads that we have gone; meanwhile another one goes on.
   if (state_ == State::open && place_->is_suspect() && finder_.find(place_) != nullptr) lost(now, place_);
   if (state_ == State::placing && now >= not_before_) look_for_place(now);
+  say_unsent();
 }
 
 void Talk::look_for_place(Time now) {
@@ -284,7 +299,7 @@ void Talk::on_stream_ended(const json& fields, Time now) {
 }
 
 void Talk::on_answer(const json& fields, Time now) {
-  if (text_of(fields, "type") == "opened") return on_opened(fields, now);
+  if (text_of(fields, "type") == "opened") return on_opened(fields);
   auto error = error_of(fields);
   if (is_refused(error, now)) return;
   // Until its death is noticed, the former gateway still has the session.
@@ -294,7 +309,7 @@ void Talk::on_answer(const json& fields, Time now) {
   fail(std::move(error));
 }
 
-void Talk::on_opened(const json& fields, Time now) {
+void Talk::on_opened(const json& fields) {
   const bool first = !std::exchange(was_opened_, true);
   session_ = text_of(fields, "session");
   token_ = text_of(fields, "resume_token");
@@ -308,21 +323,22 @@ void Talk::on_opened(const json& fields, Time now) {
   else if (had_.empty())
     nothing_of(number_of(fields, "turn", number_of(fields, "turns") + 1));
   metrics_.resumed += resumed && !first;
-  repeat(fields, now);
+  repeat(fields);
   tell(Event{first ? "opened" : "resumed", dump(fields)});
 }
 
 /// Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said
 /// behind that sound. Of messages at that very place it is known only whether a turn has come of them.
-void Talk::repeat(const json& fields, Time now) {
+void Talk::repeat(const json& fields) {
   const auto arrived = number_of(fields, "input_samples");
   const bool came = fields.contains("turn") || number_of(fields, "turns") >= had_["turn"];
   auto inputs = std::exchange(log_, {});
-  log_samples_ = 0;
-  log_bytes_ = log_events_ = 0;
+  log_samples_ = unsent_samples_ = 0;
+  log_bytes_ = log_events_ = unsent_ = 0;
   std::size_t behind_asks = 0;  // inputs before it that a turn has come of
   for (std::size_t n = 0; n < inputs.size(); ++n)
     if (came && inputs[n].sent && inputs[n].position == arrived && asks(inputs[n])) behind_asks = n + 1;
+  came_turn_ = came ? number_of(fields, "turn", number_of(fields, "turns")) : 0;
   position_ = arrived;
   for (std::size_t n = 0; n < inputs.size(); ++n) {
     auto& input = inputs[n];
@@ -335,24 +351,32 @@ void Talk::repeat(const json& fields, Time now) {
       if (input.position == arrived && n < behind_asks) {
         if (input.type != "flush") continue;
         swallow_no_speech_ = true;  // the first one may have arrived
+        came_turn_ = 0;             // it is in the log
       }
     }
     metrics_.said_again += input.sent;
     input.position = position_;
     input.sent = false;
-    // What the link has no room for now is said when it is resumed once more.
-    if (!offer(std::move(input))) return lost(now, nullptr, kAgain);
+    keep(std::move(input));
   }
+  say_unsent();
 }
 
 void Talk::nothing_of(std::int64_t turn) {
   had_ = {{"turn", turn}, {"samples", 0}, {"transcript_bytes", 0}, {"reply_bytes", 0}, {"tool_calls", 0}};
 }
 
-/// A turn is over: what asked for it, and what was said before that, is not said again.
-void Talk::forget_ask() {
-  const auto found = std::find_if(log_.begin(), log_.end(), asks);
-  if (found == log_.end()) return;
+/// A turn is over: what asked for it, and what was said before that, is not said again. What was not sent has asked for
+/// nothing yet; and what asked for a turn that had come when the session was resumed is not in the log.
+/// @param turn  0: it is not known which
+void Talk::forget_ask(std::int64_t turn) {
+  if (turn != 0 && turn <= came_turn_) {
+    if (turn == came_turn_) came_turn_ = 0;  // a number may come again behind `cancelled`
+    return;
+  }
+  const auto end = log_.end() - static_cast<std::ptrdiff_t>(unsent_);
+  const auto found = std::find_if(log_.begin(), end, asks);
+  if (found == end) return;
   for (auto n = found - log_.begin() + 1; n > 0; --n) drop_first();
 }
 
@@ -374,11 +398,11 @@ void Talk::on_event(const json& fields, const Envelope& head, Time now) {
   } else if (type == "turn") {
     note("turn", whole_turn_, now);
     ++metrics_.turns;
-    forget_ask();
+    forget_ask(number_of(fields, "turn"));
     nothing_of(number_of(fields, "turn") + 1);
     swallow_no_speech_ = false;
   } else if (type == "cancelled") {
-    forget_ask();
+    forget_ask(number_of(fields, "turn"));
     nothing_of(had_["turn"]);
   } else if (type == "speech_ended" && !asked_at_) {
     ask(now);
@@ -407,7 +431,7 @@ bool Talk::on_error(const json& fields, const Envelope& head) {
     return true;
   }
   ++metrics_.errors;
-  forget_ask();
+  forget_ask(number_of(fields, "turn"));
   if (number_of(fields, "turn") != 0) nothing_of(had_["turn"]);
   return false;
 }

@@ -101,23 +101,24 @@ class Talk {
   Result<void> must_go_on() const;
   Result<void> offer(Input input);
   Result<void> send(Input& input);
+  void keep(Input input);
+  void say_unsent();
   void drop_first();
-  std::int64_t unsent_samples() const;
   void ask(Time now);
   void look_for_place(Time now);
   void leave(bool detached);
   void lost(Time now, const Place* avoid, milliseconds wait = milliseconds(0));
   void on_answer(const json& fields, Time now);
-  void on_opened(const json& fields, Time now);
+  void on_opened(const json& fields);
   bool is_new() const { return !was_opened_ && !resumes_; }
   bool is_refused(const Error& error, Time now);
   void on_stream_ended(const json& fields, Time now);
   void on_event(const json& fields, const protocol::Envelope& head, Time now);
   bool on_error(const json& fields, const protocol::Envelope& head);
   void on_sound(protocol::Message& message, Time now);
-  void repeat(const json& fields, Time now);
+  void repeat(const json& fields);
   void nothing_of(std::int64_t turn);
-  void forget_ask();
+  void forget_ask(std::int64_t turn);
   void note(const char* kind, Latency& latency, Time now);
   void tell(Told told, Place* place = nullptr, const protocol::Envelope& head = {});
 
@@ -137,9 +138,11 @@ class Talk {
   std::string session_, token_, session_token_;
   std::int32_t rate_ = 0;
   std::map<std::string, std::int64_t> had_;
-  std::deque<Input> log_;
-  std::int64_t log_samples_ = 0;
+  std::deque<Input> log_;  ///< what was sent, then what was not
+  std::int64_t log_samples_ = 0, unsent_samples_ = 0;
   std::size_t log_bytes_ = 0, log_events_ = 0;
+  std::size_t unsent_ = 0;      ///< inputs, the last of the log
+  std::int64_t came_turn_ = 0;  ///< up to this one, what asked for turns has left the log
   std::int64_t position_ = 0;
   std::deque<Waiting> told_;
   std::optional<Time> asked_at_;

@@ -13,7 +13,7 @@ from .errors import ParlandoError
 from .events import AnyEvent, Tool, Turn
 from .link import LinkCounters
 from .sync import WAIT, Collector, Known, arguments_of, call_of, erased_turns, opening_of, output_of
-from .talk import Talk, pcm_of
+from .talk import MESSAGE_SAMPLES, Talk, pcm_of
 
 LOOK_AGAIN = 0.2  # a change that is not told is seen after this
 
@@ -109,11 +109,11 @@ class Conversation(Known):
     async def send_audio(self, samples: Any, timeout: float = WAIT) -> None:
         data = pcm_of(samples)
         end = time.monotonic() + timeout
-        for at in range(0, len(data), 3200):
+        for at in range(0, len(data), 2 * MESSAGE_SAMPLES):
             while True:
                 with self._core.lock:
                     if self._talk.has_room() or self._talk.is_ended:
-                        self._talk.hear(data[at:at + 3200])
+                        self._talk.hear(data[at:at + 2 * MESSAGE_SAMPLES])
                         break
                 if time.monotonic() >= end:
                     raise ParlandoError("overloaded", f"the gateway has taken no sound for {timeout:g} s", 1000)

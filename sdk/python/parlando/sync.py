@@ -13,7 +13,7 @@ from .core import Core, Keys
 from .errors import ParlandoError
 from .events import AnyEvent, Event, Metrics, Sound, Tool, Turn
 from .link import LinkCounters
-from .talk import Talk, pcm_of
+from .talk import MESSAGE_SAMPLES, Talk, pcm_of
 
 WAIT = 30.0
 OUTPUT_BYTES_MAX = 60000  # of a tool, as gateways take it
@@ -197,13 +197,13 @@ class Conversation(Known):
         real time, behind half a minute at once). @raise ParlandoError overloaded after `timeout`"""
         data = pcm_of(samples)
         end = time.monotonic() + timeout
-        for at in range(0, len(data), 3200):
+        for at in range(0, len(data), 2 * MESSAGE_SAMPLES):
             with self._core.changed:
                 while not self._talk.has_room() and not self._talk.is_ended:
                     if time.monotonic() >= end:
                         raise ParlandoError("overloaded", f"the gateway has taken no sound for {timeout:g} s", 1000)
                     self._core.changed.wait(0.1)
-                self._talk.hear(data[at:at + 3200])
+                self._talk.hear(data[at:at + 2 * MESSAGE_SAMPLES])
 
     def flush(self) -> None:
         """The user has finished speaking."""

@@ -82,8 +82,10 @@ class Talk:
         self.rate = 0
         self.metrics = Metrics()
         self._had: Dict[str, int] = {}
-        self._log: Deque[_Input] = deque()
+        self._log: Deque[_Input] = deque()  # what was sent, then what was not
         self._log_samples = self._log_bytes = self._log_events = 0
+        self._unsent = self._unsent_samples = 0  # inputs, the last of the log; of sound
+        self._came_turn = 0  # up to this one, what asked for turns has left the log
         self._position = 0  # samples of the user's, as the gateway counts them
         self._swallow_no_speech = False
         self._told: Deque[_Told] = deque()
@@ -132,16 +134,14 @@ class Talk:
             self._ask(now)
 
     def hear(self, pcm: bytes) -> None:
-        """s16le at 16 kHz. @raise ParlandoError as `say`; then nothing of it was taken"""
+        """s16le at 16 kHz, at most MESSAGE_SAMPLES. @raise ParlandoError as `say`; then nothing of it was taken"""
         self._must_go_on()
-        step = MESSAGE_SAMPLES * 2
-        for at in range(0, len(pcm), step):
-            self._offer(_Input(self._position, pcm=pcm[at:at + step]))
+        self._offer(_Input(self._position, pcm=pcm))
         self.metrics.sound_sent_seconds += len(pcm) / 2 / INPUT_RATE
 
     def unsent_samples(self) -> int:
         waiting = self._place.link.waiting_bytes(self._key) // 2 if self._place is not None else 0
-        return waiting + (0 if self._state == "open" else sum(i.samples for i in self._log if not i.sent))
+        return waiting + self._unsent_samples
 
     def has_room(self) -> bool:
         """For another piece of sound."""
@@ -163,20 +163,39 @@ class Talk:
         self._first = {}
 
     def _offer(self, given: _Input) -> None:
-        if not self.has_room():
+        """What is said while others still wait stands behind them: without a gateway, or behind what is said again."""
+        self._say_unsent()
+        if given.fields is None and not self.has_room():
             raise ParlandoError("overloaded", f"{self.unsent_samples()} samples wait for the gateway, at most {UNSENT_SAMPLES} are kept", 100)
-        if self._state == "open" and self._place is not None:
+        if self._state == "open" and not self._unsent:
             self._send(given)
         elif self._log_events >= KEPT_EVENTS or self._log_bytes + given.bytes > KEPT_EVENT_BYTES:
             raise ParlandoError("overloaded", f"{self._log_events} messages wait for a gateway", 100)
+        self._keep(given)
+        # Never what was not sent: of sound less is taken than is kept, and of messages no more.
+        while self._log_samples > KEPT_SAMPLES or self._log_events > KEPT_EVENTS or self._log_bytes > KEPT_EVENT_BYTES:
+            self._drop_first()
+        self._finder.wake()
+
+    def _keep(self, given: _Input) -> None:
         self._log.append(given)
         self._position += given.samples
         self._log_samples += given.samples
         self._log_bytes += given.bytes
         self._log_events += given.fields is not None
-        while self._log_samples > KEPT_SAMPLES or self._log_events > KEPT_EVENTS or self._log_bytes > KEPT_EVENT_BYTES:
-            self._drop_first()
-        self._finder.wake()
+        self._unsent += not given.sent
+        self._unsent_samples += 0 if given.sent else given.samples
+
+    def _say_unsent(self) -> None:
+        """In order, as far as the link has room; the rest at the next tick. A link that takes nothing because it is gone says so itself."""
+        while self._state == "open" and self._unsent:
+            given = self._log[-self._unsent]
+            try:
+                self._send(given)
+            except ParlandoError:
+                return
+            self._unsent -= 1
+            self._unsent_samples -= given.samples
 
     def _drop_first(self) -> None:
         first = self._log.popleft()
@@ -200,8 +219,11 @@ class Talk:
             # It may wake, and then it reads that we have gone; meanwhile another one goes on.
             if self._finder.find(self._place) is not None:
                 self._lost(now, self._place)
-        if self._state != "placing" or now < self._not_before:
-            return
+        if self._state == "placing" and now >= self._not_before:
+            self._look_for_place(now)
+        self._say_unsent()
+
+    def _look_for_place(self, now: float) -> None:
         place = self._finder.find(self._avoid, self._refusers) or (self._finder.find(None, self._refusers) if self._avoid is not None else None)
         if place is None:
             if self._is_new() and self._finder.standing() > 0:
@@ -308,12 +330,12 @@ class Talk:
         self._refusers.append(self._place)
         self._refusal = error
         self._lost(now, None)
-        self.on_tick(now)
+        self._look_for_place(now)
         return True
 
     def _on_answer(self, fields: Dict[str, Any], now: float) -> None:
         if fields["type"] == "opened":
-            return self._on_opened(fields, now)
+            return self._on_opened(fields)
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
         if self._is_refused(error, now):
             return
@@ -323,7 +345,7 @@ class Talk:
             return self._lost(now, None, max(error.retry_ms, 200) / 1e3)
         self._fail(error)
 
-    def _on_opened(self, fields: Dict[str, Any], now: float) -> None:
+    def _on_opened(self, fields: Dict[str, Any]) -> None:
         first = self.opened is None
         self.opened = fields
         self.session, self._token, self.rate = fields["session"], fields["resume_token"], int(fields["rate"])
@@ -339,19 +361,20 @@ class Talk:
             self.metrics.resumed += 1
         if first and not self._log:
             self._position = int(fields.get("input_samples", 0))
-        self._repeat(fields, now)
+        self._repeat(fields)
         self._tell(Event("opened" if first else "resumed", fields), None)
 
-    def _repeat(self, fields: Dict[str, Any], now: float) -> None:
+    def _repeat(self, fields: Dict[str, Any]) -> None:
         """Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said behind that sound.
         Of messages at that very place it is known only whether a turn has come of them."""
         arrived = int(fields.get("input_samples", 0))
-        under_way = "turn" in fields or int(fields.get("turns", 0)) >= self._had["turn"]
+        came = "turn" in fields or int(fields.get("turns", 0)) >= self._had["turn"]
         inputs, self._log = list(self._log), deque()
         asks = [n for n, i in enumerate(inputs) if i.sent and i.fields is not None and i.position == arrived and i.fields["type"] in ASKS]
-        last_ask = asks[-1] if asks and under_way else -1
-        self._log_samples = self._log_bytes = self._log_events = 0
-        again: List[_Input] = []
+        last_ask = asks[-1] if asks and came else -1
+        self._came_turn = int(fields.get("turn", fields.get("turns", 0))) if came else 0
+        self._log_samples = self._log_bytes = self._log_events = self._unsent = self._unsent_samples = 0
+        self._position = arrived
         for n, given in enumerate(inputs):
             end = given.position + given.samples
             if given.fields is None:
@@ -365,22 +388,23 @@ class Talk:
                 if given.fields["type"] != "flush":
                     continue
                 self._swallow_no_speech = True  # the first one may have arrived
+                self._came_turn = 0  # it is in the log
             self.metrics.said_again += given.sent
-            again.append(given)
-        self._position = arrived
-        for given in again:
             given.position, given.sent = self._position, False
-            try:
-                self._offer(given)
-            except ParlandoError:
-                return self._lost(now, None, 0.1)
+            self._keep(given)
+        self._say_unsent()
 
     def _nothing_of(self, turn: int) -> None:
         self._had = {"turn": turn, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
 
-    def _forget_ask(self) -> None:
-        """A turn is over: what asked for it, and what was said before that, is not said again."""
-        n = next((n for n, i in enumerate(self._log) if i.fields is not None and i.fields["type"] in ASKS), -1)
+    def _forget_ask(self, turn: int) -> None:
+        """A turn is over: what asked for it, and what was said before that, is not said again. What was not sent has asked for nothing yet; and
+        what asked for a turn that had come when the session was resumed is not in the log. @param turn  0: it is not known which"""
+        if 0 < turn <= self._came_turn:
+            if turn == self._came_turn:
+                self._came_turn = 0  # a number may come again behind `cancelled`
+            return
+        n = next((n for n, i in enumerate(self._log) if i.sent and i.fields is not None and i.fields["type"] in ASKS), -1)
         for _ in range(n + 1):
             self._drop_first()
 
@@ -403,11 +427,11 @@ class Talk:
         elif kind == "turn":
             self._note("turn", self.metrics.whole_turn, now)
             self.metrics.turns += 1
-            self._forget_ask()
+            self._forget_ask(int(fields["turn"]))
             self._nothing_of(int(fields["turn"]) + 1)
             self._swallow_no_speech = False
         elif kind == "cancelled":
-            self._forget_ask()
+            self._forget_ask(int(fields.get("turn", 0)))
             self._nothing_of(had["turn"])
         elif kind == "speech_ended" and self._asked_at is None:
             self._ask(now)
@@ -431,7 +455,7 @@ class Talk:
                 self._state = "ended"
                 self._tell(Event(kind, fields), None)
                 return
-            self._forget_ask()
+            self._forget_ask(int(fields.get("turn") or 0))
             if fields.get("turn"):
                 self._nothing_of(had["turn"])
         self._tell(Event(kind, fields), link)

@@ -1,0 +1,313 @@
+#define BOOST_TEST_MODULE sdk_talk
+#include "sdk/cpp/src/talk.hpp"
+
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+#include <random>
+
+using namespace parlando;
+using namespace parlando::sdk;
+using nlohmann::json;
+using protocol::Message;
+using protocol::MessageType;
+
+namespace {
+
+constexpr int kFar = 1 << 20;
+constexpr std::size_t kPart = Talk::kMessageSamples;
+
+/// Takes as many messages as it has room for, and remembers them.
+struct Gateway final : Place {
+  int room = kFar;
+  bool suspect = false;
+  protocol::Envelope head;
+  std::vector<std::string> asked;  ///< types of first messages
+  std::vector<Message> said;       ///< behind the last of them
+
+  Result<void> send(Message m) override {
+    if (m.head.type == MessageType::close) return {};
+    if (room == 0) return fail(Errc::overloaded, "the link is full");
+    --room;
+    const auto event = m.head.type == MessageType::event ? fields_of(m) : json();
+    if (event.is_object() && (event["type"] == "open" || event["type"] == "resume")) {
+      head = m.head;
+      asked.push_back(event["type"]);
+      said.clear();
+    } else {
+      said.push_back(std::move(m));
+    }
+    return {};
+  }
+  void handled(const protocol::Envelope&) override {}
+  bool is_suspect() const override { return suspect; }
+
+  static json fields_of(const Message& m) {
+    const auto* text = reinterpret_cast<const char*>(m.payload.data());
+    return json::parse(text, text + m.payload.size());
+  }
+};
+
+/// A user of three gateways, on a clock turned by hand.
+struct User final : Finder {
+  std::array<Gateway, 3> gateways;
+  std::set<const Place*> gone;
+  Time now{};
+  Talk talk{*this, {{"type", "open"}}, milliseconds(10000), 7, now};
+
+  Place* find(const Place* but, const std::set<const Place*>& nor) override {
+    for (auto& g : gateways)
+      if (&g != but && !gone.contains(&g) && !nor.contains(&g)) return &g;
+    return nullptr;
+  }
+  int standing() const override { return static_cast<int>(gateways.size() - gone.size()); }
+  void wake() override {}
+
+  /// Where it is, or was last.
+  Gateway& gateway() {
+    for (auto& g : gateways)
+      if (&g == talk.place()) last = &g;
+    return *last;
+  }
+  Gateway* last = &gateways[0];
+  void pass(int ms = 50) {
+    now += milliseconds(ms);
+    talk.on_tick(now);
+  }
+  void told(const json& fields) {
+    const auto text = fields.dump();
+    const auto bytes = std::as_bytes(std::span(text));
+    auto message = protocol::pack(protocol::Event{{bytes.begin(), bytes.end()}}, gateway().head);
+    talk.on_message(gateway(), message, now);
+    while (talk.take()) {
+    }
+  }
+  void opened() {
+    pass();
+    told({{"type", "opened"}, {"session", "s"}, {"resume_token", "t"}, {"rate", 22050}, {"turns", 0}});
+  }
+  /// @param room  of the link to the gateway that is asked now, behind `resume`
+  void resumed(json fields, int room = kFar) {
+    for (auto& g : gateways) g.room = kFar;
+    pass();
+    gateway().room = room;
+    fields.update({{"type", "opened"}, {"session", "s"}, {"resume_token", "t"}, {"rate", 22050}, {"resumed", true}});
+    if (!fields.contains("turns")) fields["turns"] = 0;
+    told(fields);
+  }
+  void lose() {
+    auto& lost = gateway();
+    gone = {&lost};
+    talk.on_down(lost, now);
+  }
+  /// A second, a third and so on part of sound that counts up.
+  Result<void> hear(std::size_t samples = kPart) {
+    std::vector<std::int16_t> part(samples);
+    for (auto& sample : part) sample = static_cast<std::int16_t>(next_sample++);
+    auto result = talk.hear(part);
+    if (!result) next_sample -= static_cast<int>(samples);
+    return result;
+  }
+  Result<void> say(const std::string& text) { return talk.say({{"type", "text"}, {"text", text}}, now); }
+  int next_sample = 0;
+};
+
+/// What the engine has got of a session.
+struct Engine {
+  std::vector<std::int16_t> sound;
+  std::vector<std::pair<std::int64_t, std::string>> texts;  ///< behind how much sound
+
+  void take(const std::vector<Message>& said, std::size_t from, std::size_t to) {
+    for (auto n = from; n < to; ++n) {
+      auto m = said[n];
+      if (m.head.type == MessageType::event) {
+        texts.emplace_back(static_cast<std::int64_t>(sound.size()), Gateway::fields_of(m).value("text", ""));
+        continue;
+      }
+      auto audio = protocol::read<protocol::Audio>(m);
+      BOOST_TEST_REQUIRE(audio.has_value());
+      BOOST_TEST_REQUIRE(audio->first_sample == static_cast<std::int64_t>(sound.size()));
+      const auto at = sound.size();
+      sound.resize(at + audio->payload.size() / 2);
+      std::memcpy(sound.data() + at, audio->payload.data(), audio->payload.size());
+    }
+  }
+  bool counts_up() const {
+    for (std::size_t n = 0; n < sound.size(); ++n)
+      if (sound[n] != static_cast<std::int16_t>(n)) return false;
+    return true;
+  }
+};
+
+std::string kinds(const std::vector<Message>& said) {
+  std::string out;
+  for (const auto& m : said) out += m.head.type == MessageType::audio ? "s" : Gateway::fields_of(m).value("text", "?");
+  return out;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(what_is_said_again)
+
+BOOST_AUTO_TEST_CASE(what_the_link_has_no_room_for_is_said_when_it_has) {
+  User c;
+  c.opened();
+  BOOST_TEST(c.hear().has_value());
+  BOOST_TEST(c.say("A").has_value());
+  for (int n = 0; n < 3; ++n) BOOST_TEST(c.hear().has_value());
+  BOOST_TEST(c.say("B").has_value());
+  c.lose();
+  c.resumed({{"input_samples", 0}}, 2);
+  BOOST_TEST(kinds(c.gateway().said) == "sA");
+  const auto* place = c.talk.place();
+  for (int n = 0; n < 40; ++n) c.pass();
+  BOOST_TEST(c.talk.is_open());
+  BOOST_TEST(c.talk.place() == place);
+  BOOST_TEST(c.gateway().asked.size() == 1u);
+  // What is said meanwhile stands behind it.
+  BOOST_TEST(c.say("C").has_value());
+  BOOST_TEST(c.hear().has_value());
+  BOOST_TEST(kinds(c.gateway().said) == "sA");
+  c.gateway().room = 2;
+  c.pass();
+  BOOST_TEST(kinds(c.gateway().said) == "sAss");
+  c.gateway().room = kFar;
+  BOOST_TEST(c.say("D").has_value());
+  BOOST_TEST(kinds(c.gateway().said) == "sAsssBCsD");
+  Engine engine;
+  engine.take(c.gateway().said, 0, c.gateway().said.size());
+  BOOST_TEST(engine.sound.size() == 5 * kPart);
+  BOOST_TEST(engine.counts_up());
+  BOOST_TEST(c.talk.metrics().said_again == 6);
+}
+
+BOOST_AUTO_TEST_CASE(what_still_waits_when_the_next_gateway_is_lost_is_said_there_once) {
+  User c;
+  c.opened();
+  for (int n = 0; n < 6; ++n) BOOST_TEST(c.hear().has_value());
+  c.lose();
+  c.resumed({{"input_samples", 0}}, 3);
+  BOOST_TEST(c.say("A").has_value());
+  Engine engine;
+  engine.take(c.gateway().said, 0, 2);
+  c.lose();
+  c.resumed({{"input_samples", 2 * kPart}});
+  BOOST_TEST(kinds(c.gateway().said) == "ssssA");
+  engine.take(c.gateway().said, 0, 5);
+  BOOST_TEST(engine.sound.size() == 6 * kPart);
+  BOOST_TEST(engine.counts_up());
+}
+
+/// Gateways die at any moment, with links of any room; of what they were told the engine got any beginning.
+BOOST_AUTO_TEST_CASE(whatever_links_take_and_lose_everything_arrives_once_and_in_order) {
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto below = [&](unsigned n) { return static_cast<std::size_t>(random() % n); };
+      User c;
+      c.opened();
+      Engine engine;
+      std::size_t arrived = 0;  // messages of the present gateway that the engine has
+      std::vector<std::pair<std::int64_t, std::string>> given;
+      const auto arrive = [&](std::size_t to) {
+        engine.take(c.gateway().said, arrived, to);
+        arrived = to;
+      };
+      for (int step = 0; step < 120; ++step) {
+        const auto what = below(10);
+        if (what < 5) {
+          (void)c.hear(1 + below(kPart));
+        } else if (what < 7) {
+          const auto text = std::to_string(step);
+          if (c.say(text)) given.emplace_back(c.next_sample, text);
+        } else if (what < 8) {
+          c.gateway().room = static_cast<int>(below(6));
+          c.pass();
+        } else if (what < 9) {
+          c.gateway().room = kFar;
+          c.pass();
+        } else {
+          // Sound is what tells how much has come: messages behind the last of it are in doubt, and are left out here.
+          const auto& said = c.gateway().said;
+          auto to = arrived + below(static_cast<unsigned>(said.size() - arrived + 1));
+          while (to > arrived && said[to - 1].head.type == MessageType::event) --to;
+          arrive(to);
+          c.lose();
+          arrived = 0;
+          c.resumed({{"input_samples", engine.sound.size()}}, static_cast<int>(below(8)));
+        }
+      }
+      c.gateway().room = kFar;
+      c.pass();
+      arrive(c.gateway().said.size());
+      BOOST_TEST(engine.sound.size() == static_cast<std::size_t>(c.next_sample));
+      BOOST_TEST(engine.counts_up());
+      BOOST_TEST((engine.texts == given));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(limits_stay_while_inputs_wait_and_nothing_that_was_taken_is_dropped) {
+  User c;
+  c.opened();
+  const auto seconds = [](int n) { return n * 10; };  // in parts
+  for (int n = 0; n < seconds(60); ++n) BOOST_TEST_REQUIRE(c.hear().has_value());
+  c.lose();
+  c.resumed({{"input_samples", 0}}, seconds(30));
+  const auto full = c.hear();
+  BOOST_TEST_REQUIRE(!full.has_value());
+  BOOST_TEST((full.error().code == Errc::overloaded));
+  BOOST_TEST(c.say("A").has_value());  // has a limit of its own
+  c.gateway().room = seconds(15);
+  c.pass();
+  int more = 0;
+  while (c.hear()) ++more;
+  BOOST_TEST(more == seconds(20 - 15));
+  int texts = 1;
+  while (c.say("A")) ++texts;
+  BOOST_TEST(texts == 512);
+  c.gateway().room = kFar;
+  c.pass();
+  Engine engine;
+  engine.take(c.gateway().said, 0, c.gateway().said.size());
+  BOOST_TEST(engine.sound.size() == static_cast<std::size_t>(seconds(65)) * kPart);
+  BOOST_TEST(engine.counts_up());
+  BOOST_TEST(engine.texts.size() == 512u);
+  BOOST_TEST(c.hear().has_value());
+}
+
+/// Its end is no reason to forget what the user said next.
+BOOST_AUTO_TEST_CASE(the_end_of_a_turn_that_had_come_before_a_resume_forgets_nothing_that_was_said_since) {
+  User c;
+  c.opened();
+  BOOST_TEST(c.say("A").has_value());
+  c.lose();
+  BOOST_TEST(c.say("B").has_value());
+  c.resumed({{"input_samples", 0}, {"turn", 1}}, 0);
+  c.told({{"type", "turn"}, {"turn", 1}});
+  c.gateway().room = kFar;
+  c.pass();
+  BOOST_TEST(kinds(c.gateway().said) == "B");
+  c.lose();  // B was on its way
+  c.resumed({{"input_samples", 0}, {"turns", 1}});
+  BOOST_TEST(kinds(c.gateway().said) == "B");
+  c.told({{"type", "turn"}, {"turn", 2}});
+  c.lose();
+  c.resumed({{"input_samples", 0}, {"turns", 2}});
+  BOOST_TEST(kinds(c.gateway().said) == "");
+}
+
+BOOST_AUTO_TEST_CASE(the_number_of_a_cancelled_turn_may_come_again) {
+  User c;
+  c.opened();
+  BOOST_TEST(c.say("A").has_value());
+  c.lose();
+  c.resumed({{"input_samples", 0}, {"turn", 1}});
+  c.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(c.say("B").has_value());
+  c.told({{"type", "turn"}, {"turn", 1}});
+  c.lose();
+  c.resumed({{"input_samples", 0}, {"turns", 1}});
+  BOOST_TEST(kinds(c.gateway().said) == "");
+}
+
+BOOST_AUTO_TEST_SUITE_END()

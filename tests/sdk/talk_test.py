@@ -1,0 +1,270 @@
+"""A conversation of sdk/python over gateways that take, refuse and lose what it says, on a clock turned by hand: what talk_test.cpp asks of
+sdk/cpp. `talk_test.py SOURCE_DIR`"""
+import json
+import pathlib
+import random
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(sys.argv[1])
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "sdk/python")]
+from checks import check, finish  # noqa: E402
+from parlando import wire  # noqa: E402
+from parlando.errors import ParlandoError  # noqa: E402
+from parlando.talk import MESSAGE_SAMPLES, Talk  # noqa: E402
+
+FAR = 1 << 20
+SECOND = 10  # parts of sound
+
+
+class Gateway:
+    """A place and its link: takes as many messages as it has room for, and remembers them."""
+
+    def __init__(self):
+        self.link, self.room, self.is_suspect = self, FAR, False
+        self.asked, self.said = [], []  # types of first messages; what came behind the last of them
+
+    def send(self, m):
+        if m.type == wire.CLOSE:
+            return
+        if self.room == 0:
+            raise ParlandoError("overloaded", "the link is full")
+        self.room -= 1
+        if m.type == wire.EVENT and json.loads(m.payload)["type"] in ("open", "resume"):
+            self.asked.append(json.loads(m.payload)["type"])
+            self.said = []
+        else:
+            self.said.append(m)
+
+    def handled(self, key):
+        pass
+
+    def waiting_bytes(self, key):
+        return 0
+
+    def kinds(self):
+        return "".join("s" if m.type == wire.AUDIO else json.loads(m.payload).get("text", "?") for m in self.said)
+
+
+class User:
+    """Knows three gateways."""
+
+    def __init__(self):
+        self.gateways, self.gone = [Gateway() for _ in range(3)], []
+        self.now, self.next_sample, self._last = 0.0, 0, self.gateways[0]
+        self.talk = Talk(self, {"type": "open"}, 10.0, 0.0)
+
+    def find(self, but, nor=()):
+        return next((g for g in self.gateways if g is not but and g not in self.gone and g not in nor), None)
+
+    def standing(self):
+        return len(self.gateways) - len(self.gone)
+
+    def wake(self):
+        pass
+
+    @property
+    def gateway(self):
+        """Where it is, or was last."""
+        self._last = self.talk._place or self._last
+        return self._last
+
+    def go_on(self, seconds=0.05):
+        self.now += seconds
+        self.talk.on_tick(self.now)
+
+    def told(self, **fields):
+        self.talk.on_message(wire.event(fields), self.now)
+        while self.talk.take():
+            pass
+
+    def opened(self):
+        self.go_on()
+        self.told(type="opened", session="s", resume_token="t", rate=22050, turns=0)
+
+    def resumed(self, room=FAR, **fields):
+        """@param room  of the link to the gateway that is asked now, behind `resume`"""
+        for gateway in self.gateways:
+            gateway.room = FAR
+        self.go_on()
+        self.gateway.room = room
+        self.told(**{"type": "opened", "session": "s", "resume_token": "t", "rate": 22050, "resumed": True, "turns": 0, **fields})
+
+    def lose(self):
+        lost = self.gateway
+        self.gone = [lost]
+        self.talk.on_link_down(lost, self.now)
+
+    def hear(self, samples=MESSAGE_SAMPLES):
+        """Sound that counts up. @return whether it was taken"""
+        pcm = np.arange(self.next_sample, self.next_sample + samples).astype(np.int16).tobytes()
+        try:
+            self.talk.hear(pcm)
+        except ParlandoError as error:
+            assert error.code == "overloaded", error
+            return False
+        self.next_sample += samples
+        return True
+
+    def say(self, text):
+        try:
+            self.talk.say({"type": "text", "text": text}, self.now)
+        except ParlandoError as error:
+            assert error.code == "overloaded", error
+            return False
+        return True
+
+
+class Engine:
+    """What it has got of a session."""
+
+    def __init__(self):
+        self.sound, self.texts, self.holes = b"", [], 0
+
+    def take(self, said):
+        for m in said:
+            if m.type == wire.EVENT:
+                self.texts.append((len(self.sound) // 2, json.loads(m.payload)["text"]))
+            else:
+                self.holes += wire.audio(len(self.sound) // 2, m.payload).body != m.body
+                self.sound += m.payload
+
+    def has_all(self, samples):
+        return not self.holes and self.sound == np.arange(samples).astype(np.int16).tobytes()
+
+
+def full_links():
+    u = User()
+    u.opened()
+    u.hear(), u.say("A"), u.hear(), u.hear(), u.hear(), u.say("B")
+    u.lose()
+    u.resumed(room=2, input_samples=0)
+    check("it says what there is room for", u.gateway.kinds() == "sA", u.gateway.kinds())
+    place = u.gateway
+    for _ in range(40):
+        u.go_on()
+    check("no room is no reason to leave", u.talk.is_open and u.gateway is place and len(place.asked) == 1, place.asked)
+    u.say("C"), u.hear()
+    check("what is said meanwhile stands behind it", place.kinds() == "sA", place.kinds())
+    place.room = 2
+    u.go_on()
+    check("as room comes", place.kinds() == "sAss", place.kinds())
+    place.room = FAR
+    u.say("D")
+    check("all is said, in order", place.kinds() == "sAsssBCsD", place.kinds())
+    engine = Engine()
+    engine.take(place.said)
+    check("at its place", engine.has_all(5 * MESSAGE_SAMPLES) and u.talk.metrics.said_again == 6, u.talk.metrics)
+    u = User()
+    u.opened()
+    for _ in range(6):
+        u.hear()
+    u.lose()
+    u.resumed(room=3, input_samples=0)
+    u.say("A")
+    engine = Engine()
+    engine.take(u.gateway.said[:2])
+    u.lose()
+    u.resumed(input_samples=2 * MESSAGE_SAMPLES)
+    check("what still waits when the next gateway is lost is said there", u.gateway.kinds() == "ssssA", u.gateway.kinds())
+    engine.take(u.gateway.said)
+    check("once", engine.has_all(6 * MESSAGE_SAMPLES))
+
+
+def one_history(seed):
+    """Gateways die at any moment, with links of any room; of what they were told the engine got any beginning."""
+    dice = random.Random(seed)
+    u, engine, arrived, given = User(), Engine(), 0, []
+    u.opened()
+    for step in range(120):
+        what = dice.randrange(10)
+        if what < 5:
+            u.hear(dice.randrange(1, MESSAGE_SAMPLES + 1))
+        elif what < 7:
+            if u.say(str(step)):
+                given.append((u.next_sample, str(step)))
+        elif what < 9:
+            u.gateway.room = dice.randrange(6) if what < 8 else FAR
+            u.go_on()
+        else:
+            # Sound is what tells how much has come: messages behind the last of it are in doubt, and are left out here.
+            said = u.gateway.said
+            to = dice.randrange(arrived, len(said) + 1)
+            while to > arrived and said[to - 1].type == wire.EVENT:
+                to -= 1
+            engine.take(said[arrived:to])
+            arrived = 0
+            u.lose()
+            u.resumed(room=dice.randrange(8), input_samples=len(engine.sound) // 2)
+    u.gateway.room = FAR
+    u.go_on()
+    engine.take(u.gateway.said[arrived:])
+    return engine.has_all(u.next_sample) and engine.texts == given
+
+
+def histories():
+    wrong = [seed for seed in range(200) if not one_history(seed)]
+    check("whatever links take and lose, everything arrives once and in order", not wrong, f"seeds {wrong}")
+
+
+def limits():
+    u = User()
+    u.opened()
+    taken = sum(u.hear() for _ in range(60 * SECOND))
+    u.lose()
+    u.resumed(room=30 * SECOND, input_samples=0)
+    check("sound beyond the limit is refused", taken == 60 * SECOND and not u.talk.has_room() and not u.hear(), taken)
+    check("messages have a limit of their own", u.say("A"))
+    u.gateway.room = 15 * SECOND
+    u.go_on()
+    more = 0
+    while u.hear():
+        more += 1
+    check("sound is taken again below it", more == 5 * SECOND, more)
+    texts = 1
+    while u.say("A"):
+        texts += 1
+    check("messages are kept up to theirs", texts == 512, texts)
+    u.gateway.room = FAR
+    u.go_on()
+    engine = Engine()
+    engine.take(u.gateway.said)
+    check("nothing that was taken is dropped", engine.has_all(65 * SECOND * MESSAGE_SAMPLES) and len(engine.texts) == 512, len(engine.texts))
+    check("there is room again", u.hear())
+
+
+def turns():
+    u = User()
+    u.opened()
+    u.say("A")
+    u.lose()
+    u.say("B")
+    u.resumed(room=0, input_samples=0, turn=1)
+    u.told(type="turn", turn=1)
+    u.gateway.room = FAR
+    u.go_on()
+    check("the end of a turn that had come forgets nothing that waits", u.gateway.kinds() == "B", u.gateway.kinds())
+    u.lose()  # B was on its way
+    u.resumed(input_samples=0, turns=1)
+    check("nor what was said since", u.gateway.kinds() == "B", u.gateway.kinds())
+    u.told(type="turn", turn=2)
+    u.lose()
+    u.resumed(input_samples=0, turns=2)
+    check("which its own turn does", u.gateway.kinds() == "", u.gateway.kinds())
+    u = User()
+    u.opened()
+    u.say("A")
+    u.lose()
+    u.resumed(input_samples=0, turn=1)
+    u.told(type="cancelled", turn=1)
+    u.say("B")
+    u.told(type="turn", turn=1)
+    u.lose()
+    u.resumed(input_samples=0, turns=1)
+    check("the number of a cancelled turn may come again", u.gateway.kinds() == "", u.gateway.kinds())
+
+
+for part in (full_links, histories, limits, turns):
+    part()
+finish()
