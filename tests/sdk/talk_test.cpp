@@ -19,6 +19,7 @@ constexpr std::size_t kPart = Talk::kMessageSamples;
 /// Takes as many messages as it has room for, and remembers them.
 struct Gateway final : Place {
   int room = kFar;
+  int tried = 0;  ///< messages, taken or not
   bool suspect = false;
   protocol::Envelope head;
   std::vector<std::string> asked;  ///< types of first messages
@@ -26,6 +27,7 @@ struct Gateway final : Place {
 
   Result<void> send(Message m) override {
     if (m.head.type == MessageType::close) return {};
+    ++tried;
     if (room == 0) return fail(Errc::overloaded, "the link is full");
     --room;
     const auto event = m.head.type == MessageType::event ? fields_of(m) : json();
@@ -48,7 +50,7 @@ struct Gateway final : Place {
 };
 
 /// A user of three gateways, on a clock turned by hand.
-struct User final : Finder {
+struct User : Finder {
   std::array<Gateway, 3> gateways;
   std::set<const Place*> gone;
   Time now{};
@@ -88,11 +90,27 @@ struct User final : Finder {
   /// @param room  of the link to the gateway that is asked now, behind `resume`
   void resumed(json fields, int room = kFar) {
     for (auto& g : gateways) g.room = kFar;
-    pass();
+    for (int n = 0; n < 10 && talk.place() == nullptr; ++n) pass();
     gateway().room = room;
     fields.update({{"type", "opened"}, {"session", "s"}, {"resume_token", "t"}, {"rate", 22050}, {"resumed", true}});
     if (!fields.contains("turns")) fields["turns"] = 0;
     told(fields);
+  }
+  int asked() const {
+    int out = 0;
+    for (const auto& g : gateways) out += static_cast<int>(g.asked.size());
+    return out;
+  }
+  void refused(json fields) {
+    fields.update({{"type", "error"}, {"message", "not yet"}});
+    told(fields);
+  }
+  /// @return how many ms pass until a gateway is asked once more; none is for 2 s: 2000
+  int asks_again_behind() {
+    const auto before = asked();
+    int out = 0;
+    for (; asked() == before && out < 2000; ++out) pass(1);
+    return out;
   }
   void lose() {
     auto& lost = gateway();
@@ -308,6 +326,96 @@ BOOST_AUTO_TEST_CASE(the_number_of_a_cancelled_turn_may_come_again) {
   c.lose();
   c.resumed({{"input_samples", 0}, {"turns", 1}});
   BOOST_TEST(kinds(c.gateway().said) == "");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(pauses)
+
+namespace {
+/// Was opened, has lost its gateway and asks the next one, which does not have the session yet.
+struct Lost : User {
+  Lost() {
+    opened();
+    lose();
+    talk.on_tick(now);
+  }
+};
+constexpr std::array kMost{50, 100, 200, 400, 400, 400, 400};
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(the_next_gateway_is_asked_at_once_then_behind_pauses_that_grow_to_a_limit) {
+  Lost u;
+  BOOST_TEST(u.asked() == 2);
+  std::set<int> limit;
+  for (const auto most : kMost) {
+    u.refused({{"code", "not_found"}});
+    const auto ms = u.asks_again_behind();
+    BOOST_TEST(ms >= most / 2);
+    BOOST_TEST(ms <= most);
+    if (most == kMost.back()) limit.insert(ms);
+  }
+  BOOST_TEST(limit.size() > 1u);  // not all clients of a gateway at the same time
+}
+
+BOOST_AUTO_TEST_CASE(no_pause_is_shorter_than_a_gateway_says) {
+  Lost u;
+  u.refused({{"code", "overloaded"}, {"retry_ms", 700}});
+  BOOST_TEST(u.asks_again_behind() == 700);
+}
+
+BOOST_AUTO_TEST_CASE(a_gateway_that_opens_and_is_lost_before_it_has_told_anything_is_a_failed_attempt) {
+  Lost u;
+  for (const auto most : kMost) {
+    u.resumed({{"input_samples", 0}});
+    u.lose();
+    const auto ms = u.asks_again_behind();
+    BOOST_TEST(ms >= most / 2);
+    BOOST_TEST(ms <= most);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(behind_a_gateway_that_has_served_the_next_one_is_asked_at_once) {
+  for (const bool tells : {true, false}) {
+    Lost u;
+    for (int n = 0; n < 5; ++n) {
+      u.refused({{"code", "not_found"}});
+      u.asks_again_behind();
+    }
+    u.resumed({{"input_samples", 0}});
+    if (tells)
+      u.told({{"type", "text"}, {"kind", "text"}, {"text", "Paris"}});
+    else
+      u.pass(5000);  // nothing was to be told
+    u.lose();
+    BOOST_TEST(u.asks_again_behind() == 1);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(an_error_serves_nobody) {
+  Lost u;
+  for (const auto most : kMost) {
+    u.resumed({{"input_samples", 0}});
+    u.told({{"type", "error"}, {"code", "unavailable"}, {"message", "the model is gone"}});
+    u.lose();
+    BOOST_TEST(u.asks_again_behind() >= most / 2);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(links_that_are_full_are_tried_one_after_the_other_and_not_without_end) {
+  User u;
+  u.opened();
+  for (auto& g : u.gateways) g.room = 0;
+  u.lose();
+  for (int n = 0; n < 2000; ++n) u.pass(1);
+  const auto one = u.gateways[1].tried, other = u.gateways[2].tried;
+  BOOST_TEST(one > 0);
+  BOOST_TEST(std::abs(one - other) <= 1);
+  BOOST_TEST(one + other >= 5);
+  BOOST_TEST(one + other <= 13);  // 25, 50, 100, then 200 ms at least
+  u.gateways[2].room = kFar;
+  for (int n = 0; n < 1000; ++n) u.pass(1);
+  BOOST_TEST(u.gateways[2].asked.size() == 1u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

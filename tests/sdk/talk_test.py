@@ -23,11 +23,13 @@ class Gateway:
 
     def __init__(self):
         self.link, self.room, self.is_suspect = self, FAR, False
+        self.tried = 0  # messages, taken or not
         self.asked, self.said = [], []  # types of first messages; what came behind the last of them
 
     def send(self, m):
         if m.type == wire.CLOSE:
             return
+        self.tried += 1
         if self.room == 0:
             raise ParlandoError("overloaded", "the link is full")
         self.room -= 1
@@ -87,9 +89,25 @@ class User:
         """@param room  of the link to the gateway that is asked now, behind `resume`"""
         for gateway in self.gateways:
             gateway.room = FAR
-        self.go_on()
+        for _ in range(10):
+            if self.talk._place is None:
+                self.go_on()
         self.gateway.room = room
         self.told(**{"type": "opened", "session": "s", "resume_token": "t", "rate": 22050, "resumed": True, "turns": 0, **fields})
+
+    def asked(self):
+        return sum(len(g.asked) for g in self.gateways)
+
+    def refused(self, **fields):
+        self.told(type="error", message="not yet", **fields)
+
+    def asks_again_behind(self):
+        """@return how many ms pass until a gateway is asked once more; none is for 2 s: 2000"""
+        before, out = self.asked(), 0
+        while self.asked() == before and out < 2000:
+            self.go_on(0.001)
+            out += 1
+        return out
 
     def lose(self):
         lost = self.gateway
@@ -265,6 +283,75 @@ def turns():
     check("the number of a cancelled turn may come again", u.gateway.kinds() == "", u.gateway.kinds())
 
 
-for part in (full_links, histories, limits, turns):
+MOST = (50, 100, 200, 400, 400, 400, 400)
+
+
+def lost():
+    """Was opened, has lost its gateway and asks the next one, which does not have the session yet."""
+    u = User()
+    u.opened()
+    u.lose()
+    u.talk.on_tick(u.now)
+    return u
+
+
+def grow(pauses):
+    return len(pauses) == len(MOST) and all(most / 2 <= p <= most + 1 for p, most in zip(pauses, MOST))
+
+
+def pauses():
+    random.seed(1)
+    u = lost()
+    check("the next gateway is asked at once", u.asked() == 2)
+    behind = []
+    for _ in MOST:
+        u.refused(code="not_found")
+        behind.append(u.asks_again_behind())
+    check("then behind pauses that grow to a limit", grow(behind), behind)
+    check("which differ", len(set(behind[3:])) > 1, behind)
+    u = lost()
+    u.refused(code="overloaded", retry_ms=700)
+    check("and are no shorter than a gateway says", 700 <= (ms := u.asks_again_behind()) <= 701, ms)
+    u, behind = lost(), []
+    for _ in MOST:
+        u.resumed(input_samples=0)
+        u.lose()
+        behind.append(u.asks_again_behind())
+    check("a gateway that opens and is lost before it has told anything is a failed attempt", grow(behind), behind)
+    u, behind = lost(), []
+    for _ in MOST:
+        u.resumed(input_samples=0)
+        u.told(type="error", code="unavailable", message="the model is gone")
+        u.lose()
+        behind.append(u.asks_again_behind())
+    check("an error serves nobody", grow(behind), behind)
+    for tells in (True, False):
+        u = lost()
+        for _ in range(5):
+            u.refused(code="not_found")
+            u.asks_again_behind()
+        u.resumed(input_samples=0)
+        if tells:
+            u.told(type="text", kind="text", text="Paris")
+        else:
+            u.go_on(5.0)  # nothing was to be told
+        u.lose()
+        check("behind a gateway that has served the next one is asked at once", u.asks_again_behind() == 1, tells)
+    u = User()
+    u.opened()
+    for gateway in u.gateways:
+        gateway.room = 0
+    u.lose()
+    for _ in range(2000):
+        u.go_on(0.001)
+    _, one, other = (g.tried for g in u.gateways)
+    check("links that are full are tried one after the other, and not without end", abs(one - other) <= 1 and 5 <= one + other <= 13, (one, other))
+    u.gateways[2].room = FAR
+    for _ in range(1000):
+        u.go_on(0.001)
+    check("and the one that has room is found", len(u.gateways[2].asked) == 1)
+
+
+for part in (full_links, histories, limits, turns, pauses):
     part()
 finish()

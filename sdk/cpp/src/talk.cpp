@@ -14,7 +14,10 @@ constexpr std::int64_t kKeptSamples = 60 * kRate;    // of sound that is said ag
 constexpr std::int64_t kUnsentSamples = 20 * kRate;  // of sound that waits for a gateway
 constexpr std::size_t kKeptEvents = 512, kKeptEventBytes = 1u << 20;
 constexpr std::size_t kToldMax = 1024;  // the window is smaller
-constexpr milliseconds kOpenWait{10000}, kAgain{200};
+constexpr milliseconds kOpenWait{10000};
+/// Pauses behind attempts that have failed: the first, and what they double up to.
+constexpr milliseconds kAgain{50}, kAgainMax{400};
+constexpr milliseconds kServed{5000};  // behind `opened`: a gateway has served, also when there was nothing to tell
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 Bytes bytes_of(std::string_view text) {
@@ -210,6 +213,7 @@ void Talk::look_for_place(Time now) {
   head_.session = {next_random(random_), next_random(random_)};
   head_.stream = {1};
   state_ = State::asking;
+  was_served_ = false;
   ask_by_ = now + kOpenWait;
   auto fields = opening_;
   if (resumes_) {
@@ -217,7 +221,7 @@ void Talk::look_for_place(Time now) {
     fields["type"] = "resume";
     if (opening_.contains("lead_ms")) fields["lead_ms"] = opening_["lead_ms"];
   }
-  if (!place_->send(pack(protocol::Event{bytes_of(dump(fields))}, head_))) lost(now, nullptr, kAgain);
+  if (!place_->send(pack(protocol::Event{bytes_of(dump(fields))}, head_))) lost(now, place_);  // it is full
   finder_.wake();
 }
 
@@ -229,9 +233,15 @@ void Talk::leave(bool detached) {
   place_ = nullptr;
 }
 
-/// This gateway does not go on with it; another one, or the same one anew, may.
+/// This gateway does not go on with it; another one, or the same one anew, may. Behind one that has served the next is
+/// asked at once; behind every attempt that has failed since, later.
+/// @param wait  as the gateway says, at least
 void Talk::lost(Time now, const Place* avoid, milliseconds wait) {
   const bool was_open = state_ == State::open;
+  if (was_open && (was_served_ || now - opened_at_ >= kServed)) failures_ = 0;
+  if (!was_open) failures_ = std::max(failures_, 1);
+  wait = std::max(wait, pause());
+  ++failures_;
   leave(was_open || resumes_);  // a session that nobody has a token of is not to wait
   if (was_open) {
     lost_at_ = now;
@@ -240,6 +250,14 @@ void Talk::lost(Time now, const Place* avoid, milliseconds wait) {
   avoid_ = avoid;
   state_ = State::placing;
   not_before_ = now + wait;
+}
+
+/// At random within the upper half: many that lost the same gateway spread out.
+milliseconds Talk::pause() {
+  if (failures_ == 0) return milliseconds(0);
+  const auto whole = std::min(kAgainMax, kAgain * (1 << std::min(failures_ - 1, 8)));
+  const auto half = static_cast<std::uint64_t>(whole.count()) / 2;
+  return whole - milliseconds(next_random(random_) % (half + 1));
 }
 
 void Talk::fail(Error error) {
@@ -299,23 +317,24 @@ void Talk::on_stream_ended(const json& fields, Time now) {
 }
 
 void Talk::on_answer(const json& fields, Time now) {
-  if (text_of(fields, "type") == "opened") return on_opened(fields);
+  if (text_of(fields, "type") == "opened") return on_opened(fields, now);
   auto error = error_of(fields);
   if (is_refused(error, now)) return;
   // Until its death is noticed, the former gateway still has the session.
   const bool later = error.code == "unavailable" || error.code == "overloaded" || error.code == "not_ready" ||
                      (error.code == "not_found" && was_opened_);
-  if (later && now - lost_at_ <= reconnect_) return lost(now, nullptr, std::max(milliseconds(error.retry_ms), kAgain));
+  if (later && now - lost_at_ <= reconnect_) return lost(now, nullptr, milliseconds(error.retry_ms));
   fail(std::move(error));
 }
 
-void Talk::on_opened(const json& fields) {
+void Talk::on_opened(const json& fields, Time now) {
   const bool first = !std::exchange(was_opened_, true);
   session_ = text_of(fields, "session");
   token_ = text_of(fields, "resume_token");
   if (fields.contains("session_token")) session_token_ = text_of(fields, "session_token");
   rate_ = static_cast<std::int32_t>(number_of(fields, "rate"));
   state_ = State::open;
+  opened_at_ = now;
   avoid_ = nullptr;
   const bool resumed = fields.contains("resumed");
   if (!resumed)
@@ -387,6 +406,7 @@ void Talk::note(const char* kind, Latency& latency, Time now) {
 
 void Talk::on_event(const json& fields, const Envelope& head, Time now) {
   const auto type = text_of(fields, "type");
+  was_served_ = was_served_ || type != "error";
   if (type == "text") {
     const auto kind = text_of(fields, "kind");
     if (kind == "tool_call")
@@ -440,6 +460,7 @@ void Talk::on_sound(Message& message, Time now) {
   const auto head = message.head;
   auto speech = protocol::read<Speech>(message);
   if (!speech) return place_->handled(head);
+  was_served_ = true;
   Sound sound;
   sound.turn = head.turn.value;
   sound.first_sample = speech->first_sample;

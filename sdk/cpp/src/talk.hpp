@@ -108,8 +108,9 @@ class Talk {
   void look_for_place(Time now);
   void leave(bool detached);
   void lost(Time now, const Place* avoid, milliseconds wait = milliseconds(0));
+  milliseconds pause();
   void on_answer(const json& fields, Time now);
-  void on_opened(const json& fields);
+  void on_opened(const json& fields, Time now);
   bool is_new() const { return !was_opened_ && !resumes_; }
   bool is_refused(const Error& error, Time now);
   void on_stream_ended(const json& fields, Time now);
@@ -133,7 +134,9 @@ class Talk {
   std::set<const Place*> refusers_;  ///< have no room for it
   std::optional<Error> refusal_;     ///< the last one
   protocol::Envelope head_;
-  Time not_before_, ask_by_{}, lost_at_;
+  Time not_before_, ask_by_{}, lost_at_, opened_at_{};
+  int failures_ = 0;         ///< attempts in a row, from the loss of a gateway that has served
+  bool was_served_ = false;  ///< by this gateway: it has told something behind `opened`
   std::optional<Error> failure_;
   std::string session_, token_, session_token_;
   std::int32_t rate_ = 0;

@@ -24,6 +24,8 @@ UNSENT_SAMPLES = 20 * INPUT_RATE  # of sound that waits for the gateway; then `o
 KEPT_EVENTS = 512
 KEPT_EVENT_BYTES = 1 << 20
 ASKS = ("text", "flush", "respond", "utter")
+AGAIN, AGAIN_MAX = 0.05, 0.4  # pauses behind attempts that have failed: the first, and what they double up to
+SERVED = 5.0  # behind `opened`: a gateway has served, also when there was nothing to tell
 OPEN_WAIT = 10.0  # an `open` or `resume` that is not answered is given up
 
 
@@ -71,7 +73,9 @@ class Talk:
         self._place: Optional[Place] = None
         self._avoid: Optional[Place] = None
         self._key: Key = (0, 0, 0)
-        self._not_before = now
+        self._not_before = self._opened_at = now
+        self._failures = 0  # attempts in a row, from the loss of a gateway that has served
+        self._was_served = False  # by this gateway: it has told something behind `opened`
         self._refusers: List[Place] = []
         self._refusal: Optional[ParlandoError] = None
         self._ask_by = 0.0
@@ -234,6 +238,7 @@ class Talk:
         self._place = place
         self._key = (random.getrandbits(64), random.getrandbits(64), 1)
         self._state = "asking"
+        self._was_served = False
         self._say_again(now)
 
     def _say_again(self, now: float) -> None:
@@ -249,7 +254,7 @@ class Talk:
         try:
             self._place.link.send(m)
         except ParlandoError:
-            self._lost(now, None)
+            self._lost(now, self._place)  # it is full
         self._finder.wake()
 
     def _leave(self, detached: bool) -> None:
@@ -264,8 +269,15 @@ class Talk:
         self._place = None
 
     def _lost(self, now: float, avoid: Optional[Place], wait: float = 0.0) -> None:
-        """This gateway does not go on with it; another one, or the same one anew, may."""
+        """This gateway does not go on with it; another one, or the same one anew, may. Behind one that has served the next is asked at once; behind
+        every attempt that has failed since, later. @param wait  as the gateway says, at least"""
         was_open = self._state == "open"
+        if was_open and (self._was_served or now - self._opened_at >= SERVED):
+            self._failures = 0
+        if not was_open:
+            self._failures = max(self._failures, 1)
+        wait = max(wait, self._pause())
+        self._failures += 1
         self._leave(detached=was_open or self._resumes)  # a session that nobody has a token of is not to wait
         if was_open:
             self._lost_at = now
@@ -273,6 +285,12 @@ class Talk:
         self._avoid = avoid
         self._state = "placing"
         self._not_before = now + wait
+
+    def _pause(self) -> float:
+        """At random within the upper half: many that lost the same gateway spread out."""
+        if self._failures == 0:
+            return 0.0
+        return min(AGAIN_MAX, AGAIN * 2 ** min(self._failures - 1, 8)) * random.uniform(0.5, 1)
 
     def _fail(self, error: ParlandoError) -> None:
         self._leave(detached=False)
@@ -315,8 +333,8 @@ class Talk:
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
         if self._is_refused(error, now):
             return
-        may_go_on = error.code in ("unavailable", "credit_exceeded") or (self._state == "asking" and error.code == "overloaded")
-        if may_go_on and now - self._lost_at <= self._reconnect or (self._state == "open" and error.code == "unavailable"):
+        elsewhere = error.code in ("unavailable", "credit_exceeded") or (self._state == "asking" and error.code == "overloaded")
+        if elsewhere and (self._state == "open" or now - self._lost_at <= self._reconnect):
             return self._lost(now, self._place, error.retry_ms / 1e3)
         self._fail(error)
 
@@ -335,22 +353,23 @@ class Talk:
 
     def _on_answer(self, fields: Dict[str, Any], now: float) -> None:
         if fields["type"] == "opened":
-            return self._on_opened(fields)
+            return self._on_opened(fields, now)
         error = ParlandoError(str(fields.get("code", "internal")), str(fields.get("message", "")), int(fields.get("retry_ms", 0)))
         if self._is_refused(error, now):
             return
         # Until its death is noticed, the former gateway still has the session.
         later = error.code in ("unavailable", "overloaded", "not_ready") or (error.code == "not_found" and self.opened is not None)
         if later and now - self._lost_at <= self._reconnect:
-            return self._lost(now, None, max(error.retry_ms, 200) / 1e3)
+            return self._lost(now, None, error.retry_ms / 1e3)
         self._fail(error)
 
-    def _on_opened(self, fields: Dict[str, Any]) -> None:
+    def _on_opened(self, fields: Dict[str, Any], now: float) -> None:
         first = self.opened is None
         self.opened = fields
         self.session, self._token, self.rate = fields["session"], fields["resume_token"], int(fields["rate"])
         self._session_token = fields.get("session_token", self._session_token)
         self._state = "open"
+        self._opened_at = now
         self._avoid = None
         resumed = bool(fields.get("resumed"))
         if not resumed:
@@ -416,6 +435,7 @@ class Talk:
     def _on_event(self, fields: Dict[str, Any], now: float) -> None:
         assert self._place is not None
         link, had, kind = self._place.link, self._had, str(fields.get("type", ""))
+        self._was_served = self._was_served or kind != "error"
         if kind == "text":
             if fields["kind"] == "tool_call":
                 had["tool_calls"] += 1
@@ -463,6 +483,7 @@ class Talk:
     def _on_sound(self, m: Message, now: float) -> None:
         assert self._place is not None
         speech = wire.Speech.read(m)
+        self._was_served = True
         samples = np.frombuffer(speech.pcm, "<i2").astype(np.int16, copy=False)
         first = self._had.get("samples", 0) if m.turn == self._had.get("turn") else speech.first_sample
         if m.turn == self._had.get("turn"):
