@@ -104,8 +104,9 @@ class Services:
         """What has not come back to the baseline after so many seconds, and how long it took. A replica that is new compares with its role."""
         start = time.monotonic()
         while True:
-            over = {}
-            for key, value in self.gauges().items():
+            gauges = self.gauges()
+            over = {} if gauges else {"the fleet": "gone"}
+            for key, value in gauges.items():
                 name, gauge = key.split(" ")
                 role = name.rsplit("-", 1)[0]
                 known = [v for k, v in self.baseline.items() if k.split(" ")[0].rsplit("-", 1)[0] == role and k.split(" ")[1] == gauge]

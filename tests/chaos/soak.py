@@ -28,6 +28,7 @@ parser.add_argument("--sessions", type=int, default=20)
 parser.add_argument("--talking", type=int, default=3)
 parser.add_argument("--every", type=float, default=24, help="seconds between the beginnings of two faults")
 parser.add_argument("--seed", type=int, default=1)
+parser.add_argument("--only", help="faults whose name contains this, and none for comparison")
 parser.add_argument("--json", type=pathlib.Path, help="samples and trials as they come, one object a line")
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
@@ -54,6 +55,7 @@ def deck(dice):
     """One of every kind, in any order."""
     out = [nothing, *(kill(role) for role in ROLES), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice([r for r in ROLES if r != "gateway"])), scale_tts,
            away(dice.choice(("tts", "llm-chat")), 4), two_deaths(dice.random())]
+    out = [fault for fault in out if not a.only or fault is nothing or a.only in fault.__name__]
     dice.shuffle(out)
     return out
 
@@ -75,6 +77,7 @@ class Soak:
     def __init__(self, fleet, crowd, out):
         self.fleet, self.crowd, self.out = fleet, crowd, out
         self.trials, self.rows, self.samples, self.alive = Trials(fleet, crowd), [], [], 0
+        self.between, self.strays = [], 0  # what went wrong while there was no fault
 
     def tell(self, **fields):
         if self.out:
@@ -82,13 +85,18 @@ class Soak:
 
     async def one(self, fault):
         began = time.monotonic()
+        self.quiet("between two faults")
         turns, passed = await self.trials.trial(fault)
+        self.strays = len(self.crowd.strays)
         id_, what = fault_of(fault.__name__)
         again = [seconds for when, seconds in self.crowd.came_again if when >= began]
         silence = max((t.max_gap for t in turns), default=0)
         self.rows.append({"id": id_, "what": what, "name": fault.__name__, "passed": passed, "turns": len(turns), "answered": sum(t.event.get("type") == "turn" for t in turns),
                           "silence_ms": 1000 * silence, "again_ms": 1000 * max(again) if again else None, "at_s": began})
         self.tell(trial=self.rows[-1])
+
+    def quiet(self, when):
+        self.between += [f"{when}: {text}" for _, text in self.crowd.strays[self.strays:]]
 
     async def sample(self):
         """Between two faults everything is there: a process that is about to be replaced counts twice or not at all."""
@@ -111,9 +119,12 @@ class Soak:
         # Who lives on says one thing more.
         since = time.monotonic()
         await self.crowd.wait_turns_since(since, self.crowd.wanted, 60 + 4 * self.crowd.wanted)
-        self.alive = len({t.session for t in self.crowd.turns if t.start >= since and t.event.get("type") == "turn"})
+        last = [t for t in self.crowd.turns if t.start >= since and t.end is not None]
+        self.alive = len({t.session for t in last if t.event.get("type") == "turn"})
+        self.quiet("behind the last fault")
+        self.between += [f"behind the last fault: session {t.session} at {t.gateway}, '{t.said}': {p}" for t in last for p in t.problems]
         await self.trials.calm("the load ends", gateway_died=True)
-        return self.trials.problems + ([] if self.alive == self.crowd.wanted else [f"{self.alive} of {self.crowd.wanted} sessions talk at the end"]) + self.growth(start, end)
+        return self.trials.problems + self.between + ([] if self.alive == self.crowd.wanted else [f"{self.alive} of {self.crowd.wanted} sessions talk at the end"]) + self.growth(start, end)
 
     def growth(self, start, end):
         """What is larger at the end than behind the beginning."""
@@ -159,6 +170,9 @@ with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
     finally:
         code = fleet.stop()
     problems += soak.table()
+    back = [1000 * seconds for _, seconds in soak.crowd.came_again]
+    if back:
+        print(f"  {len(back)} times a client was back behind the death of its gateway, {soak.crowd.resumed} of them in its session: median {percentile(back, 0.5):.0f} ms, p99 {percentile(back, 0.99):.0f} ms")
     if code != 0:
         problems.append(f"the engine ended with {code}")
     print(f"{len(soak.crowd.turns)} turns, {len(soak.rows)} trials, {len(problems)} problems; {soak.alive} of {a.sessions} sessions talk at the end")

@@ -86,34 +86,59 @@ class Turn:
 class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
-        self.ws, self.turn, self.frames, self.turns, self.sockets, self.id = None, None, [], 0, 0, ""
-        self.lost_at, self.expired = None, False
+        self.ws, self.turn, self.frames, self.turns, self.id = None, None, [], 0, ""
+        self.lost_at, self.expired, self.token, self.whole = None, False, "", asyncio.Event()
         self.random = random.Random(number)
 
+    def wanted(self):
+        """What it says first: a session that nothing was asked of goes on, in any other case there is a new one."""
+        if not self.token:
+            return {"type": "open", "speak": True, "seed": 1000 + self.number}
+        return {"type": "resume", "session": self.id, "token": self.token, "turn": self.turns + 1, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
+
     async def open(self):
-        """On its gateway, or on another one when it is gone."""
-        until, error = time.monotonic() + OPEN_SECONDS_MAX, None
+        """On its gateway, or, when that is gone, at once on the next one, then on each in turn behind a pause."""
+        until, error, tries = time.monotonic() + OPEN_SECONDS_MAX, None, 0
+        ports = self.crowd.ports()
         while time.monotonic() < until:
-            ports = await asyncio.to_thread(self.crowd.fleet.gateways)
-            names = [self.gateway] + sorted(n for n in ports if n != self.gateway)
-            name = names[self.sockets % len(names)]
-            self.sockets += 1
+            ws = None
             try:
+                if tries >= len(ports):  # none of those that were known takes it
+                    ports = await self.crowd.look()
+                names = sorted(ports, key=lambda n: (n != self.gateway, n))
+                if self.lost_at is not None:
+                    names = names[1:] + names[:1] if names[:1] == [self.gateway] else names
+                name = names[tries % len(names)] if names else None
                 ws = await AsyncWebSocket.connect(*ports[name], "/v1/dialogue", timeout=5)
-                ws.send({"type": "open", "speak": True, "seed": 1000 + self.number})
+                ws.send(self.wanted())
                 event = json.loads(await asyncio.wait_for(ws.receive(), 10))
                 if event["type"] == "opened":
-                    self.ws, self.gateway, self.turns, self.sockets, self.id = ws, name, 0, 0, event["session"]
-                    self.expired = False
-                    if self.lost_at is not None:
-                        self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
-                        self.lost_at = None
-                    return
+                    return self.opened(ws, name, event)
                 error = event
-            except (OSError, KeyError, asyncio.TimeoutError) as e:
+                if self.token and event.get("code") == "not_found":
+                    if self.crowd.may_lose(self):
+                        self.crowd.not_kept.append(self.id)
+                    else:
+                        self.crowd.stray(self, f"its session was not kept: {json.dumps(event)[:200]}")
+                    self.token = ""
+            except (OSError, KeyError, ValueError, asyncio.TimeoutError) as e:
                 error = e
-            await asyncio.sleep(0.2)
+            if ws is not None:
+                ws.close()  # what is answered too late is not to have the session
+            tries += 1
+            if tries > 1:
+                await asyncio.sleep(min(0.4, 0.05 * 2 ** (tries - 2)) * (0.5 + self.random.random()))
         raise RuntimeError(f"session {self.number} could not be opened: {error!r}")
+
+    def opened(self, ws, name, event):
+        if event.get("resumed") and event["turns"] != self.turns:
+            self.crowd.stray(self, f"it is back with {event['turns']} turns, expected {self.turns}")
+        self.ws, self.gateway, self.turns, self.id, self.token = ws, name, event["turns"], event["session"], event["resume_token"]
+        if self.lost_at is not None:
+            self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
+            self.crowd.resumed += bool(event.get("resumed"))
+            self.lost_at = None
+        self.whole.set()
 
     def hear(self, data):
         if isinstance(data, bytes):
@@ -128,8 +153,8 @@ class Session:
             self.turn.tell(event.get("kind", kind))
         if kind in ("speech_started", "speech_ended"):
             return
-        if kind == "error" and "a connection lasts at most" in event.get("message", ""):
-            self.expired = True  # a gateway says how long; its client opens another
+        if kind == "error" and not self.turn and "a connection lasts at most" in event.get("message", ""):
+            self.expired = True  # between two turns; its client goes on at another connection
             return
         if not self.turn:
             self.crowd.stray(self, f"without a question: {data[:200]}")
@@ -142,15 +167,23 @@ class Session:
             self.turn.finish(event)
 
     async def listen(self):
-        try:
-            while True:
-                self.hear(await self.ws.receive())
-        except (ConnectionError, OSError) as error:
-            self.ws, self.lost_at = None, None if self.expired else time.monotonic()
-            if self.turn:
-                self.turn.finish({"type": "closed", "message": str(error)})
-            elif not self.crowd.may_close(self) and not self.expired:
-                self.crowd.stray(self, f"its socket was closed: {error}")
+        """Hears what is said, and is back as soon as it can when its socket is lost, whether it talks or waits to."""
+        while not self.crowd.stopping:
+            try:
+                while True:
+                    self.hear(await self.ws.receive())
+            except (ConnectionError, OSError) as error:
+                self.whole.clear()
+                self.ws, self.lost_at = None, None if self.expired else time.monotonic()
+                if self.turn or self.expired:
+                    self.token = ""  # the rest of a turn that was cut is not for this judge
+                if self.turn:
+                    self.turn.finish({"type": "closed", "message": str(error)})
+                elif not self.crowd.may_close(self) and not self.expired:
+                    self.crowd.stray(self, f"its socket was closed: {error}")
+                self.expired = False
+            if not self.crowd.stopping:
+                await self.open()
 
     def tick(self):
         if self.ws is None:
@@ -172,7 +205,7 @@ class Session:
             await asyncio.wait_for(asyncio.shield(turn.done), TURN_SECONDS_MAX)
         except asyncio.TimeoutError:
             turn.finish({"type": "timeout", "message": f"nothing within {TURN_SECONDS_MAX} s"})
-        turn.excused = turn.event["type"] == "closed" and (self.expired or self.crowd.may_close(self))
+        turn.excused = turn.event["type"] == "closed" and self.crowd.may_close(self)
         if turn.event["type"] == "turn":
             self.turns += 1
         if not turn.excused:
@@ -183,14 +216,18 @@ class Session:
     async def run(self):
         listener = None
         try:
-            while not self.crowd.stopping:
-                if self.ws is None:
-                    await self.open()
-                    listener = asyncio.create_task(self.listen())
+            await self.open()
+            listener = asyncio.create_task(self.listen())
+            while not self.crowd.stopping and not listener.done():
                 async with self.crowd.gate:
                     if self.ws is not None and not self.crowd.stopping:
                         await self.ask()
+                if self.ws is None and not self.crowd.stopping:
+                    await asyncio.wait([listener, back := asyncio.create_task(self.whole.wait())], return_when=asyncio.FIRST_COMPLETED)
+                    back.cancel()
                 await asyncio.sleep(0.05 + 0.3 * self.random.random())
+            if listener.done():
+                listener.result()  # it could not come back
         except RuntimeError as error:
             self.crowd.stray(self, str(error))
         finally:
@@ -210,6 +247,24 @@ class Crowd:
         self.turns, self.strays, self.stopping, self.closing = [], [], False, None
         self.sessions, self.tasks, self.late, self.history = [], [], 0.0, History()
         self.came_again = []  # (when, how many seconds behind the loss of its socket) of sessions whose gateway died
+        self.resumed, self.known, self.looking = 0, {}, None  # of them as the session that it was; gateways and their ports
+        self.not_kept = []  # sessions that were lost, and might be
+
+    def ports(self):
+        """Of gateways as they were last seen: a client has a list of addresses."""
+        return self.known
+
+    async def look(self):
+        """Where gateways are now; who comes while somebody looks gets the same answer."""
+        async def all_of_them():
+            try:
+                self.known = await asyncio.to_thread(self.fleet.gateways)
+            finally:
+                self.looking = None
+        if self.looking is None:
+            self.looking = asyncio.create_task(all_of_them())
+        await asyncio.shield(self.looking)
+        return self.known
 
     def begun(self, turn):
         self.turns.append(turn)
@@ -223,6 +278,10 @@ class Crowd:
     def may_close(self, session):
         """Sockets of a gateway that is killed are closed; no others."""
         return self.stopping or session.gateway == self.closing
+
+    def may_lose(self, session):
+        """Sessions whose gateway was killed are kept for their clients."""
+        return False
 
     def under_way(self):
         return [t for t in self.turns if t.end is None]
@@ -243,7 +302,7 @@ class Crowd:
 
     async def start(self):
         self.stopping = False
-        names = sorted(await asyncio.to_thread(self.fleet.gateways))
+        names = sorted(await self.look())
         self.sessions = [Session(self, n, names[n % len(names)]) for n in range(self.wanted)]
         self.tasks = [asyncio.create_task(s.run()) for s in self.sessions] + [asyncio.create_task(self.tick())]
 
@@ -268,5 +327,7 @@ class Crowd:
         """Turns under way are heard to their end, then all sockets close."""
         self.stopping = True
         await asyncio.gather(*self.tasks[:-1])
+        if self.tasks[-1].done():
+            self.tasks[-1].result()  # the microphones have failed, and nobody was heard since
         self.tasks[-1].cancel()
         self.sessions = []

@@ -113,6 +113,7 @@ class Trials:
 
     async def trial(self, fault):
         await self.crowd.wait_talking()
+        await self.crowd.look()  # people know where gateways are before one dies
         strays = len(self.crowd.strays)
         start, problem = time.monotonic(), ""
         try:

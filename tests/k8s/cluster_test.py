@@ -86,12 +86,16 @@ class PodCrowd(Crowd):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.leaving, self.killed = set(), set()
+        self.leaving, self.killed, self.silent = set(), set(), set()
 
     def may_close(self, session):
         if self.stopping or session.gateway in self.killed:
             return True
         return session.gateway in self.leaving and (session.turn is None or session.turn.speech_end is None)
+
+    def may_lose(self, session):
+        """A gateway that is gone without a word has its sessions until its link is given up (30 s), and a controller may have gone with it."""
+        return session.gateway in self.silent
 
 
 def make_trees(folder):
@@ -165,7 +169,7 @@ class Trials:
         found += [f"{p.name} ended with {p.ends[-1]}: {p.log(5)}" for p in left if p.ends and p.ends[-1] != 0 and not p.killed]
         if not counted and not problem:
             found.append("nobody talked meanwhile")
-        self.crowd.leaving, self.crowd.killed = set(), set()
+        self.crowd.leaving, self.crowd.killed, self.crowd.silent = set(), set(), set()
         self.count += 1
         quietest = max(counted, key=lambda t: t.max_gap, default=None)
         answered = [t for t in counted if t.event.get("type") == "turn"]
@@ -238,7 +242,7 @@ class Trials:
         kubelet = max((k for k in self.fleet.kubelets if not k.stopping.is_set()), key=lambda k: sum(not p.done.is_set() for p in k.pods.values()))
         node = kubelet.node
         lost = [p for p in kubelet.pods.values() if not p.done.is_set()]
-        self.crowd.killed = {p.name for p in lost}
+        self.crowd.killed = self.crowd.silent = {p.name for p in lost}
         await asyncio.to_thread(kubelet.lose)
         # A machine that is gone closes no socket: clients that hear nothing for a while give theirs up.
         await asyncio.sleep(SILENCE_SECONDS)
@@ -249,7 +253,7 @@ class Trials:
         await self.wait("what was lost is back", self.whole)
         for p in lost:  # as the runbook has it; nobody else will ever say that they are gone
             self.cluster.gone(p.manifest)
-        return f"{len(lost)} pods"
+        return f"{len(lost)} pods, {len(self.crowd.not_kept)} sessions were not kept"
 
     async def rotate(self, role, callers):
         """k8s/README.md, "Rotate keys", step by step."""
