@@ -166,6 +166,7 @@ void Sessions::turn_over(Session& session) {
     session.spoken_samples = session.turn.samples();
   }
   session.turn.end();
+  session.turn_resumed = {};  // its number may be another turn's
   session.requests = 0;
   session.trace = random_();
 }

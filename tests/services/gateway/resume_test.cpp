@@ -187,6 +187,21 @@ BOOST_AUTO_TEST_CASE(a_later_hand_over_tells_the_next_controller_all_of_it) {
   BOOST_TEST(rig.open_of("a").inputs_kept);
 }
 
+/// The number of a turn that was cancelled is used again: the inputs of that one were said to this gateway.
+BOOST_AUTO_TEST_CASE(a_turn_that_has_the_number_of_one_that_was_resumed_may_move_on) {
+  Back back;
+  auto& rig = back.rig;
+  back.refused("b");
+  back.attached("a", 6, within_turn());
+  const auto head = back.asked("a").head;
+  rig.from("a", protocol::Cancelled{{3}}, head, 6, 3);
+  rig.text(R"({"type":"text","text":"once more"})");
+  rig.from("a", protocol::Text{protocol::TextKind::text, 0, "a new one", {}}, head, 6, 3);
+  rig.down("a");
+  BOOST_TEST(rig.open_of("b").open_turn.value == 3u);
+  BOOST_TEST(rig.open_of("b").inputs_kept);
+}
+
 BOOST_AUTO_TEST_CASE(of_two_that_keep_it_the_one_of_the_higher_epoch_is_believed) {
   for (const bool first : {true, false}) {
     Back back;
