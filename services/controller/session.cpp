@@ -338,9 +338,11 @@ void Session::begin_answer(std::uint64_t input, Time now) {
 void Session::on_cancel(const Cancel& cancel, Time now) {
   const auto id = cancel.turn.value == 0 ? turn_.id : cancel.turn;
   const bool meant = id == turn_.id;
-  // It is complete and as good as stored: its end comes first.
+  // It is complete and as good as stored: its end comes first, and settles what waited behind it, too.
   if (meant && (turn_.stage == Stage::closing || turn_.durable || turn_.committing)) {
-    turn_.cancel_asked = settle_with_turn() || turn_.cancel_asked;
+    if (!settle_with_turn()) return;
+    turn_.cancel_asked = true;
+    for (const auto& later : std::exchange(later_, {})) turn_.inputs.push_back(later.input);
     return;
   }
   if (!meant) return tell_at_once(id, Cancelled{id, list_of({taken_})});

@@ -775,6 +775,41 @@ BOOST_AUTO_TEST_CASE(an_answer_asked_for_while_the_user_speaks_comes_first) {
   t.check_calm();
 }
 
+/// Whether the utterance is still being understood or is being stored: nothing that was asked for is answered.
+BOOST_AUTO_TEST_CASE(a_cancel_drops_what_waits_behind_a_note_also_while_that_is_stored) {
+  for (const bool is_stored : {false, true}) {
+    BOOST_TEST_CONTEXT("stored " << is_stored) {
+      auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(0));
+      t.chat().calls_tool = false;
+      t.say(5, false);
+      t.say(kSpeech, true);
+      BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+      t.g().say(Utter{"Given."});
+      t.g().say(Respond{});
+      const auto& turn = *t.rig.controller().turn_of(kSession);
+      if (is_stored)
+        BOOST_REQUIRE(t.until([&] { return turn.stage == Turn::Stage::closing; }));
+      else
+        t.say(2, false);
+      t.rig.suspend("context-1");
+      t.g().say(Cancel{});
+      t.say(5, false);
+      BOOST_REQUIRE(t.g().noted.empty());
+      t.rig.wake("context-1");
+      t.say(100, false);
+      BOOST_TEST(t.g().noted.size() == (is_stored ? 1u : 0u));
+      BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
+      BOOST_TEST(t.g().turns.empty());
+      BOOST_TEST(t.g().audio.empty());
+      BOOST_TEST(t.g().open_questions().empty());
+      for (const auto& [input, fates] : t.g().fates) BOOST_TEST(fates == 1, "input " << input);
+      t.g().say(Say{"and now"});
+      BOOST_TEST(t.answered(1));
+      t.check_calm();
+    }
+  }
+}
+
 /// Another controller hears everything at once, and the wish before its vad has found the utterance.
 BOOST_AUTO_TEST_CASE(a_wish_stays_behind_the_utterance_that_it_followed) {
   auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(0));
