@@ -549,10 +549,11 @@ class FakeGateway final : public Core {
   /// Inputs that ask for something, by what they are, and how often each was answered.
   std::map<std::uint64_t, std::string> questions;
   std::map<std::uint64_t, int> fates;
+  std::set<std::uint64_t> lost;  ///< inputs that gateway and controller have gone with before anybody answered them
   std::vector<std::pair<std::uint64_t, std::string>> open_questions() const {
     std::vector<std::pair<std::uint64_t, std::string>> out;
     for (const auto& question : questions)
-      if (!fates.contains(question.first)) out.push_back(question);
+      if (!fates.contains(question.first) && !lost.contains(question.first)) out.push_back(question);
     return out;
   }
   /// Whether the store has a turn that is told; with it, calls before the end of speech are found.
@@ -612,7 +613,8 @@ class FakeGateway final : public Core {
     o.seed = seed == 0 ? 77 : seed;
     o.expected_epoch = {epoch};
     o.token_digest = token_digest;
-    o.inputs_kept = inputs_kept && !(attached && open_turn_ != 0 && attached->open_turn.value == open_turn_);
+    o.inputs_kept = inputs_kept && (open_turn_ == 0 || open_turn_ != turn_resumed_);
+    if (o.inputs_kept) lose_unkept();
     o.first_input = kept_.empty() ? next_input_ : kept_.front().first;
     o.last_input = said_;
     o.turn_told = turn_told_;
@@ -696,14 +698,14 @@ class FakeGateway final : public Core {
   /// has taken in is said by nobody again.
   void come_back(std::string at, std::string next_digest) {
     auto claim = this->claim(token_digest, next_digest);
-    claim.turn = {open_turn_ != 0 ? open_turn_ : static_cast<std::uint32_t>(turn_told_) + 1};
+    claim.turn = {open_turn_ != 0 ? open_turn_ : turn_ended_ + 1};
     token_digest = std::move(next_digest);
     controller = std::move(at);
     kept_.clear();
     sounds_.clear();
     attached.reset();
     holds = false;
-    interrupted_ = sounding_ = 0;
+    interrupted_ = sounding_ = turn_resumed_ = 0;
     decided_ = {};
     checkpoint = {};
     ++stream_;
@@ -767,6 +769,7 @@ class FakeGateway final : public Core {
         settle(noted.back().settled, noted.back().sound_from);
         std::erase_if(sounds_, [&](const Sound& s) { return s.turn == m.head.turn.value; });  // of one before it
         turn_over(m.head.turn.value, true);
+        turn_ended_ = m.head.turn.value;
         return finish();
       default:
         touch(m);
@@ -858,7 +861,7 @@ class FakeGateway final : public Core {
     events.push_back({MessageType::error, e->code, m.head.turn.value, e->retry_ms, m.head.epoch.value});
     settle(e->settled, e->sound_from);
     // What the former gateway had is said again by nobody: its turn has taken the answers to that with it.
-    if (attached && m.head.turn.value != 0 && attached->open_turn == m.head.turn)
+    if (m.head.turn.value != 0 && m.head.turn.value == turn_resumed_)
       for (const auto& [input, what] : questions)
         if (input < attached->first_input) fates.try_emplace(input, 1);
     if (m.head.turn.value != 0) turn_over(m.head.turn.value, false);
@@ -889,7 +892,7 @@ class FakeGateway final : public Core {
     seed = a->seed;
     next_input_ = a->first_input;
     said_ = next_input_ - 1;
-    open_turn_ = a->open_turn.value;
+    open_turn_ = turn_resumed_ = a->open_turn.value;
     turn_told_ = open_turn_ != 0 ? open_turn_ - 1 : a->turns;
     transcript.resize(static_cast<std::size_t>(a->transcript_bytes), '?');
     reply.resize(static_cast<std::size_t>(a->reply_bytes), '?');
@@ -916,6 +919,13 @@ class FakeGateway final : public Core {
       post(controller, std::move(again));
     }
   }
+  /// What waits for a turn at the controller alone, because the gateway that had it is lost, goes with that controller.
+  /// What a turn under way is known to answer has its end nevertheless.
+  void lose_unkept() {
+    if (!attached) return;
+    for (const auto& [input, what] : open_questions())
+      if (input < attached->first_input && input != decided_.answers_input) lost.insert(input);
+  }
   // ---- as gateway/input_log does
   void settle(const JsonText& list, std::int64_t sound_from) {
     const auto settled = json::parse(list.text);
@@ -929,6 +939,7 @@ class FakeGateway final : public Core {
   void turn_over(std::uint32_t turn, bool stored) {
     if (turn >= decided_.of_turn.value) decided_ = {};
     if (stored) turn_told_ = std::max<std::int64_t>(turn_told_, turn);
+    if (turn_resumed_ == turn) turn_resumed_ = 0;  // its number may be used again
   }
   /// Of the sound behind a decision only the last stays.
   void drop_behind() {
@@ -1000,6 +1011,7 @@ class FakeGateway final : public Core {
     const auto turn = m.head.turn.value;
     settle(d->settled, d->sound_from);
     turn_over(turn, d->remembered);
+    turn_ended_ = turn;
     if (!d->remembered) forgotten_.insert(turn);
     whole_of[turn] = turns.back()["assistant"];
     if (!cut_turns_.contains(turn)) heard_of[turn] = whole_of[turn];
@@ -1031,6 +1043,8 @@ class FakeGateway final : public Core {
   std::uint32_t stream_ = 0, open_turn_ = 0;
   std::uint64_t next_input_ = 1, said_ = 0;
   std::int64_t turn_told_ = 0, sound_from_ = 0;
+  std::uint32_t turn_ended_ = 0;    ///< the last one whose end was told, remembered or not
+  std::uint32_t turn_resumed_ = 0;  ///< the one under way when the client came back: its inputs went with the gateway
   TurnFacts decided_;
   bool is_open_ = false;
   std::deque<std::pair<std::uint64_t, Message>> kept_;
