@@ -92,7 +92,7 @@ void Session::adopt(Time now) {
   if (static_cast<std::int64_t>(open_.decided.of_turn.value) > ledger_.turns()) decided_ = open_.decided;
   if (decided_) turn_.settings_until = decided_->settings_input;
   if (turn != 0 || decided_) turn_.deadline = now + std::chrono::seconds(around_.config.reply_seconds_max);
-  if (decided_ && !is_said_again()) give_up_decision(now);
+  if (decided_ && (answers_lost_input() || !is_said_again())) give_up_decision(now);
 }
 
 // ------------------------------------------------------------------------------------------------ stored turns
@@ -199,10 +199,17 @@ void Session::go_by_decision(Time now) {
   end_speech(facts.end_sample, facts.sound_end, now);
 }
 
+/// The former owner was about to answer what only a gateway before this one had: nobody says it again.
+bool Session::answers_lost_input() const {
+  return decided_ && decided_->answers_input != 0 && decided_->answers_input < open_.first_input;
+}
+
 /// What it would take is not kept any more.
 void Session::give_up_decision(Time now) {
+  const bool is_asked = answers_lost_input();
+  if (is_asked) turn_.inputs.push_back(decided_->answers_input);
   decided_.reset();
-  if (turn_.told.anything && turn_.stage == Stage::listening)
+  if ((turn_.told.anything || is_asked) && turn_.stage == Stage::listening)
     return fail_turn({Errc::unavailable, "the turn went with its controller: what was said must be said again"}, now);
   if (turn_.stage == Stage::hearing || !turn_.sound.is_empty()) want(Role::vad, now);
 }

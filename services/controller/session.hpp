@@ -99,6 +99,7 @@ class Session {
   void finish_stored(const Past& past, Time now);
   void go_by_decision(Time now);
   bool is_decided(std::uint64_t input) const { return decided_ && decided_->answers_input == input; }
+  bool answers_lost_input() const;
   std::optional<protocol::TurnFacts> take_decision(std::uint64_t input);
   void give_up_decision(Time now);
   void tell_decided();

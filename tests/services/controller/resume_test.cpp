@@ -1,7 +1,7 @@
 /// Clients that lose their gateway and come back through another one, at every stage of a turn.
 #include <boost/test/unit_test.hpp>
 
-#include "tests/services/controller/rig.hpp"
+#include "tests/services/controller/talk.hpp"
 
 namespace parlando::controller {
 namespace {
@@ -476,6 +476,39 @@ BOOST_AUTO_TEST_CASE(the_first_turn_behind_a_resume_is_not_lost_with_its_control
       check_calm(rig);
     }
   }
+}
+
+/// The gateway that had it is lost while it waits, and the controller when it is about to answer: nobody has it to say
+/// it again, but that it was to be answered is known.
+BOOST_AUTO_TEST_CASE(a_wish_that_went_with_its_gateway_and_its_controller_ends_with_an_error) {
+  Talk t(talking(0), false, 1, [](FakeGateway& g) {
+    g.settings.answers = false;
+    g.token_digest = kFirst;
+  });
+  t.rig.add("controller-2", "controller");
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+  t.g().say(Respond{});
+  t.rig.unlink("gateway-1");
+  t.rig.run(1);
+  t.rig.link("gateway-1");
+  t.g().come_back("controller-1", kSecond);
+  const auto told = t.g().count(MessageType::decided);
+  BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::decided) == told + 1; }));
+  BOOST_TEST(t.g().noted.size() == 1u);
+  BOOST_TEST(t.g().open_questions().size() == 1u);
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  BOOST_REQUIRE(t.rig.run_until([&] { return t.g().last_error() != nullptr; }, 20));
+  BOOST_TEST(error_of(t.g()) == "unavailable");
+  BOOST_TEST(t.g().last_error()->turn == 2u);
+  BOOST_TEST(t.g().lost.empty());
+  BOOST_TEST(t.g().open_questions().empty());
+  t.g().say(Respond{});
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_TEST(t.g().turns[0]["turn"] == 2);
+  t.check_calm();
 }
 
 BOOST_AUTO_TEST_CASE(a_session_without_a_client_gives_way_to_a_new_one_when_its_turn_is_over) {
