@@ -245,7 +245,7 @@ struct Conversation {
 
   void user_does_something() {
     ++part;
-    switch (draw(0, 23)) {
+    switch (draw(0, 24)) {
       case 0:
       case 1:
       case 2:  // a voice, with pauses perhaps
@@ -409,6 +409,15 @@ struct Conversation {
     others().leave();
     g().open(controller());
   }
+  /// Of the turn that is cancelled the record of the items in front of it is left, if anything.
+  void begins_and_cancels() {
+    story += "(i, v, x)";
+    g().say(Item{fmt::format("k{}", ++part), ItemRole::user, fmt::format("item {}", part), {}});
+    run(draw(0, 10));
+    say(draw(4, 40), true);
+    g().say(Cancel{});
+    say(draw(0, 20), draw(0, 3) == 0);
+  }
   void something_happens() {
     wake();
     const auto role = kServiceRoles[static_cast<std::size_t>(draw(0, 4))];
@@ -442,7 +451,10 @@ struct Conversation {
         story += "[" + controller() + " is cut off and dies]";
         muted = controller();
         g().was_cut_off = true;
-        say(draw(1, 60), draw(0, 3) == 0);
+        if (draw(0, 2) == 0)
+          begins_and_cancels();
+        else
+          say(draw(1, 60), draw(0, 3) == 0);
         return hand_over(true);
       default:
         story += "[" + controller() + " dies]";
