@@ -125,6 +125,7 @@ void Session::yield(Epoch to) {
   if (to.value != 0) head.epoch = to;
   const auto text = fmt::format("the session is another owner's, under epoch {}", head.epoch.value);
   tell(head, ErrorMessage{std::string(to_string(Errc::stale_epoch)), text});
+  chats_.clear();  // it goes on with another owner, perhaps at the same chat
   leave();
 }
 
@@ -134,8 +135,20 @@ void Session::leave() {
   forget_calls();
   for (auto& c : calls_) c.end(head());
   summaries_.give_up(head());
+  forget_at_chats();
   if (ledger_.waiting() == 0) ledger_.close();
   over_ = true;
+}
+
+/// Nothing of the session is asked there again: what its chats have computed may go.
+void Session::forget_at_chats() {
+  for (const auto& replica : std::exchange(chats_, {})) {
+    if (!around_.fleet.is_linked(Role::chat, replica)) continue;
+    auto to = head();
+    to.stream = around_.fleet.next_stream();
+    around_.outlet.send(replica, to, Erase{});
+    around_.outlet.send(replica, to, Close{});
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ what the client says
@@ -757,6 +770,7 @@ void Session::say_to_tokenizer() {
 }
 
 void Session::say_to_chat() {
+  chats_.insert(call(Role::chat).replica());
   auto past = messages_of(ledger_.history(), turn_.history_from);
   auto before = json::array();
   for (const auto& w : turn_.before) before.push_back(w.item);

@@ -194,6 +194,7 @@ class Session {
   void say_to_vad();
   void say_to_tokenizer();
   void say_to_chat();
+  void forget_at_chats();
   void say_to_tts();
   void ask_for_answer();
   Time chat_deadline() const;
@@ -346,6 +347,7 @@ class Session {
   protocol::Open open_;
   Surroundings around_;
   Ledger ledger_;
+  std::set<std::string> chats_;         ///< replicas of llm-chat that were told of the session
   std::array<Call, kRoles - 1> calls_;  ///< vad, tokenizer, chat, tts; the ledger has that to the store
   LeadPtr lead_;                        ///< of turns to come
   Turn turn_;

@@ -219,6 +219,10 @@ struct ChatStream {
 /// result.
 class FakeChat final : public Fake<ChatStream> {
  public:
+  void on_message(const std::string& peer, Message m, Time now) override {
+    if (m.head.type == MessageType::erase) return over.push_back(m.head.session);
+    Fake::on_message(peer, std::move(m), now);
+  }
   bool calls_tool = true;
   std::size_t sentences = 2;
   std::optional<Errc> fails_at_third;
@@ -237,6 +241,7 @@ class FakeChat final : public Fake<ChatStream> {
     return fmt::format("summary {:x}", crc32c(std::as_bytes(std::span(past))));
   }
   std::size_t forks = 0;
+  std::vector<SessionId> over;  ///< sessions that are
   static std::int32_t id_of(std::size_t index) { return 1000 + static_cast<std::int32_t>(index); }
 
   struct Token {
