@@ -237,14 +237,17 @@ void ControllerCore::open(const ClientStream& client, Message message, Time now)
   });
 }
 
-/// One answer for everything that is wrong: who tries learns nothing.
+/// One answer for everything that is wrong: who tries learns nothing. Who has the token may know more.
 void ControllerCore::attach(const ClientStream& client, Message message, Time now) {
   const auto to = message.head;
   const auto claim = read<Attach>(message);
   if (!claim) return refuse(client, to, claim.error());
   const auto found = sessions_.find(to.session);
-  const bool waits = found != sessions_.end() && found->second->is_detached();
-  if (!waits || !found->second->is_resumed_by(*claim)) {
+  const bool its = found != sessions_.end() && found->second->is_resumed_by(*claim);
+  // It may wake, and nobody but its death says that it does not: until then the session cannot be given to another.
+  if (its && !found->second->is_detached() && silent_gateways_.contains(found->second->client().gateway))
+    return refuse(client, to, {Errc::unavailable, "the session's gateway is silent and not given up yet"});
+  if (!its || !found->second->is_detached()) {
     tally_.resume_refused.add();
     return refuse(client, to, {Errc::not_found, "no session waits here for this token"});
   }
@@ -384,7 +387,12 @@ void ControllerCore::on_peer(const transport::Peer& peer, PeerState state, Time 
   const auto role = fleet_.on_peer(peer, state);
   if (!role) {
     // A gateway that is only suspect wakes, and finds everything said behind what it has.
-    if (peer.caller && state == PeerState::down) forget_gateway(peer.instance, now);
+    if (!peer.caller) return;
+    if (state == PeerState::suspect)
+      silent_gateways_.insert(peer.instance);
+    else
+      silent_gateways_.erase(peer.instance);
+    if (state == PeerState::down) forget_gateway(peer.instance, now);
     return;
   }
   if (*role == Role::context) {

@@ -96,6 +96,7 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   std::optional<std::chrono::seconds> wall_ahead_;  ///< of the steady clock; as told, else as the system says
   bool draining_ = false;
   Sessions sessions_;                        ///< erased by the client's Close, its gateway's end, or the session's own
+  std::set<std::string> silent_gateways_;    ///< suspect ones; `on_peer` takes them out again, whatever becomes of them
   std::map<SessionId, Time> detached_;       ///< those of `sessions_` without a client, and until when
   std::set<SessionId> busy_;                 ///< those of `sessions_` that time matters to
   std::map<SessionId, Leftover> leftovers_;  ///< erased when stored, stale, taken over or lost; at most sessions_max

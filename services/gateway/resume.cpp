@@ -11,6 +11,7 @@ using namespace protocol;
 namespace {
 constexpr std::size_t kAskedMax = 64;
 constexpr milliseconds kLeadDefault{400};  // of a client that had one and does not say it again
+constexpr milliseconds kRetry{500};        // before the same is asked again; asking took `resume_wait` already
 }  // namespace
 
 void Sessions::resume(Client& client, ResumeOptions options, Time now) {
@@ -68,6 +69,8 @@ void Sessions::on_attempt(const std::string& peer, Message message, Time now) {
     return answered(client, peer, now);
   }
   if (first) {
+    const auto error = protocol::read<ErrorMessage>(message);
+    attempt.is_kept = attempt.is_kept || (error && error->code == to_string(Errc::unavailable));
     close_at(attempt, peer, false);
     return answered(client, peer, now);
   }
@@ -117,12 +120,18 @@ void Sessions::decide(Client& client, Time now) {
       if (said.controller == winner) on_message(winner, std::move(said.message), now);
     return;
   }
+  // Who has not answered may have it.
+  const bool is_over = !attempt.is_kept && attempt.asked.empty();
   end_round(attempt, {});
   attempt.ask_again = now + attempt.pause;
   attempt.pause = std::min(2 * attempt.pause, config_.resume_again_max);
   if (attempt.ask_again < attempt.give_up) return;
   ++counters_.not_resumed;
-  say(client, error_event(to_string(Errc::not_found), "no session is kept for this token; open another one"));
+  if (is_over)
+    say(client, error_event(to_string(Errc::not_found), "no session is kept for this token; open another one"));
+  else
+    say(client, error_event(to_string(Errc::unavailable), "what may have the session is silent; resume it again",
+                            kRetry.count()));
   end_attempt(client);
 }
 

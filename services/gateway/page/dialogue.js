@@ -74,6 +74,9 @@ export class Dialogue {
   }
 
   #failed(e) {
+    // What has the session is silent, and may let it go.
+    const waits = !this.ready && this.session && e.code === "unavailable" && performance.now() - this.lostAt <= RESUME_MS;
+    if (waits) { this.timer = setTimeout(() => this.#resume(), e.retry_ms ?? AGAIN_MS); return; }
     const over = e.session_ended || !this.ready;
     if (over) this.session = null;
     else if (e.turn) this.session.had = nothingOf(this.session.had.turn);

@@ -382,6 +382,50 @@ BOOST_AUTO_TEST_CASE(a_broken_socket_leaves_the_session_and_a_closed_one_ends_it
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_session_whose_gateway_is_silent_is_not_said_to_be_gone) {
+  Rig rig;
+  furnish(rig);
+  auto& g = second(rig);
+  const auto resumes_with = [&](const std::string& token) {
+    g.resume(rig.gateway(), "controller-1", rig.gateway().claim(token, kSecond));
+    rig.run(6);
+    return g.attached ? std::string("attached") : g.last_error() == nullptr ? "nothing" : g.last_error()->text;
+  };
+  const auto state = [&](transport::PeerState s) {
+    rig.controller().on_peer({"gateway-1", "gateway", 1, true}, s, rig.now);
+  };
+  state(transport::PeerState::suspect);
+  BOOST_TEST(resumes_with(kFirst) == "unavailable");
+  BOOST_TEST(resumes_with(kWrong) == "not_found");  // who has no token learns nothing
+  state(transport::PeerState::up);
+  BOOST_TEST(resumes_with(kFirst) == "not_found");  // it is there: it has the session
+  state(transport::PeerState::suspect);
+  state(transport::PeerState::down);
+  BOOST_TEST(resumes_with(kFirst) == "attached");
+}
+
+BOOST_AUTO_TEST_CASE(chats_are_told_when_a_session_is_over_and_not_when_it_moves) {
+  enum class End { closed, lost, moved };
+  for (const auto end : {End::closed, End::lost, End::moved}) {
+    Rig rig;
+    furnish(rig);
+    auto& g = rig.gateway();
+    g.say(Say{"hello"});
+    BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 1; }));
+    BOOST_TEST(rig.get<FakeChat>("llm-chat-1").over.empty());
+    if (end == End::moved) {
+      rig.add("controller-2", "controller");
+      g.open("controller-2");
+    } else {
+      g.close(end == End::lost);
+    }
+    rig.run(12);
+    const auto over = rig.get<FakeChat>("llm-chat-1").over.size();
+    BOOST_TEST(over == (end == End::closed ? 1u : 0u), "end " << static_cast<int>(end));
+    BOOST_TEST(rig.get<FakeChat>("llm-chat-1").streams() == 0u);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_gateway_asks_again_with_the_same_token_when_the_answer_came_too_late) {
   Rig rig;
   furnish(rig);

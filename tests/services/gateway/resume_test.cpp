@@ -302,6 +302,28 @@ BOOST_AUTO_TEST_CASE(one_that_dies_or_is_suspect_is_not_waited_for) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_session_that_a_silent_gateway_has_is_not_said_to_be_gone) {
+  // Told by the controller that has it, in any round; or nobody knows, because one has not answered.
+  for (const bool told : {true, false}) {
+    Back back;
+    auto& rig = back.rig;
+    std::size_t rounds = 0;
+    for (int i = 0; i < 600 && rig.story().empty(); ++i) {
+      if (rig.all<Attach>().size() > 2 * rounds) {
+        back.refused("a");
+        if (told) back.refused("b", rounds == 1 ? "unavailable" : "not_found");
+        ++rounds;
+      }
+      rig.tick(10);
+    }
+    BOOST_TEST(rig.story() == "error:unavailable");
+    BOOST_TEST(rig.events[1].back()["retry_ms"].get<int>() > 0);
+    BOOST_TEST(rig.sessions.sessions() == 0u);
+    rig.text(resume());  // it may try again
+    BOOST_TEST(rig.all<Attach>().size() == 2 * rounds + 2);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_session_that_a_client_has_here_is_not_given_to_another) {
   Rig rig;
   rig.up("a");
