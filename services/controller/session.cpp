@@ -101,6 +101,7 @@ Envelope Session::client_head() const {
 
 void Session::opened(Time now) {
   opened_ = true;
+  unstored_ = ledger_.waiting() > 0;
   next_turn(now);
   tell(Opened{ledger_.turns(), open_.seed, ledger_.is_degraded()});
   adopt(now);
@@ -898,6 +899,7 @@ void Session::finish_turn(bool degraded, Time now) {
   if (turn_.remember) turn_.before.clear();
   (turn_.notes ? around_.tally.notes : around_.tally.turns).add();
   if (degraded) around_.tally.degraded.add();
+  unstored_ = unstored_ || degraded;
   if (turn_.stages.contains("first_audio_ms"))
     around_.tally.first_audio.observe(turn_.stages["first_audio_ms"].get<double>() / 1000);
   for (const auto& part : trace["parts"])
@@ -1007,6 +1009,10 @@ void Session::settle_turn(Time now) {
   take_later(now);
   settle_voice(now);
   store_items(now);
+  if (unstored_ && ledger_.waiting() == 0 && !trial_) {
+    unstored_ = false;
+    checkpoint(past_input(), told_checkpoint_.keep_until);
+  }
   if (turn_.stage == Stage::closing) {
     const bool durable =
         !turn_.remember || turn_.durable || ledger_.durable() >= static_cast<std::int64_t>(turn_.id.value);
@@ -1108,9 +1114,11 @@ bool Session::settle_with_turn() {
   return true;
 }
 
-/// How much of the sound behind `keep_until` an utterance may begin in that nobody has noticed yet.
+/// How much of the sound behind `keep_until` an utterance may begin in that nobody has noticed yet. From what is let go
+/// the gateway sees that a turn is stored: until then it does not leave a controller that drains.
 void Session::checkpoint(std::uint64_t input, std::uint64_t keep_until) {
   if (const auto needed = needed_input(); needed != 0) input = std::min(input, needed - 1);
+  if (unstored_) input = std::min(input, told_checkpoint_.input);
   if (input <= told_checkpoint_.input && keep_until == told_checkpoint_.keep_until) return;
   told_checkpoint_ = {std::max(input, told_checkpoint_.input), keep_until};
   if (keep_until != 0)

@@ -392,6 +392,7 @@ class Session {
   std::optional<protocol::TurnFacts> decided_;  ///< what the turn is that a former owner has begun; until it is that
   std::int64_t sound_from_ = 0;                 ///< sound before it is of turns that are over
   protocol::Checkpoint told_checkpoint_;
+  bool unstored_ = false;  ///< what was told as degraded waits for the store: no checkpoint passes its inputs
   Time checkpoint_at_{};
   std::int64_t heard_samples_ = 0;  ///< position behind the last sound that arrived
   Time heard_at_{};                 ///< when that was

@@ -813,6 +813,51 @@ BOOST_AUTO_TEST_CASE(turns_wait_for_a_store_that_fails_and_a_third_is_refused) {
   check_calm(rig);
 }
 
+/// From that the gateway sees when it may leave a controller that drains.
+BOOST_AUTO_TEST_CASE(inputs_of_a_turn_are_let_go_when_it_is_stored) {
+  Rig rig;
+  rig.furnish();
+  rig.run(8);
+  BOOST_TEST(type(rig, "one"));
+  rig.run(2);
+  BOOST_TEST(rig.gateway().checkpoint.input == 1u);
+  rig.store->fails = Errc::io;
+  BOOST_TEST(type(rig, "two"));
+  BOOST_TEST(type(rig, "three"));
+  rig.run(50);
+  BOOST_TEST(rig.gateway().degraded == (std::vector<bool>{false, true, true}), boost::test_tools::per_element());
+  BOOST_TEST(rig.gateway().checkpoint.input == 1u);
+  rig.store->fails.reset();
+  BOOST_TEST(rig.run_until([&] { return !stored(rig, 3).empty(); }, 400));
+  rig.run(2);
+  BOOST_TEST(rig.gateway().checkpoint.input == 3u);
+  BOOST_TEST(rig.gateway().kept() == 0u);
+  check_calm(rig);
+}
+
+/// It is asked again in a while, and meanwhile there is another owner: the store is right about what was said.
+BOOST_AUTO_TEST_CASE(another_owner_ends_what_waits_for_the_store_and_that_is_counted) {
+  Rig rig;
+  rig.furnish();
+  rig.add("controller-2", "controller");
+  telemetry::Metrics metrics;
+  rig.controller().add_metrics(metrics);
+  rig.run(8);
+  rig.store->fails = Errc::io;
+  BOOST_TEST(type(rig, "one"));
+  rig.store->fails.reset();
+  rig.gateway().close();
+  rig.gateway().open("controller-2");
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().count(MessageType::opened) == 2; }, 20));
+  BOOST_TEST(type(rig, "two"));
+  BOOST_TEST(rig.gateway().turns.back()["turn"] == 1);
+  rig.run(50);
+  BOOST_TEST(json::parse(stored(rig, 1))["user"] == "two");
+  BOOST_TEST(stored(rig, 2).empty());
+  BOOST_TEST(metrics.text().find("commits_lost_total 1\n") != std::string::npos);
+  check_calm(rig);
+}
+
 BOOST_AUTO_TEST_CASE(a_spoken_third_turn_is_refused_as_well) {
   Rig rig;
   rig.furnish();
