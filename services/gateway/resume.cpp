@@ -109,7 +109,7 @@ void Sessions::decide(Client& client, Time now) {
     auto answer = std::move(attempt.found.front());
     attempt.found.erase(attempt.found.begin());
     const auto winner = answer.controller;
-    if (!take(client, attempt, std::move(answer))) {
+    if (!take(client, attempt, std::move(answer), now)) {
       close_at(attempt, winner, false);
       continue;
     }
@@ -135,7 +135,7 @@ void Sessions::decide(Client& client, Time now) {
   end_attempt(client);
 }
 
-bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
+bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer, Time now) {
   const auto head = answer.message.head;
   auto attached = protocol::read<Attached>(answer.message);
   if (!attached) {
@@ -163,6 +163,7 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer) {
   const bool in_turn = attached->open_turn.value != 0;
   if (in_turn) session.turn_done = {attached->open_turn.value - 1};
   session.log.resumed(in_turn ? session.turn_done.value : attached->turns);
+  if (attached->degraded) session.told_unstored(session.log.first(), now);
   by_session_[session.id] = client.id;
   telemetry::log(telemetry::Level::info, "gateway resumes session={} at={} turn={}", session.id.text(),
                  session.controller, attached->open_turn.value);

@@ -30,6 +30,7 @@ struct SessionsConfig {
   milliseconds open_wait{1000};            ///< then, or when one is suspect, an `open` waits this long for one
   milliseconds open_answer{5000};          ///< a controller that has not answered Open is not asked further
   milliseconds handover_wait{30000};       ///< a session waits this long for a controller that takes it over
+  milliseconds store_wait{60000};          ///< a draining controller is left later when it has turns to store
   milliseconds ask_again{1000};            ///< of replicas that have refused it
   milliseconds resend{100};                ///< inputs that the link had no room for
   milliseconds full_told{1500};            ///< a controller that is full has said so by then
@@ -193,7 +194,7 @@ class Sessions {
   void on_attempt(const std::string& peer, protocol::Message message, Time now);
   void answered(Client& client, const std::string& peer, Time now);
   void decide(Client& client, Time now);
-  bool take(Client& client, Attempt& attempt, Attempt::Answer answer);
+  bool take(Client& client, Attempt& attempt, Attempt::Answer answer, Time now);
   void end_round(Attempt& attempt, const std::string& winner);
   void end_attempt(Client& client);
   void review_attempt(Client& client, Time now);

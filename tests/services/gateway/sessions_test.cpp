@@ -786,6 +786,27 @@ BOOST_AUTO_TEST_CASE(from_a_draining_controller_idle_sessions_go_at_once_and_oth
   BOOST_TEST(rig.all<Open>(owner).size() == 1u);
 }
 
+/// Another owner's claim would end what the store does not have yet. It has it when the controller lets the turn's
+/// inputs go, or tells a later turn as stored; a store that is away for a minute is not waited for.
+BOOST_DATA_TEST_CASE(a_draining_controller_is_left_when_its_turn_is_stored, data::xrange(4), how) {
+  Rig rig;
+  const auto owner = two_controllers(rig);
+  rig.text(R"({"type":"text","text":"hi"})");
+  if (how == 3)
+    rig.from(owner, protocol::Noted{"utterance_1_0", "hi", 0, 320, {"[1]"}, -1}, 5, 1);
+  else
+    rig.from(owner, protocol::TurnDone{1, true, Rig::to_payload(R"({"user":"u"})"), true, {"[1]"}, -1}, 5, 1);
+  rig.from(owner, protocol::Checkpoint{0, 0}, 5);  // lets nothing go
+  rig.drains(owner);
+  rig.tick(59000);
+  BOOST_TEST(rig.all<Open>(other(owner)).empty());
+  if (how == 0 || how == 3) rig.from(owner, protocol::Checkpoint{1, 0}, 5);
+  if (how == 1) rig.done(owner, 5, 2);
+  rig.tick(how == 2 ? 1100 : 20);
+  BOOST_TEST(rig.all<Open>(other(owner)).size() == 1u);
+  BOOST_TEST(rig.handovers(Reason::draining) == 1u);
+}
+
 BOOST_DATA_TEST_CASE(a_turn_that_ends_otherwise_lets_its_session_go_too, data::xrange(2), how) {
   Rig rig;
   const auto owner = two_controllers(rig);
