@@ -36,7 +36,7 @@ struct ControllerConfig {
   int complete_again_permille_medium = 470;
   int complete_again_permille_high = 100;
   int likely_permille_low = 600;  ///< of one that is at least so likely
-  int likely_permille_medium = 250;
+  int likely_permille_medium = 350;
   int likely_permille_high = 80;
   int likely_silence_ms = 700;   ///< so much silence is enough,
   int unfinished_permille = 2;   ///< the rest of one that is less likely than this is waited for longest, and of others

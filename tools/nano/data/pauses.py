@@ -1,4 +1,4 @@
-"""Utterances with pauses, and which of them are ends: `python -m tools.nano.data.pauses WORK [--count 10000]`.
+"""Utterances with pauses, and which of them are ends: `python -m tools.nano.data.pauses WORK [--count 28000]`.
 
 What makes a pause that is no end: words that break off in mid-utterance (cut out of the whole sentence, so that the pitch stays up, the last word
 often drawn out, or spoken with the intonation of a comma), fillers, openings, a list, a correction to follow and the word that announces it. A sentence whose beginning is complete by
@@ -276,7 +276,7 @@ def shard(path, split, number, count, parlando, model):
 def main():
     parser = argparse.ArgumentParser(description="Writes WORK/pauses/SPLIT-NNNN.npy (states) and .json (labels); a shard that exists is kept.")
     parser.add_argument("work")
-    parser.add_argument("--count", type=int, default=12000, help="utterances to train with; an eighth as many to check and to test each")
+    parser.add_argument("--count", type=int, default=28000, help="utterances to train with; an eighth as many to check and to test each")
     parser.add_argument("--parlando", default=os.environ.get("PARLANDO", "build/bin/parlando"))
     parser.add_argument("--model", default="models/nano")
     args = parser.parse_args()
