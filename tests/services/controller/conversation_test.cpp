@@ -259,7 +259,8 @@ BOOST_AUTO_TEST_CASE(silence_is_enough_for_an_utterance_that_may_be_complete) {
   struct Case {
     int likely, steps_min, steps_max;  // of 20 ms: 0.7 s or 1.2 s, of which the vad's own delay is taken off
   };
-  for (const auto& expected : {Case{250, 30, 50}, Case{249, 55, 80}})
+  const int bar = ControllerConfig{}.likely_permille_medium;
+  for (const auto& expected : {Case{bar, 30, 50}, Case{bar - 1, 55, 80}})
     for (const int replicas_die : {0, 1}) {
       auto t = talk_with(semantic(), led(), 2);
       t.g().opens_again = true;
