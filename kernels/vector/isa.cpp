@@ -1,5 +1,7 @@
 #include "kernels/vector/isa.hpp"
 
+#include <hwy/targets.h>
+
 #include <atomic>
 #include <cstring>
 
@@ -23,6 +25,17 @@ Isa best() {
 }
 
 const Isa kBest = best();
+/// Highway has steps of its own: what is newer than asked for is not to be used.
+void limit_highway(Isa most) {
+#if defined(__x86_64__)
+  std::int64_t newer = 0;
+  if (most < Isa::avx512_vnni) newer |= HWY_AVX3_DL;
+  if (most < Isa::avx512) newer |= HWY_AVX3;
+  if (most < Isa::avx2) newer |= HWY_AVX2;
+  hwy::DisableTargets(newer);
+#endif
+}
+
 constexpr int kNone = -1;
 std::atomic<int> forced{kNone};
 }  // namespace
@@ -40,6 +53,7 @@ std::vector<Isa> isas() {
 
 bool force_isa(std::optional<Isa> wanted) {
   if (wanted && *wanted > kBest) return false;
+  limit_highway(wanted.value_or(Isa::avx512_bf16));
   forced = wanted ? static_cast<int>(*wanted) : kNone;
   return true;
 }
