@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "common/base/result.hpp"
+
 namespace parlando::nn {
 
 namespace {
@@ -13,6 +15,8 @@ constexpr std::int64_t kPositionsPerTask = 128;  // for a thread
 
 Convolution::Convolution(const at::Tensor& w, const at::Tensor& b) {
   if (!w.defined()) return;  // reported by the loader
+  if (w.dim() != 3 || w.size(2) % 2 == 0)
+    raise(Errc::checkpoint_mismatch, "a convolution has {} taps, expected an odd number", w.dim() == 3 ? w.size(2) : 0);
   if (w.scalar_type() != at::kFloat) {
     w_ = w, b_ = b;
     return;
@@ -25,6 +29,8 @@ Convolution::Convolution(const at::Tensor& w, const at::Tensor& b) {
 at::Tensor Convolution::operator()(const at::Tensor& x) const {
   if (!packed_) return at::conv1d(x, w_, b_, 1, w_.size(2) / 2);
   const auto& filter = *packed_;
+  if (x.dim() != 3 || x.size(1) != filter.in)
+    raise(Errc::invalid_argument, "a convolution of {} channels was given {}", filter.in, x.dim() == 3 ? x.size(1) : 0);
   const auto batch = x.size(0), size = x.size(2), margin = filter.taps / 2, stride = size + 2 * margin;
   auto padded = at::zeros({batch * filter.in * stride + kernels::kConvolutionSlack});
   padded.narrow(0, 0, batch * filter.in * stride).view({batch, filter.in, stride}).narrow(2, margin, size).copy_(x);

@@ -13,8 +13,9 @@ class Convolution {
   Convolution() = default;
   /// In fp32 the weights are packed; in another type libtorch's product of that type serves.
   /// @param w  [out, in, taps], an odd number of taps   @param b  [out] or undefined
+  /// @throws Failure when the number of taps is even
   Convolution(const at::Tensor& w, const at::Tensor& b);
-  /// [batch, in, n] -> [batch, out, n], zeros on both sides
+  /// [batch, in, n] -> [batch, out, n], zeros on both sides   @throws Failure when x has other channels
   at::Tensor operator()(const at::Tensor& x) const;
 
  private:

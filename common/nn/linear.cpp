@@ -3,12 +3,15 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "common/base/result.hpp"
 #include "kernels/gemv/gemv.hpp"
 
 namespace parlando::nn {
 
 PackedLinear::PackedLinear(const at::Tensor& w, const at::Tensor& b) {
   if (!w.defined()) return;  // reported by the loader
+  if (w.dim() != 2 || w.numel() == 0)
+    raise(Errc::checkpoint_mismatch, "a linear layer has no {}-dimensional weights of {} numbers", w.dim(), w.numel());
   const auto weights = w.contiguous();
   rows_ = w.size(0), columns_ = w.size(1);
   packed_ = at::empty({kernels::packed_size(rows_, columns_)});
@@ -17,6 +20,8 @@ PackedLinear::PackedLinear(const at::Tensor& w, const at::Tensor& b) {
 }
 
 at::Tensor PackedLinear::operator()(const at::Tensor& x) const {
+  if (x.dim() == 0 || x.size(-1) != columns_)
+    raise(Errc::invalid_argument, "a linear layer of {} inputs was given {}", columns_, x.dim() == 0 ? 0 : x.size(-1));
   const auto in = x.contiguous();
   const auto count = in.numel() / columns_;
   auto shape = x.sizes().vec();

@@ -10,7 +10,7 @@ class PackedLinear {
   PackedLinear() = default;
   /// @param w [out, in] float32   @param b [out] or undefined
   PackedLinear(const at::Tensor& w, const at::Tensor& b);
-  /// [..., in] -> [..., out]
+  /// [..., in] -> [..., out]   @throws Failure when x has another width
   at::Tensor operator()(const at::Tensor& x) const;
 
  private:

@@ -56,12 +56,16 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   auto linear = [&](const std::string& name, std::vector<std::int64_t> shape, bool bias = true) {
     const auto rows = shape[0];
     const auto weight = w.take(name + ".weight", std::move(shape));
-    return nn::Linear(weight, bias ? w.take(name + ".bias", {rows}) : at::Tensor());
+    nn::Linear out(weight, bias ? w.take(name + ".bias", {rows}) : at::Tensor());
+    w.drop(name + ".weight");
+    return out;
   };
   auto convolution = [&](const std::string& name, std::vector<std::int64_t> shape) {
     const auto rows = shape[0];
     const auto weight = w.take(name + ".weight", std::move(shape));
-    return nn::Convolution(weight, w.take(name + ".bias", {rows}));
+    nn::Convolution out(weight, w.take(name + ".bias", {rows}));
+    w.drop(name + ".weight");
+    return out;
   };
   auto norm_of = [&](const std::string& name, std::int64_t n) {
     return Norm{w.take(name + ".weight", {n}), w.take(name + ".bias", {n})};
@@ -99,7 +103,7 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     regulator_norm_.push_back(norm_of(fmt::format("length_regulator.model.{}", 3 * n + 1), kMelBins));
   }
   regulator_conv_.push_back(convolution("length_regulator.model.12", {kMelBins, kMelBins, 1}));
-  speaker_ = linear("spk_embed_affine_layer", {kMelBins, -1});
+  speaker_ = linear("spk_embed_affine_layer", {kMelBins, config.value("spk_embed_dim", std::int64_t{192})});
 
   const std::string e = "decoder.estimator.";
   const auto time = size(e + "time_mlp.linear_1.weight", 0);
@@ -107,6 +111,8 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}),
   time2_ = linear(e + "time_mlp.linear_2", {time, time});
   auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) {
+    if (out > 0 && out % kGroups != 0)
+      raise(Errc::checkpoint_mismatch, "{}: {} has {} channels, expected a multiple of {}", source, at, out, kGroups);
     return Block{convolution(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)};
   };
   auto stage_of = [&](const std::string& at, bool has_conv, bool transposed, bool first) {

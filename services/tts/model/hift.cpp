@@ -16,7 +16,8 @@ namespace parlando::tts {
 
 namespace {
 constexpr std::int64_t kSamplesPerFrame = 256, kFft = 16, kFftHop = 4, kBins = kFft / 2 + 1;
-constexpr std::int64_t kPositionsPerTask = 512;  // of a convolution, for a thread
+constexpr std::int64_t kTapsMax = 64, kDilationMax = 64;  // a checkpoint that asks for more is damaged
+constexpr std::int64_t kPositionsPerTask = 512;           // of a convolution, for a thread
 
 std::uint64_t mix(std::uint64_t x) {
   x ^= x >> 30, x *= 0xbf58476d1ce4e5b9ull;
@@ -72,6 +73,7 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   rates_ = h.at("upsample_rates").get<std::vector<std::int64_t>>();
   kernels_ = h.at("resblock_kernel_sizes").get<std::vector<std::int64_t>>();
   const auto dilations = h.at("resblock_dilation_sizes").get<std::vector<std::vector<std::int64_t>>>();
+  const auto source_kernels = h.at("source_resblock_kernel_sizes").get<std::vector<std::int64_t>>();
   const auto source_dilations = h.at("source_resblock_dilation_sizes").get<std::vector<std::vector<std::int64_t>>>();
   std::int64_t product = kFftHop;
   for (const auto r : rates_) product *= r;
@@ -98,15 +100,22 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     out.b = w.take(name + ".bias", {bias});
     return out;
   };
-  auto resblock = [&](const std::string& name, std::int64_t channels, const std::vector<std::int64_t>& ds) {
+  auto resblock = [&](const std::string& name, std::int64_t channels, std::int64_t taps,
+                      const std::vector<std::int64_t>& ds) {
+    if (taps < 1 || taps % 2 == 0 || taps > kTapsMax)
+      raise(Errc::unsupported, "{}: {} has a kernel of {}, expected an odd one up to {}", source, name, taps, kTapsMax);
+    for (const auto d : ds)
+      if (d < 1 || d > kDilationMax)
+        raise(Errc::unsupported, "{}: {} has a dilation of {}, expected 1…{}", source, name, d, kDilationMax);
     ResBlock r;
     r.dilations = ds;
     auto packed = [&](const std::string& conv) {
-      const auto c = normed(conv, {channels, channels, -1}, channels);
+      const auto c = normed(conv, {channels, channels, taps}, channels);
       if (!c.w.defined() || !c.b.defined()) return kernels::PackedFilter();
       const auto weights = c.w.contiguous(), bias = c.b.contiguous();
-      return kernels::PackedFilter(weights.data_ptr<float>(), bias.data_ptr<float>(), channels, channels,
-                                   weights.size(2));
+      kernels::PackedFilter out(weights.data_ptr<float>(), bias.data_ptr<float>(), channels, channels, taps);
+      for (const auto* part : {".weight", ".weight_v", ".parametrizations.weight.original1"}) w.drop(conv + part);
+      return out;
     };
     auto alpha = [&](int which, std::size_t n) {
       const auto a = w.take(fmt::format("{}.activations{}.{}.alpha", name, which, n), {channels});
@@ -131,9 +140,11 @@ Hift::Hift(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     const auto in = base >> i, out = base >> (i + 1);
     ups_.push_back(normed(fmt::format("ups.{}", i), {in, out, 2 * rates_[i]}, out));
     source_downs_.push_back(plain(fmt::format("source_downs.{}", i), out));
-    source_blocks_.push_back(resblock(fmt::format("source_resblocks.{}", i), out, source_dilations.at(i)));
+    source_blocks_.push_back(
+        resblock(fmt::format("source_resblocks.{}", i), out, source_kernels.at(i), source_dilations.at(i)));
     for (std::size_t j = 0; j < kernels_.size(); ++j)
-      blocks_.push_back(resblock(fmt::format("resblocks.{}", i * kernels_.size() + j), out, dilations.at(j)));
+      blocks_.push_back(
+          resblock(fmt::format("resblocks.{}", i * kernels_.size() + j), out, kernels_[j], dilations.at(j)));
   }
   conv_post_ = normed("conv_post", {2 * kBins, base >> rates_.size(), 7}, 2 * kBins);
   w.finish();

@@ -1,0 +1,70 @@
+/// Layers with packed weights against the library's, whatever the batch and the number of threads.
+#define BOOST_TEST_MODULE nn
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <boost/test/unit_test.hpp>
+
+#include "common/base/result.hpp"
+#include "common/nn/convolution.hpp"
+#include "common/nn/linear.hpp"
+
+namespace parlando::nn {
+namespace {
+double largest(const at::Tensor& x) { return x.numel() == 0 ? 0.0 : x.abs().max().item<double>(); }
+
+template <class F>
+void with_threads(F&& check) {
+  const auto before = at::get_num_threads();
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    BOOST_TEST_CONTEXT(threads << " threads") { check(); }
+  }
+  at::set_num_threads(before);
+}
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(nn)
+
+BOOST_AUTO_TEST_CASE(convolutions_are_those_of_the_library) {
+  at::manual_seed(1);
+  with_threads([] {
+    for (const auto& [batch, in, out, taps, n] :
+         {std::array<std::int64_t, 5>{1, 3, 5, 1, 7}, {2, 96, 96, 3, 183}, {3, 80, 24, 7, 513}, {1, 4, 4, 11, 3}}) {
+      const auto w = at::randn({out, in, taps}), b = at::randn({out}), x = at::randn({batch, in, n});
+      const auto want = at::conv1d(x, w, b, 1, taps / 2);
+      const auto allowed = 1e-5 * static_cast<double>(in * taps);
+      BOOST_TEST(largest(Convolution(w, b)(x) - want) < allowed);
+      BOOST_TEST(largest(Convolution(w, {})(x) + b.view({out, 1}) - want) < allowed);
+      // Rows that do not lie one behind the other.
+      const auto turned = x.transpose(1, 2).contiguous().transpose(1, 2);
+      BOOST_TEST(at::equal(Convolution(w, b)(turned), Convolution(w, b)(x)));
+    }
+  });
+  BOOST_TEST(Convolution(at::randn({2, 3, 3}), {})(at::randn({1, 3, 0})).numel() == 0);
+}
+
+BOOST_AUTO_TEST_CASE(linear_layers_are_those_of_the_library) {
+  at::manual_seed(2);
+  with_threads([] {
+    for (const auto& [rows, in, out] : {std::array<std::int64_t, 3>{1, 5, 3}, {183, 96, 384}, {40, 384, 96}}) {
+      const auto w = at::randn({out, in}), b = at::randn({out}), x = at::randn({2, rows, in});
+      BOOST_TEST(largest(Linear(w, b)(x) - at::linear(x, w, b)) < 1e-5 * static_cast<double>(in));
+      const auto half = w.to(at::kBFloat16), small = x.to(at::kBFloat16);
+      BOOST_TEST(at::equal(Linear(half, {})(small), at::linear(small, half)));
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(what_does_not_fit_is_refused) {
+  const auto is = [](Errc code) { return [code](const Failure& f) { return f.error.code == code; }; };
+  BOOST_CHECK_EXCEPTION(Linear(at::randn({4, 6}), {})(at::randn({2, 3})), Failure, is(Errc::invalid_argument));
+  BOOST_CHECK_EXCEPTION(Linear(at::randn({4, 0}), {}), Failure, is(Errc::checkpoint_mismatch));
+  BOOST_CHECK_EXCEPTION(Convolution(at::randn({4, 6, 3}), {})(at::randn({1, 5, 9})), Failure,
+                        is(Errc::invalid_argument));
+  BOOST_CHECK_EXCEPTION(Convolution(at::randn({4, 6, 2}), {}), Failure, is(Errc::checkpoint_mismatch));
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace parlando::nn
