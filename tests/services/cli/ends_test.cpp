@@ -214,7 +214,7 @@ BOOST_AUTO_TEST_CASE(the_controller_finds_the_same_ends) {
 }
 
 /// Bounds of the engine's behaviour on its own dialogues, one case above what it was accepted with: a worse detector,
-/// another wait or a vad that hears later is noticed here without a clock. Three ends in forty wait for 1.2 s of
+/// another wait or a vad that hears later is noticed here without a clock. Four ends in forty wait for 1.2 s of
 /// silence, of which the vad hears 1088 ms behind what it takes for the end.
 BOOST_AUTO_TEST_CASE(the_bundled_dialogues_end_when_they_should) {
   at::set_num_threads(1);
