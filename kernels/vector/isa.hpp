@@ -21,7 +21,8 @@ inline constexpr int kIsas = 5;
 Isa isa();
 /// All that this processor can run, the best last.
 std::vector<Isa> isas();
-/// For tests and benchmarks, of Highway's products, too; nullopt takes the best again. What is packed stays readable for all of them.
+/// For tests and benchmarks, of Highway's products, too; nullopt takes the best again. What is packed stays readable
+/// for all of them.
 /// @return false when this processor cannot run it; nothing changes then
 bool force_isa(std::optional<Isa> wanted);
 const char* name(Isa isa);
