@@ -54,8 +54,9 @@ struct User : Finder {
   std::array<Gateway, 3> gateways;
   std::set<const Place*> gone;
   Time now{};
-  Talk talk{*this, {{"type", "open"}}, milliseconds(10000), 7, now};
+  Talk talk;
 
+  explicit User(milliseconds reconnect = milliseconds(10000)) : talk(*this, {{"type", "open"}}, reconnect, 7, now) {}
   Place* find(const Place* but, const std::set<const Place*>& nor) override {
     for (auto& g : gateways)
       if (&g != but && !gone.contains(&g) && !nor.contains(&g)) return &g;
@@ -416,6 +417,75 @@ BOOST_AUTO_TEST_CASE(links_that_are_full_are_tried_one_after_the_other_and_not_w
   u.gateways[2].room = kFar;
   for (int n = 0; n < 1000; ++n) u.pass(1);
   BOOST_TEST(u.gateways[2].asked.size() == 1u);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(the_end_of_looking)
+
+namespace {
+/// Loses its gateway and hears the same of all others, or nothing, until it gives up.
+/// @return how many ms it has looked; after a minute it still does: 60000
+int looks_for(User& u, const std::string& answer) {
+  u.opened();
+  for (auto& g : u.gateways) g.room = answer == "full" ? 0 : kFar;
+  u.lose();
+  int out = 0;
+  for (; !u.talk.is_ended() && out < 60000; out += 50) {
+    u.pass();
+    if (answer != "full" && !answer.empty() && u.talk.place() != nullptr) u.refused({{"code", answer}});
+  }
+  return out;
+}
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(it_comes_when_the_time_is_over_whatever_gateways_say) {
+  for (const std::string answer : {"full", "", "unavailable", "overloaded", "not_found"}) {
+    BOOST_TEST_CONTEXT("answer '" << answer << "'") {
+      User u;
+      BOOST_TEST(looks_for(u, answer) == 10050);
+      BOOST_TEST_REQUIRE(u.talk.failure().has_value());
+      BOOST_TEST(u.talk.failure()->code == "unavailable");
+      const auto told = u.talk.take();
+      BOOST_TEST_REQUIRE(told.has_value());
+      const auto fields = json::parse(std::get<Event>(*told).json);
+      BOOST_TEST(fields["session_ended"] == true);
+      const bool is_named = answer != "full" && !answer.empty();
+      BOOST_TEST((fields["message"].get<std::string>().find(answer + ": not yet") != std::string::npos) == is_named);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_conversation_that_never_stood_is_not_looked_a_place_for_without_end_either) {
+  User u;
+  for (int n = 0; n < 600 && !u.talk.is_ended(); ++n) u.pass();  // nobody answers
+  BOOST_TEST_REQUIRE(u.talk.failure().has_value());
+  BOOST_TEST(u.talk.failure()->code == "unavailable");
+}
+
+BOOST_AUTO_TEST_CASE(each_loss_has_its_own_time) {
+  User u;
+  u.opened();
+  for (int n = 0; n < 3; ++n) {
+    u.lose();
+    for (int ms = 0; ms < 9900; ms += 50) u.pass();
+    u.resumed({{"input_samples", 0}});
+    BOOST_TEST(u.talk.is_open());
+    u.pass(5000);
+  }
+}
+
+/// Until then its sessions are another's, as far as anybody knows: 30 s behind its silence, and a round of asking.
+BOOST_AUTO_TEST_CASE(a_gateway_that_falls_silent_is_given_up_by_the_engine_before_the_conversation_is) {
+  User u(ClientOptions{}.reconnect);
+  u.opened();
+  u.lose();
+  for (int ms = 0; ms < 36000; ms += 50) {
+    u.pass();
+    if (u.talk.place() != nullptr) u.refused({{"code", "unavailable"}, {"retry_ms", 400}});
+  }
+  u.resumed({{"input_samples", 0}});
+  BOOST_TEST(u.talk.is_open());
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -1,5 +1,6 @@
 """A conversation of sdk/python over gateways that take, refuse and lose what it says, on a clock turned by hand: what talk_test.cpp asks of
 sdk/cpp. `talk_test.py SOURCE_DIR`"""
+import inspect
 import json
 import pathlib
 import random
@@ -10,7 +11,7 @@ import numpy as np
 ROOT = pathlib.Path(sys.argv[1])
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "sdk/python")]
 from checks import check, finish  # noqa: E402
-from parlando import wire  # noqa: E402
+from parlando import Client, aio, wire  # noqa: E402
 from parlando.errors import ParlandoError  # noqa: E402
 from parlando.talk import MESSAGE_SAMPLES, Talk  # noqa: E402
 
@@ -52,10 +53,10 @@ class Gateway:
 class User:
     """Knows three gateways."""
 
-    def __init__(self):
+    def __init__(self, reconnect=10.0):
         self.gateways, self.gone = [Gateway() for _ in range(3)], []
         self.now, self.next_sample, self._last = 0.0, 0, self.gateways[0]
-        self.talk = Talk(self, {"type": "open"}, 10.0, 0.0)
+        self.talk = Talk(self, {"type": "open"}, reconnect, 0.0)
 
     def find(self, but, nor=()):
         return next((g for g in self.gateways if g is not but and g not in self.gone and g not in nor), None)
@@ -352,6 +353,56 @@ def pauses():
     check("and the one that has room is found", len(u.gateways[2].asked) == 1)
 
 
-for part in (full_links, histories, limits, turns, pauses):
+def looks_for(u, answer):
+    """Loses its gateway and hears the same of all others, or nothing, until it gives up. @return seconds it has looked; after a minute it still does: 60"""
+    u.opened()
+    for gateway in u.gateways:
+        gateway.room = 0 if answer == "full" else FAR
+    u.lose()
+    steps = 0
+    while not u.talk.is_ended and steps < 1200:
+        u.go_on()
+        steps += 1
+        if answer not in ("full", "") and u.talk._place is not None:
+            u.refused(code=answer)
+    return steps * 0.05
+
+
+def end_of_looking():
+    for answer in ("full", "", "unavailable", "overloaded", "not_found"):
+        u = User()
+        took = looks_for(u, answer)
+        check(f"'{answer}': it looks as long as it is to", 10 <= took < 10.2, took)
+        error = u.talk.take()
+        check("and ends with `unavailable`", u.talk.failure and u.talk.failure.code == "unavailable" and error and error["session_ended"], u.talk.failure)
+        is_named = answer not in ("full", "")
+        check("which names the last answer", u.talk.failure and (f"{answer}: not yet" in u.talk.failure.message) == is_named, u.talk.failure)
+    u = User()
+    for _ in range(600):
+        u.go_on()  # nobody answers
+    check("so does a conversation that never stood", u.talk.failure and u.talk.failure.code == "unavailable", u.talk.failure)
+    u = User()
+    u.opened()
+    for n in range(3):
+        u.lose()
+        for _ in range(198):
+            u.go_on()
+        u.resumed(input_samples=0)
+        check("each loss has its own time", u.talk.is_open, n)
+        u.go_on(5.0)
+    # Until then its sessions are another's, as far as anybody knows: 30 s behind its silence, and a round of asking.
+    for client in (Client, aio.Client):
+        u = User(inspect.signature(client).parameters["reconnect"].default)
+        u.opened()
+        u.lose()
+        for _ in range(720):
+            u.go_on()
+            if u.talk._place is not None:
+                u.refused(code="unavailable", retry_ms=400)
+        u.resumed(input_samples=0)
+        check("a gateway that falls silent is given up by the engine before the conversation is", u.talk.is_open, u.talk.failure)
+
+
+for part in (full_links, histories, limits, turns, pauses, end_of_looking):
     part()
 finish()

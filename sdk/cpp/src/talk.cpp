@@ -190,6 +190,8 @@ void Talk::close(bool detached) {
 // ------------------------------------------------------------------------------------------------ finding a gateway
 
 void Talk::on_tick(Time now) {
+  const bool looks = state_ == State::placing || state_ == State::asking;
+  if (looks && now - lost_at_ > reconnect_) return give_up();
   if (state_ == State::asking && now >= ask_by_) lost(now, place_);
   // It may wake, and then it reads that we have gone; meanwhile another one goes on.
   if (state_ == State::open && place_->is_suspect() && finder_.find(place_) != nullptr) lost(now, place_);
@@ -203,9 +205,6 @@ void Talk::look_for_place(Time now) {
   if (place == nullptr) {
     if (is_new() && finder_.standing() > 0)
       fail(refusal_.value_or(Error("overloaded", "no gateway takes another conversation", 1000)));
-    else if (now - lost_at_ > reconnect_)
-      fail(Error("unavailable", fmt::format("no gateway has taken the conversation for {} ms", reconnect_.count()),
-                 1000));
     return;
   }
   place_ = place;
@@ -223,6 +222,13 @@ void Talk::look_for_place(Time now) {
   }
   if (!place_->send(pack(protocol::Event{bytes_of(dump(fields))}, head_))) lost(now, place_);  // it is full
   finder_.wake();
+}
+
+/// Whether gateways were not there, full, silent, or did not have it.
+void Talk::give_up() {
+  auto message = fmt::format("no gateway has taken the conversation for {} ms", reconnect_.count());
+  if (answer_) message += fmt::format("; the last answer was {}: {}", answer_->code, answer_->message);
+  fail(Error("unavailable", std::move(message), 1000));
 }
 
 void Talk::leave(bool detached) {
@@ -311,9 +317,9 @@ void Talk::on_stream_ended(const json& fields, Time now) {
   if (is_refused(error, now)) return;
   const bool elsewhere = error.code == "unavailable" || error.code == "credit_exceeded" ||
                          (state_ == State::asking && error.code == "overloaded");
-  if (elsewhere && (state_ == State::open || now - lost_at_ <= reconnect_))
-    return lost(now, place_, milliseconds(error.retry_ms));
-  fail(std::move(error));
+  if (!elsewhere) return fail(std::move(error));
+  lost(now, place_, milliseconds(error.retry_ms));
+  answer_ = std::move(error);
 }
 
 void Talk::on_answer(const json& fields, Time now) {
@@ -323,8 +329,9 @@ void Talk::on_answer(const json& fields, Time now) {
   // Until its death is noticed, the former gateway still has the session.
   const bool later = error.code == "unavailable" || error.code == "overloaded" || error.code == "not_ready" ||
                      (error.code == "not_found" && was_opened_);
-  if (later && now - lost_at_ <= reconnect_) return lost(now, nullptr, milliseconds(error.retry_ms));
-  fail(std::move(error));
+  if (!later) return fail(std::move(error));
+  lost(now, nullptr, milliseconds(error.retry_ms));
+  answer_ = std::move(error);
 }
 
 void Talk::on_opened(const json& fields, Time now) {
@@ -336,6 +343,7 @@ void Talk::on_opened(const json& fields, Time now) {
   state_ = State::open;
   opened_at_ = now;
   avoid_ = nullptr;
+  answer_.reset();
   const bool resumed = fields.contains("resumed");
   if (!resumed)
     nothing_of(number_of(fields, "turns") + 1);

@@ -46,7 +46,7 @@ class Latency {
 class Talk {
  public:
   using json = nlohmann::json;
-  /// @param opening  `open`, or the user's own `resume`
+  /// @param opening  `open`, or the user's own `resume`   @param reconnect  without a gateway for so long it ends
   Talk(Finder& finder, json opening, milliseconds reconnect, std::uint64_t seed, Time now);
 
   bool is_open() const { return state_ == State::open; }
@@ -106,6 +106,7 @@ class Talk {
   void drop_first();
   void ask(Time now);
   void look_for_place(Time now);
+  void give_up();
   void leave(bool detached);
   void lost(Time now, const Place* avoid, milliseconds wait = milliseconds(0));
   milliseconds pause();
@@ -133,6 +134,7 @@ class Talk {
   const Place* avoid_ = nullptr;
   std::set<const Place*> refusers_;  ///< have no room for it
   std::optional<Error> refusal_;     ///< the last one
+  std::optional<Error> answer_;      ///< the last one for which it looks elsewhere, or asks again
   protocol::Envelope head_;
   Time not_before_, ask_by_{}, lost_at_, opened_at_{};
   int failures_ = 0;         ///< attempts in a row, from the loss of a gateway that has served

@@ -21,7 +21,7 @@ LOOK_AGAIN = 0.2  # a change that is not told is seen after this
 class Client:
     """As `parlando.Client`; to be made inside a running loop or outside of one."""
 
-    def __init__(self, endpoints: Union[str, Sequence[str]], keys: Optional[Keys] = None, name: str = "client", reconnect: float = 30.0) -> None:
+    def __init__(self, endpoints: Union[str, Sequence[str]], keys: Optional[Keys] = None, name: str = "client", reconnect: float = 40.0) -> None:
         self._core = Core(endpoints, keys, name, reconnect)
 
     async def open(self, tools: Sequence[Tool] = (), timeout: float = WAIT, **settings: Any) -> "Conversation":

@@ -118,9 +118,10 @@ class Collector:
 
 class Client:
     """A connection to one gateway or several (`endpoints`: `tcp://host:port`, `ipc://path`), on a thread of its own. Conversations move to
-    another gateway, or back to the same one, when theirs is lost; one without any for `reconnect` seconds ends."""
+    another gateway, or back to the same one, when theirs is lost; one without any for `reconnect` seconds ends. (A gateway that falls silent is
+    given up by the engine after 30 s, and what it had can be resumed from then on.)"""
 
-    def __init__(self, endpoints: Union[str, Sequence[str]], keys: Optional[Keys] = None, name: str = "client", reconnect: float = 30.0) -> None:
+    def __init__(self, endpoints: Union[str, Sequence[str]], keys: Optional[Keys] = None, name: str = "client", reconnect: float = 40.0) -> None:
         self._core = Core(endpoints, keys, name, reconnect)
 
     def open(self, tools: Sequence[Tool] = (), timeout: float = WAIT, **settings: Any) -> "Conversation":

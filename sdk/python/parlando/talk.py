@@ -78,6 +78,7 @@ class Talk:
         self._was_served = False  # by this gateway: it has told something behind `opened`
         self._refusers: List[Place] = []
         self._refusal: Optional[ParlandoError] = None
+        self._answer: Optional[ParlandoError] = None  # the last one for which it looks elsewhere, or asks again
         self._ask_by = 0.0
         self._lost_at = now
         self._failure: Optional[ParlandoError] = None
@@ -217,6 +218,8 @@ class Talk:
     # ---- finding a gateway
 
     def on_tick(self, now: float) -> None:
+        if self._state in ("placing", "asking") and now - self._lost_at > self._reconnect:
+            return self._give_up()
         if self._state == "asking" and now >= self._ask_by:
             self._lost(now, self._place)
         if self._state == "open" and self._place is not None and self._place.link.is_suspect:
@@ -232,8 +235,6 @@ class Talk:
         if place is None:
             if self._is_new() and self._finder.standing() > 0:
                 self._fail(self._refusal or ParlandoError("overloaded", "no gateway takes another conversation", 1000))
-            elif now - self._lost_at > self._reconnect:
-                self._fail(ParlandoError("unavailable", f"no gateway has taken the conversation for {self._reconnect:g} s", 1000))
             return
         self._place = place
         self._key = (random.getrandbits(64), random.getrandbits(64), 1)
@@ -256,6 +257,13 @@ class Talk:
         except ParlandoError:
             self._lost(now, self._place)  # it is full
         self._finder.wake()
+
+    def _give_up(self) -> None:
+        """Whether gateways were not there, full, silent, or did not have it."""
+        message = f"no gateway has taken the conversation for {self._reconnect:g} s"
+        if self._answer is not None:
+            message += f"; the last answer was {self._answer}"
+        self._fail(ParlandoError("unavailable", message, 1000))
 
     def _leave(self, detached: bool) -> None:
         if self._place is not None:
@@ -334,9 +342,10 @@ class Talk:
         if self._is_refused(error, now):
             return
         elsewhere = error.code in ("unavailable", "credit_exceeded") or (self._state == "asking" and error.code == "overloaded")
-        if elsewhere and (self._state == "open" or now - self._lost_at <= self._reconnect):
-            return self._lost(now, self._place, error.retry_ms / 1e3)
-        self._fail(error)
+        if not elsewhere:
+            return self._fail(error)
+        self._lost(now, self._place, error.retry_ms / 1e3)
+        self._answer = error
 
     def _is_new(self) -> bool:
         return self.opened is None and not self._resumes
@@ -359,9 +368,10 @@ class Talk:
             return
         # Until its death is noticed, the former gateway still has the session.
         later = error.code in ("unavailable", "overloaded", "not_ready") or (error.code == "not_found" and self.opened is not None)
-        if later and now - self._lost_at <= self._reconnect:
-            return self._lost(now, None, error.retry_ms / 1e3)
-        self._fail(error)
+        if not later:
+            return self._fail(error)
+        self._lost(now, None, error.retry_ms / 1e3)
+        self._answer = error
 
     def _on_opened(self, fields: Dict[str, Any], now: float) -> None:
         first = self.opened is None
@@ -370,7 +380,7 @@ class Talk:
         self._session_token = fields.get("session_token", self._session_token)
         self._state = "open"
         self._opened_at = now
-        self._avoid = None
+        self._avoid = self._answer = None
         resumed = bool(fields.get("resumed"))
         if not resumed:
             self._nothing_of(int(fields["turns"]) + 1)

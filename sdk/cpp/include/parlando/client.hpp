@@ -43,7 +43,9 @@ struct ClientOptions {
   std::vector<std::string> endpoints;  ///< of gateways: tcp://host:port, ipc://path
   std::optional<Keys> keys;            ///< for tcp; none: in the clear
   std::string name = "client";         ///< the engine may have bound the key to it; 1 to 60 characters
-  milliseconds reconnect{30000};       ///< a conversation without a gateway for so long ends
+  /// A conversation without a gateway for so long ends. A gateway that falls silent is given up by the engine after
+  /// 30 s, and what it had can be resumed from then on.
+  milliseconds reconnect{40000};
 };
 
 struct Event {
