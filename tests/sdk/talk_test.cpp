@@ -20,6 +20,7 @@ constexpr std::size_t kPart = Talk::kMessageSamples;
 struct Gateway final : Place {
   int room = kFar;
   int tried = 0;  ///< messages, taken or not
+  json claim;     ///< the last first message
   bool suspect = false;
   protocol::Envelope head;
   std::vector<std::string> asked;  ///< types of first messages
@@ -34,6 +35,7 @@ struct Gateway final : Place {
     if (event.is_object() && (event["type"] == "open" || event["type"] == "resume")) {
       head = m.head;
       asked.push_back(event["type"]);
+      claim = event;
       said.clear();
     } else {
       said.push_back(std::move(m));
@@ -127,6 +129,13 @@ struct User : Finder {
     return result;
   }
   Result<void> say(const std::string& text) { return talk.say({{"type", "text"}, {"text", text}}, now); }
+  void cancel(int turn = 0) {
+    json fields{{"type", "cancel"}};
+    if (turn != 0) fields["turn"] = turn;
+    BOOST_TEST(talk.say(std::move(fields), now).has_value());
+  }
+  /// What is said again when the gateway is lost now: texts, s of sound, ? of anything else.
+  std::string said_again(const json& fields);
   int next_sample = 0;
 };
 
@@ -161,6 +170,12 @@ std::string kinds(const std::vector<Message>& said) {
   std::string out;
   for (const auto& m : said) out += m.head.type == MessageType::audio ? "s" : Gateway::fields_of(m).value("text", "?");
   return out;
+}
+
+std::string User::said_again(const json& fields) {
+  lose();
+  resumed(fields);
+  return kinds(gateway().said);
 }
 
 }  // namespace
@@ -327,6 +342,92 @@ BOOST_AUTO_TEST_CASE(the_number_of_a_cancelled_turn_may_come_again) {
   c.lose();
   c.resumed({{"input_samples", 0}, {"turns", 1}});
   BOOST_TEST(kinds(c.gateway().said) == "");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(cancelling)
+
+namespace {
+/// Has asked A, cancelled it and asked B.
+struct Cancelling : User {
+  Cancelling() {
+    opened();
+    BOOST_TEST(say("A").has_value());
+    cancel();
+    BOOST_TEST(say("B").has_value());
+  }
+};
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_turn_that_was_as_good_as_over_takes_no_question_behind_the_cancel_with_it) {
+  Cancelling u;
+  u.told({{"type", "turn"}, {"turn", 1}});
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}, {"turns", 1}}) == "B");
+  u.told({{"type", "turn"}, {"turn", 2}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}, {"turns", 2}}) == "");
+}
+
+BOOST_AUTO_TEST_CASE(a_cancel_that_was_answered_is_not_said_again) {
+  Cancelling u;
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}}) == "B");
+}
+
+BOOST_AUTO_TEST_CASE(an_error_without_a_turn_forgets_nothing_behind_a_cancel) {
+  Cancelling u;
+  u.told({{"type", "turn"}, {"turn", 1}});
+  u.told({{"type", "error"}, {"code", "invalid_argument"}, {"message", "no such voice"}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}, {"turns", 1}}) == "?B");
+}
+
+BOOST_AUTO_TEST_CASE(a_spoken_turn_that_ends_in_front_of_a_cancel_forgets_nothing_behind_it) {
+  User u;
+  u.opened();
+  u.cancel();
+  BOOST_TEST(u.say("B").has_value());
+  u.told({{"type", "turn"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}, {"turns", 1}}) == "?B");
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_under_way_may_be_the_one_that_was_cancelled) {
+  Cancelling u;
+  BOOST_TEST(u.said_again({{"input_samples", 0}, {"turn", 1}}) == "?B");
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}}) == "B");
+}
+
+BOOST_AUTO_TEST_CASE(each_answer_is_of_one_cancel) {
+  Cancelling u;
+  u.cancel();
+  BOOST_TEST(u.say("C").has_value());
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}}) == "B?C");
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}}) == "C");
+}
+
+BOOST_AUTO_TEST_CASE(a_cancel_of_a_turn_that_was_over_ends_no_other) {
+  User u;
+  u.opened();
+  BOOST_TEST(u.say("A").has_value());
+  u.told({{"type", "turn"}, {"turn", 1}});
+  BOOST_TEST(u.say("B").has_value());
+  u.told({{"type", "text"}, {"turn", 2}, {"kind", "text"}, {"text", "Paris"}});
+  u.cancel(1);
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}, {"turns", 1}}) == "B");
+  BOOST_TEST(u.gateway().claim["turn"] == 2);
+  BOOST_TEST(u.gateway().claim["reply_bytes"] == 5);
+}
+
+BOOST_AUTO_TEST_CASE(a_turn_that_the_engine_drops_of_its_own_accord_takes_its_question_with_it) {
+  User u;
+  u.opened();
+  BOOST_TEST(u.say("A").has_value());
+  u.told({{"type", "cancelled"}, {"turn", 1}});
+  BOOST_TEST(u.said_again({{"input_samples", 0}}) == "");
 }
 
 BOOST_AUTO_TEST_SUITE_END()

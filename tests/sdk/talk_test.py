@@ -26,6 +26,7 @@ class Gateway:
         self.link, self.room, self.is_suspect = self, FAR, False
         self.tried = 0  # messages, taken or not
         self.asked, self.said = [], []  # types of first messages; what came behind the last of them
+        self.claim = {}  # the last first message
 
     def send(self, m):
         if m.type == wire.CLOSE:
@@ -35,7 +36,8 @@ class Gateway:
             raise ParlandoError("overloaded", "the link is full")
         self.room -= 1
         if m.type == wire.EVENT and json.loads(m.payload)["type"] in ("open", "resume"):
-            self.asked.append(json.loads(m.payload)["type"])
+            self.claim = json.loads(m.payload)
+            self.asked.append(self.claim["type"])
             self.said = []
         else:
             self.said.append(m)
@@ -114,6 +116,15 @@ class User:
         lost = self.gateway
         self.gone = [lost]
         self.talk.on_link_down(lost, self.now)
+
+    def said_again(self, **fields):
+        """What is said again when the gateway is lost now: texts, s of sound, ? of anything else."""
+        self.lose()
+        self.resumed(**fields)
+        return self.gateway.kinds()
+
+    def cancel(self, **fields):
+        self.talk.say({"type": "cancel", **fields}, self.now)
 
     def hear(self, samples=MESSAGE_SAMPLES):
         """Sound that counts up. @return whether it was taken"""
@@ -284,6 +295,65 @@ def turns():
     check("the number of a cancelled turn may come again", u.gateway.kinds() == "", u.gateway.kinds())
 
 
+def cancelling():
+    """Has asked A, cancelled it and asked B."""
+    u = User()
+    u.opened()
+    u.say("A"), u.cancel(), u.say("B")
+    return u
+
+
+def again(name, u, expected, **fields):
+    said = u.said_again(input_samples=0, **fields)
+    check(name, said == expected, said)
+
+
+def cancels():
+    u = cancelling()
+    u.told(type="turn", turn=1)
+    u.told(type="cancelled", turn=1)
+    again("a turn that was as good as over takes no question behind the cancel with it", u, "B", turns=1)
+    u.told(type="turn", turn=2)
+    again("which its own turn does", u, "", turns=2)
+    u = cancelling()
+    u.told(type="cancelled", turn=1)
+    again("a cancel that was answered is not said again", u, "B")
+    u = cancelling()
+    u.told(type="turn", turn=1)
+    u.told(type="error", code="invalid_argument", message="no such voice")
+    again("an error without a turn forgets nothing behind a cancel", u, "?B", turns=1)
+    u = User()
+    u.opened()
+    u.cancel(), u.say("B")
+    u.told(type="turn", turn=1)
+    again("a spoken turn that ends in front of a cancel forgets nothing behind it", u, "?B", turns=1)
+    u = cancelling()
+    again("a turn under way may be the one that was cancelled", u, "?B", turn=1)
+    u.told(type="cancelled", turn=1)
+    again("and then it is over", u, "B")
+    u = cancelling()
+    u.cancel(), u.say("C")
+    u.told(type="cancelled", turn=1)
+    again("an answer is of one cancel", u, "B?C")
+    u.told(type="cancelled", turn=1)
+    again("the next one of the next", u, "C")
+    u = User()
+    u.opened()
+    u.say("A")
+    u.told(type="turn", turn=1)
+    u.say("B")
+    u.told(type="text", turn=2, kind="text", text="Paris")
+    u.cancel(turn=1)
+    u.told(type="cancelled", turn=1)
+    again("a cancel of a turn that was over ends no other", u, "B", turns=1)
+    check("and what was told of that counts", (u.gateway.claim["turn"], u.gateway.claim["reply_bytes"]) == (2, 5), u.gateway.claim)
+    u = User()
+    u.opened()
+    u.say("A")
+    u.told(type="cancelled", turn=1)
+    again("a turn that the engine drops of its own accord takes its question with it", u, "")
+
+
 MOST = (50, 100, 200, 400, 400, 400, 400)
 
 
@@ -403,6 +473,6 @@ def end_of_looking():
         check("a gateway that falls silent is given up by the engine before the conversation is", u.talk.is_open, u.talk.failure)
 
 
-for part in (full_links, histories, limits, turns, pauses, end_of_looking):
+for part in (full_links, histories, limits, turns, cancels, pauses, end_of_looking):
     part()
 finish()

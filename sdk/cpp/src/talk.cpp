@@ -135,7 +135,7 @@ Result<void> Talk::offer(Input input) {
   }
   keep(std::move(input));
   // Never what was not sent: of sound less is taken than is kept, and of messages no more.
-  while (log_samples_ > kKeptSamples || log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes) drop_first();
+  while (log_samples_ > kKeptSamples || log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes) drop(log_.begin());
   finder_.wake();
   return {};
 }
@@ -169,11 +169,15 @@ Result<void> Talk::send(Input& input) {
   return {};
 }
 
-void Talk::drop_first() {
-  log_samples_ -= log_.front().samples();
-  log_bytes_ -= log_.front().bytes;
-  log_events_ -= !log_.front().is_sound();
-  log_.pop_front();
+void Talk::drop(Log::iterator input) {
+  log_samples_ -= input->samples();
+  log_bytes_ -= input->bytes;
+  log_events_ -= !input->is_sound();
+  log_.erase(input);
+}
+
+void Talk::drop_through(Log::iterator last) {
+  for (auto n = last - log_.begin() + 1; n > 0; --n) drop(log_.begin());
 }
 
 void Talk::ask(Time now) {
@@ -355,7 +359,8 @@ void Talk::on_opened(const json& fields, Time now) {
 }
 
 /// Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said
-/// behind that sound. Of messages at that very place it is known only whether a turn has come of them.
+/// behind that sound. Of messages at that very place it is known only whether a turn has come of them; it may be that of
+/// one in front of a `cancel`, which is said again, and so is what stands behind it.
 void Talk::repeat(const json& fields) {
   const auto arrived = number_of(fields, "input_samples");
   const bool came = fields.contains("turn") || number_of(fields, "turns") >= had_["turn"];
@@ -363,8 +368,11 @@ void Talk::repeat(const json& fields) {
   log_samples_ = unsent_samples_ = 0;
   log_bytes_ = log_events_ = unsent_ = 0;
   std::size_t behind_asks = 0;  // inputs before it that a turn has come of
-  for (std::size_t n = 0; n < inputs.size(); ++n)
-    if (came && inputs[n].sent && inputs[n].position == arrived && asks(inputs[n])) behind_asks = n + 1;
+  for (std::size_t n = 0; came && n < inputs.size(); ++n) {
+    if (!inputs[n].sent || inputs[n].position != arrived) continue;
+    if (inputs[n].type == "cancel") break;
+    if (asks(inputs[n])) behind_asks = n + 1;
+  }
   came_turn_ = came ? number_of(fields, "turn", number_of(fields, "turns")) : 0;
   position_ = arrived;
   for (std::size_t n = 0; n < inputs.size(); ++n) {
@@ -393,6 +401,11 @@ void Talk::nothing_of(std::int64_t turn) {
   had_ = {{"turn", turn}, {"samples", 0}, {"transcript_bytes", 0}, {"reply_bytes", 0}, {"tool_calls", 0}};
 }
 
+/// That is not answered yet: inputs are answered in order, so what stands behind it is not, either.
+Talk::Log::iterator Talk::first_cancel() {
+  return std::find_if(log_.begin(), sent_end(), [](const Input& input) { return input.type == "cancel"; });
+}
+
 /// A turn is over: what asked for it, and what was said before that, is not said again. What was not sent has asked for
 /// nothing yet; and what asked for a turn that had come when the session was resumed is not in the log.
 /// @param turn  0: it is not known which
@@ -401,10 +414,30 @@ void Talk::forget_ask(std::int64_t turn) {
     if (turn == came_turn_) came_turn_ = 0;  // a number may come again behind `cancelled`
     return;
   }
-  const auto end = log_.end() - static_cast<std::ptrdiff_t>(unsent_);
+  const auto end = first_cancel();
   const auto found = std::find_if(log_.begin(), end, asks);
-  if (found == end) return;
-  for (auto n = found - log_.begin() + 1; n > 0; --n) drop_first();
+  if (found != end) drop_through(found);
+}
+
+/// Answers a `cancel`, and then all that was said before it is over, but for what had asked for another turn than the
+/// one that it names. Without one the engine has dropped the turn of its own accord.
+void Talk::forget_cancelled(std::int64_t turn) {
+  const bool was_over = turn != 0 && turn < had_["turn"];
+  const auto cancel = first_cancel();
+  if (cancel == sent_end()) {
+    if (!was_over) forget_ask(turn);
+    return;
+  }
+  if (was_over && number_of(cancel->fields, "turn") != 0)
+    drop(cancel);
+  else
+    drop_through(cancel);
+  if (turn == came_turn_) came_turn_ = 0;
+}
+
+/// It was cancelled or has failed: its number may come again. Of one that was over before nothing was to come.
+void Talk::no_more_of(std::int64_t turn) {
+  if (turn == 0 || turn >= had_["turn"]) nothing_of(std::max(turn, had_["turn"]));
 }
 
 void Talk::note(const char* kind, Latency& latency, Time now) {
@@ -430,8 +463,8 @@ void Talk::on_event(const json& fields, const Envelope& head, Time now) {
     nothing_of(number_of(fields, "turn") + 1);
     swallow_no_speech_ = false;
   } else if (type == "cancelled") {
-    forget_ask(number_of(fields, "turn"));
-    nothing_of(had_["turn"]);
+    forget_cancelled(number_of(fields, "turn"));
+    no_more_of(number_of(fields, "turn"));
   } else if (type == "speech_ended" && !asked_at_) {
     ask(now);
   } else if (type == "speech_started") {
@@ -460,7 +493,7 @@ bool Talk::on_error(const json& fields, const Envelope& head) {
   }
   ++metrics_.errors;
   forget_ask(number_of(fields, "turn"));
-  if (number_of(fields, "turn") != 0) nothing_of(had_["turn"]);
+  if (number_of(fields, "turn") != 0) no_more_of(number_of(fields, "turn"));
   return false;
 }
 

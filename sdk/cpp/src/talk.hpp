@@ -103,7 +103,11 @@ class Talk {
   Result<void> send(Input& input);
   void keep(Input input);
   void say_unsent();
-  void drop_first();
+  using Log = std::deque<Input>;
+  Log::iterator sent_end() { return log_.end() - static_cast<std::ptrdiff_t>(unsent_); }
+  Log::iterator first_cancel();
+  void drop(Log::iterator input);
+  void drop_through(Log::iterator last);
   void ask(Time now);
   void look_for_place(Time now);
   void give_up();
@@ -121,6 +125,8 @@ class Talk {
   void repeat(const json& fields);
   void nothing_of(std::int64_t turn);
   void forget_ask(std::int64_t turn);
+  void forget_cancelled(std::int64_t turn);
+  void no_more_of(std::int64_t turn);
   void note(const char* kind, Latency& latency, Time now);
   void tell(Told told, Place* place = nullptr, const protocol::Envelope& head = {});
 
@@ -143,7 +149,7 @@ class Talk {
   std::string session_, token_, session_token_;
   std::int32_t rate_ = 0;
   std::map<std::string, std::int64_t> had_;
-  std::deque<Input> log_;  ///< what was sent, then what was not
+  Log log_;  ///< what was sent, then what was not
   std::int64_t log_samples_ = 0, unsent_samples_ = 0;
   std::size_t log_bytes_ = 0, log_events_ = 0;
   std::size_t unsent_ = 0;      ///< inputs, the last of the log

@@ -2,6 +2,7 @@
 gateway, and another one when that is lost. `sync` and `aio` give it a face."""
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import struct
@@ -52,6 +53,10 @@ class _Input:
     @property
     def samples(self) -> int:
         return len(self.pcm) // 2
+
+    @property
+    def type(self) -> str:
+        return str(self.fields["type"]) if self.fields is not None else ""
 
 
 @dataclass
@@ -179,7 +184,7 @@ class Talk:
         self._keep(given)
         # Never what was not sent: of sound less is taken than is kept, and of messages no more.
         while self._log_samples > KEPT_SAMPLES or self._log_events > KEPT_EVENTS or self._log_bytes > KEPT_EVENT_BYTES:
-            self._drop_first()
+            self._drop(0)
         self._finder.wake()
 
     def _keep(self, given: _Input) -> None:
@@ -202,11 +207,15 @@ class Talk:
             self._unsent -= 1
             self._unsent_samples -= given.samples
 
-    def _drop_first(self) -> None:
-        first = self._log.popleft()
-        self._log_samples -= first.samples
-        self._log_bytes -= first.bytes
-        self._log_events -= first.fields is not None
+    def _drop(self, n: int) -> None:
+        self._log_samples -= self._log[n].samples
+        self._log_bytes -= self._log[n].bytes
+        self._log_events -= self._log[n].fields is not None
+        del self._log[n]
+
+    def _drop_through(self, n: int) -> None:
+        for _ in range(n + 1):
+            self._drop(0)
 
     def _send(self, given: _Input) -> None:
         assert self._place is not None
@@ -395,12 +404,19 @@ class Talk:
 
     def _repeat(self, fields: Dict[str, Any]) -> None:
         """Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said behind that sound.
-        Of messages at that very place it is known only whether a turn has come of them."""
+        Of messages at that very place it is known only whether a turn has come of them; it may be that of one in front of a `cancel`, which is said
+        again, and so is what stands behind it."""
         arrived = int(fields.get("input_samples", 0))
         came = "turn" in fields or int(fields.get("turns", 0)) >= self._had["turn"]
         inputs, self._log = list(self._log), deque()
-        asks = [n for n, i in enumerate(inputs) if i.sent and i.fields is not None and i.position == arrived and i.fields["type"] in ASKS]
-        last_ask = asks[-1] if asks and came else -1
+        last_ask = -1
+        for n, given in enumerate(inputs if came else []):
+            if not given.sent or given.position != arrived:
+                continue
+            if given.type == "cancel":
+                break
+            if given.type in ASKS:
+                last_ask = n
         self._came_turn = int(fields.get("turn", fields.get("turns", 0))) if came else 0
         self._log_samples = self._log_bytes = self._log_events = self._unsent = self._unsent_samples = 0
         self._position = arrived
@@ -426,6 +442,10 @@ class Talk:
     def _nothing_of(self, turn: int) -> None:
         self._had = {"turn": turn, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
 
+    def _first_sent(self, types: Collection[str]) -> Optional[int]:
+        sent = itertools.islice(self._log, len(self._log) - self._unsent)
+        return next((n for n, i in enumerate(sent) if i.type in types), None)
+
     def _forget_ask(self, turn: int) -> None:
         """A turn is over: what asked for it, and what was said before that, is not said again. What was not sent has asked for nothing yet; and
         what asked for a turn that had come when the session was resumed is not in the log. @param turn  0: it is not known which"""
@@ -433,9 +453,31 @@ class Talk:
             if turn == self._came_turn:
                 self._came_turn = 0  # a number may come again behind `cancelled`
             return
-        n = next((n for n, i in enumerate(self._log) if i.sent and i.fields is not None and i.fields["type"] in ASKS), -1)
-        for _ in range(n + 1):
-            self._drop_first()
+        # A `cancel` is not answered yet; inputs are answered in order, so what stands behind it is not, either.
+        n = self._first_sent((*ASKS, "cancel"))
+        if n is not None and self._log[n].type != "cancel":
+            self._drop_through(n)
+
+    def _forget_cancelled(self, turn: int) -> None:
+        """Answers a `cancel`, and then all that was said before it is over, but for what had asked for another turn than the one that it names. Without
+        one the engine has dropped the turn of its own accord."""
+        was_over = 0 < turn < self._had["turn"]
+        n = self._first_sent(("cancel",))
+        if n is None:
+            if not was_over:
+                self._forget_ask(turn)
+            return
+        if was_over and (self._log[n].fields or {}).get("turn"):
+            self._drop(n)
+        else:
+            self._drop_through(n)
+        if turn == self._came_turn:
+            self._came_turn = 0
+
+    def _no_more_of(self, turn: int) -> None:
+        """It was cancelled or has failed: its number may come again. Of one that was over before nothing was to come."""
+        if turn == 0 or turn >= self._had["turn"]:
+            self._nothing_of(max(turn, self._had["turn"]))
 
     def _note(self, kind: str, latency: Any, now: float) -> None:
         if self._asked_at is not None and not self._first.get(kind):
@@ -461,8 +503,8 @@ class Talk:
             self._nothing_of(int(fields["turn"]) + 1)
             self._swallow_no_speech = False
         elif kind == "cancelled":
-            self._forget_ask(int(fields.get("turn", 0)))
-            self._nothing_of(had["turn"])
+            self._forget_cancelled(int(fields.get("turn", 0)))
+            self._no_more_of(int(fields.get("turn", 0)))
         elif kind == "speech_ended" and self._asked_at is None:
             self._ask(now)
         elif kind == "speech_started":
@@ -487,7 +529,7 @@ class Talk:
                 return
             self._forget_ask(int(fields.get("turn") or 0))
             if fields.get("turn"):
-                self._nothing_of(had["turn"])
+                self._no_more_of(int(fields["turn"]))
         self._tell(Event(kind, fields), link)
 
     def _on_sound(self, m: Message, now: float) -> None:
