@@ -309,6 +309,37 @@ BOOST_AUTO_TEST_CASE(limits_stay_while_inputs_wait_and_nothing_that_was_taken_is
   BOOST_TEST(c.hear().has_value());
 }
 
+BOOST_AUTO_TEST_CASE(what_was_sent_takes_no_room_from_what_is_to_be_sent) {
+  User c;
+  c.opened();
+  for (int n = 0; n < 10; ++n) BOOST_TEST(c.hear().has_value());
+  for (int n = 0; n < 600; ++n) BOOST_TEST_REQUIRE(c.talk.say({{"type", "item"}, {"text", "i"}}, c.now).has_value());
+  c.lose();
+  BOOST_TEST(c.hear().has_value());
+  int texts = 0;
+  while (c.say("A")) ++texts;
+  BOOST_TEST(texts == 512);
+  BOOST_TEST(c.hear().has_value());  // has a limit of its own
+  c.resumed({{"input_samples", 0}});
+  BOOST_TEST(kinds(c.gateway().said) == std::string(11, 's') + std::string(512, 'A') + "s");
+  Engine engine;
+  engine.take(c.gateway().said, 0, c.gateway().said.size());
+  BOOST_TEST(engine.counts_up());
+}
+
+BOOST_AUTO_TEST_CASE(nor_do_its_bytes) {
+  User c;
+  c.opened();
+  const std::string large(100000, 'A');
+  for (int n = 0; n < 20; ++n) BOOST_TEST_REQUIRE(c.say(large).has_value());
+  c.lose();
+  int texts = 0;
+  while (c.say(large)) ++texts;
+  BOOST_TEST(texts == 10);  // 1 MiB
+  c.resumed({{"input_samples", 0}});
+  BOOST_TEST(c.gateway().said.size() == 10u);
+}
+
 /// Its end is no reason to forget what the user said next.
 BOOST_AUTO_TEST_CASE(the_end_of_a_turn_that_had_come_before_a_resume_forgets_nothing_that_was_said_since) {
   User c;

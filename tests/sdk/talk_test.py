@@ -5,13 +5,14 @@ import json
 import pathlib
 import random
 import sys
+import types
 
 import numpy as np
 
 ROOT = pathlib.Path(sys.argv[1])
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "sdk/python")]
 from checks import check, finish  # noqa: E402
-from parlando import Client, aio, wire  # noqa: E402
+from parlando import Client, Conversation, aio, wire  # noqa: E402
 from parlando.errors import ParlandoError  # noqa: E402
 from parlando.talk import MESSAGE_SAMPLES, Talk  # noqa: E402
 
@@ -264,6 +265,64 @@ def limits():
     check("there is room again", u.hear())
 
 
+class Changed:
+    """In the place of the client's condition: whoever waits for it waits until there is room."""
+
+    def __init__(self, u):
+        self.u, self.waits = u, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait(self, _):
+        self.waits += 1
+        self.u.gateway.room = FAR
+
+
+def room():
+    u = User()
+    u.opened()
+    taken = sum(u.hear() for _ in range(10))
+    for _ in range(600):
+        u.talk.say({"type": "item", "text": "i"}, u.now)
+    u.lose()
+    check("messages that were sent take no room from sound", taken == 10 and u.hear())
+    texts = 0
+    while u.say("A"):
+        texts += 1
+    check("nor from messages", texts == 512, texts)
+    check("sound has a limit of its own", u.hear())
+    u.resumed(input_samples=0)
+    check("and all is said", u.gateway.kinds() == 11 * "s" + 512 * "A" + "s", u.gateway.kinds())
+    engine = Engine()
+    engine.take(u.gateway.said)
+    check("in order", engine.has_all(12 * MESSAGE_SAMPLES))
+    u = User()
+    u.opened()
+    taken = sum(u.say(100000 * "A") for _ in range(20))
+    u.lose()
+    texts = 0
+    while u.say(100000 * "A"):
+        texts += 1
+    check("nor do their bytes", (taken, texts) == (20, 10), (taken, texts))
+    u = User()
+    u.opened()
+    changed = Changed(u)
+    talk = Conversation(types.SimpleNamespace(changed=changed, lock=changed), u.talk, (), 1.0)
+    u.gateway.room = 0
+    talk.send_audio(np.zeros(2 * MESSAGE_SAMPLES, np.int16))
+    check("who sends sound waits for room", u.gateway.kinds() == "ss" and changed.waits == 1, (u.gateway.kinds(), changed.waits))
+    u.talk._fail(ParlandoError("overloaded", "nobody takes what is told"))
+    try:
+        talk.send_audio(np.zeros(MESSAGE_SAMPLES, np.int16))
+        check("but for none when the conversation has ended", False)
+    except ParlandoError as error:
+        check("but for none when the conversation has ended", error.code == "overloaded" and changed.waits == 1, changed.waits)
+
+
 def turns():
     u = User()
     u.opened()
@@ -473,6 +532,6 @@ def end_of_looking():
         check("a gateway that falls silent is given up by the engine before the conversation is", u.talk.is_open, u.talk.failure)
 
 
-for part in (full_links, histories, limits, turns, cancels, pauses, end_of_looking):
+for part in (full_links, histories, limits, room, turns, cancels, pauses, end_of_looking):
     part()
 finish()

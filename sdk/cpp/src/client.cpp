@@ -160,7 +160,7 @@ void Conversation::send_audio(std::span<const std::int16_t> samples, millisecond
       samples = samples.subspan(part.size());
       continue;
     }
-    if (heard.error().code != Errc::overloaded || core_->clock.now() >= end) check(heard);
+    if (heard.error().code != Errc::overloaded || talk_->is_ended() || core_->clock.now() >= end) check(heard);
     core_->changed.wait_for(lock, kLook);
   }
 }

@@ -128,14 +128,19 @@ Result<void> Talk::offer(Input input) {
   say_unsent();
   if (state_ == State::open && unsent_ == 0) {
     PARLANDO_DO(send(input));
-  } else if ((input.is_sound() && unsent_samples_ + input.samples() > kUnsentSamples) || log_events_ >= kKeptEvents ||
-             log_bytes_ + input.bytes > kKeptEventBytes) {
-    return parlando::fail(Errc::overloaded, "{} samples and {} messages wait for a gateway", unsent_samples_,
-                          log_events_);
+  } else if (input.is_sound() && unsent_samples_ + input.samples() > kUnsentSamples) {
+    return parlando::fail(Errc::overloaded, "{} samples wait for a gateway, at most {} are kept", unsent_samples_,
+                          kUnsentSamples);
+  } else if (!input.is_sound() &&
+             (unsent_events_ >= kKeptEvents || unsent_bytes_ + input.bytes > kKeptEventBytes)) {
+    return parlando::fail(Errc::overloaded, "{} messages of {} bytes wait for a gateway, at most {} of {} are kept",
+                          unsent_events_, unsent_bytes_, kKeptEvents, kKeptEventBytes);
   }
   keep(std::move(input));
-  // Never what was not sent: of sound less is taken than is kept, and of messages no more.
-  while (log_samples_ > kKeptSamples || log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes) drop(log_.begin());
+  // What was sent, the oldest first. Never what was not: of sound less is taken than is kept, and of messages no more.
+  while (log_samples_ > kKeptSamples) drop(log_.begin());
+  while (log_events_ > kKeptEvents || log_bytes_ > kKeptEventBytes)
+    drop(std::find_if(log_.begin(), log_.end(), [](const Input& i) { return !i.is_sound(); }));
   finder_.wake();
   return {};
 }
@@ -145,9 +150,16 @@ void Talk::keep(Input input) {
   log_samples_ += input.samples();
   log_bytes_ += input.bytes;
   log_events_ += !input.is_sound();
-  unsent_ += !input.sent;
-  unsent_samples_ += input.sent ? 0 : input.samples();
+  if (!input.sent) count_unsent(input, 1);
   log_.push_back(std::move(input));
+}
+
+void Talk::count_unsent(const Input& input, int sign) {
+  const auto count = [&](std::size_t& all, std::size_t n) { all = sign > 0 ? all + n : all - n; };
+  count(unsent_, 1);
+  count(unsent_events_, input.is_sound() ? 0 : 1);
+  count(unsent_bytes_, input.bytes);
+  unsent_samples_ += sign * input.samples();
 }
 
 /// In order, as far as the link has room; the rest at the next tick. A link that takes nothing because it is gone says
@@ -156,8 +168,7 @@ void Talk::say_unsent() {
   while (state_ == State::open && unsent_ > 0) {
     auto& input = log_[log_.size() - unsent_];
     if (!send(input)) return;
-    --unsent_;
-    unsent_samples_ -= input.samples();
+    count_unsent(input, -1);
   }
 }
 
@@ -366,7 +377,7 @@ void Talk::repeat(const json& fields) {
   const bool came = fields.contains("turn") || number_of(fields, "turns") >= had_["turn"];
   auto inputs = std::exchange(log_, {});
   log_samples_ = unsent_samples_ = 0;
-  log_bytes_ = log_events_ = unsent_ = 0;
+  log_bytes_ = log_events_ = unsent_ = unsent_events_ = unsent_bytes_ = 0;
   std::size_t behind_asks = 0;  // inputs before it that a turn has come of
   for (std::size_t n = 0; came && n < inputs.size(); ++n) {
     if (!inputs[n].sent || inputs[n].position != arrived) continue;

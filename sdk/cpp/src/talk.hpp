@@ -107,6 +107,7 @@ class Talk {
   Log::iterator sent_end() { return log_.end() - static_cast<std::ptrdiff_t>(unsent_); }
   Log::iterator first_cancel();
   void drop(Log::iterator input);
+  void count_unsent(const Input& input, int sign);
   void drop_through(Log::iterator last);
   void ask(Time now);
   void look_for_place(Time now);
@@ -153,6 +154,7 @@ class Talk {
   std::int64_t log_samples_ = 0, unsent_samples_ = 0;
   std::size_t log_bytes_ = 0, log_events_ = 0;
   std::size_t unsent_ = 0;      ///< inputs, the last of the log
+  std::size_t unsent_events_ = 0, unsent_bytes_ = 0;
   std::int64_t came_turn_ = 0;  ///< up to this one, what asked for turns has left the log
   std::int64_t position_ = 0;
   std::deque<Waiting> told_;

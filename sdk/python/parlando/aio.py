@@ -12,7 +12,7 @@ from .core import Core, Keys
 from .errors import ParlandoError
 from .events import AnyEvent, Tool, Turn
 from .link import LinkCounters
-from .sync import WAIT, Collector, Known, arguments_of, call_of, erased_turns, opening_of, output_of
+from .sync import WAIT, Collector, Known, arguments_of, call_of, erased_turns, heard, opening_of, output_of
 from .talk import MESSAGE_SAMPLES, Talk, pcm_of
 
 LOOK_AGAIN = 0.2  # a change that is not told is seen after this
@@ -112,8 +112,7 @@ class Conversation(Known):
         for at in range(0, len(data), 2 * MESSAGE_SAMPLES):
             while True:
                 with self._core.lock:
-                    if self._talk.has_room() or self._talk.is_ended:
-                        self._talk.hear(data[at:at + 2 * MESSAGE_SAMPLES])
+                    if heard(self._talk, data[at:at + 2 * MESSAGE_SAMPLES]):
                         break
                 if time.monotonic() >= end:
                     raise ParlandoError("overloaded", f"the gateway has taken no sound for {timeout:g} s", 1000)

@@ -93,6 +93,17 @@ def erased_turns(event: Optional[AnyEvent], failure: Optional[ParlandoError]) ->
     raise ParlandoError(str(event.get("code")), str(event.get("message", "")), int(event.get("retry_ms", 0)))
 
 
+def heard(talk: Talk, pcm: bytes) -> bool:
+    """Whether there was room for this sound. @raise ParlandoError for any other reason"""
+    try:
+        talk.hear(pcm)
+    except ParlandoError as error:
+        if error.code != "overloaded" or talk.is_ended:
+            raise
+        return False
+    return True
+
+
 class Collector:
     """What is told of a turn, until it is over."""
 
@@ -200,11 +211,10 @@ class Conversation(Known):
         end = time.monotonic() + timeout
         for at in range(0, len(data), 2 * MESSAGE_SAMPLES):
             with self._core.changed:
-                while not self._talk.has_room() and not self._talk.is_ended:
+                while not heard(self._talk, data[at:at + 2 * MESSAGE_SAMPLES]):
                     if time.monotonic() >= end:
                         raise ParlandoError("overloaded", f"the gateway has taken no sound for {timeout:g} s", 1000)
                     self._core.changed.wait(0.1)
-                self._talk.hear(data[at:at + 2 * MESSAGE_SAMPLES])
 
     def flush(self) -> None:
         """The user has finished speaking."""

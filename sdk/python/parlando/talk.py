@@ -94,7 +94,7 @@ class Talk:
         self._had: Dict[str, int] = {}
         self._log: Deque[_Input] = deque()  # what was sent, then what was not
         self._log_samples = self._log_bytes = self._log_events = 0
-        self._unsent = self._unsent_samples = 0  # inputs, the last of the log; of sound
+        self._unsent = self._unsent_samples = self._unsent_events = self._unsent_bytes = 0  # inputs, the last of the log; of sound; of messages
         self._came_turn = 0  # up to this one, what asked for turns has left the log
         self._position = 0  # samples of the user's, as the gateway counts them
         self._swallow_no_speech = False
@@ -179,12 +179,15 @@ class Talk:
             raise ParlandoError("overloaded", f"{self.unsent_samples()} samples wait for the gateway, at most {UNSENT_SAMPLES} are kept", 100)
         if self._state == "open" and not self._unsent:
             self._send(given)
-        elif self._log_events >= KEPT_EVENTS or self._log_bytes + given.bytes > KEPT_EVENT_BYTES:
-            raise ParlandoError("overloaded", f"{self._log_events} messages wait for a gateway", 100)
+        elif given.fields is not None and (self._unsent_events >= KEPT_EVENTS or self._unsent_bytes + given.bytes > KEPT_EVENT_BYTES):
+            raise ParlandoError("overloaded", f"{self._unsent_events} messages of {self._unsent_bytes} bytes wait for a gateway, "
+                                f"at most {KEPT_EVENTS} of {KEPT_EVENT_BYTES} are kept", 100)
         self._keep(given)
-        # Never what was not sent: of sound less is taken than is kept, and of messages no more.
-        while self._log_samples > KEPT_SAMPLES or self._log_events > KEPT_EVENTS or self._log_bytes > KEPT_EVENT_BYTES:
+        # What was sent, the oldest first. Never what was not: of sound less is taken than is kept, and of messages no more.
+        while self._log_samples > KEPT_SAMPLES:
             self._drop(0)
+        while self._log_events > KEPT_EVENTS or self._log_bytes > KEPT_EVENT_BYTES:
+            self._drop(next(n for n, i in enumerate(self._log) if i.fields is not None))
         self._finder.wake()
 
     def _keep(self, given: _Input) -> None:
@@ -193,8 +196,14 @@ class Talk:
         self._log_samples += given.samples
         self._log_bytes += given.bytes
         self._log_events += given.fields is not None
-        self._unsent += not given.sent
-        self._unsent_samples += 0 if given.sent else given.samples
+        if not given.sent:
+            self._count_unsent(given, 1)
+
+    def _count_unsent(self, given: _Input, sign: int) -> None:
+        self._unsent += sign
+        self._unsent_samples += sign * given.samples
+        self._unsent_events += sign * (given.fields is not None)
+        self._unsent_bytes += sign * given.bytes
 
     def _say_unsent(self) -> None:
         """In order, as far as the link has room; the rest at the next tick. A link that takes nothing because it is gone says so itself."""
@@ -204,8 +213,7 @@ class Talk:
                 self._send(given)
             except ParlandoError:
                 return
-            self._unsent -= 1
-            self._unsent_samples -= given.samples
+            self._count_unsent(given, -1)
 
     def _drop(self, n: int) -> None:
         self._log_samples -= self._log[n].samples
@@ -418,7 +426,8 @@ class Talk:
             if given.type in ASKS:
                 last_ask = n
         self._came_turn = int(fields.get("turn", fields.get("turns", 0))) if came else 0
-        self._log_samples = self._log_bytes = self._log_events = self._unsent = self._unsent_samples = 0
+        self._log_samples = self._log_bytes = self._log_events = 0
+        self._unsent = self._unsent_samples = self._unsent_events = self._unsent_bytes = 0
         self._position = arrived
         for n, given in enumerate(inputs):
             end = given.position + given.samples
