@@ -134,6 +134,25 @@ struct User : Finder {
     if (turn != 0) fields["turn"] = turn;
     BOOST_TEST(talk.say(std::move(fields), now).has_value());
   }
+  /// @return its first sample, as the user is told
+  std::int64_t sound(std::uint32_t turn, std::size_t samples) {
+    auto head = gateway().head;
+    head.turn = {turn};
+    auto message = protocol::pack(protocol::Speech{0, 0, 22050, false, protocol::Bytes(2 * samples)}, head);
+    talk.on_message(gateway(), message, now);
+    const auto told = talk.take();
+    return told ? std::get<Sound>(*told).first_sample : -1;
+  }
+  void text(int turn, const std::string& kind, const std::string& text) {
+    told({{"type", "text"}, {"turn", turn}, {"kind", kind}, {"text", text}});
+  }
+  /// Loses its gateway. @return what the next one is told: turn, samples, bytes of the user's and of the answer's text
+  std::vector<std::int64_t> claims() {
+    lose();
+    for (int n = 0; n < 10 && talk.place() == nullptr; ++n) pass();
+    const auto& c = gateway().claim;
+    return {c["turn"], c["samples"], c["transcript_bytes"], c["reply_bytes"]};
+  }
   /// What is said again when the gateway is lost now: texts, s of sound, ? of anything else.
   std::string said_again(const json& fields);
   int next_sample = 0;
@@ -459,6 +478,94 @@ BOOST_AUTO_TEST_CASE(a_turn_that_the_engine_drops_of_its_own_accord_takes_its_qu
   BOOST_TEST(u.say("A").has_value());
   u.told({{"type", "cancelled"}, {"turn", 1}});
   BOOST_TEST(u.said_again({{"input_samples", 0}}) == "");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(what_is_claimed)
+
+namespace {
+using Claim = std::vector<std::int64_t>;
+struct Told : User {
+  Told() { opened(); }
+};
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(of_a_turn_with_the_number_of_one_that_was_not_remembered) {
+  Told u;
+  u.text(1, "text", "Bern");
+  u.told({{"type", "turn"}, {"turn", 1}, {"remembered", false}});
+  u.text(1, "text", "Paris");
+  BOOST_TEST(u.sound(1, 100) == 0);
+  BOOST_TEST(u.claims() == (Claim{1, 100, 0, 5}), boost::test_tools::per_element());
+  u.resumed({{"input_samples", 0}, {"turn", 1}});
+  BOOST_TEST(u.sound(1, 50) == 100);
+  u.told({{"type", "turn"}, {"turn", 1}});
+  BOOST_TEST(u.claims() == (Claim{2, 0, 0, 0}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(behind_an_utterance_that_was_noted) {
+  Told u;
+  u.text(1, "transcript", "hello");
+  u.told({{"type", "noted"}, {"id", "utterance_1_0"}, {"text", "hello"}});
+  BOOST_TEST(u.claims() == (Claim{2, 0, 0, 0}), boost::test_tools::per_element());
+  u.resumed({{"input_samples", 0}, {"turns", 1}});
+  u.text(2, "transcript", "you");
+  BOOST_TEST(u.claims() == (Claim{2, 0, 3, 0}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(while_a_turn_is_heard_and_an_utterance_behind_it_was_noted) {
+  Told u;
+  u.text(1, "text", "Paris");
+  u.told({{"type", "noted"}, {"id", "utterance_2_16000"}, {"text", "thanks"}});
+  u.sound(1, 100);
+  BOOST_TEST(u.claims() == (Claim{1, 100, 0, 5}), boost::test_tools::per_element());
+  u.resumed({{"input_samples", 0}, {"turn", 1}});
+  u.told({{"type", "turn"}, {"turn", 1}});
+  u.text(2, "transcript", "thanks");
+  BOOST_TEST(u.claims() == (Claim{3, 0, 0, 0}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(behind_a_note_that_was_lost_with_its_controller) {
+  Told u;
+  u.told({{"type", "noted"}, {"id", "utterance_1_0"}, {"text", "hello"}});
+  u.told({{"type", "turn"}, {"turn", 1}});
+  u.text(2, "text", "Paris");
+  BOOST_TEST(u.claims() == (Claim{2, 0, 0, 5}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(of_a_turn_that_has_another_number_than_the_next) {
+  Told u;
+  u.told({{"type", "turn"}, {"turn", 1}});
+  u.text(3, "text", "Paris");  // 2 are items
+  BOOST_TEST(u.claims() == (Claim{3, 0, 0, 5}), boost::test_tools::per_element());
+  u.resumed({{"input_samples", 0}, {"turn", 3}});
+  u.told({{"type", "turn"}, {"turn", 3}, {"degraded", true}});
+  u.sound(3, 100);             // late
+  u.text(3, "text", "Berne");  // it was lost with its controller
+  BOOST_TEST(u.claims() == (Claim{3, 0, 0, 5}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(nothing_of_a_turn_that_was_over_when_the_session_was_resumed) {
+  Told u;
+  u.text(1, "text", "Pa");
+  u.sound(1, 100);
+  u.claims();
+  u.resumed({{"input_samples", 0}});
+  u.text(1, "text", "Paris");
+  BOOST_TEST(u.sound(1, 10) == 0);
+  BOOST_TEST(u.claims() == (Claim{1, 10, 0, 5}), boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(a_note_forgets_its_flush_and_no_other_question) {
+  for (const bool flushed : {true, false}) {
+    Told u;
+    if (flushed) BOOST_TEST(u.talk.say({{"type", "flush"}}, u.now).has_value());
+    BOOST_TEST(u.talk.say({{"type", "respond"}}, u.now).has_value());
+    u.told({{"type", "noted"}, {"id", "utterance_1_0"}, {"text", "hello"}});
+    BOOST_TEST(u.said_again({{"input_samples", 0}, {"turns", 1}}) == "?");
+    BOOST_TEST(Gateway::fields_of(u.gateway().said.front())["type"] == "respond");
+  }
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -4,6 +4,7 @@ import inspect
 import json
 import pathlib
 import random
+import struct
 import sys
 import types
 
@@ -117,6 +118,23 @@ class User:
         lost = self.gateway
         self.gone = [lost]
         self.talk.on_link_down(lost, self.now)
+
+    def sound(self, turn, samples):
+        """@return its first sample, as the user is told"""
+        m = wire.Message(wire.SPEECH, turn=turn, body=struct.pack("<IqIB", 0, 0, 22050, 0), payload=bytes(2 * samples))
+        self.talk.on_message(m, self.now)
+        return self.talk.take().first_sample
+
+    def text(self, turn, kind, text):
+        self.told(type="text", turn=turn, kind=kind, text=text)
+
+    def claims(self):
+        """Loses its gateway. @return what the next one is told: turn, samples, bytes of the user's and of the answer's text"""
+        self.lose()
+        for _ in range(10):
+            if self.talk._place is None:
+                self.go_on()
+        return tuple(self.gateway.claim.get(name) for name in ("turn", "samples", "transcript_bytes", "reply_bytes"))
 
     def said_again(self, **fields):
         """What is said again when the gateway is lost now: texts, s of sound, ? of anything else."""
@@ -413,6 +431,75 @@ def cancels():
     again("a turn that the engine drops of its own accord takes its question with it", u, "")
 
 
+def claims():
+    def claimed(name, expected):
+        got = u.claims()
+        check(name, got == expected, got)
+
+    def told():
+        u = User()
+        u.opened()
+        return u
+
+    u = told()
+    u.text(1, "text", "Bern")
+    u.told(type="turn", turn=1, remembered=False)
+    u.text(1, "text", "Paris")
+    u.sound(1, 100)
+    claimed("the number of a turn that was not remembered is claimed again", (1, 100, 0, 5))
+    u.resumed(input_samples=0, turn=1)
+    check("the rest stands behind what was told", (first := u.sound(1, 50)) == 100, first)
+    u.told(type="turn", turn=1)
+    claimed("and then the next one", (2, 0, 0, 0))
+    u = told()
+    u.text(1, "transcript", "hello")
+    u.told(type="noted", id="utterance_1_0", text="hello")
+    claimed("an utterance that was noted is over", (2, 0, 0, 0))
+    u.resumed(input_samples=0, turns=1)
+    u.text(2, "transcript", "you")
+    claimed("and its text counts for no other", (2, 0, 3, 0))
+    u = told()
+    u.text(1, "text", "Paris")
+    u.told(type="noted", id="utterance_2_16000", text="thanks")
+    u.sound(1, 100)
+    claimed("one that was noted while a turn is heard does not end that", (1, 100, 0, 5))
+    u.resumed(input_samples=0, turn=1)
+    u.told(type="turn", turn=1)
+    u.text(2, "transcript", "thanks")
+    claimed("and is passed over behind it", (3, 0, 0, 0))
+    u = told()
+    u.told(type="noted", id="utterance_1_0", text="hello")
+    u.told(type="turn", turn=1)
+    u.text(2, "text", "Paris")
+    claimed("the number of a note that was lost with its controller comes again", (2, 0, 0, 5))
+    u = told()
+    u.told(type="turn", turn=1)
+    u.text(3, "text", "Paris")  # 2 are items
+    claimed("numbers may be passed over", (3, 0, 0, 5))
+    u.resumed(input_samples=0, turn=3)
+    u.told(type="turn", turn=3, degraded=True)
+    u.sound(3, 100)  # late
+    u.text(3, "text", "Berne")  # it was lost with its controller
+    claimed("and come again", (3, 0, 0, 5))
+    u = told()
+    u.text(1, "text", "Pa")
+    u.sound(1, 100)
+    u.claims()
+    u.resumed(input_samples=0)
+    u.text(1, "text", "Paris")
+    check("a turn that is not under way behind a resume begins anew", (first := u.sound(1, 10)) == 0, first)
+    claimed("and is claimed so", (1, 10, 0, 5))
+    for flushed in (True, False):
+        u = told()
+        if flushed:
+            u.talk.say({"type": "flush"}, u.now)
+        u.talk.say({"type": "respond"}, u.now)
+        u.told(type="noted", id="utterance_1_0", text="hello")
+        u.said_again(input_samples=0, turns=1)
+        said = [json.loads(m.payload)["type"] for m in u.gateway.said]
+        check("a note forgets its flush and no other question", said == ["respond"], said)
+
+
 MOST = (50, 100, 200, 400, 400, 400, 400)
 
 
@@ -532,6 +619,6 @@ def end_of_looking():
         check("a gateway that falls silent is given up by the engine before the conversation is", u.talk.is_open, u.talk.failure)
 
 
-for part in (full_links, histories, limits, room, turns, cancels, pauses, end_of_looking):
+for part in (full_links, histories, limits, room, turns, cancels, claims, pauses, end_of_looking):
     part()
 finish()

@@ -1,6 +1,7 @@
 #include "sdk/cpp/src/talk.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 
 namespace parlando::sdk {
@@ -17,6 +18,7 @@ constexpr std::size_t kToldMax = 1024;  // the window is smaller
 constexpr milliseconds kOpenWait{10000};
 /// Pauses behind attempts that have failed: the first, and what they double up to.
 constexpr milliseconds kAgain{50}, kAgainMax{400};
+constexpr std::string_view kUtterance = "utterance_";
 constexpr milliseconds kServed{5000};  // behind `opened`: a gateway has served, also when there was nothing to tell
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
@@ -131,8 +133,7 @@ Result<void> Talk::offer(Input input) {
   } else if (input.is_sound() && unsent_samples_ + input.samples() > kUnsentSamples) {
     return parlando::fail(Errc::overloaded, "{} samples wait for a gateway, at most {} are kept", unsent_samples_,
                           kUnsentSamples);
-  } else if (!input.is_sound() &&
-             (unsent_events_ >= kKeptEvents || unsent_bytes_ + input.bytes > kKeptEventBytes)) {
+  } else if (!input.is_sound() && (unsent_events_ >= kKeptEvents || unsent_bytes_ + input.bytes > kKeptEventBytes)) {
     return parlando::fail(Errc::overloaded, "{} messages of {} bytes wait for a gateway, at most {} of {} are kept",
                           unsent_events_, unsent_bytes_, kKeptEvents, kKeptEventBytes);
   }
@@ -360,18 +361,19 @@ void Talk::on_opened(const json& fields, Time now) {
   avoid_ = nullptr;
   answer_.reset();
   const bool resumed = fields.contains("resumed");
-  if (!resumed)
-    nothing_of(number_of(fields, "turns") + 1);
-  else if (had_.empty())
-    nothing_of(number_of(fields, "turn", number_of(fields, "turns") + 1));
+  const auto under_way = number_of(fields, "turn");
+  const auto claimed = resumed ? had_["turn"] : 0;
+  const auto next = claimed != 0 ? claimed : number_of(fields, "turns") + 1;
+  // Else the one that was claimed is under way, from there.
+  if (claimed == 0 || under_way != claimed) nothing_of(under_way != 0 ? under_way : next);
   metrics_.resumed += resumed && !first;
   repeat(fields);
   tell(Event{first ? "opened" : "resumed", dump(fields)});
 }
 
 /// Says what the gateway has not heard: all that was not sent, sound behind `input_samples`, messages that were said
-/// behind that sound. Of messages at that very place it is known only whether a turn has come of them; it may be that of
-/// one in front of a `cancel`, which is said again, and so is what stands behind it.
+/// behind that sound. Of messages at that very place it is known only whether a turn has come of them; it may be that
+/// of one in front of a `cancel`, which is said again, and so is what stands behind it.
 void Talk::repeat(const json& fields) {
   const auto arrived = number_of(fields, "input_samples");
   const bool came = fields.contains("turn") || number_of(fields, "turns") >= had_["turn"];
@@ -419,15 +421,15 @@ Talk::Log::iterator Talk::first_cancel() {
 
 /// A turn is over: what asked for it, and what was said before that, is not said again. What was not sent has asked for
 /// nothing yet; and what asked for a turn that had come when the session was resumed is not in the log.
-/// @param turn  0: it is not known which
-void Talk::forget_ask(std::int64_t turn) {
+/// @param turn  0: it is not known which   @param is_noted  an utterance, which nothing but `flush` asks for
+void Talk::forget_ask(std::int64_t turn, bool is_noted) {
   if (turn != 0 && turn <= came_turn_) {
     if (turn == came_turn_) came_turn_ = 0;  // a number may come again behind `cancelled`
     return;
   }
   const auto end = first_cancel();
   const auto found = std::find_if(log_.begin(), end, asks);
-  if (found != end) drop_through(found);
+  if (found != end && (!is_noted || found->type == "flush")) drop_through(found);
 }
 
 /// Answers a `cancel`, and then all that was said before it is over, but for what had asked for another turn than the
@@ -451,6 +453,40 @@ void Talk::no_more_of(std::int64_t turn) {
   if (turn == 0 || turn >= had_["turn"]) nothing_of(std::max(turn, had_["turn"]));
 }
 
+void Talk::on_turn(const json& fields, Time now) {
+  const auto turn = number_of(fields, "turn");
+  note("turn", whole_turn_, now);
+  ++metrics_.turns;
+  forget_ask(turn);
+  swallow_no_speech_ = false;
+  const auto remembered = fields.find("remembered");
+  const bool is_forgotten = remembered != fields.end() && *remembered == false;  // its number is used again
+  // The note was lost with its controller, and its number used again.
+  if (!is_forgotten && turn <= noted_turn_ && turn < had_["turn"]) noted_turn_ = 0;
+  nothing_of(std::max(is_forgotten ? turn : turn + 1, noted_turn_ + 1));
+}
+
+/// An utterance has the number of a turn, which stands in its name: utterance_<turn>_<sample>. It is told at once, also
+/// while a turn before it is still heard, whose end is then to come.
+void Talk::on_noted(const json& fields) {
+  const auto id = text_of(fields, "id");
+  std::int64_t turn = had_["turn"];
+  if (id.starts_with(kUtterance)) std::from_chars(id.data() + kUtterance.size(), id.data() + id.size(), turn);
+  forget_ask(turn, true);
+  noted_turn_ = std::max(noted_turn_, turn);
+  const bool has_some = had_["samples"] + had_["transcript_bytes"] + had_["reply_bytes"] + had_["tool_calls"] > 0;
+  if (had_["turn"] == turn || (had_["turn"] < turn && !has_some)) nothing_of(turn + 1);
+}
+
+/// Something of this turn is told. Numbers that no turn has are passed over (items that are stored on their own); a
+/// number comes again when the turn was lost with its controller.
+/// @return whether it counts for what is claimed
+bool Talk::reach(std::int64_t turn) {
+  if (turn != 0 && turn <= noted_turn_) return turn == had_["turn"];  // its text may come behind `noted`
+  if (turn != 0 && turn != had_["turn"]) nothing_of(turn);
+  return true;
+}
+
 void Talk::note(const char* kind, Latency& latency, Time now) {
   if (!asked_at_ || std::exchange(noted_[kind], true)) return;
   latency.add(std::chrono::duration_cast<milliseconds>(now - *asked_at_));
@@ -461,18 +497,17 @@ void Talk::on_event(const json& fields, const Envelope& head, Time now) {
   was_served_ = was_served_ || type != "error";
   if (type == "text") {
     const auto kind = text_of(fields, "kind");
-    if (kind == "tool_call")
+    const bool counts = reach(number_of(fields, "turn"));
+    if (counts && kind == "tool_call")
       ++had_["tool_calls"];
-    else
+    else if (counts)
       had_[kind == "text" ? "reply_bytes" : "transcript_bytes"] +=
           static_cast<std::int64_t>(text_of(fields, "text").size());
     if (kind == "text") note("text", first_text_, now);
   } else if (type == "turn") {
-    note("turn", whole_turn_, now);
-    ++metrics_.turns;
-    forget_ask(number_of(fields, "turn"));
-    nothing_of(number_of(fields, "turn") + 1);
-    swallow_no_speech_ = false;
+    on_turn(fields, now);
+  } else if (type == "noted") {
+    on_noted(fields);
   } else if (type == "cancelled") {
     forget_cancelled(number_of(fields, "turn"));
     no_more_of(number_of(fields, "turn"));
@@ -519,6 +554,7 @@ void Talk::on_sound(Message& message, Time now) {
   sound.rate = static_cast<std::int32_t>(speech->rate);
   sound.samples.resize(speech->payload.size() / 2);
   std::memcpy(sound.samples.data(), speech->payload.data(), sound.samples.size() * 2);
+  if (had_["turn"] < sound.turn) reach(sound.turn);
   if (had_["turn"] == sound.turn) {
     sound.first_sample = had_["samples"];
     had_["samples"] += static_cast<std::int64_t>(sound.samples.size());

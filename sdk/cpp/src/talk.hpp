@@ -125,9 +125,12 @@ class Talk {
   void on_sound(protocol::Message& message, Time now);
   void repeat(const json& fields);
   void nothing_of(std::int64_t turn);
-  void forget_ask(std::int64_t turn);
+  void forget_ask(std::int64_t turn, bool is_noted = false);
   void forget_cancelled(std::int64_t turn);
   void no_more_of(std::int64_t turn);
+  void on_turn(const json& fields, Time now);
+  void on_noted(const json& fields);
+  bool reach(std::int64_t turn);
   void note(const char* kind, Latency& latency, Time now);
   void tell(Told told, Place* place = nullptr, const protocol::Envelope& head = {});
 
@@ -149,11 +152,12 @@ class Talk {
   std::optional<Error> failure_;
   std::string session_, token_, session_token_;
   std::int32_t rate_ = 0;
-  std::map<std::string, std::int64_t> had_;
-  Log log_;  ///< what was sent, then what was not
+  std::map<std::string, std::int64_t> had_;  ///< of the turn whose end was not told yet: what `resume` claims
+  std::int64_t noted_turn_ = 0;              ///< the last number that an utterance has which was noted
+  Log log_;                                  ///< what was sent, then what was not
   std::int64_t log_samples_ = 0, unsent_samples_ = 0;
   std::size_t log_bytes_ = 0, log_events_ = 0;
-  std::size_t unsent_ = 0;      ///< inputs, the last of the log
+  std::size_t unsent_ = 0;  ///< inputs, the last of the log
   std::size_t unsent_events_ = 0, unsent_bytes_ = 0;
   std::int64_t came_turn_ = 0;  ///< up to this one, what asked for turns has left the log
   std::int64_t position_ = 0;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import struct
 from collections import deque
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ class Talk:
         self.session, self._token, self._session_token = "", "", ""
         self.rate = 0
         self.metrics = Metrics()
-        self._had: Dict[str, int] = {}
+        self._had: Dict[str, int] = {}  # of the turn whose end was not told yet: what `resume` claims
+        self._noted_turn = 0  # the last number that an utterance has which was noted
         self._log: Deque[_Input] = deque()  # what was sent, then what was not
         self._log_samples = self._log_bytes = self._log_events = 0
         self._unsent = self._unsent_samples = self._unsent_events = self._unsent_bytes = 0  # inputs, the last of the log; of sound; of messages
@@ -399,10 +401,10 @@ class Talk:
         self._opened_at = now
         self._avoid = self._answer = None
         resumed = bool(fields.get("resumed"))
-        if not resumed:
-            self._nothing_of(int(fields["turns"]) + 1)
-        elif not self._had:
-            self._nothing_of(int(fields.get("turn", int(fields["turns"]) + 1)))
+        under_way = int(fields.get("turn", 0))
+        claimed = self._had.get("turn", 0) if resumed else 0
+        if not claimed or under_way != claimed:  # else that one is under way, from there
+            self._nothing_of(under_way or claimed or int(fields["turns"]) + 1)
         if resumed and not first:
             self.metrics.resumed += 1
         if first and not self._log:
@@ -455,16 +457,17 @@ class Talk:
         sent = itertools.islice(self._log, len(self._log) - self._unsent)
         return next((n for n, i in enumerate(sent) if i.type in types), None)
 
-    def _forget_ask(self, turn: int) -> None:
+    def _forget_ask(self, turn: int, is_noted: bool = False) -> None:
         """A turn is over: what asked for it, and what was said before that, is not said again. What was not sent has asked for nothing yet; and
-        what asked for a turn that had come when the session was resumed is not in the log. @param turn  0: it is not known which"""
+        what asked for a turn that had come when the session was resumed is not in the log.
+        @param turn  0: it is not known which @param is_noted  an utterance, which nothing but `flush` asks for"""
         if 0 < turn <= self._came_turn:
             if turn == self._came_turn:
                 self._came_turn = 0  # a number may come again behind `cancelled`
             return
         # A `cancel` is not answered yet; inputs are answered in order, so what stands behind it is not, either.
         n = self._first_sent((*ASKS, "cancel"))
-        if n is not None and self._log[n].type != "cancel":
+        if n is not None and self._log[n].type in (("flush",) if is_noted else ASKS):
             self._drop_through(n)
 
     def _forget_cancelled(self, turn: int) -> None:
@@ -488,6 +491,38 @@ class Talk:
         if turn == 0 or turn >= self._had["turn"]:
             self._nothing_of(max(turn, self._had["turn"]))
 
+    def _on_turn(self, fields: Dict[str, Any], now: float) -> None:
+        turn = int(fields["turn"])
+        self._note("turn", self.metrics.whole_turn, now)
+        self.metrics.turns += 1
+        self._forget_ask(turn)
+        self._swallow_no_speech = False
+        is_forgotten = fields.get("remembered") is False  # its number is used again
+        if not is_forgotten and turn <= self._noted_turn and turn < self._had["turn"]:
+            self._noted_turn = 0  # the note was lost with its controller, and its number used again
+        self._nothing_of(max(turn if is_forgotten else turn + 1, self._noted_turn + 1))
+
+    def _on_noted(self, fields: Dict[str, Any]) -> None:
+        """An utterance has the number of a turn, which stands in its name: utterance_<turn>_<sample>. It is told at once, also while a turn before it
+        is still heard, whose end is then to come."""
+        had = self._had
+        named = re.match(r"utterance_(\d+)", str(fields.get("id", "")))
+        turn = int(named[1]) if named else had["turn"]
+        self._forget_ask(turn, is_noted=True)
+        self._noted_turn = max(self._noted_turn, turn)
+        has_some = any(n for name, n in had.items() if name != "turn")
+        if had["turn"] == turn or (had["turn"] < turn and not has_some):
+            self._nothing_of(turn + 1)
+
+    def _reach(self, turn: int) -> bool:
+        """Something of this turn is told. Numbers that no turn has are passed over (items that are stored on their own); a number comes again when the
+        turn was lost with its controller. @return whether it counts for what is claimed"""
+        if 0 < turn <= self._noted_turn:
+            return turn == self._had["turn"]  # its text may come behind `noted`
+        if turn and turn != self._had["turn"]:
+            self._nothing_of(turn)
+        return True
+
     def _note(self, kind: str, latency: Any, now: float) -> None:
         if self._asked_at is not None and not self._first.get(kind):
             self._first[kind] = True
@@ -495,22 +530,22 @@ class Talk:
 
     def _on_event(self, fields: Dict[str, Any], now: float) -> None:
         assert self._place is not None
-        link, had, kind = self._place.link, self._had, str(fields.get("type", ""))
+        link, kind = self._place.link, str(fields.get("type", ""))
         self._was_served = self._was_served or kind != "error"
         if kind == "text":
-            if fields["kind"] == "tool_call":
-                had["tool_calls"] += 1
+            if not self._reach(int(fields.get("turn", 0))):
+                pass
+            elif fields["kind"] == "tool_call":
+                self._had["tool_calls"] += 1
             else:
                 name = "reply_bytes" if fields["kind"] == "text" else "transcript_bytes"
-                had[name] += len(fields["text"].encode())
+                self._had[name] += len(fields["text"].encode())
             if fields["kind"] == "text":
                 self._note("text", self.metrics.first_text, now)
         elif kind == "turn":
-            self._note("turn", self.metrics.whole_turn, now)
-            self.metrics.turns += 1
-            self._forget_ask(int(fields["turn"]))
-            self._nothing_of(int(fields["turn"]) + 1)
-            self._swallow_no_speech = False
+            self._on_turn(fields, now)
+        elif kind == "noted":
+            self._on_noted(fields)
         elif kind == "cancelled":
             self._forget_cancelled(int(fields.get("turn", 0)))
             self._no_more_of(int(fields.get("turn", 0)))
@@ -546,6 +581,8 @@ class Talk:
         speech = wire.Speech.read(m)
         self._was_served = True
         samples = np.frombuffer(speech.pcm, "<i2").astype(np.int16, copy=False)
+        if self._had.get("turn", 0) < m.turn:
+            self._reach(m.turn)
         first = self._had.get("samples", 0) if m.turn == self._had.get("turn") else speech.first_sample
         if m.turn == self._had.get("turn"):
             self._had["samples"] += len(samples)
