@@ -145,9 +145,11 @@ struct ErrorMessage {
 struct Close {
   static constexpr MessageType kType = MessageType::close;
   bool detached = false;  ///< of a gateway: the client is lost rather than gone, and may resume its session
+  bool moves = false;     ///< of a gateway: the session goes on at another controller
   template <class V>
   void fields(V&& v) {
     v("detached", detached);
+    v("moves", moves);
   }
 };
 

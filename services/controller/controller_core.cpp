@@ -182,7 +182,7 @@ void ControllerCore::from_gateway(const std::string& peer, Message message, Time
     if (!its) return;
     const auto close = read<Close>(message);
     if (close && close->detached) return part(found, now);
-    found->second->leave();
+    found->second->leave(close && close->moves ? Session::Then::goes_on : Session::Then::is_over);
     return remove(found, now);
   }
   if (its) return with(id, now, [&](Session& s) { s.on_input(std::move(message), now); });
@@ -326,7 +326,7 @@ void ControllerCore::settle_erasures(Time now) {
     const auto turns = erasure.eraser.turns();
     if (turns) {
       telemetry::log(telemetry::Level::info, "controller erases a session session={} turns={}", id.text(), *turns);
-      with(id, now, [](Session& s) { s.yield({}); });
+      with(id, now, [](Session& s) { s.yield({}, Session::Then::is_over); });
       leftovers_.erase(id);
     }
     if (erasure.to.stream.value != 0) {

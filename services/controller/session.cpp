@@ -120,23 +120,22 @@ void Session::stop_stale(Epoch known) {
   yield(known);
 }
 
-void Session::yield(Epoch to) {
+void Session::yield(Epoch to, Then then) {
   drop_trial();  // this word is not held back
   auto head = client_head();
   if (to.value != 0) head.epoch = to;
   const auto text = fmt::format("the session is another owner's, under epoch {}", head.epoch.value);
   tell(head, ErrorMessage{std::string(to_string(Errc::stale_epoch)), text});
-  chats_.clear();  // it goes on with another owner, perhaps at the same chat
-  leave();
+  leave(then);
 }
 
-void Session::leave() {
+void Session::leave(Then then) {
   drop_trial();
   later_.clear();
   forget_calls();
   for (auto& c : calls_) c.end(head());
   summaries_.give_up(head());
-  forget_at_chats();
+  if (then == Then::is_over) forget_at_chats();
   if (ledger_.waiting() == 0) ledger_.close();
   over_ = true;
 }
@@ -992,6 +991,7 @@ void Session::keep_summary(Time now) {
                     !decided_ && untold_.empty();
   if (!free) return summaries_.give_up(head());
   summaries_.begin(ledger_.history(), ledger_.turns(), turn_.seed, head(), now);
+  if (summaries_.is_busy()) chats_.insert(summaries_.replica());
 }
 
 void Session::settle_turn(Time now) {
@@ -1077,7 +1077,7 @@ void Session::on_refused(const std::string& peer, const Envelope& head, const Er
   drop_trial();
   tell(client_head(), ErrorMessage{std::string(to_string(Errc::stale_epoch)),
                                    "the controller cannot tell what follows: " + error.message});
-  leave();
+  leave(Then::goes_on);
 }
 
 void Session::on_exception(const std::string& what, Time now) {

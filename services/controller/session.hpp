@@ -60,11 +60,13 @@ class Session {
   void on_tick(Time now);
   /// A call that a tool server has executed.
   void on_tool_answer(const ToolServer::Answer& answer, Time now);
+  /// Does the session go on elsewhere, perhaps at the same chats, which keep what they have computed then?
+  enum class Then { is_over, goes_on };
   /// The client closes, or its gateway is gone: a complete turn is still stored (`ledger`), an incomplete one is
   /// dropped.
-  void leave();
-  /// Another stream has the session now: says so on this one.
-  void yield(Epoch to);
+  void leave(Then then = Then::is_over);
+  /// Another stream has the session now, or nobody: says so on this one.
+  void yield(Epoch to, Then then = Then::goes_on);
 
   // resume.cpp: the client is lost and may come back through another gateway.
   /// It knows a token, and the session stands.
@@ -347,7 +349,7 @@ class Session {
   protocol::Open open_;
   Surroundings around_;
   Ledger ledger_;
-  std::set<std::string> chats_;         ///< replicas of llm-chat that were told of the session
+  std::set<std::string> chats_;         ///< replicas of llm-chat that were told of the session, summaries included
   std::array<Call, kRoles - 1> calls_;  ///< vad, tokenizer, chat, tts; the ledger has that to the store
   LeadPtr lead_;                        ///< of turns to come
   Turn turn_;

@@ -29,6 +29,7 @@ class Summaries {
 
   bool is_current(const std::string& peer, StreamId stream) const { return call_.is_current(peer, stream); }
   bool is_busy() const { return call_.is_wanted(); }
+  const std::string& replica() const { return call_.replica(); }  ///< of llm-chat. @pre is_busy
   void on_message(protocol::Message message, const protocol::Envelope& head);
   void on_peer(const std::string& instance, transport::PeerState state, const protocol::Envelope& head);
   void fail(const protocol::Envelope& head) { end(SummaryEnd::failed, head); }

@@ -123,10 +123,13 @@ void Sessions::ask(Client& client, const std::string& controller, Time now) {
   send(session, head_of(session), std::move(open));
 }
 
+/// It goes on elsewhere.
+void Sessions::leave_for_another(Session& session) { leave(session, {.moves = true}); }
+
 /// The owner is the owner no more. Close reaches it when it wakes; of one that is gone nothing is left.
-void Sessions::leave(Session& session, bool detached) {
+void Sessions::leave(Session& session, Close how) {
   if (!session.has_owner()) return;
-  if (replicas_.is_linked(session.controller)) send(session, head_of(session), Close{detached});
+  if (replicas_.is_linked(session.controller)) send(session, head_of(session), how);
   // A session that came and went between two words of its controller has changed nothing that it would tell.
   if (const auto places = places_.find(session.controller); places != places_.end()) ++places->second.free;
   session.place = Place::waiting;
@@ -152,7 +155,7 @@ void Sessions::ask_another(Client& client, ErrorMessage why, Time now) {
   auto& session = *client.session;
   session.asked.insert(session.controller);
   session.refusal = std::move(why);
-  leave(session);
+  leave_for_another(session);
   place(client, now);
 }
 
@@ -162,7 +165,7 @@ void Sessions::on_open_refused(Client& client, Epoch true_epoch, const ErrorMess
   if (stale && !session.stale_once) {
     session.stale_once = true;
     const auto controller = session.controller;
-    leave(session);
+    leave_for_another(session);
     if (true_epoch.value != 0) session.epoch = true_epoch;
     return ask(client, controller, now);
   }
@@ -170,7 +173,7 @@ void Sessions::on_open_refused(Client& client, Epoch true_epoch, const ErrorMess
   // heard yet.
   if (why.code == to_string(Errc::not_found) && session.options.session && !session.told_opened &&
       now + config_.resume_again_max < session.give_up) {
-    leave(session);
+    leave_for_another(session);
     session.stale_once = false;
     session.not_before = now + config_.resume_again_max;
     return;
@@ -193,7 +196,7 @@ void Sessions::move(Client& client, Reason reason, Time now) {
     telemetry::log(telemetry::Level::info, "gateway hands over session={} from={} reason={}", session.id.text(),
                    session.controller, kReasonNames[static_cast<std::size_t>(reason)]);
   }
-  leave(session);
+  leave_for_another(session);
   place(client, now);
 }
 

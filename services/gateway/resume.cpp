@@ -71,7 +71,7 @@ void Sessions::on_attempt(const std::string& peer, Message message, Time now) {
   if (first) {
     const auto error = protocol::read<ErrorMessage>(message);
     attempt.is_kept = attempt.is_kept || (error && error->code == to_string(Errc::unavailable));
-    close_at(attempt, peer, false);
+    close_at(attempt, peer, {});
     return answered(client, peer, now);
   }
   if (std::any_of(attempt.found.begin(), attempt.found.end(), knows))
@@ -110,7 +110,7 @@ void Sessions::decide(Client& client, Time now) {
     attempt.found.erase(attempt.found.begin());
     const auto winner = answer.controller;
     if (!take(client, attempt, std::move(answer), now)) {
-      close_at(attempt, winner, false);
+      close_at(attempt, winner, {});
       continue;
     }
     end_round(attempt, winner);
@@ -179,9 +179,9 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer, Ti
 /// the same token for the client.
 void Sessions::end_round(Attempt& attempt, const std::string& winner) {
   attempts_.erase(attempt.stream.value);
-  for (const auto& peer : attempt.asked) close_at(attempt, peer, true);
+  for (const auto& peer : attempt.asked) close_at(attempt, peer, {.detached = true});
   for (const auto& answer : attempt.found)
-    if (answer.controller != winner) close_at(attempt, answer.controller, false);
+    if (answer.controller != winner) close_at(attempt, answer.controller, {.moves = !winner.empty()});
   attempt.asked.clear();
   attempt.awaited.clear();
   attempt.found.clear();
@@ -194,7 +194,7 @@ void Sessions::end_attempt(Client& client) {
   client.told_not_open = true;
 }
 
-void Sessions::close_at(const Attempt& attempt, const std::string& peer, bool detached) {
+void Sessions::close_at(const Attempt& attempt, const std::string& peer, Close how) {
   if (!linked_.contains(peer)) return;
   Envelope head;
   head.session = attempt.wanted.session;

@@ -70,7 +70,7 @@ void Sessions::close(Client& client, std::uint16_t code, std::string reason) {
 
 void Sessions::end_session(Client& client, bool detached) {
   if (!client.session) return;
-  leave(*client.session, detached);
+  leave(*client.session, {.detached = detached});
   counters_.dropped_input_samples += client.session->log.dropped_samples();
   by_session_.erase(client.session->id);
   sound_due_.erase({client.session->sound_due, client.id});

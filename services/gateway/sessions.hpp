@@ -199,7 +199,7 @@ class Sessions {
   void end_attempt(Client& client);
   void review_attempt(Client& client, Time now);
   void drop_from_attempt(Client& client, const std::string& peer, Time now);
-  void close_at(const Attempt& attempt, const std::string& peer, bool detached);
+  void close_at(const Attempt& attempt, const std::string& peer, protocol::Close how);
 
   // erase.cpp: what was said in a session is deleted
   struct Erasure {
@@ -227,7 +227,8 @@ class Sessions {
   bool may_still_come(Time now) const;
   void ask(Client& client, const std::string& controller, Time now);
   protocol::Open describe(const Session& session) const;
-  void leave(Session& session, bool detached = false);
+  void leave(Session& session, protocol::Close how);
+  void leave_for_another(Session& session);
   void move(Client& client, Reason reason, Time now);
   void lost_by_owner(Client& client, Reason reason, Time now);
   void fail(Client& client, const protocol::ErrorMessage& why);

@@ -673,6 +673,8 @@ class FakeGateway final : public Core {
     post(controller, pack(Played{{turn}, samples, true}, head()));
   }
   void close(bool detached = false) { send(controller, head(), Close{detached}); }
+  /// Another controller is to have the session.
+  void leave() { send(controller, head(), Close{.moves = true}); }
   bool inputs_kept = true;
   /// The client comes from `former` with what it got there, and wants its session of the controller `at`.
   void resume(const FakeGateway& former, std::string at, Attach attach) {

@@ -405,23 +405,30 @@ BOOST_AUTO_TEST_CASE(a_session_whose_gateway_is_silent_is_not_said_to_be_gone) {
 }
 
 BOOST_AUTO_TEST_CASE(chats_are_told_when_a_session_is_over_and_not_when_it_moves) {
-  enum class End { closed, lost, moved };
-  for (const auto end : {End::closed, End::lost, End::moved}) {
+  enum class End { closed, lost, moved, erased };
+  for (const auto end : {End::closed, End::lost, End::moved, End::erased}) {
     Rig rig;
     furnish(rig);
+    rig.add("controller-2", "controller");
     auto& g = rig.gateway();
     g.say(Say{"hello"});
     BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 1; }));
     BOOST_TEST(rig.get<FakeChat>("llm-chat-1").over.empty());
     if (end == End::moved) {
-      rig.add("controller-2", "controller");
+      g.leave();
       g.open("controller-2");
+    } else if (end == End::erased) {
+      Envelope wish;
+      wish.session = kSession;
+      wish.stream = {77};
+      rig.controller().on_message("gateway-1", pack(Erase{}, wish), rig.now);
     } else {
       g.close(end == End::lost);
     }
     rig.run(12);
     const auto over = rig.get<FakeChat>("llm-chat-1").over.size();
-    BOOST_TEST(over == (end == End::closed ? 1u : 0u), "end " << static_cast<int>(end));
+    const bool is_over = end == End::closed || end == End::erased;
+    BOOST_TEST(over == (is_over ? 1u : 0u), "end " << static_cast<int>(end));
     BOOST_TEST(rig.get<FakeChat>("llm-chat-1").streams() == 0u);
   }
 }

@@ -403,7 +403,7 @@ struct Conversation {
     if (dies)
       rig.kill(controller());
     else
-      g().close();
+      g().leave();
     muted.clear();
     ++controllers;
     others().leave();

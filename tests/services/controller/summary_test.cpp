@@ -66,6 +66,22 @@ BOOST_AUTO_TEST_CASE(nothing_is_due_before_the_past_is_nearly_full_and_then_what
   BOOST_TEST(to_summarise(turns_of(2, 480), 10, 1000)->until == 1);
 }
 
+/// Also one that was told of the session for a summary alone.
+BOOST_AUTO_TEST_CASE(all_chats_are_told_when_a_session_is_over) {
+  Remembering t;
+  for (const auto* question : {"one", "two", "three"}) t.ask(question);
+  t.g().say(Say{"four"});
+  BOOST_REQUIRE(t.rig.run_until([&] { return t.chat().streams() == 1; }, 20));
+  auto& other = static_cast<FakeChat&>(t.rig.add("llm-chat-2", "llm-chat"));
+  t.rig.describe("llm-chat-1", true, true, 8);
+  BOOST_REQUIRE(t.rig.run_until([&] { return !other.asked_to_summarise.empty(); }, 200));
+  BOOST_TEST(t.chat().asked_to_summarise.empty());
+  t.g().close();
+  t.rig.run(5);
+  BOOST_TEST(t.chat().over.size() == 1u);
+  BOOST_TEST(other.over.size() == 1u);
+}
+
 BOOST_AUTO_TEST_CASE(a_summary_takes_the_place_of_its_turns) {
   auto history = turns_of(9);
   write_summary(history.back().record, {3, "short"});

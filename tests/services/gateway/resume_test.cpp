@@ -214,6 +214,7 @@ BOOST_AUTO_TEST_CASE(of_two_that_keep_it_the_one_of_the_higher_epoch_is_believed
     BOOST_TEST(rig.story() == (first ? "opened text:a says" : "opened"));
     BOOST_REQUIRE(rig.all<Close>(stale).size() == 1u);
     BOOST_TEST(!std::get<Close>(rig.all<Close>(stale)[0].body).detached);
+    BOOST_TEST(std::get<Close>(rig.all<Close>(stale)[0].body).moves);
     BOOST_TEST(rig.all<Close>(owner).empty());
   }
 }
@@ -352,6 +353,7 @@ BOOST_AUTO_TEST_CASE(how_a_socket_ends_tells_whether_its_session_waits) {
     rig.collect();
     BOOST_REQUIRE(rig.all<Close>("a").size() == 1u);
     BOOST_TEST(std::get<Close>(rig.all<Close>("a")[0].body).detached == (way != 0));
+    BOOST_TEST(!std::get<Close>(rig.all<Close>("a")[0].body).moves);
   }
 }
 

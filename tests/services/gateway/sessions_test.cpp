@@ -773,7 +773,8 @@ BOOST_AUTO_TEST_CASE(from_a_draining_controller_idle_sessions_go_at_once_and_oth
   rig.done(owner, 5, 1);
   rig.from(owner, protocol::Checkpoint{1, 0}, 5);  // comes behind it and counts
   rig.tick();
-  BOOST_TEST(rig.all<Close>(owner).size() == 1u);
+  BOOST_REQUIRE(rig.all<Close>(owner).size() == 1u);
+  BOOST_TEST(std::get<Close>(rig.all<Close>(owner)[0].body).moves);
   BOOST_TEST(rig.all<Open>(next).size() == 1u);
   BOOST_TEST(rig.open_of(next).open_turn.value == 0u);
   rig.opened(next, 6);
