@@ -10,14 +10,22 @@ namespace {
 std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 }  // namespace
 
-BlockLedger::BlockLedger(std::int64_t blocks) : references_(static_cast<std::size_t>(blocks), 0) {
+BlockLedger::BlockLedger(std::int64_t blocks)
+    : references_(static_cast<std::size_t>(blocks), 0), holds_(static_cast<std::size_t>(blocks), 0) {
   for (std::int64_t b = blocks; b-- > 0;) free_.push_back(static_cast<std::int32_t>(b));
 }
 
-void BlockLedger::drop_reference(std::int32_t block) {
-  auto& count = references_[static_cast<std::size_t>(block)];
-  PARLANDO_ASSERT(count > 0, "a block is released once per reference");
-  if (--count == 0) free_.push_back(block);
+void BlockLedger::change(std::int32_t block, int references, int holds) {
+  only_held_ -= is_only_held(block);
+  references_[static_cast<std::size_t>(block)] += references;
+  holds_[static_cast<std::size_t>(block)] += holds;
+  only_held_ += is_only_held(block);
+}
+
+void BlockLedger::drop_reference(std::int32_t block, int holds) {
+  PARLANDO_ASSERT(references(block) > 0, "a block is released once per reference");
+  change(block, -1, -holds);
+  if (references(block) == 0) free_.push_back(block);
 }
 
 std::int32_t BlockLedger::take() {

@@ -66,13 +66,13 @@ class BlockLedger {
       return *this;
     }
     ~Hold() {
-      if (ledger_ != nullptr) ledger_->drop_reference(block_);
+      if (ledger_ != nullptr) ledger_->drop_reference(block_, 1);
     }
     std::int32_t block() const { return block_; }
 
    private:
     friend class BlockLedger;
-    Hold(BlockLedger* ledger, std::int32_t block) : ledger_(ledger), block_(block) { ledger->add_reference(block); }
+    Hold(BlockLedger* ledger, std::int32_t block) : ledger_(ledger), block_(block) { ledger->add_reference(block, 1); }
     void swap(Hold& other) noexcept { std::swap(ledger_, other.ledger_), std::swap(block_, other.block_); }
     BlockLedger* ledger_ = nullptr;
     std::int32_t block_ = -1;
@@ -82,6 +82,11 @@ class BlockLedger {
   /// A sequence that begins with blocks that somebody holds. @param blocks  ⌈length/16⌉
   Sequence open_on(std::span<const std::int32_t> blocks, std::int64_t length);
   std::int64_t references(std::int32_t block) const { return references_[static_cast<std::size_t>(block)]; }
+  /// Of no sequence: without its holds it would be free.
+  bool is_only_held(std::int32_t block) const {
+    const auto at = static_cast<std::size_t>(block);
+    return holds_[at] > 0 && holds_[at] == references_[at];
+  }
 
   /// Room that one sequence of a batch needs behind its end. Each sequence stands in a batch once.
   struct Want {
@@ -98,12 +103,16 @@ class BlockLedger {
 
   std::int64_t blocks_total() const { return static_cast<std::int64_t>(references_.size()); }
   std::int64_t blocks_free() const { return static_cast<std::int64_t>(free_.size()); }
+  std::int64_t blocks_only_held() const { return only_held_; }
 
  private:
-  void add_reference(std::int32_t block) { ++references_[static_cast<std::size_t>(block)]; }
-  void drop_reference(std::int32_t block);
+  void change(std::int32_t block, int references, int holds);
+  void add_reference(std::int32_t block, int holds = 0) { change(block, 1, holds); }
+  void drop_reference(std::int32_t block, int holds = 0);
   std::int32_t take();
-  std::vector<std::int32_t> references_, free_;
+  std::vector<std::int32_t> references_, holds_;  ///< of each block; a hold is a reference, too
+  std::vector<std::int32_t> free_;
+  std::int64_t only_held_ = 0;
 };
 
 }  // namespace parlando::llm

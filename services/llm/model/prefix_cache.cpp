@@ -1,7 +1,5 @@
 #include "services/llm/model/prefix_cache.hpp"
 
-#include "common/base/assert.hpp"
-
 namespace parlando::llm {
 
 namespace {
@@ -36,6 +34,19 @@ PrefixCache::Node* PrefixCache::at(const Stand& stand) const {
   return found == nodes_.end() ? nullptr : found->second;
 }
 
+/// Where a sequence goes on: at the root when the entry has gone, or when what it says next does not belong behind it.
+/// Behind what a session said stands nothing but what it said itself: the operator's words are looked for, and stay
+/// and go, without regard to sessions.
+PrefixCache::Node* PrefixCache::resume(Stand& stand, const Beginning& whose) const {
+  auto* const node = at(stand);
+  const bool good =
+      node != nullptr && (node->owner->scope ? node->owner->scope == whose.session && whose.operators <= stand.length
+                                             : whose.operators >= stand.length);
+  if (good) return node;
+  stand = {};
+  return nullptr;
+}
+
 /// From the end to the front, so that the front is the newer one.
 void PrefixCache::use(Node* node, Time now) {
   for (; node != nullptr; node = node->parent) {
@@ -59,6 +70,12 @@ PrefixCache::Owner& PrefixCache::owner_of(const Scope& scope) {
   return *owner;
 }
 
+PrefixCache::Owner* PrefixCache::known(const Scope& scope) {
+  if (!scope) return &operators_;
+  const auto found = sessions_.find(*scope);
+  return found == sessions_.end() ? nullptr : found->second;
+}
+
 void PrefixCache::come_back(Owner& owner) {
   if (!owner.scope || std::exchange(owner.came_back, true)) return;
   once_entries_ -= owner.entries();
@@ -70,7 +87,6 @@ void PrefixCache::erase(Node* node) {
   auto& owner = *node->owner;
   branches_of(node->parent).erase(node);
   nodes_.erase(node->number);
-  --held_[static_cast<std::size_t>(node->hold.block())];
   --entries_;
   owner.newest_first.erase(node->self);
   if (!owner.scope) return;
@@ -83,9 +99,11 @@ void PrefixCache::erase(Node* node) {
 
 PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Beginning& whose, std::int64_t have,
                                      Stand& stand, Time now) {
-  auto* last = at(stand);
-  if (last == nullptr) stand = {};
+  auto* last = resume(stand, whose);
   Match out{stand.length, {}, stand.length};
+  // Until then the operator's ids are where they belong. A session that has said the same words itself meets its own;
+  // what is entered goes on from in front of those.
+  bool stands = true;
   while (out.length < static_cast<std::int64_t>(ids.size())) {
     const auto& among = branches_of(last);
     const auto rest = ids.subspan(static_cast<std::size_t>(out.length));
@@ -94,6 +112,7 @@ PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Be
         std::clamp<std::int64_t>(whose.operators - out.length, 0, static_cast<std::int64_t>(wanted.size()));
     Near best;
     if (operators > 0) best = nearest(among, {kEverybody, wanted.first(static_cast<std::size_t>(operators))});
+    stands = stands && static_cast<std::int64_t>(best.common) == operators;
     if (best.common < kBlock && whose.session)
       if (const auto own = nearest(among, {whose.session, wanted}); own.common > best.common) best = own;
     if (best.node == nullptr) break;
@@ -101,7 +120,7 @@ PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Be
     out.blocks.push_back(best.node->hold.block());
     out.length += static_cast<std::int64_t>(best.common);
     if (best.common < kBlock) break;
-    stand = {last->number, out.length};
+    if (stands) stand = {last->number, out.length};
   }
   if (last == nullptr || out.length <= have) return out;
   come_back(*last->owner);
@@ -109,7 +128,7 @@ PrefixCache::Match PrefixCache::find(std::span<const std::int32_t> ids, const Be
   return out;
 }
 
-/// An end with more ids than one that is there takes its place. @return null where there is no room
+/// An end with fewer ids that is there grows, and needs no room. @return null where there is none
 PrefixCache::Node* PrefixCache::add(Node* parent, const Place& place, std::int32_t block, bool drawn, Time now) {
   auto& among = branches_of(parent);
   const auto near = nearest(among, place);
@@ -117,27 +136,33 @@ PrefixCache::Node* PrefixCache::add(Node* parent, const Place& place, std::int32
     if (drawn && near.node->hold.block() == block) near.node->believed = true;
     return near.node;
   }
-  // A shorter one is part of this one: it has no branches, and its place is taken.
-  if (near.node != nullptr && near.common == near.node->count) erase(near.node);
-  if (!make_room(place.scope, parent)) return nullptr;
-  auto& owner = owner_of(place.scope);
+  // A shorter one is part of this one; it has no branches, and nobody stands there.
+  const bool grows = near.node != nullptr && near.common == near.node->count;
+  if (!grows && !make_room(place.scope, parent)) return nullptr;
+  auto* const node = grows ? near.node : new_node(place.scope, parent);
+  if (grows) among.erase(node);
+  node->count = place.ids.size();
+  std::copy(place.ids.begin(), place.ids.end(), node->ids.begin());
+  node->hold = ledger_->hold(block);
+  node->used = now;
+  node->believed = drawn;
+  among.insert(node);
+  oldest_ = std::min(oldest_, now);
+  return node;
+}
+
+/// The newest of its owner; not yet among its siblings.
+PrefixCache::Node* PrefixCache::new_node(const Scope& scope, Node* parent) {
+  auto& owner = owner_of(scope);
   owner.newest_first.emplace_front();
   auto* const node = &owner.newest_first.front();
   node->number = ++numbers_;
   node->owner = &owner;
   node->self = owner.newest_first.begin();
-  node->count = place.ids.size();
-  std::copy(place.ids.begin(), place.ids.end(), node->ids.begin());
-  node->hold = ledger_->hold(block);
   node->parent = parent;
-  node->used = now;
-  node->believed = drawn;
-  ++held_[static_cast<std::size_t>(block)];
   ++entries_;
   nodes_.emplace(node->number, node);
-  among.insert(node);
-  oldest_ = std::min(oldest_, now);
-  if (!owner.scope) return node;
+  if (!scope) return node;
   if (!owner.came_back) ++once_entries_;
   if (owner.entries() == share() + 1) large_.push_back(&owner);
   return node;
@@ -147,9 +172,9 @@ PrefixCache::Node* PrefixCache::add(Node* parent, const Place& place, std::int32
 bool PrefixCache::make_room(const Scope& scope, const Node* parent) {
   const auto may = [&](const Node& node) { return &node != parent; };
   while (entries_ >= limits_.blocks) {
-    const auto own = scope ? sessions_.find(*scope) : sessions_.end();
-    const bool has_share = own != sessions_.end() && own->second->entries() >= share();
-    if (!(has_share ? end_of(*own->second, may) : give_way(share(), may))) return false;
+    auto* const own = scope ? known(scope) : nullptr;
+    const bool has_share = own != nullptr && own->entries() >= share();
+    if (!(has_share ? end_of(*own, may) : give_way(share(), may))) return false;
   }
   return true;
 }
@@ -158,8 +183,7 @@ void PrefixCache::enter(std::span<const std::int32_t> ids, const BlockLedger::Se
                         std::int64_t drawn, const Beginning& whose, Stand& stand, Time now) {
   length = std::min({length, cache.length(), static_cast<std::int64_t>(ids.size()), whose.most});
   if (!is_on()) return;
-  auto* parent = at(stand);
-  if (parent == nullptr) stand = {};
+  auto* parent = resume(stand, whose);
   for (auto first = stand.length; first < length; first += kBlockTokens) {
     const auto count = std::min(kBlockTokens, length - first);
     const auto part = ids.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
@@ -173,7 +197,7 @@ void PrefixCache::enter(std::span<const std::int32_t> ids, const BlockLedger::Se
     }
     if (operators < count) {
       if (node != nullptr) use(node, now);  // the end of the operator's words
-      if (!whose.session) return;
+      if (!whose.session) break;
       node = add(parent, {whose.session, part}, block, first + count <= drawn, now);
       if (node == nullptr) break;
     }
@@ -189,31 +213,43 @@ void PrefixCache::end_branch(Node* node) {
   ++counts_.evicted;
 }
 
-/// The oldest end of this owner's that may go, if it was used before then.
+/// The oldest end of this owner's that may go, of those from `next` on which were used before then. What was looked at
+/// in vain is behind `next`.
 template <class F>
-bool PrefixCache::end_of(Owner& owner, F&& may, Time before) {
-  for (auto node = owner.newest_first.rbegin(); node != owner.newest_first.rend() && node->used < before; ++node) {
-    if (!node->branches.empty() || !may(*node)) continue;
-    end_branch(&*node);
+bool PrefixCache::end_of(Owner& owner, Oldest& next, F&& may, Time before) {
+  for (; next != owner.newest_first.rend() && next->used < before; ++next) {
+    ++looked_at_;
+    if (!next->branches.empty() || !may(*next)) continue;
+    end_branch(&*next);
     return true;
   }
   return false;
+}
+
+template <class F>
+bool PrefixCache::end_of(Owner& owner, F&& may) {
+  auto next = owner.newest_first.rbegin();
+  return end_of(owner, next, may);
 }
 
 /// Ends one branch, of whoever is the first that may. @param spared  so many entries of those who came once go last
 /// @return false when nobody may
 template <class F>
 bool PrefixCache::give_way(std::int64_t spared, F&& may) {
-  const auto any = [&](auto first, auto last) {
-    return std::any_of(first, last, [&](Owner& owner) { return end_of(owner, may); });
+  // An owner goes with its last entry: behind that nobody looks at the list any more.
+  const auto any = [&](Owners& owners) {
+    for (auto owner = owners.rbegin(); owner != owners.rend(); ++owner)
+      if (end_of(*owner, may)) return true;
+    return false;
   };
   for (auto* owner : large_)
     if (end_of(*owner, may)) return true;
   const bool many = once_entries_ > spared;
-  if (many && any(once_.rbegin(), once_.rend())) return true;
+  if (many && any(once_)) return true;
+  auto next = operators_.newest_first.rbegin();
   for (auto owner = returned_.rbegin(); owner != returned_.rend(); ++owner)
-    if (end_of(operators_, may, owner->newest_first.front().used) || end_of(*owner, may)) return true;
-  return end_of(operators_, may) || (!many && any(once_.rbegin(), once_.rend()));
+    if (end_of(operators_, next, may, owner->newest_first.front().used) || end_of(*owner, may)) return true;
+  return end_of(operators_, next, may) || (!many && any(once_));
 }
 
 bool PrefixCache::evict() {
@@ -223,7 +259,9 @@ bool PrefixCache::evict() {
 bool PrefixCache::free_block() {
   const auto free = ledger_->blocks_free();
   while (ledger_->blocks_free() == free)
-    if (!give_way(0, [this](const Node& node) { return is_unused(node); })) return false;
+    if (ledger_->blocks_only_held() == 0 ||
+        !give_way(0, [this](const Node& node) { return ledger_->is_only_held(node.hold.block()); }))
+      return false;
   return true;
 }
 
@@ -232,15 +270,16 @@ void PrefixCache::expire(Time now) {
   const auto before = entries_;
   oldest_ = Time::max();
   for (auto* owners : {&once_, &returned_})
-    for (auto next = owners->begin(); next != owners->end();) expire(*next++, now);
-  expire(operators_, now);  // what was behind them is older, so it has gone
+    for (auto next = owners->begin(); next != owners->end();) expire((next++)->scope, now);
+  expire(kEverybody, now);
   counts_.expired += before - entries_;
 }
 
-void PrefixCache::expire(Owner& owner, Time now) {
-  for (auto left = owner.entries(); left > 0; --left) {
-    auto& oldest = owner.newest_first.back();
-    PARLANDO_ASSERT(oldest.branches.empty(), "what stands in front of others is newer than they are");
+/// What stands behind an entry was used no later, so that it has gone before, or goes with it. An owner goes with its
+/// last entry, and nobody else does: behind a session's entries stand its own alone.
+void PrefixCache::expire(Scope scope, Time now) {
+  for (auto* owner = known(scope); owner != nullptr && owner->entries() > 0; owner = known(scope)) {
+    auto& oldest = owner->newest_first.back();
     if (now - oldest.used < limits_.idle) {
       oldest_ = std::min(oldest_, oldest.used);
       return;
@@ -251,8 +290,7 @@ void PrefixCache::expire(Owner& owner, Time now) {
 
 void PrefixCache::forget(SessionId session) {
   const auto before = entries_;
-  for (auto found = sessions_.find(session); found != sessions_.end(); found = sessions_.find(session))
-    erase(&found->second->newest_first.back());
+  for (auto* owner = known(session); owner != nullptr; owner = known(session)) erase(&owner->newest_first.back());
   counts_.forgotten += before - entries_;
 }
 

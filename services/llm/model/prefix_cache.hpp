@@ -53,14 +53,15 @@ class PrefixCache {
     std::int64_t expired = 0;    ///< entries that nobody has used for `idle`
     std::int64_t forgotten = 0;  ///< entries of sessions that are over, and those that are not believed any more
   };
-  PrefixCache(BlockLedger& ledger, Limits limits)
-      : ledger_(&ledger), limits_(limits), held_(static_cast<std::size_t>(ledger.blocks_total())) {}
+  PrefixCache(BlockLedger& ledger, Limits limits) : ledger_(&ledger), limits_(limits) {}
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
   bool is_on() const { return limits_.blocks > 0; }
   /// Where a sequence stands in the tree: the whole blocks of its ids that were there. It is kept with the sequence,
-  /// as long as its ids only grow; when the entry is gone meanwhile, a lookup begins at the root again.
+  /// as long as its ids only grow; when the entry is gone meanwhile, a lookup begins at the root again. It is never
+  /// behind what a session said where the operator's ids would belong: the operator's stand behind the operator's
+  /// alone.
   struct Stand {
     std::uint64_t entry = 0;  ///< 0: at the root
     std::int64_t length = 0;  ///< ids in front of it, its own included
@@ -109,6 +110,8 @@ class PrefixCache {
   const Counts& counts() const { return counts_; }
   /// Blocks that were compared with ids so far.
   std::int64_t compared() const { return compared_; }
+  /// Entries of which it was asked whether they may go.
+  std::int64_t looked_at() const { return looked_at_; }
 
  private:
   using Scope = std::optional<SessionId>;  ///< none: everybody
@@ -155,29 +158,28 @@ class PrefixCache {
   Near nearest(const Branches& among, const Place& wanted);
   Branches& branches_of(Node* node) { return node == nullptr ? roots_ : node->branches; }
   Node* at(const Stand& stand) const;
+  Node* resume(Stand& stand, const Beginning& whose) const;
   void use(Node* node, Time now);
   void erase(Node* node);
   Node* add(Node* parent, const Place& place, std::int32_t block, bool drawn, Time now);
+  Node* new_node(const Scope& scope, Node* parent);
   bool make_room(const Scope& scope, const Node* parent);
   template <class F>
   bool give_way(std::int64_t spared, F&& may);
+  using Oldest = std::list<Node>::reverse_iterator;  ///< and what is newer behind it
   template <class F>
-  bool end_of(Owner& owner, F&& may, Time before = Time::max());
+  bool end_of(Owner& owner, Oldest& next, F&& may, Time before = Time::max());
+  template <class F>
+  bool end_of(Owner& owner, F&& may);
   void end_branch(Node* node);
   Owner& owner_of(const Scope& scope);
+  Owner* known(const Scope& scope);  ///< null where a session has no entry
   void come_back(Owner& owner);
   std::int64_t share() const { return std::max<std::int64_t>(1, limits_.blocks / kShares); }
-  void expire(Owner& owner, Time now);
-
-  /// Nobody but entries has its block.
-  bool is_unused(const Node& node) const {
-    const auto block = node.hold.block();
-    return ledger_->references(block) == held_[static_cast<std::size_t>(block)];
-  }
+  void expire(Scope scope, Time now);
 
   BlockLedger* ledger_;
   Limits limits_;
-  std::vector<std::int32_t> held_;  ///< entries of each block: the operator's ids of one and a session's, perhaps
   Owner operators_;
   Owners once_, returned_;  ///< sessions, the newest first
   std::unordered_map<SessionId, Owner*> sessions_;
@@ -186,7 +188,7 @@ class PrefixCache {
   Branches roots_;
   std::uint64_t numbers_ = 0;
   std::int64_t entries_ = 0, once_entries_ = 0;
-  std::int64_t compared_ = 0;
+  std::int64_t compared_ = 0, looked_at_ = 0;
   Time oldest_ = Time::max();  ///< no entry was used before
   Counts counts_;
 };

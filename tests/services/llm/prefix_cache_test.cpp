@@ -252,6 +252,278 @@ std::int64_t ask(Memory& memory, PrefixCache& cache, const Ids& prompt, const Be
 }
 }  // namespace
 
+/// A sequence goes on from where it stands, whatever is entered, forgotten or let go meanwhile: it finds what it would
+/// from the root, nothing that others said, and all that was entered and used since.
+BOOST_AUTO_TEST_CASE(who_stands_in_the_tree_finds_what_is_there_from_the_root) {
+  constexpr std::chrono::seconds kIdle{20};
+  std::map<std::string, std::int64_t> met;
+  for (unsigned seed = 1; seed <= 150; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      std::mt19937 random(seed);
+      const auto pick = [&](std::size_t n) { return static_cast<std::int64_t>(random() % n); };
+      const bool small = seed % 3 == 0;  // the limits are met
+      Memory memory(small ? 40 : 4000);
+      ManualClock clock;
+      PrefixCache cache(memory.ledger, {.blocks = small ? 20 : 4000, .idle = kIdle});
+      // Two of the operator's begin alike; whole blocks, and a part of one.
+      const auto persona = ids(40, 1);
+      const std::vector<Ids> texts{persona, Ids(persona.begin(), persona.begin() + 32),
+                                   joined(Ids(persona.begin(), persona.begin() + 37), ids(13, 2))};
+      struct Said {  // what was entered, and when the tree used it last for sure
+        Ids ids;
+        Beginning whose;
+        Time used, end_used;  // the end of the operator's words, where it is a part of a block
+      };
+      std::vector<Said> said;
+      struct Live {
+        BlockLedger::Sequence cache;
+        Ids ids;
+        Beginning whose;
+        PrefixCache::Stand stand;
+      };
+      std::vector<Live> live;
+      const auto common_of = [](const Ids& a, const Ids& b) -> std::int64_t {
+        return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+      };
+      const auto is_fresh = [&](Time used) { return clock.now() - used < kIdle; };
+      const auto least = [&](const Ids& wanted, const Beginning& whose, const Said& e) -> std::int64_t {
+        if (!is_fresh(e.used)) return 0;
+        const auto common = common_of(wanted, e.ids);
+        if (whose.session && whose.session == e.whose.session && whose.operators == e.whose.operators) return common;
+        const auto both = std::min({common, whose.operators, e.whose.operators}), whole = both / 16 * 16;
+        const auto operators = std::min<std::int64_t>(e.whose.operators, static_cast<std::int64_t>(e.ids.size()));
+        return whole + 16 <= operators || is_fresh(e.end_used) ? both : whole;
+      };
+      const auto find = [&](Live& s) {
+        const auto have = s.cache.length();
+        auto match = cache.find(s.ids, s.whose, have, s.stand, clock.now());
+        BOOST_TEST(s.stand.length <= match.length);
+        BOOST_TEST(match.first % 16 == 0);
+        const auto from = s.ids.begin() + match.first, to = s.ids.begin() + match.length;
+        BOOST_TEST((memory.read(match.blocks, match.length - match.first) == Ids(from, to)));
+        std::int64_t most = 0, longest = 0;
+        for (const auto& e : said) {
+          const bool same = s.whose.session && s.whose.session == e.whose.session;
+          const auto common = common_of(s.ids, e.ids);
+          most = std::max(most, same ? common : std::min({common, s.whose.operators, e.whose.operators}));
+          longest = std::max(longest, least(s.ids, s.whose, e));
+        }
+        BOOST_TEST(match.length <= most);
+        if (!small) BOOST_TEST(match.length >= longest);
+        met["finds"] += match.length > have;
+        met["goes on"] += match.first > 0;
+        const auto reached = match.length;
+        if (reached > have) {
+          const auto& own = s.cache.blocks();
+          match.blocks.insert(match.blocks.begin(), own.begin(), own.begin() + match.first / 16);
+          s.cache = memory.ledger.open_on(match.blocks, reached);
+        }
+        BOOST_TEST(cache.find(s.ids, s.whose, clock.now()).length == reached);
+      };
+      const auto compute = [&](Live& s) {
+        const Ids rest(s.ids.begin() + s.cache.length(), s.ids.end());
+        while (!memory.append(s.cache, rest))
+          if (!cache.free_block()) break;
+        s.ids.resize(static_cast<std::size_t>(s.cache.length()));
+      };
+      const auto enter = [&](Live& s, std::int64_t length) {
+        if (length == 0) return;
+        const auto operators = std::min(s.whose.operators, length);
+        const bool uses_end = s.stand.length <= operators / 16 * 16;
+        cache.enter(s.ids, s.cache, length, 0, s.whose, s.stand, clock.now());
+        if (pick(4) == 0) cache.believe(s.stand, s.cache.blocks());
+        BOOST_TEST(s.stand.length <= s.cache.length());
+        const auto kept = s.whose.session ? length : operators;
+        said.push_back(
+            {Ids(s.ids.begin(), s.ids.begin() + kept), s.whose, clock.now(), uses_end ? clock.now() : clock.now() - kIdle});
+      };
+      for (int call = 0; call < 150; ++call) {
+        const auto what = pick(16);
+        const auto some = [&]() -> Live& { return live[static_cast<std::size_t>(pick(live.size()))]; };
+        if (what <= 3 || live.empty()) {
+          const auto& text = texts[static_cast<std::size_t>(pick(3))];
+          const auto length = static_cast<std::int64_t>(text.size());
+          // The same words as the operator's, as a client's, or of both.
+          const std::int64_t operators[] = {length, length, 0, 20};
+          Live s{memory.ledger.open(), text, {operators[pick(4)], {}}, {}};
+          if (pick(5) > 0) s.whose.session = SessionId{0, static_cast<std::uint64_t>(1 + pick(3))};
+          if (!said.empty() && pick(2) == 0) {
+            const auto& from = said[static_cast<std::size_t>(pick(said.size()))].ids;
+            s.ids.assign(from.begin(), from.begin() + pick(from.size() + 1));
+          }
+          for (auto n = pick(40); n > 0; --n) s.ids.push_back(static_cast<std::int32_t>(pick(2)));
+          find(s);
+          compute(s);
+          live.push_back(std::move(s));
+          if (live.size() > (small ? 4u : 9u)) live.erase(live.begin() + pick(live.size()));
+        } else if (what <= 5) {
+          auto& s = some();  // as the engine does while it computes
+          const auto all = s.whose.operators, length = s.cache.length();
+          enter(s, length >= (all + 15) / 16 * 16 ? all : std::min(length, all) / 16 * 16);
+        } else if (what <= 7) {
+          const auto at = pick(live.size());
+          enter(live[static_cast<std::size_t>(at)], live[static_cast<std::size_t>(at)].cache.length());
+          if (pick(2) == 0) live.erase(live.begin() + at);
+        } else if (what <= 10) {
+          auto& s = some();
+          if (!said.empty() && pick(2) == 0) {  // what somebody said behind the same words
+            const auto& from = said[static_cast<std::size_t>(pick(said.size()))].ids;
+            if (common_of(s.ids, from) == static_cast<std::int64_t>(s.ids.size())) s.ids = from;
+          }
+          for (auto n = pick(20); n > 0; --n) s.ids.push_back(static_cast<std::int32_t>(pick(2)));
+          find(s);
+          compute(s);
+        } else if (what == 11) {
+          auto& s = some();
+          s.ids.resize(static_cast<std::size_t>(pick(s.ids.size() + 1)));
+          s.cache.truncate(static_cast<std::int64_t>(s.ids.size()));
+          if (s.stand.length > s.cache.length()) s.stand = {};
+        } else if (what == 12) {
+          auto& s = some();
+          live.push_back({s.cache.fork(), s.ids, s.whose, s.stand});
+        } else if (what == 13 && pick(3) == 0) {
+          const SessionId session{0, static_cast<std::uint64_t>(1 + pick(3))};
+          met["forgets"] += cache.entries(session) > 0;
+          cache.forget(session);
+          BOOST_TEST(cache.entries(session) == 0);
+          for (auto& s : live)
+            if (s.whose.session == session) s.whose.session.reset();
+          for (auto& e : said) {
+            if (e.whose.session != session) continue;
+            e.whose.session.reset();
+            e.ids.resize(std::min(e.ids.size(), static_cast<std::size_t>(e.whose.operators)));
+          }
+        } else if (what == 14 && small) {
+          if (pick(2) == 0)
+            cache.evict();
+          else
+            cache.free_block();
+        } else {
+          clock.advance(std::chrono::seconds(pick(8)));
+          const auto before = cache.entries();
+          cache.expire(clock.now());
+          met["expires"] += cache.entries() < before && cache.entries() > 0;
+        }
+        for (const auto& s : live) BOOST_TEST((memory.read(s.cache.blocks(), s.cache.length()) == s.ids));
+        BOOST_TEST(cache.entries() <= (small ? 20 : 4000));
+      }
+      live.clear();
+      BOOST_TEST(memory.ledger.blocks_only_held() == memory.ledger.blocks_total() - memory.ledger.blocks_free());
+      clock.advance(kIdle);
+      cache.expire(clock.now());
+      BOOST_TEST(cache.entries() == 0);
+      BOOST_TEST(memory.ledger.blocks_free() == memory.ledger.blocks_total());
+      met["evicts"] += cache.counts().evicted;
+    }
+  }
+  for (const char* what : {"finds", "goes on", "forgets", "expires", "evicts"}) BOOST_TEST(met[what] > 0, what);
+}
+
+/// A session that has said the operator's words itself keeps nobody from them, and they outlive it.
+BOOST_AUTO_TEST_CASE(a_client_that_says_the_operators_words_first_changes_nothing_of_them) {
+  for (const int words : {32, 40}) {
+    const auto clock = std::make_shared<ManualClock>();
+    LmEngine engine(tiny(),
+                    {.cache_tokens = 2048,
+                     .prefix_blocks = 64,
+                     .prefix_idle = std::chrono::seconds(100),
+                     .step_max = std::chrono::hours(1)},
+                    clock);
+    const auto persona = ids(words, 1);
+    std::int64_t cached = -1;
+    const auto said = [&](const Ids& more, std::int64_t operators, SessionId session) {
+      answer(engine, joined(persona, more), {operators, session}, 2, &cached);
+      return cached;
+    };
+    BOOST_TEST(said(ids(20, 2), 0, kOne) == 0);
+    clock->advance(std::chrono::seconds(30));
+    BOOST_TEST(said(ids(20, 3), words, kOne) == words);  // its own
+    BOOST_TEST(said(ids(20, 4), words, kTwo) == words);
+    clock->advance(std::chrono::seconds(40));
+    BOOST_TEST(said(ids(20, 3), words, kOne) == words + 20);
+    clock->advance(std::chrono::seconds(60));  // what the client said, and the other session, are over; that one is not
+    engine.expire_prefixes();
+    BOOST_TEST(engine.prefixes().entries(kTwo) == 0);
+    BOOST_TEST(said(ids(20, 3), words, kOne) == words + 20);
+    BOOST_TEST(said(ids(20, 5), words, kTwo) >= words / 16 * 16);
+    clock->advance(std::chrono::seconds(100));
+    engine.expire_prefixes();
+    BOOST_TEST(engine.prefixes().entries() == 0);
+    BOOST_TEST(engine.blocks_free() == 128);
+  }
+}
+
+/// What grows within a block stays its owner's, who has come back.
+BOOST_AUTO_TEST_CASE(a_beginning_that_grows_keeps_its_place) {
+  Memory memory(64);
+  PrefixCache cache(memory.ledger, {.blocks = 8});
+  const auto all = ids(12, 1);
+  for (const int length : {4, 8, 12})
+    BOOST_TEST(ask(memory, cache, Ids(all.begin(), all.begin() + length), {0, kOne}, kNow) == length - 4);
+  BOOST_TEST(cache.entries(kOne) == 1);
+  for (int n = 0; n < 20; ++n)
+    ask(memory, cache, ids(16, 10 + n), {0, SessionId{1, static_cast<std::uint64_t>(n)}}, kNow + milliseconds(n));
+  BOOST_TEST(cache.entries() == 8);
+  BOOST_TEST(cache.find(all, {0, kOne}, kNow + milliseconds(20)).length == 12);
+}
+
+/// Where every kept block is in use none is looked for: whoever gives way asks once per sequence.
+BOOST_AUTO_TEST_CASE(a_block_is_not_looked_for_where_all_are_in_use) {
+  Memory memory(400);
+  PrefixCache cache(memory.ledger, {.blocks = 400});
+  const auto prompt = ids(1600, 1), other = ids(48, 2);
+  auto used = memory.ledger.open();
+  BOOST_REQUIRE(memory.append(used, prompt));
+  cache.enter(prompt, used, used.length(), {800, kOne}, kNow);
+  BOOST_TEST(cache.entries() == 100);
+  BOOST_TEST(memory.ledger.blocks_only_held() == 0);
+  for (int n = 0; n < 100; ++n) BOOST_TEST(!cache.free_block());
+  BOOST_TEST(cache.looked_at() == 0);
+  ask(memory, cache, other, {0, kTwo}, kNow);
+  BOOST_TEST(memory.ledger.blocks_only_held() == 3);
+  for (int n = 0; n < 3; ++n) BOOST_TEST(cache.free_block());
+  BOOST_TEST(memory.ledger.blocks_only_held() == 0);
+  BOOST_TEST(!cache.free_block());
+  BOOST_TEST(cache.entries() == 100);
+}
+
+/// The operator's words are looked at once, however many sessions have come back since they were used.
+BOOST_AUTO_TEST_CASE(who_gives_way_is_found_in_one_look_at_each) {
+  Memory memory(400);
+  PrefixCache cache(memory.ledger, {.blocks = 400});
+  auto now = kNow;
+  std::vector<BlockLedger::Sequence> users;
+  const auto use = [&](const Ids& prompt, const Beginning& whose) {
+    for (int twice = 0; twice < 2; ++twice) ask(memory, cache, prompt, whose, now += milliseconds(1));
+    const auto match = cache.find(prompt, whose, now);
+    users.push_back(memory.ledger.open_on(match.blocks, match.length));
+  };
+  use(ids(800, 1), {800, {}});
+  for (std::uint64_t n = 0; n < 40; ++n) use(ids(16, 10 + static_cast<int>(n)), {0, SessionId{1, n}});
+  use(ids(16, 99), {0, kTwo});
+  users.pop_back();  // what it said is nobody's now
+  BOOST_TEST(cache.entries() == 50 + 40 + 1);
+  BOOST_TEST(cache.free_block());
+  BOOST_TEST(cache.looked_at() <= 50 + 40 + 1);
+  BOOST_TEST(cache.entries(kTwo) == 0);
+  BOOST_TEST(cache.entries() == 50 + 40);
+}
+
+/// Ids of no session: the operator's words alone are kept, and go when nobody has used them.
+BOOST_AUTO_TEST_CASE(whole_blocks_of_the_operators_words_expire_without_a_session) {
+  Memory memory(64);
+  PrefixCache cache(memory.ledger, {.blocks = 64, .idle = std::chrono::seconds(10)});
+  const auto prompt = ids(60, 1);
+  ask(memory, cache, prompt, {48, {}}, kNow);
+  BOOST_TEST(cache.entries() == 3);
+  BOOST_TEST(ask(memory, cache, prompt, {48, {}}, kNow + milliseconds(9'000)) == 48);
+  cache.expire(kNow + milliseconds(10'000));
+  BOOST_TEST(cache.entries() == 3);
+  cache.expire(kNow + milliseconds(19'000));
+  BOOST_TEST(cache.entries() == 0);
+  BOOST_TEST(cache.counts().expired == 3);
+}
+
 BOOST_AUTO_TEST_CASE(many_who_ask_once_do_not_push_out_who_goes_on) {
   Memory memory(400);
   PrefixCache cache(memory.ledger, {.blocks = 64});
