@@ -63,10 +63,10 @@ void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
 /// What is thrown ends the stream as any error does: what its caller sends behind that would be taken for a gap.
 void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Time now) {
   const auto head = m.head;
+  auto key = service::StreamTable<Stream>::key_of(peer, head);
   try {
-    take_message(peer, std::move(m), now);
+    take_message(key, std::move(m), now);
   } catch (...) {
-    const auto key = service::StreamTable<Stream>::key_of(peer, head);
     if (head.type == MessageType::close) return drop(key);
     if (auto* stream = streams_.find(key); stream != nullptr) try {
         return fail_thrown(key, *stream);
@@ -74,14 +74,13 @@ void TokenizerCore::on_message(const std::string& peer, protocol::Message m, Tim
         end(*stream);  // its host tells what was thrown
         throw;
       }
-    ended_.add(key);
+    ended_.add(std::move(key));
     answer_error(peer, head, service::thrown());
   }
 }
 
-void TokenizerCore::take_message(const std::string& peer, protocol::Message m, Time now) {
+void TokenizerCore::take_message(const Key& key, protocol::Message m, Time now) {
   const auto head = m.head;
-  const auto key = service::StreamTable<Stream>::key_of(peer, head);
   if (head.type == MessageType::close) {
     drop(key);
     return ended_.erase(key);
@@ -91,12 +90,12 @@ void TokenizerCore::take_message(const std::string& peer, protocol::Message m, T
   if (opens && streams_.find(key) == nullptr) {
     if (const auto done = open(key, m, now); !done) {
       ended_.add(key);
-      answer_error(peer, head, done.error());
+      answer_error(key.peer, head, done.error());
     }
     return;
   }
   const auto found = streams_.at(key);
-  if (!found) return answer_error(peer, head, found.error());
+  if (!found) return answer_error(key.peer, head, found.error());
   auto& stream = **found;
   if (stream.done) return;  // its caller has been told and will close
   if (opens) {
@@ -199,15 +198,24 @@ void TokenizerCore::drop(const Key& key) {
 }
 
 /// Puts a stream with work where its work is due, and takes one without from there. A block that is late is due now,
-/// not when it was: the many of a stream that is far behind would go before all ends that others ask for.
-void TokenizerCore::queue(const Key& key, Stream& stream, Time now) {
+/// not when it was: the many of a stream that is far behind would go before all ends that others ask for. One that is
+/// in the queue stays there whatever fails.
+/// @param served  its turn is over: it goes behind those that are due at the same time
+void TokenizerCore::queue(const Key& key, Stream& stream, Time now, bool served) {
+  if (stream.failed && !stream.done) return;  // at its next turn it is told
   if (need_of(stream) == Need::nothing) return leave_queue(stream);
   const auto since = asked(stream);
   const auto due = since ? *since : std::max(now, stream.blocks.front() + kBlockDue);
-  if (stream.place && stream.place->first <= due) return;
-  leave_queue(stream);
-  stream.place = Place(due, ++queued_);
-  queue_.emplace(*stream.place, key);
+  if (!served && stream.place && stream.place->first <= due) return;
+  const Place place(due, ++queued_);
+  if (stream.place) {
+    auto entry = queue_.extract(*stream.place);
+    entry.key() = place;
+    queue_.insert(std::move(entry));
+  } else {
+    queue_.emplace(place, key);
+  }
+  stream.place = place;
 }
 
 void TokenizerCore::leave_queue(Stream& stream) {
@@ -319,14 +327,25 @@ void TokenizerCore::count(const Stream& s, Time now) {
 /// Where something was thrown. @pre inside of a catch block
 void TokenizerCore::fail_thrown(const Key& key, Stream& s) {
   if (s.done) return;  // its end is told
+  s.failed = true;
   const auto error = service::thrown();
   telemetry::log(telemetry::Level::error, "tokenizer fails at a stream: {}", error.message);
   fail_stream(key, s, error);
 }
 
-/// Streams of the next pass, out of the queue: one that needs a pass of its own, or those with a part to read, by what
-/// is due first, up to the limit. What is known is answered without one.
-std::vector<TokenizerCore::Due> TokenizerCore::take_due(Time now) {
+/// The same of a stream in the queue, but what is thrown here is kept: it is told at the stream's next turn, and keeps
+/// nobody else from what is theirs.
+void TokenizerCore::fail_now_or_later(const Key& key, Stream& s, std::exception_ptr& untold) {
+  try {
+    fail_thrown(key, s);
+  } catch (...) {
+    untold = std::current_exception();
+  }
+}
+
+/// Streams of the next pass: one that needs a pass of its own, or those with a part to read, by what is due first, up
+/// to the limit. They leave the queue when that is done. What is known is answered without one.
+std::vector<TokenizerCore::Due> TokenizerCore::take_due(Time now, std::exception_ptr& untold) {
   std::vector<Due> out;
   out.reserve(queue_.size());
   std::int64_t rows = 0;
@@ -341,13 +360,16 @@ std::vector<TokenizerCore::Due> TokenizerCore::take_due(Time now) {
         fail_stream(key, s, {Errc::deadline_exceeded, "the budget was spent before the codes were made"});
         continue;
       }
+      if (s.failed) {
+        fail_stream(key, s, {Errc::internal, "the tokenizer failed at this stream before, and could not tell it"});
+        continue;
+      }
       answer_known(key, s);
       const auto need = need_of(s);
       if (need == Need::own_pass) {
         if (!out.empty()) continue;  // its turn comes when it is first
         count(s, now);
         out.emplace_back(key, &s);
-        leave_queue(s);
         return out;
       }
       if (need == Need::part) {
@@ -360,10 +382,11 @@ std::vector<TokenizerCore::Due> TokenizerCore::take_due(Time now) {
         }
         if (is_new) count(s, now);
         out.emplace_back(key, &s);
+      } else {
+        leave_queue(s);
       }
-      leave_queue(s);
     } catch (...) {
-      fail_thrown(key, s);
+      fail_now_or_later(key, s, untold);
     }
   }
   return out;
@@ -383,11 +406,13 @@ void TokenizerCore::read_parts(std::span<const Due> streams) {
 }
 
 bool TokenizerCore::work(Time now) {
-  const auto streams = take_due(now);
+  std::exception_ptr untold;
+  const auto streams = take_due(now, untold);
   try {
     read_parts(streams);
   } catch (...) {
-    for (const auto& [key, s] : streams) fail_thrown(key, *s);
+    for (const auto& [key, s] : streams) fail_now_or_later(key, *s, untold);
+    if (untold) std::rethrow_exception(untold);
     return !queue_.empty();
   }
   for (const auto& [key, s] : streams) try {
@@ -397,10 +422,11 @@ bool TokenizerCore::work(Time now) {
         continue;
       }
       answer_known(key, *s);
-      queue(key, *s, now);
+      queue(key, *s, now, true);
     } catch (...) {
-      fail_thrown(key, *s);
+      fail_now_or_later(key, *s, untold);
     }
+  if (untold) std::rethrow_exception(untold);
   return !queue_.empty();
 }
 

@@ -10,9 +10,11 @@
 /// utterance or of an attempt, is due when it is asked for; a block when the next one will be complete, since nobody
 /// waits for its codes before. One that is late already is due at once, behind what was asked for until then: who is
 /// far behind holds nobody up. What has no parts (`exact`, recordings) is read alone.
-/// What is thrown is the error of the stream for which it was done.
+/// What is thrown is the error of the stream for which it was done. One that cannot be told then is told at the next
+/// step; what others have asked for is answered in any case.
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <map>
 
 #include "common/config/fields.hpp"
@@ -79,30 +81,32 @@ class TokenizerCore final : public service::Core {
     std::vector<float> recording;
     int recording_rate = 0;
     std::deque<Time> blocks;     ///< when each came that has not been read; those of an utterance at most
-    std::optional<Place> place;  ///< in the queue
+    std::optional<Place> place;  ///< in the queue, also while it is in a pass
     bool done = false;           ///< answered for good, or failed: what still comes is ignored
+    bool failed = false;         ///< something was thrown; unless it is done, that could not be told yet
     Time deadline = Time::max();
   };
   using Key = service::CallerStream;
   /// What a stream needs next: a pass of its own, or a part of one with others.
   enum class Need { nothing, own_pass, part };
   using Due = std::pair<Key, Stream*>;
-  void take_message(const std::string& peer, protocol::Message message, Time now);
+  void take_message(const Key& key, protocol::Message message, Time now);
   Result<void> open(const Key& key, protocol::Message& message, Time now);
   Result<void> follow(const Key& key, Stream& stream, protocol::Message& message, Time now);
   Result<void> hear(const Key& key, Stream& stream, protocol::Audio audio, Time now);
   void fail_stream(const Key& key, Stream& stream, const Error& error);
   void end(Stream& stream);
   void drop(const Key& key);
-  void queue(const Key& key, Stream& stream, Time now);
+  void queue(const Key& key, Stream& stream, Time now, bool served = false);
   void leave_queue(Stream& stream);
-  std::vector<Due> take_due(Time now);
+  std::vector<Due> take_due(Time now, std::exception_ptr& untold);
   void begin(Stream& stream);
   void count(const Stream& stream, Time now);
   Result<void> read_alone(const Key& key, Stream& stream);
   Result<void> take(const Key& key, Stream& stream);
   void read_parts(std::span<const Due> streams);
   void fail_thrown(const Key& key, Stream& stream);
+  void fail_now_or_later(const Key& key, Stream& stream, std::exception_ptr& untold);
   void answer_known(const Key& key, Stream& stream);
   static Need need_of(const Stream& stream);
   static std::optional<std::size_t> next_end(const Stream& stream);

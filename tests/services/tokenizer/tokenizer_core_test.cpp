@@ -778,4 +778,89 @@ BOOST_AUTO_TEST_CASE(an_error_that_cannot_be_told_ends_no_stream_in_silence) {
   BOOST_TEST(failed > 0);
 }
 
+/// Of two streams in a step each is told its end or one error, whatever fails on the way and in telling it.
+BOOST_AUTO_TEST_CASE(what_fails_at_one_stream_leaves_no_other_unanswered) {
+  for (const bool spent : {true, false}) {
+    int failed = 0, ends = 0;
+    for (int times = 1; times <= 3; ++times)
+      for (std::int64_t at = 0;; ++at) {
+        World w;
+        const auto soon = spent ? w.driver.now + milliseconds(10) : Time::max();
+        w.open(1, TokenizerMode::stable);
+        w.hear(1, 0, part(0, 6000));
+        w.flush(1);
+        w.driver.now += milliseconds(1);
+        w.open(2, TokenizerMode::stable, soon);
+        w.hear(2, 0, part(0, 6000), soon);
+        w.flush(2, -1, soon);
+        w.driver.now += milliseconds(20);  // the budget of the second, perhaps
+        service::Runner host(w.core);
+        failures = times;
+        {
+          const OutOfMemory now;  // if the streams come to be read at all
+          until_failure = at + failures - 1;
+          host.work(w.driver.now);
+        }
+        const bool met = until_failure < failures - 1;
+        until_failure = -1;
+        if (!met) break;
+        ++failed;
+        BOOST_TEST_CONTEXT("allocation " << at << " and " << times - 1 << " more") {
+          std::map<std::uint32_t, int> told;
+          for (const auto& out : host.take()) ++told[out.message.head.stream.value];
+          w.driver.work();
+          for (const auto& h : w.driver.take()) {
+            ++told[h.stream()];
+            BOOST_TEST((h.is<protocol::ErrorMessage>() || h.read<protocol::Tokens>().last));
+            ends += h.is<protocol::Tokens>();
+          }
+          BOOST_TEST(told[1] == 1);
+          BOOST_TEST(told[2] == 1);
+          for (const std::uint32_t stream : {1, 2}) w.hear(stream, 6000, part(0, 100)), w.close(stream);
+          w.driver.work();
+          BOOST_TEST(w.driver.take().empty());
+          BOOST_TEST(w.core.load() == 0);
+        }
+      }
+    BOOST_TEST(failed > 0);
+    BOOST_TEST_MESSAGE(failed << " failures, " << ends << " ends");
+  }
+}
+
+/// A stream that could not be opened is told one error, however much fails and however many ended before it.
+BOOST_AUTO_TEST_CASE(a_stream_that_never_opened_is_told_once) {
+  int failed = 0;
+  for (std::uint32_t before = 0; before <= 10; ++before)
+    for (std::int64_t at = 0;; ++at) {
+      World w;
+      for (std::uint32_t stream = 1; stream <= before; ++stream) {
+        w.driver.tell("controller", stream, protocol::Tokenize{16000, protocol::Bytes(3)});
+        BOOST_TEST(w.only_error().code() == "bad_frame");
+      }
+      protocol::Envelope head;
+      head.session = CoreDriver::kSession;
+      head.stream = {100};
+      auto m = protocol::pack(protocol::OpenTokenizer{}, head);
+      service::Runner host(w.core);
+      failures = 2;
+      until_failure = at + failures - 1;
+      const bool handled = host.deliver("controller", std::move(m), w.driver.now);
+      const bool met = until_failure < failures - 1;
+      until_failure = -1;
+      BOOST_TEST(handled);
+      if (!met) break;
+      ++failed;
+      BOOST_TEST_CONTEXT("allocation " << at << " behind " << before << " that ended") {
+        BOOST_TEST(host.take().size() == 1u);
+        w.hear(100, 0, part(0, 100));
+        w.flush(100);
+        w.driver.work();
+        BOOST_TEST(w.driver.take().empty());
+        BOOST_TEST(w.core.load() == 0);
+        w.close(100);
+      }
+    }
+  BOOST_TEST(failed > 0);
+}
+
 }  // namespace parlando::tokenizer
