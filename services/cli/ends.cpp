@@ -16,17 +16,16 @@ using nlohmann::json;
 
 namespace {
 
-constexpr std::int64_t kPerMs = 16, kFrame = vad::kFrameSamples, kPreroll = 300 * kPerMs;
+constexpr std::int64_t kPerMs = 16, kPreroll = 300 * kPerMs;
 constexpr double kLateMs = 1500;
 constexpr std::int64_t kEndTolerance = 100 * kPerMs;  // a closed mouth in the last sound of a word is its end
 enum Tail : std::size_t { kHint, kJudge, kAgain };
 
-std::int64_t whole_frames(std::int64_t samples) { return (samples + kFrame - 1) / kFrame * kFrame; }
-
 /// Silence in whole frames at which a vad that was asked for so many milliseconds ends an utterance.
 std::int64_t ends_after(int silence_ms) {
-  const auto least = std::max<std::int64_t>(kFrame, (silence_ms - vad::TurnConfig{}.lag_ms) * kPerMs - kFrame / 2);
-  return whole_frames(least);
+  vad::TurnConfig turn;
+  turn.silence_ms = silence_ms;
+  return turn.end_samples();
 }
 
 std::int64_t permille(const HeardPause& pause, Tail tail) {
@@ -45,7 +44,7 @@ FoundEnd end_of(const std::vector<HeardPause>& pauses, const controller::Control
     auto likely = permille(p, kJudge);
     if (likely >= lead->enough(false)) return {p.sample, p.sample + config.judge_ms * kPerMs, By::judged};
     const auto lasts = [&](std::int64_t samples) { return !p.resumed || *p.resumed - p.sample >= samples; };
-    const auto told_again = whole_frames(vad::TurnConfig{}.pause_again_ms * kPerMs);
+    const auto told_again = vad::TurnConfig{}.again_samples();
     if (config.judge_again_ms > 0 && lasts(told_again) && waits > told_again) {
       likely = permille(p, kAgain);
       const auto heard = std::max(told_again, config.judge_again_ms * kPerMs);

@@ -17,6 +17,13 @@ std::vector<service::Definition> definitions() {
 }
 
 namespace {
+/// The least silence that ends a turn of this vad behind its telling that a pause lasts.
+int silence_ms_behind_again(vad::TurnConfig turn) {
+  turn.silence_ms = turn.pause_again_ms;
+  while (turn.end_samples() <= turn.again_samples()) ++turn.silence_ms;
+  return turn.silence_ms;
+}
+
 /// What is right in each service but not in both: the second look at a pause hears what the user says behind it when
 /// the vad says earlier that the pause lasts, and never comes when a likely end has ended the turn before.
 std::string disagreements(const std::vector<service::Instance>& instances) {
@@ -27,19 +34,19 @@ std::string disagreements(const std::vector<service::Instance>& instances) {
     if (leader.service != "controller") continue;
     const auto config = config::read<controller::ControllerConfig>(leader.core, "core", known);
     const auto look = config.judge_again_ms, likely = config.likely_silence_ms;
-    if (likely < look)
-      add(fmt::format("{}: core.likely_silence_ms is {}, expected at least core.judge_again_ms, which is {}",
-                      leader.role, likely, look));
     for (const auto& ear : instances) {
       if (ear.service != "vad") continue;
-      const auto told = config::read<vad::VadConfig>(ear.core, "core", known).turn.pause_again_ms;
-      if (told > 0 && look > told)
+      const auto turn = config::read<vad::VadConfig>(ear.core, "core", known).turn;
+      const auto told = turn.pause_again_ms;
+      if (look == 0 || told == 0) continue;  // there is no second look
+      if (look > told)
         add(fmt::format("{}: core.judge_again_ms is {}, expected at most core.turn.pause_again_ms of {}, which is {}",
                         leader.role, look, ear.role, told));
-      if (look > 0 && likely < told)
-        add(fmt::format(
-            "{}: core.likely_silence_ms is {}, expected at least core.turn.pause_again_ms of {}, which is {}",
-            leader.role, likely, ear.role, told));
+      if (const auto least = silence_ms_behind_again(turn); likely < least)
+        add(
+            fmt::format("{}: core.likely_silence_ms is {}, expected at least {}: {} tells a pause again behind "
+                        "core.turn.pause_again_ms of {} and ends a turn core.turn.lag_ms of {} before its silence",
+                        leader.role, likely, least, ear.role, told, turn.lag_ms));
     }
   }
   return out;

@@ -51,6 +51,10 @@ std::vector<config::Problem> ControllerConfig::problems(const std::string& path)
                                            std::to_string(most)});
   };
   at_most("likely_silence_ms", likely_silence_ms, "unsure_silence_ms", unsure_silence_ms);
+  if (likely_silence_ms < judge_again_ms)
+    out.push_back({path + ".likely_silence_ms", "is " + std::to_string(likely_silence_ms) +
+                                                    ", expected at least judge_again_ms, which is " +
+                                                    std::to_string(judge_again_ms)});
   // Less is enough behind more silence.
   at_most("complete_again_permille_low", complete_again_permille_low, "complete_permille_low", complete_permille_low);
   at_most("complete_again_permille_medium", complete_again_permille_medium, "complete_permille_medium",

@@ -8,6 +8,7 @@ namespace parlando::vad {
 namespace {
 constexpr std::int64_t kFrame = 512;
 constexpr std::int64_t kSamplesPerMs = 16;
+std::int64_t whole_frames(std::int64_t samples) { return (samples + kFrame - 1) / kFrame * kFrame; }
 }  // namespace
 
 std::vector<config::Problem> TurnConfig::problems(const std::string& path) const {
@@ -21,6 +22,12 @@ std::vector<config::Problem> TurnConfig::problems(const std::string& path) const
   config::expect_range(out, path + ".pause_again_ms", pause_again_ms, 0, 10000);
   return out;
 }
+
+std::int64_t TurnConfig::end_samples() const {
+  return whole_frames(std::max<std::int64_t>(kFrame, (silence_ms - lag_ms) * kSamplesPerMs - kFrame / 2));
+}
+
+std::int64_t TurnConfig::again_samples() const { return whole_frames(pause_again_ms * kSamplesPerMs); }
 
 std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t first) {
   if (!speaking_) {
@@ -38,14 +45,13 @@ std::optional<TurnEvent> TurnDetector::push(float probability, std::int64_t firs
     return {};
   }
   const auto silence = first + kFrame - last_;
-  const auto enough = (config_.silence_ms - config_.lag_ms) * kSamplesPerMs - kFrame / 2;
-  if (silence >= std::max<std::int64_t>(kFrame, enough)) {
+  if (silence >= config_.end_samples()) {
     speaking_ = paused_ = false;
     return TurnEvent{TurnEvent::Kind::ended, last_};
   }
   if (config_.pause_ms == 0 || silence < config_.pause_ms * kSamplesPerMs) return {};
   if (paused_) {
-    const bool lasts = config_.pause_again_ms != 0 && silence >= config_.pause_again_ms * kSamplesPerMs;
+    const bool lasts = config_.pause_again_ms != 0 && silence >= config_.again_samples();
     if (!lasts || std::exchange(told_again_, true)) return {};
   } else {
     paused_ = true;

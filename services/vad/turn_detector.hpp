@@ -31,6 +31,10 @@ struct TurnConfig {
     v("pause_again_ms", pause_again_ms);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
+  /// Samples of silence, in whole frames, that end a turn, and behind which a pause is told again: where both are as
+  /// many the turn ends, and nothing is told again.
+  std::int64_t end_samples() const;
+  std::int64_t again_samples() const;
 };
 
 struct TurnEvent {

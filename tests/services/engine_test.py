@@ -216,17 +216,19 @@ def configurations(folder):
         check(f"configuration {text!r}", code == 78 and said.startswith("parlando: "), said)
     code, said = run("parlando-tokenizer", '{"wire": {"bind": "inproc://x"}, "core": {"model": "/nowhere"}}')
     check("a missing model", code == 78 and "/nowhere" in said, said)
+    code, said = run("parlando-controller", '{"wire": {"bind": "inproc://x"}, "core": {"likely_silence_ms": 479}}', "--check-config")
+    check("a likely end before the second look", code == 78 and "core.likely_silence_ms is 479, expected at least judge_again_ms, which is 480" in said, said)
     file = folder / "both.json"
     again = "core.turn.pause_again_ms of vad, which is"
     for told, look, likely, expected in (
-            (480, 480, 700, ()), (0, 480, 700, ()), (480, 480, 480, ()), (800, 0, 700, ()),
+            (480, 480, 700, ()), (0, 480, 700, ()), (480, 480, 605, ()), (800, 0, 700, ()),
             (320, 480, 700, (f"judge_again_ms is 480, expected at most {again} 320",)),
             (640, 800, 900, (f"judge_again_ms is 800, expected at most {again} 640",)),
-            (480, 320, 400, (f"likely_silence_ms is 400, expected at least {again} 480",)),
-            (800, 480, 700, (f"likely_silence_ms is 700, expected at least {again} 800",)),
-            (0, 480, 400, ("likely_silence_ms is 400, expected at least core.judge_again_ms, which is 480",)),
-            (450, 480, 400, (f"judge_again_ms is 480, expected at most {again} 450", f"likely_silence_ms is 400, expected at least {again} 450",
-                             "likely_silence_ms is 400, expected at least core.judge_again_ms, which is 480"))):
+            (480, 320, 400, ("likely_silence_ms is 400, expected at least 605: vad tells a pause again behind core.turn.pause_again_ms of 480",)),
+            (480, 480, 604, ("likely_silence_ms is 604, expected at least 605: vad",)),
+            (800, 480, 924, ("likely_silence_ms is 924, expected at least 925: vad",)), (800, 480, 925, ()),
+            (0, 480, 400, ("core.likely_silence_ms is 400, expected at least judge_again_ms, which is 480",)),
+            (450, 480, 500, (f"judge_again_ms is 480, expected at most {again} 450", "likely_silence_ms is 500, expected at least 605: vad"))):
         file.write_text(json.dumps({"instances": [
             {"service": "vad", "role": "vad", "wire": {"bind": "inproc://v"}, "core": {"turn": {"pause_again_ms": told}}},
             {"service": "controller", "role": "controller", "wire": {"bind": "inproc://c"}, "core": {"judge_again_ms": look, "likely_silence_ms": likely}}]}))

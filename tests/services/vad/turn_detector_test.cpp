@@ -208,4 +208,23 @@ BOOST_AUTO_TEST_CASE(random_probabilities_have_the_same_turns_with_and_without_p
   BOOST_TEST(ended > 500u);
 }
 
+/// What the silences come to in frames: an end is decided first.
+BOOST_AUTO_TEST_CASE(a_pause_is_told_again_where_the_turn_does_not_end_before) {
+  int again = 0, never = 0;
+  for (const int lag : {0, 50, 108, 400})
+    for (const int told : {100, 320, 450, 480, 481})
+      for (int silence = 97; silence <= 1000; ++silence) {
+        const TurnConfig config{.silence_ms = silence, .lag_ms = lag, .pause_again_ms = told};
+        const auto events = run(pattern({{10, 0.9f}, {40, 0.1f}}), config);
+        BOOST_REQUIRE(events.back().first == Kind::ended);
+        const auto pauses =
+            std::count_if(events.begin(), events.end(), [](auto& e) { return e.first == Kind::paused; });
+        const bool may = config.end_samples() > config.again_samples();
+        BOOST_TEST((pauses == 2) == may, "lag " << lag << ", told " << told << ", silence " << silence);
+        ++(may ? again : never);
+      }
+  BOOST_TEST(again > 1000);
+  BOOST_TEST(never > 1000);
+}
+
 }  // namespace parlando::vad
