@@ -200,7 +200,7 @@ void Sessions::close_at(const Attempt& attempt, const std::string& peer, Close h
   head.session = attempt.wanted.session;
   head.stream = attempt.stream;
   head.trace = attempt.trace;
-  to_controllers_.push_back({peer, head, Close{detached}});
+  to_controllers_.push_back({peer, head, how});
 }
 
 void Sessions::review_attempt(Client& client, Time now) {
