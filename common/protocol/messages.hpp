@@ -698,6 +698,7 @@ struct Noted {
   std::int64_t first_sample = 0, end_sample = 0;  ///< of the utterance
   JsonText settled = {};                          ///< as in TurnDone
   std::int64_t sound_from = -1;
+  bool degraded = false;
   template <class V>
   void fields(V&& v) {
     v("id", id, bytes_at_most(100));
@@ -706,20 +707,23 @@ struct Noted {
     v("end_sample", end_sample, at_least(0));
     v("settled", settled);
     v("sound_from", sound_from, at_least(-1));
+    v("degraded", degraded);
   }
 };
 
 /// Inputs up to `input` will never be asked for again; of later ones, audio behind `keep_until` neither (0: all is
-/// kept), but for the last `recent_samples` of it.
+/// kept), but for the last `recent_samples` of it. Said, too, when what was told as `degraded` is stored.
 struct Checkpoint {
   static constexpr MessageType kType = MessageType::checkpoint;
   std::uint64_t input = 0, keep_until = 0;
   std::int64_t recent_samples = 0;
+  bool degraded = false;  ///< turns that were told wait to be made durable
   template <class V>
   void fields(V&& v) {
     v("input", input);
     v("keep_until", keep_until);
     v("recent_samples", recent_samples, at_least(0));
+    v("degraded", degraded);
   }
 };
 

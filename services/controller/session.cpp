@@ -101,7 +101,7 @@ Envelope Session::client_head() const {
 
 void Session::opened(Time now) {
   opened_ = true;
-  unstored_ = ledger_.waiting() > 0;
+  told_checkpoint_.degraded = ledger_.waiting() > 0;
   next_turn(now);
   tell(Opened{ledger_.turns(), open_.seed, ledger_.is_degraded()});
   adopt(now);
@@ -880,7 +880,7 @@ void Session::report(const Turn& turn, bool degraded, const json& trace) {
   const auto sound_from = turn.sound_end < 0 ? -1 : turn.id == turn_.id ? rest_from() : turn.sound_end;
   if (turn.notes)
     return tell(to, Noted{turn.noted_id(), turn.transcript.text, std::max<std::int64_t>(0, turn.begin_sample),
-                          std::max<std::int64_t>(0, turn.end_sample), settled, sound_from});
+                          std::max<std::int64_t>(0, turn.end_sample), settled, sound_from, degraded});
   for (const auto* own : {"last_input", "inputs", "sound_end", "piece_lengths"}) done.erase(own);
   done["turn"] = turn.id.value;
   done["stages"] = turn.stages;
@@ -898,7 +898,7 @@ void Session::finish_turn(bool degraded, Time now) {
   if (turn_.remember) turn_.before.clear();
   (turn_.notes ? around_.tally.notes : around_.tally.turns).add();
   if (degraded) around_.tally.degraded.add();
-  unstored_ = unstored_ || degraded;
+  told_checkpoint_.degraded = told_checkpoint_.degraded || degraded;
   if (turn_.stages.contains("first_audio_ms"))
     around_.tally.first_audio.observe(turn_.stages["first_audio_ms"].get<double>() / 1000);
   for (const auto& part : trace["parts"])
@@ -1009,10 +1009,8 @@ void Session::settle_turn(Time now) {
   take_later(now);
   settle_voice(now);
   store_items(now);
-  if (unstored_ && ledger_.waiting() == 0 && !trial_) {
-    unstored_ = false;
-    checkpoint(past_input(), told_checkpoint_.keep_until);
-  }
+  if (told_checkpoint_.degraded && ledger_.waiting() == 0 && !trial_)
+    checkpoint(told_checkpoint_.input, told_checkpoint_.keep_until);
   if (turn_.stage == Stage::closing) {
     const bool durable =
         !turn_.remember || turn_.durable || ledger_.durable() >= static_cast<std::int64_t>(turn_.id.value);
@@ -1114,13 +1112,14 @@ bool Session::settle_with_turn() {
   return true;
 }
 
-/// How much of the sound behind `keep_until` an utterance may begin in that nobody has noticed yet. From what is let go
-/// the gateway sees that a turn is stored: until then it does not leave a controller that drains.
+/// How much of the sound behind `keep_until` an utterance may begin in that nobody has noticed yet. The gateway does
+/// not leave a controller that drains before what was told is stored.
 void Session::checkpoint(std::uint64_t input, std::uint64_t keep_until) {
   if (const auto needed = needed_input(); needed != 0) input = std::min(input, needed - 1);
-  if (unstored_) input = std::min(input, told_checkpoint_.input);
-  if (input <= told_checkpoint_.input && keep_until == told_checkpoint_.keep_until) return;
-  told_checkpoint_ = {std::max(input, told_checkpoint_.input), keep_until};
+  const bool degraded = told_checkpoint_.degraded && ledger_.waiting() > 0;
+  const bool same = keep_until == told_checkpoint_.keep_until && degraded == told_checkpoint_.degraded;
+  if (input <= told_checkpoint_.input && same) return;
+  told_checkpoint_ = {std::max(input, told_checkpoint_.input), keep_until, 0, degraded};
   if (keep_until != 0)
     told_checkpoint_.recent_samples =
         input_samples(milliseconds(lead_->preroll_ms(around_.config)) + kMemory + kMemorySlack + kVadLag);

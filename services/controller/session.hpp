@@ -391,10 +391,10 @@ class Session {
   std::uint64_t configured_ = 0;                ///< of the last one that has changed how the conversation is led
   std::set<std::uint64_t> settled_;             ///< inputs that are said again and were answered in a stored turn
   std::deque<Past> untold_;                     ///< stored turns whose end the client was not told
+  TurnId retold_note_;                          ///< the last of these, if it is a note
   std::optional<protocol::TurnFacts> decided_;  ///< what the turn is that a former owner has begun; until it is that
   std::int64_t sound_from_ = 0;                 ///< sound before it is of turns that are over
-  protocol::Checkpoint told_checkpoint_;
-  bool unstored_ = false;  ///< what was told as degraded waits for the store: no checkpoint passes its inputs
+  protocol::Checkpoint told_checkpoint_;        ///< or what else the gateway was told of turns that are not stored
   Time checkpoint_at_{};
   std::int64_t heard_samples_ = 0;  ///< position behind the last sound that arrived
   Time heard_at_{};                 ///< when that was

@@ -55,8 +55,8 @@ void Sessions::on_opened(Client& client, Message& message, Time now) {
   // number again.
   session.turn_done = std::min(session.turn_done, TurnId{static_cast<std::uint32_t>(opened->turns)});
   session.log.opened(opened->turns);
-  session.unstored_input = 0;
-  if (opened->degraded) session.told_unstored(session.log.first(), now);
+  session.unstored = false;
+  session.told_degraded(opened->degraded, now);
   if (const auto turn = session.turn.id(); static_cast<std::int64_t>(turn.value) > opened->turns + 1) {
     // The turn under way follows one of these: it begins again, under another number.
     drop_sound(client, turn, now);
@@ -136,7 +136,7 @@ void Sessions::on_owner(Client& client, Message& message, Time now) {
     case MessageType::checkpoint:
       if (const auto point = read<Checkpoint>(message)) {
         client.session->log.checkpoint(point->input, point->keep_until, point->recent_samples);
-        client.session->let_go(point->input);
+        client.session->told_degraded(point->degraded, now);
       }
       return;
     case MessageType::decided:
@@ -216,12 +216,10 @@ void Sessions::on_noted(Client& client, Message& message, Time now) {
   auto& session = *client.session;
   const auto body = read<Noted>(message);
   if (!body) return;
-  const auto first = session.log.first();
-  const bool keeps = session.log.size() > 0;
   session.log.settle(body->settled, body->sound_from);
   session.log.turn_over(message.head.turn, true);
+  session.told_degraded(body->degraded, now);
   if (is_repeat(body->end_sample <= session.noted)) return;
-  if (keeps) session.told_unstored(first, now);  // nobody says whether it is; a checkpoint follows at once if so
   session.noted = body->end_sample;
   session.turn_done = std::max(session.turn_done, message.head.turn);
   if (session.turn.is_open() && session.turn.id() == message.head.turn) turn_over(session);
@@ -248,14 +246,11 @@ void Sessions::on_turn_done(Client& client, Message& message, Time now) {
   const auto body = read<TurnDone>(message);
   if (!body) return;
   const TurnId turn = message.head.turn.value != 0 ? message.head.turn : TurnId{static_cast<std::uint32_t>(body->turn)};
-  const auto first = session.log.first();
   session.log.settle(body->settled, body->sound_from);
   session.log.turn_over(turn, body->remembered);
   if (!enter_turn(session, turn)) return;
-  if (body->degraded)
-    session.told_unstored(first, now);
-  else if (body->remembered)
-    session.unstored_input = 0;  // those before it are stored, too
+  // With one that is stored, those before it are.
+  if (body->degraded || body->remembered) session.told_degraded(body->degraded, now);
   if (body->remembered) session.turn_done = turn;
   session.losses = 0;
   turn_over(session);

@@ -260,7 +260,7 @@ void Sessions::review_owner(Client& client, Time now) {
     if (replicas_.choose(session.id, session.asked)) return move(client, Reason::suspect, now);
   } else if (session.place == Place::open && replicas_.is_draining(owner) && !session.is_busy()) {
     // Another owner's claim would end what this one has still to store.
-    const bool waits = session.unstored_input != 0 && now - session.unstored_since < config_.store_wait;
+    const bool waits = session.unstored && now - session.unstored_since < config_.store_wait;
     if (!waits && replicas_.choose(session.id, session.asked)) return move(client, Reason::draining, now);
   }
   if (session.place == Place::opening && now >= session.answer_by)

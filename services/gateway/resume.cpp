@@ -163,7 +163,7 @@ bool Sessions::take(Client& client, Attempt& attempt, Attempt::Answer answer, Ti
   const bool in_turn = attached->open_turn.value != 0;
   if (in_turn) session.turn_done = {attached->open_turn.value - 1};
   session.log.resumed(in_turn ? session.turn_done.value : attached->turns);
-  if (attached->degraded) session.told_unstored(session.log.first(), now);
+  session.told_degraded(attached->degraded, now);
   by_session_[session.id] = client.id;
   telemetry::log(telemetry::Level::info, "gateway resumes session={} at={} turn={}", session.id.text(),
                  session.controller, attached->open_turn.value);

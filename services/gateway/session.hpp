@@ -55,8 +55,8 @@ struct Session {
   int losses = 0;                  ///< owners in a row that gave it up without having died
   Time lost_at{};                  ///< the last of these
 
-  // A turn was told that its owner may not have stored yet: a checkpoint up to this input says that it has.
-  std::uint64_t unstored_input = 0;  ///< 0: all is stored, as far as is known
+  // What was told, its owner has still to store; a checkpoint says that it has.
+  bool unstored = false;
   Time unstored_since{};
 
   // From the client.
@@ -90,12 +90,9 @@ struct Session {
   /// Of a client that names none: the one under way, else the one that is heard.
   TurnId turn_to_cancel() const { return turn.is_open() || !playout ? turn.id() : playout->playing(); }
   bool is_stuck() const { return resend_at != Time::max(); }
-  void told_unstored(std::uint64_t input, Time now) {
-    if (unstored_input == 0) unstored_since = now;
-    if (unstored_input == 0) unstored_input = input;
-  }
-  void let_go(std::uint64_t input) {
-    if (input >= unstored_input) unstored_input = 0;
+  void told_degraded(bool degraded, Time now) {
+    if (degraded && !unstored) unstored_since = now;
+    unstored = degraded;
   }
 };
 

@@ -452,6 +452,29 @@ BOOST_AUTO_TEST_CASE(a_voice_over_a_turn_that_was_not_understood_yet_drops_it) {
   t.check_calm();
 }
 
+/// The store is away, and then the controller goes with the turn: of the sound behind that no more is kept than ever.
+BOOST_AUTO_TEST_CASE(a_word_over_a_turn_that_is_not_stored_is_no_question_later) {
+  Talk t(talking(0), true);
+  t.chat().calls_tool = false;
+  t.rig.add("controller-2", "controller");
+  t.rig.store->fails = Errc::io;
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.answered(1));
+  BOOST_REQUIRE(t.g().degraded.back());
+  t.say(5, true);
+  t.say(500, false);
+  BOOST_REQUIRE(t.g().count(MessageType::release) == 1u);
+  BOOST_TEST(t.record().empty());
+  BOOST_TEST(t.g().kept() < 250u);
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  t.say(200, false);
+  BOOST_TEST(t.g().turns.size() == 1u);
+  BOOST_TEST(t.g().count(MessageType::speech_started) == 1u);
+  BOOST_TEST(t.g().count(MessageType::error) == 0u);
+}
+
 /// Push to talk over the rest of an answer: a short word, then the button is let go.
 BOOST_AUTO_TEST_CASE(a_flush_makes_a_question_of_a_word_over_playing_sound) {
   for (const bool microphone_stops : {false, true}) {

@@ -813,8 +813,8 @@ BOOST_AUTO_TEST_CASE(turns_wait_for_a_store_that_fails_and_a_third_is_refused) {
   check_calm(rig);
 }
 
-/// From that the gateway sees when it may leave a controller that drains.
-BOOST_AUTO_TEST_CASE(inputs_of_a_turn_are_let_go_when_it_is_stored) {
+/// From that the gateway sees when it may leave a controller that drains. What was said is let go before.
+BOOST_AUTO_TEST_CASE(a_checkpoint_says_when_the_turns_that_were_told_are_stored) {
   Rig rig;
   rig.furnish();
   rig.run(8);
@@ -826,10 +826,12 @@ BOOST_AUTO_TEST_CASE(inputs_of_a_turn_are_let_go_when_it_is_stored) {
   BOOST_TEST(type(rig, "three"));
   rig.run(50);
   BOOST_TEST(rig.gateway().degraded == (std::vector<bool>{false, true, true}), boost::test_tools::per_element());
-  BOOST_TEST(rig.gateway().checkpoint.input == 1u);
+  BOOST_TEST(rig.gateway().checkpoint.degraded);
+  BOOST_TEST(rig.gateway().checkpoint.input == 3u);
   rig.store->fails.reset();
   BOOST_TEST(rig.run_until([&] { return !stored(rig, 3).empty(); }, 400));
   rig.run(2);
+  BOOST_TEST(!rig.gateway().checkpoint.degraded);
   BOOST_TEST(rig.gateway().checkpoint.input == 3u);
   BOOST_TEST(rig.gateway().kept() == 0u);
   check_calm(rig);

@@ -404,6 +404,26 @@ BOOST_AUTO_TEST_CASE(a_session_whose_gateway_is_silent_is_not_said_to_be_gone) {
   BOOST_TEST(resumes_with(kFirst) == "attached");
 }
 
+BOOST_AUTO_TEST_CASE(who_resumes_a_session_with_turns_that_wait_is_told_when_they_are_stored) {
+  Rig rig;
+  furnish(rig);
+  rig.store->fails = Errc::io;
+  rig.gateway().say(Say{"hello"});
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+  rig.kill("gateway-1");
+  auto& g = second(rig);
+  g.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kSecond));
+  rig.run(6);
+  BOOST_REQUIRE(g.attached);
+  BOOST_TEST(g.attached->degraded);
+  BOOST_TEST(g.checkpoints.empty());
+  rig.store->fails.reset();
+  BOOST_REQUIRE(rig.run_until([&] { return !stored(rig).empty(); }));
+  rig.run(2);
+  BOOST_REQUIRE(g.checkpoints.size() == 1u);
+  BOOST_TEST(!g.checkpoint.degraded);
+}
+
 BOOST_AUTO_TEST_CASE(chats_are_told_when_a_session_is_over_and_not_when_it_moves) {
   enum class End { closed, lost, moved, erased };
   for (const auto end : {End::closed, End::lost, End::moved, End::erased}) {

@@ -787,17 +787,17 @@ BOOST_AUTO_TEST_CASE(from_a_draining_controller_idle_sessions_go_at_once_and_oth
   BOOST_TEST(rig.all<Open>(owner).size() == 1u);
 }
 
-/// Another owner's claim would end what the store does not have yet. It has it when the controller lets the turn's
-/// inputs go, or tells a later turn as stored; a store that is away for a minute is not waited for.
+/// Another owner's claim would end what the store does not have yet. It has it when a checkpoint says so, or a later
+/// turn is told as stored; a store that is away for a minute is not waited for.
 BOOST_DATA_TEST_CASE(a_draining_controller_is_left_when_its_turn_is_stored, data::xrange(4), how) {
   Rig rig;
   const auto owner = two_controllers(rig);
   rig.text(R"({"type":"text","text":"hi"})");
   if (how == 3)
-    rig.from(owner, protocol::Noted{"utterance_1_0", "hi", 0, 320, {"[1]"}, -1}, 5, 1);
+    rig.from(owner, protocol::Noted{"utterance_1_0", "hi", 0, 320, {"[1]"}, -1, true}, 5, 1);
   else
     rig.from(owner, protocol::TurnDone{1, true, Rig::to_payload(R"({"user":"u"})"), true, {"[1]"}, -1}, 5, 1);
-  rig.from(owner, protocol::Checkpoint{0, 0}, 5);  // lets nothing go
+  rig.from(owner, protocol::Checkpoint{1, 0, 0, true}, 5);  // what was said is not needed any more
   rig.drains(owner);
   rig.tick(59000);
   BOOST_TEST(rig.all<Open>(other(owner)).empty());
@@ -806,6 +806,21 @@ BOOST_DATA_TEST_CASE(a_draining_controller_is_left_when_its_turn_is_stored, data
   rig.tick(how == 2 ? 1100 : 20);
   BOOST_TEST(rig.all<Open>(other(owner)).size() == 1u);
   BOOST_TEST(rig.handovers(Reason::draining) == 1u);
+}
+
+/// There is no input that a checkpoint could let go.
+BOOST_AUTO_TEST_CASE(a_draining_controller_that_had_turns_to_store_at_the_opening_is_left_when_it_says_so) {
+  Rig rig;
+  const auto owner = two_controllers(rig), next = other(owner);
+  rig.suspect(owner);
+  rig.from(next, protocol::Opened{1, 7, true}, 6);
+  rig.up(owner);
+  rig.drains(next);
+  rig.tick(1000);
+  BOOST_TEST(rig.all<Open>(owner).empty());
+  rig.from(next, protocol::Checkpoint{0, 0}, 6);
+  rig.tick();
+  BOOST_TEST(rig.all<Open>(owner).size() == 1u);
 }
 
 BOOST_DATA_TEST_CASE(a_turn_that_ends_otherwise_lets_its_session_go_too, data::xrange(2), how) {
