@@ -35,6 +35,7 @@ void Sessions::ask_all(Client& client, Time now) {
   auto& attempt = *client.attempt;
   const auto id = attempt.wanted.session;
   attempt.ask_again = Time::max();
+  attempt.is_kept = false;
   attempt.answer_by = now + config_.resume_answer;
   std::vector<std::string> peers;
   if (!by_session_.contains(id)) peers.assign(linked_.begin(), linked_.end());  // else a client here has it
@@ -123,7 +124,7 @@ void Sessions::decide(Client& client, Time now) {
   // Who has not answered may have it.
   const bool is_over = !attempt.is_kept && attempt.asked.empty();
   end_round(attempt, {});
-  attempt.ask_again = now + attempt.pause;
+  attempt.ask_again = now + (attempt.is_kept ? config_.resume_again_kept : attempt.pause);
   attempt.pause = std::min(2 * attempt.pause, config_.resume_again_max);
   if (attempt.ask_again < attempt.give_up) return;
   ++counters_.not_resumed;

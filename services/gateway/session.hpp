@@ -114,7 +114,7 @@ struct Attempt {
   Time ask_again = Time::max();   ///< between two rounds
   milliseconds pause{};           ///< before the next round
   Time give_up{};
-  bool is_kept = false;  ///< a controller has it, at a gateway that is silent
+  bool is_kept = false;  ///< a controller has it, at a gateway that is silent, as it has said in this round
 };
 
 /// Why a client is not read.
