@@ -404,6 +404,23 @@ BOOST_AUTO_TEST_CASE(a_session_whose_gateway_is_silent_is_not_said_to_be_gone) {
   BOOST_TEST(resumes_with(kFirst) == "attached");
 }
 
+/// Its client has the right to what is stored, and opens it by its name.
+BOOST_AUTO_TEST_CASE(a_session_whose_gateway_is_silent_is_opened_by_its_name_later) {
+  Rig rig;
+  furnish(rig);
+  auto& g = second(rig);
+  g.token_digest = kSecond;
+  const auto opens_when = [&](transport::PeerState s) {
+    rig.controller().on_peer({"gateway-1", "gateway", 1, true}, s, rig.now);
+    g.open("controller-1");
+    rig.run(6);
+    return error_of(g);
+  };
+  BOOST_TEST(opens_when(transport::PeerState::suspect) == "unavailable");
+  BOOST_TEST(g.last_error()->retry_ms > 0);
+  BOOST_TEST(opens_when(transport::PeerState::up) == "not_found");
+}
+
 BOOST_AUTO_TEST_CASE(who_resumes_a_session_with_turns_that_wait_is_told_when_they_are_stored) {
   Rig rig;
   furnish(rig);
