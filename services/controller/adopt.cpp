@@ -82,6 +82,8 @@ void Session::adopt(Time now) {
     to.turn = open_.open_turn;
     tell(to, Cancelled{open_.open_turn});
   }
+  if (!untold_.empty() && untold_.back().record.contains("noted"))
+    retold_note_ = {static_cast<std::uint32_t>(untold_.back().turn)};
   if (!untold_.empty()) return finish_next_stored(now);
   if (is_over) return;  // what was told of it counts for no other
   if (turn != 0 && !open_.inputs_kept)

@@ -75,6 +75,7 @@ bool Session::must_wait(MessageType type, Time now) const {
   if (decided_ && type != MessageType::flush) return true;
   // A former owner has finished that answer, or would have.
   if (is_an_answer(type) && is_said_again() && is_answering()) return true;
+  if (is_an_answer(type) && may_be_dropped()) return true;
   const bool ends = turn_.sealed || (turn_.notes && is_answering());
   // A second flush of what is said behind an utterance whose end is being looked for is the next one's.
   if (type == MessageType::flush)

@@ -65,6 +65,7 @@ void Session::detach(Time now) {
   had_ = told_of(turn_);
   client_ = {};
   detached_ = true;
+  open_.last_input = std::min(open_.last_input, input_);  // nobody says the rest again
   // A turn that was just taken over waits for its inputs, and these went with the gateway.
   if (!turn_.is_open() && turn_.deadline != Time::max())
     fail_turn({Errc::unavailable, "the turn went with its gateway: what was said must be said again"}, now);
@@ -92,7 +93,7 @@ void Session::attach(ClientStream client, const Attach& claim, Time now) {
   client_ = std::move(client);
   detached_ = false;
   open_.token_digest = claim.next_digest;
-  told_checkpoint_ = {input_, 0};  // the gateway has none of the inputs so far
+  told_checkpoint_ = {input_, 0, 0, ledger_.waiting() > 0};  // the gateway has none of the inputs so far
   const auto held = std::exchange(held_, {});
   const bool under_way = turn_.is_open();
   // The number of a turn that was told and forgotten is that of the one under way.

@@ -358,12 +358,17 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
     for (const auto& later : std::exchange(later_, {})) turn_.inputs.push_back(later.input);
     return;
   }
-  if (!meant) return tell_at_once(id, Cancelled{id, list_of({taken_})});
-  drop_trial();
   std::vector<std::uint64_t> settled{taken_};
+  const auto drop_later = [&] {
+    for (const auto& later : std::exchange(later_, {})) settled.push_back(later.input);
+  };
+  if (!meant) {
+    if (id <= retold_note_ && taken_ <= open_.last_input) drop_later();
+    return tell_at_once(id, Cancelled{id, list_of(settled)});
+  }
+  drop_trial();
   settled.insert(settled.end(), turn_.inputs.begin(), turn_.inputs.end());
-  for (const auto& later : later_) settled.push_back(later.input);
-  later_.clear();
+  drop_later();
   if (turn_.is_open())
     telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
   const auto sound_from = rest_from();

@@ -107,6 +107,9 @@ class Session {
   void tell_decided();
   /// Inputs up to the last that a former owner was told.
   bool is_said_again() const { return input_ <= open_.last_input; }
+  /// What waited behind a note that a former owner had stored and not told: a `cancel` that is said again, too, says
+  /// that it was dropped.
+  bool may_be_dropped() const { return retold_note_.value != 0 && input_ < open_.last_input; }
 
   // What the client says.
   void on_audio(protocol::Audio audio, Time now);

@@ -811,6 +811,68 @@ BOOST_AUTO_TEST_CASE(a_cancel_drops_what_waits_behind_a_note_also_while_that_is_
   }
 }
 
+/// The former one had stored the note and could not tell it.
+BOOST_AUTO_TEST_CASE(a_cancel_drops_what_waits_behind_a_note_that_another_controller_tells) {
+  for (const std::uint32_t named : {0u, 1u}) {
+    BOOST_TEST_CONTEXT("turn " << named) {
+      auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(0));
+      t.chat().calls_tool = false;
+      t.rig.add("controller-2", "controller");
+      t.say(5, false);
+      t.say(kSpeech, true);
+      BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+      t.g().say(Utter{"Given."});
+      t.g().say(Respond{});
+      const auto& turn = *t.rig.controller().turn_of(kSession);
+      BOOST_REQUIRE(t.until([&] { return turn.stage == Turn::Stage::closing; }));
+      t.rig.swallow = [](const std::string& from, const std::string& to, const Message&) {
+        return from == "context-1" && to == "controller-1";
+      };
+      t.g().say(Cancel{{named}});
+      t.say(5, false);
+      BOOST_REQUIRE(t.rig.store->sessions[kSession].turns.contains(1));
+      BOOST_REQUIRE(t.g().noted.empty());
+      t.rig.kill("controller-1");
+      t.g().open("controller-2");
+      t.say(100, false);
+      BOOST_TEST(t.g().noted.size() == 1u);
+      BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
+      BOOST_TEST(t.g().turns.empty());
+      BOOST_TEST(t.g().audio.empty());
+      BOOST_TEST(t.g().open_questions().empty());
+      for (const auto& [input, fates] : t.g().fates) BOOST_TEST(fates == 1, "input " << input);
+      t.g().say(Say{"and now"});
+      BOOST_TEST(t.answered(1));
+      t.check_calm();
+    }
+  }
+}
+
+/// Nobody has cancelled: they are taken when all is said again.
+BOOST_AUTO_TEST_CASE(what_waits_behind_a_note_that_another_controller_tells_is_answered) {
+  auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(0));
+  t.chat().calls_tool = false;
+  t.rig.add("controller-2", "controller");
+  t.say(5, false);
+  t.say(kSpeech, true);
+  BOOST_REQUIRE(t.until([&] { return t.g().count(MessageType::speech_ended) == 1; }));
+  t.g().say(Utter{"Given."});
+  const auto& turn = *t.rig.controller().turn_of(kSession);
+  BOOST_REQUIRE(t.until([&] { return turn.stage == Turn::Stage::closing; }));
+  t.rig.swallow = [](const std::string& from, const std::string& to, const Message&) {
+    return from == "context-1" && to == "controller-1";
+  };
+  t.g().say(Respond{});
+  t.rig.run(5);
+  BOOST_REQUIRE(t.rig.store->sessions[kSession].turns.contains(1));
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  BOOST_TEST(t.rig.run_until([&] { return t.g().turns.size() == 2; }, 200));
+  BOOST_TEST(t.g().noted.size() == 1u);
+  BOOST_TEST(t.g().turns[0]["assistant"] == "Given.");
+  t.check_calm();
+}
+
 /// Another controller hears everything at once, and the wish before its vad has found the utterance.
 BOOST_AUTO_TEST_CASE(a_wish_stays_behind_the_utterance_that_it_followed) {
   auto t = talk_with([](FakeGateway& g) { g.settings.answers = false; }, led(0));
