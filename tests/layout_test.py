@@ -19,7 +19,7 @@ MAY_INCLUDE = {
     "common/checkpoint": ["common/base"],
     "common/config": ["common/base"],
     "common/http": ["common/base"],
-    "common/nn": ["kernels"],
+    "common/nn": ["common/base", "kernels"],
     "common/parallel": ["common/base"],
     "common/telemetry": ["common/base"],
     "common/tensor": ["common/checkpoint"],
