@@ -146,9 +146,15 @@ BOOST_AUTO_TEST_CASE(when_the_owner_dies_too_the_session_is_not_found) {
   town.w.kill("controller-1");
   town.w.kill("controller-2");
   town.w.restart("controller-1");
-  const auto then = town.gateway("2").add({resume(had, 0), step::wait_for("opened")});
-  BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("2").is_finished(); }, 20000ms));
-  BOOST_TEST(town.gateway("2").client(then).events[0]["code"] == "not_found");
+  // A controller that is silent may have it, until it is given up.
+  std::vector<std::string> codes;
+  while (codes.size() < 12 && (codes.empty() || codes.back() == "unavailable")) {
+    const auto then = town.gateway("2").add({resume(had, 0), step::wait_for("opened")});
+    BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("2").is_finished(); }, 20000ms));
+    codes.push_back(town.gateway("2").client(then).events[0]["code"]);
+  }
+  BOOST_TEST(codes.front() == "unavailable");
+  BOOST_TEST(codes.back() == "not_found");
 }
 
 }  // namespace parlando
