@@ -94,7 +94,7 @@ std::vector<std::string> RealtimeSpeaker::on_event(std::string_view text, Time n
     if (errors_.size() < kErrorsMax || errors_.contains(words)) ++errors_[words];
     if (state_ != State::talking && !failure_) failure_ = words;
   } else if (type == "input_audio_buffer.speech_stopped") {
-    if (speaking_ && !open_)
+    if (speaking_ && !ended_)
       cut_off_ = cut_off_ || static_cast<std::int64_t>(said_bytes_ / 2) > said().begin_sample;
     else if (open_ && std::isnan(open_->end_told))
       open_->end_told = ms_between(open_->asked, now);
@@ -166,14 +166,14 @@ std::vector<std::string> RealtimeSpeaker::on_frame(Time now) {
   }
   if (!speaking_ && !open_ && !finishes_ && responses_ == 0 && now >= speak_at_) {
     speaking_ = true;
-    cut_off_ = false;
+    ended_ = cut_off_ = false;
     said_bytes_ = 0;
   }
   if (!speaking_) return {append(next_noise())};
   std::string pcm = said().pcm.substr(said_bytes_, kFrameBytes);
   said_bytes_ += pcm.size();
   pcm.append(next_noise().substr(pcm.size()));
-  if (const auto end = static_cast<std::int64_t>(said_bytes_ / 2); !open_ && end >= said().end_sample)
+  if (const auto end = static_cast<std::int64_t>(said_bytes_ / 2); !ended_ && end >= said().end_sample)
     end_speech(now, end - said().end_sample);
   if (said_bytes_ >= said().pcm.size()) {
     speaking_ = false;
@@ -184,6 +184,7 @@ std::vector<std::string> RealtimeSpeaker::on_frame(Time now) {
 
 /// The frame leaves when its last sample has been said.
 void RealtimeSpeaker::end_speech(Time now, std::int64_t behind_samples) {
+  ended_ = true;
   open_.emplace();
   open_->asked = now - std::chrono::microseconds(behind_samples * 1'000'000 / RealtimePlan::kRate);
   open_->cut_off = cut_off_;

@@ -77,8 +77,9 @@ class RealtimeSpeaker {
   bool finishes_ = false;
   std::size_t utterance_, said_bytes_ = 0;
   bool speaking_ = false;
-  std::optional<RealtimeTurn> open_;  ///< its speech has ended
+  bool ended_ = false;                ///< the last word of the one that is being said has been; its rest is quiet
   bool cut_off_ = false;              ///< of the one that is being said
+  std::optional<RealtimeTurn> open_;  ///< its speech has ended
   int responses_ = 0;                 ///< under way
   Time speak_at_, first_audio_;
   double heard_seconds_ = 0, play_lag_ = 0;

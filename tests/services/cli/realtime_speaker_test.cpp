@@ -87,6 +87,23 @@ BOOST_AUTO_TEST_CASE(an_answer_is_timed_from_the_true_end_of_speech) {
   BOOST_TEST(turns[0].failure.empty());
 }
 
+BOOST_AUTO_TEST_CASE(an_answer_that_is_over_before_the_quiet_rest_of_the_question_is_one_turn) {
+  auto plan = one_second();
+  plan.answer_max = std::chrono::seconds(2);
+  plan.utterances[0].end_sample = 300 * kPerMs;
+  Rig rig(plan);
+  rig.agree();
+  rig.pass(700 + 400);
+  rig.event({{"type", "input_audio_buffer.speech_stopped"}});
+  rig.event({{"type", "response.created"}});
+  rig.sound(4000);
+  rig.done();
+  rig.pass(600 + 2100);  // the rest of the question, and as long as an answer may take
+  const auto turns = rig.speaker.take();
+  BOOST_REQUIRE(turns.size() == 1u);
+  BOOST_TEST(turns[0].failure.empty());
+}
+
 BOOST_AUTO_TEST_CASE(the_next_question_waits_until_the_answer_has_been_heard) {
   Rig rig;
   rig.agree();
