@@ -115,7 +115,7 @@ with tempfile.TemporaryDirectory(prefix="parlando-turnover-") as folder:
                 problems.append(f"{name} is a new process")
                 continue
             print(f"  {name:<13} {was[0]:7.1f} -> {memory:7.1f} MiB, {was[1]} -> {files} descriptors, {was[2]} -> {threads} threads")
-            memory -= kept.get(name, 0) - kept_before.get(name, 0)
+            memory -= max(0, kept.get(name, 0) - kept_before.get(name, 0))  # what is forgotten stays touched
             if memory - was[0] > max(GROWTH_MIB_MIN, GROWTH_MAX * was[0]):
                 problems.append(f"{name} has grown from {was[0]:.1f} to {memory:.1f} MiB between {first} and {a.sessions} sessions")
             if files > was[1] or threads > was[2]:
