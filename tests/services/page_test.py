@@ -177,6 +177,33 @@ def comes_back_behind_a_lost_socket(browser):
     browser.until("document.body.dataset.mode === 'ready' && sockets.length === 3 && document.querySelectorAll('#turns > li').length === 0")
 
 
+CLAIM = """import("/claim.js").then(({ Claim }) => {
+    const text = (turn, text, kind = "text") => ({ type: "text", turn, kind, text });
+    const after = (turn, ...told) => { const c = new Claim(turn); for (const t of told) typeof t === "number" ? c.sound(t) : t.resumed ? c.resumed(t.turn) : c.event(t); const f = c.fields; return [f.turn, f.samples, f.transcript_bytes, f.reply_bytes, f.tool_calls]; };
+    return {
+      "of the turn under way": after(1, text(1, "hé", "transcript"), text(1, "Bern"), text(1, "{}", "tool_call"), 100),
+      "nothing of the next": after(1, text(1, "Bern"), 100, { type: "turn", turn: 1 }),
+      "a number that is used again": after(1, text(1, "Bern"), 100, { type: "turn", turn: 1, remembered: false }, text(1, "Paris")),
+      "numbers passed over": after(2, text(3, "Paris"), 7),
+      "lost with its controller": after(3, { type: "turn", turn: 3, degraded: true }, text(3, "Bern")),
+      "a cancel of the turn before": after(2, text(2, "Paris"), 50, { type: "cancelled", turn: 1 }),
+      "a cancel of this one": after(2, text(2, "Paris"), 50, { type: "cancelled", turn: 2 }),
+      "an error of this one": after(2, text(2, "Paris"), { type: "error", code: "overloaded", turn: 2 }),
+      "an error of none": after(2, text(2, "Paris"), { type: "error", code: "bad_json" }),
+      "under way behind a resume": after(2, text(2, "Paris"), 50, { resumed: true, turn: 2 }, 10),
+      "not under way behind a resume": after(2, text(2, "Paris"), 50, { resumed: true }, 10),
+    };
+})"""
+
+
+def claims_what_has_come(browser):
+    """What `resume` says: nothing of a turn is told twice, nothing is missing."""
+    assert (got := browser.js(CLAIM)) == {
+        "of the turn under way": [1, 100, 3, 4, 1], "nothing of the next": [2, 0, 0, 0, 0], "a number that is used again": [1, 0, 0, 5, 0], "numbers passed over": [3, 7, 0, 5, 0],
+        "lost with its controller": [3, 0, 0, 4, 0], "a cancel of the turn before": [2, 50, 0, 5, 0], "a cancel of this one": [2, 0, 0, 0, 0], "an error of this one": [2, 0, 0, 0, 0],
+        "an error of none": [2, 0, 0, 5, 0], "under way behind a resume": [2, 60, 0, 5, 0], "not under way behind a resume": [2, 10, 0, 0, 0]}, got
+
+
 def works_by_keyboard_alone(browser):
     browser.js("document.querySelector('#notice').hidden = true; document.querySelector('.skip').focus()")
     order = ["skip"]
@@ -392,7 +419,7 @@ with tempfile.TemporaryDirectory() as folder:
         browser.open(f"http://127.0.0.1:{engine.port}/")
         browser.until("document.querySelector('#microphone')")
         parts = [hears_a_question_and_answers_it, shows_what_a_tool_was_asked, can_be_interrupted, stands_still_and_goes_on, sets_what_it_is_told_as_text, asks_again_and_saves,
-                 comes_back_behind_a_lost_socket, works_by_keyboard_alone, speaks_two_languages, shows_words_without_their_tag, draws_the_order_of_stages, can_be_read_by_everybody, speaks_a_text, clones_a_voice]
+                 comes_back_behind_a_lost_socket, claims_what_has_come, works_by_keyboard_alone, speaks_two_languages, shows_words_without_their_tag, draws_the_order_of_stages, can_be_read_by_everybody, speaks_a_text, clones_a_voice]
         for part in parts:
             part(browser)
             print(f"{part.__name__} passed", flush=True)

@@ -1,12 +1,10 @@
 // A conversation on /v1/dialogue. A socket that is lost is not its end: for a minute the session waits for its token, at any gateway.
+import { Claim } from "./claim.js";
 import { isRefused, protocols } from "./key.js";
 
 export const LEAD_MS = 400;  // the gateway sends sound no further ahead, so that it can stop
 export const RATE = 16000;   // of what is said to it
 const RESUME_MS = 60000, AGAIN_MS = 1000, PART = 8000;
-
-const bytes = (text) => new TextEncoder().encode(text).length;
-const nothingOf = (turn) => ({ turn, samples: 0, transcript_bytes: 0, reply_bytes: 0, tool_calls: 0 });
 
 export class Dialogue {
   /// @param options  () => fields of `open`
@@ -49,19 +47,15 @@ export class Dialogue {
 
   #open() { this.#say({ type: "open", lead_ms: LEAD_MS, ...this.options() }); }
   #resume() {
-    const { id, token, had } = this.session;
-    this.#say({ type: "resume", session: id, token, lead_ms: LEAD_MS, ...had });
+    const { id, token, claim } = this.session;
+    this.#say({ type: "resume", session: id, token, lead_ms: LEAD_MS, ...claim.fields });
   }
   #say(message) { if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message)); }
 
   #event(e) {
     if (e.type === "opened") return this.#opened(e);
-    const had = this.session?.had;
     if (e.type === "error") return this.#failed(e);
-    if (had && e.type === "turn") this.session.had = nothingOf(e.turn + 1);
-    if (had && e.type === "cancelled") this.session.had = nothingOf(had.turn);
-    if (had && e.type === "text" && e.kind === "tool_call") ++had.tool_calls;
-    else if (had && e.type === "text") had[e.kind === "text" ? "reply_bytes" : "transcript_bytes"] += bytes(e.text);
+    this.session?.claim.event(e);
     this.on.event(e);
   }
 
@@ -69,7 +63,9 @@ export class Dialogue {
     this.ready = true;
     if (!e.resumed) this.sent = 0;
     else this.sent = e.input_samples ?? this.sent;
-    this.session = { id: e.session, token: e.resume_token, had: e.resumed ? this.session.had : nothingOf(e.turns + 1) };
+    const claim = e.resumed ? this.session.claim : new Claim(e.turns + 1);
+    if (e.resumed) claim.resumed(e.turn);
+    this.session = { id: e.session, token: e.resume_token, claim };
     this.on.opened(e);
   }
 
@@ -79,7 +75,7 @@ export class Dialogue {
     if (waits) { this.timer = setTimeout(() => this.#resume(), e.retry_ms ?? AGAIN_MS); return; }
     const over = e.session_ended || !this.ready;
     if (over) this.session = null;
-    else if (e.turn) this.session.had = nothingOf(this.session.had.turn);
+    else this.session.claim.event(e);
     this.ready = !over;
     this.on.event(e);
     if (over) this.timer = setTimeout(() => this.#open(), e.retry_ms ?? AGAIN_MS);
@@ -87,7 +83,7 @@ export class Dialogue {
 
   #sound(pcm) {
     if (!this.session) return;
-    this.session.had.samples += pcm.length;
+    this.session.claim.sound(pcm.length);
     this.on.sound(pcm);
   }
 
