@@ -1,16 +1,47 @@
 #include "services/controller/text_chunker.hpp"
 
+#include <algorithm>
+#include <array>
 #include <utility>
 
 namespace parlando::controller {
 
 namespace {
 
+constexpr auto kTitles =
+    std::to_array<std::string_view>({"mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "approx", "dept", "gen",
+                                     "col", "lt", "capt", "rev", "mt", "e.g", "i.e"});
+
+bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+char small(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c; }
+
+enum class Stop { end, none, unknown };
+
+/// What a full stop in front of a space is. What follows the space may have to be there, too.
+Stop stop_at(std::string_view s, std::size_t at) {
+  auto begin = at;
+  while (begin > 0 && (is_letter(s[begin - 1]) || is_digit(s[begin - 1]) || s[begin - 1] == '.')) --begin;
+  std::string word(s.substr(begin, at - begin));
+  std::transform(word.begin(), word.end(), word.begin(), small);
+  if (std::find(kTitles.begin(), kTitles.end(), word) != kTitles.end()) return Stop::none;
+  const bool is_first = s.find_first_not_of(" \n") == begin;
+  if (is_first && !word.empty() && std::all_of(word.begin(), word.end(), is_digit)) return Stop::none;
+  if (word.size() == 1 && is_letter(word[0]) && word != "i") return Stop::none;
+  const bool has_stops = word.size() == 3 && is_letter(word[0]) && word[1] == '.' && is_letter(word[2]);
+  if (!has_stops) return Stop::end;
+  if (at + 2 >= s.size()) return Stop::unknown;
+  return s[at + 2] >= 'a' && s[at + 2] <= 'z' ? Stop::none : Stop::end;
+}
+
 /// Bytes of a sentence's end at `at`, 0 when there is none.
 std::size_t sentence_end(std::string_view s, std::size_t at) {
   const char c = s[at];
   // A full stop inside a number is none, so the character behind it has to be there and to be a space.
-  if (c == '.' || c == '!' || c == '?' || c == ';') return at + 1 < s.size() && s[at + 1] == ' ' ? 1 : 0;
+  if (c == '.' || c == '!' || c == '?' || c == ';') {
+    if (at + 1 >= s.size() || s[at + 1] != ' ') return 0;
+    return c != '.' || stop_at(s, at) == Stop::end ? 1 : 0;
+  }
   if (c == '\n') return 1;
   for (const std::string_view mark : {"。", "！", "？", "；"})
     if (s.substr(at).starts_with(mark)) return mark.size();
@@ -61,11 +92,12 @@ std::vector<TextChunk> TextChunker::push(std::string_view text) {
   open_ += text;
   std::vector<TextChunk> out;
   for (std::size_t at = 0; at < open_.size(); ++at) {
+    const auto& limits = begun_ ? options_.later : options_.first;
     auto size = sentence_end(open_, at);
-    if (size == 0 && at >= options_.comma_bytes) size = comma(open_, at);
-    if (size == 0 && at >= options_.bytes_max && open_[at] == ' ') size = 1;
+    if (size == 0 && at >= limits.comma_bytes) size = comma(open_, at);
+    if (size == 0 && at >= limits.space_bytes && open_[at] == ' ') size = 1;
     // Without a mark or a space: between two characters, of other scripts only when nothing else helps.
-    const auto most = is_wide(open_, at) ? options_.bytes_max : options_.bytes_hard_max;
+    const auto most = is_wide(open_, at) ? limits.wide_bytes : options_.bytes_hard_max;
     // The last one may be a mark that only the next one tells.
     if (size == 0 && (at < most || !is_character(open_, at) || at + 1 == open_.size())) continue;
     emit(out, at + size);

@@ -1,6 +1,11 @@
 #pragma once
 /// Cuts streamed text into pieces worth speaking: at the end of a sentence, or, when one grows long, at a comma or a
-/// space, in a script without spaces between any two characters. A leading tag belongs to every piece of the text.
+/// space, in a script without spaces between any two characters. Of the first piece less is long: it is waited for. A
+/// leading tag belongs to every piece of the text.
+///
+/// A full stop ends no sentence inside a number, behind a title ("dr."), an initial ("j. smith") or the number of a
+/// list
+/// ("2. milk"), nor behind letters with stops ("p.m.", "u.s.") when a small letter follows.
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,8 +20,13 @@ struct TextChunk {
 
 class TextChunker {
  public:
+  /// From how many bytes on a piece ends there.
+  struct Limits {
+    std::size_t comma_bytes, space_bytes;
+    std::size_t wide_bytes;  ///< between two characters of a script without spaces, three bytes each
+  };
   struct Options {
-    std::size_t comma_bytes = 80, bytes_max = 200;
+    Limits first{60, 100, 60}, later{80, 200, 120};
     std::size_t bytes_hard_max = 800;  ///< of a word
   };
   TextChunker() = default;

@@ -32,6 +32,37 @@ BOOST_AUTO_TEST_CASE(sentences_are_pieces_however_the_text_arrives) {
     BOOST_TEST(run(text, packet) == want, boost::test_tools::per_element());
 }
 
+BOOST_AUTO_TEST_CASE(not_every_full_stop_ends_a_sentence) {
+  const std::vector<std::vector<std::string>> cases{
+      {"Dr. Smith and mrs. jones live in St. Louis.", "So do J. R. Ewing and I.", "Good."},
+      {"it opens at 5 p.m. on fridays.", "come at 6 p.m.", "We are in the U.S. now."},
+      {"take fruit, e.g. Apples.", "1. milk.", "2. Bread and 3.5 eggs.", "so am i.", "no."},
+      {"the answer is 7.", "plan b. is better"}};
+  for (const auto& want : cases) {
+    std::string text;
+    for (const auto& piece : want) text += (text.empty() ? "" : " ") + piece;
+    for (std::size_t packet = 1; packet <= text.size(); ++packet)
+      BOOST_TEST(run(text, packet) == want, boost::test_tools::per_element());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_first_piece_is_short) {
+  std::string text = "well", chinese;
+  while (text.size() < 600) text += " and another word";
+  for (int n = 0; n < 100; ++n) chinese += "今天天气很好";
+  for (const auto& [said, first, later] : {std::tuple(text, 110u, 210u), std::tuple(chinese, 63u, 123u)}) {
+    const auto pieces = run(said, 7);
+    BOOST_REQUIRE(pieces.size() > 2u);
+    BOOST_TEST(pieces[0].size() <= first);
+    BOOST_TEST(pieces[1].size() > first);
+    BOOST_TEST(pieces[1].size() <= later);
+  }
+  const auto comma = run("this is what is said before anything else is, as it were, and so on and on and on", 5);
+  BOOST_TEST(comma.size() == 1u);
+  BOOST_TEST(run("this is what is said before anything else is said at all, as it were, and so on and on", 5).size() ==
+             2u);
+}
+
 BOOST_AUTO_TEST_CASE(a_leading_tag_belongs_to_every_piece) {
   const std::vector<std::string> want{"(快速1)one.", "(快速1)two."};
   BOOST_TEST(run("(快速1)one. two.", 3) == want, boost::test_tools::per_element());
@@ -40,8 +71,9 @@ BOOST_AUTO_TEST_CASE(a_leading_tag_belongs_to_every_piece) {
 BOOST_AUTO_TEST_CASE(long_text_is_cut_at_commas_and_then_at_spaces) {
   std::string text;
   for (int n = 0; n < 60; ++n) text += "word ";
-  for (const auto& piece : run(text, 7, {.comma_bytes = 40, .bytes_max = 50})) BOOST_TEST(piece.size() <= 56u);
-  BOOST_TEST(run("aaaa bbbb, cccc, dddd", 4, {.comma_bytes = 6, .bytes_max = 50}).size() == 2u);
+  for (const auto& piece : run(text, 7, {.first = {40, 50, 50}, .later = {40, 50, 50}}))
+    BOOST_TEST(piece.size() <= 56u);
+  BOOST_TEST(run("aaaa bbbb, cccc, dddd", 4, {.first = {6, 50, 50}, .later = {6, 50, 50}}).size() == 2u);
 }
 
 BOOST_AUTO_TEST_CASE(text_without_marks_or_spaces_is_cut_between_characters) {
