@@ -73,7 +73,10 @@ void Session::commit_trial(Time now) {
   for (auto& effect : trial.effects) around_.outlet.post(client_.gateway, std::move(effect));
   if (open_.plays && turn_.samples > 0) add_playing(turn_.id);
   if (turn_.stages.contains("first_audio_ms")) turn_.mark("first_audio_ms", now);  // it was made before, and left now
-  for (auto& call : trial.tool_calls) on_tool_call(std::move(call), now);
+  for (auto& call : trial.tool_calls) {
+    if (turn_.stage != Stage::thinking) return;  // the one before has failed the turn
+    on_tool_call(std::move(call), now);
+  }
   complete_if_all_there(now);
 }
 
