@@ -25,6 +25,10 @@ std::string clients_endpoint(const UpOptions& options, const Places& places, int
                      static_cast<long>(::getpid()), n);
 }
 
+bool stores_in_a_file(const UpOptions& options) {
+  return options.store != ":memory:" && options.store.find("://") == std::string::npos;
+}
+
 namespace {
 
 class Topology {
@@ -71,7 +75,11 @@ class Topology {
               {"heartbeat_ms", options_.processes ? kHeartbeat : kHeartbeatAlone},
               {"step_limit_ms", options_.step_limit_ms}};
     all_.push_back({{"service", service}, {"role", role}, {"wire", std::move(wire)}, {"core", core}});
-    if (service == "controller" && !options_.record.empty()) all_.back()["record"] = options_.record;
+    if (service != "controller") return;
+    if (!options_.record.empty()) all_.back()["record"] = options_.record;
+    // Turns that wait for the store outlive the process as the stored ones do.
+    if (stores_in_a_file(options_))
+      all_.back()["core"]["commit_queue_file"] = fmt::format("{}.waiting-{}", options_.store, n);
   }
   /// The first replicas of all roles, then the second ones: a port that does not depend on how many there are of other
   /// roles, so that scaling one of them leaves everyone else's configuration, and so its process, alone.

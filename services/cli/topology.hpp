@@ -18,6 +18,10 @@ struct Places {
 /// be reached from outside: by the same user.
 std::string clients_endpoint(const UpOptions& options, const Places& places, int n);
 
+/// The store outlives the engine; beside it lie the secret of session tokens (`.secret`) and, for each controller, the
+/// turns that wait for it (`.waiting-1` …).
+bool stores_in_a_file(const UpOptions& options);
+
 /// Every instance, as a configuration file would list them.
 nlohmann::json topology(const UpOptions& options, const Places& places);
 

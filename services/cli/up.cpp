@@ -327,8 +327,8 @@ namespace {
 
 /// Tokens of sessions are good for as long as what they open: what signs them lies beside the store.
 Result<void> take_secret(UpOptions& options) {
-  const bool is_file = options.store != ":memory:" && options.store.find("://") == std::string::npos;
-  if (!options.secrets_file.empty() || !options.config.empty() || options.check || !is_file) return {};
+  if (!options.secrets_file.empty() || !options.config.empty() || options.check || !stores_in_a_file(options))
+    return {};
   const auto path = options.store + ".secret";
   std::error_code ignored;
   if (const auto folder = fs::path(path).parent_path(); !folder.empty()) fs::create_directories(folder, ignored);

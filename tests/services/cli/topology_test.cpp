@@ -49,6 +49,21 @@ BOOST_AUTO_TEST_CASE(scaling_a_role_leaves_the_configuration_of_everybody_else_a
   }
 }
 
+BOOST_AUTO_TEST_CASE(turns_that_wait_for_a_store_on_the_disk_wait_there) {
+  for (const auto& [store, files] :
+       std::map<std::string, std::vector<std::string>>{{"a/b.sqlite", {"a/b.sqlite.waiting-1", "a/b.sqlite.waiting-2"}},
+                                                       {":memory:", {"", ""}},
+                                                       {"postgresql://host/name", {"", ""}}}) {
+    UpOptions options;
+    options.store = store;
+    options.replicas = {{"controller", 2}};
+    std::vector<std::string> found;
+    for (const auto& entry : topology(options, {"inproc://", {}}))
+      if (entry["role"] == "controller") found.push_back(entry["core"].value("commit_queue_file", ""));
+    BOOST_TEST(found == files, boost::test_tools::per_element());
+  }
+}
+
 BOOST_AUTO_TEST_CASE(the_second_address_is_the_first_gateways_alone) {
   UpOptions options;
   options.api_listen = "127.0.0.1:1";
