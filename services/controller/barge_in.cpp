@@ -162,11 +162,11 @@ void Session::lose_vad(Time now) {
   listen_again_at_ = now + kRetry;
 }
 
-/// The turn ends without an answer: nothing of it plays, and no voice is over it any more.
-void Session::drop_sound_of_turn(Time now) {
-  if (playing_last_ == turn_.id) playing_last_ = playing_ == turn_.id ? TurnId() : playing_;
-  if (playing_ == turn_.id) playing_ = {};
-  if (!voice_ || voice_->taken || voice_->over != turn_.id) return;
+/// Nothing of a turn plays any more, and no voice is over it.
+void Session::drop_sound_of(TurnId turn, Time now) {
+  if (playing_last_ == turn) playing_last_ = playing_ == turn ? TurnId() : playing_;
+  if (playing_ == turn) playing_ = playing_last_;
+  if (!voice_ || voice_->taken || voice_->over != turn) return;
   release_voice();
   if (playing_.value == 0) return;
   voice_->over = playing_;
@@ -205,15 +205,7 @@ void Session::interrupt(Time now) {
   around_.tally.interruptions.add();
   playing_ = playing_last_ = {};
   const bool under_way = is_answering() && voice.over == turn_.id;
-  if (!under_way) {
-    const bool is_last = last_ && last_->id == voice.over;
-    const auto stored = is_last ? Turn() : stored_turn(voice.over);
-    const auto most = is_last ? last_->samples : std::max<std::int64_t>(0, voice.heard_samples);
-    const auto samples = voice.heard_samples < 0 ? most : std::min(voice.heard_samples, most);
-    // The number of a turn that was told and forgotten may be the next one's by now.
-    const bool remembered = !is_last || last_->remember;
-    cut_turn(voice.over, samples, (is_last ? *last_ : stored).heard_text(samples), remembered);
-  }
+  if (!under_way) cut_done_turn(voice.over, voice.heard_samples);
   if (!is_answering()) return;
   const auto said = under_way ? voice.heard_samples : 0;
   const auto samples = said < 0 ? turn_.samples : std::min(said, turn_.samples);
@@ -225,6 +217,28 @@ void Session::interrupt(Time now) {
     tell(Interrupted{turn_.id, samples, heard});
   if (turn_.stage == Stage::closing) return;
   end_answer(samples, heard, now);
+}
+
+/// A turn before the one that is under way.
+/// @param heard_samples  < 0: nobody knows
+void Session::cut_done_turn(TurnId turn, std::int64_t heard_samples) {
+  const bool is_last = last_ && last_->id == turn;
+  const auto stored = is_last ? Turn() : stored_turn(turn);
+  const auto most = is_last ? last_->samples : std::max<std::int64_t>(0, heard_samples);
+  const auto samples = heard_samples < 0 ? most : std::min(heard_samples, most);
+  // The number of a turn that was told and forgotten may be the next one's by now.
+  cut_turn(turn, samples, (is_last ? *last_ : stored).heard_text(samples), !is_last || last_->remember);
+}
+
+/// An answer that is complete is cancelled while it is still heard; the gateway has said how far.
+/// @return false: nobody knows of anything that plays
+bool Session::cut_where_heard(TurnId turn, const Played& heard) {
+  if (!open_.plays || heard.turn.value == 0 || heard.turn != turn || heard.over) return false;
+  if (turn == turn_.id)
+    cut_turn(turn, std::min(heard.samples, turn_.samples), turn_.heard_text(heard.samples), turn_.remember);
+  else
+    cut_done_turn(turn, heard.samples);
+  return true;
 }
 
 /// The answer under way is over, and this was heard of it.
@@ -287,6 +301,7 @@ void Session::add_playing(TurnId turn) {
 }
 
 void Session::on_played(const Played& played, Time now) {
+  heard_ = played;
   // A turn that a former owner has told: the gateway says so behind `opened`. What is said again of a turn that is
   // taken over in its middle is no voice over it.
   const bool told = static_cast<std::int64_t>(played.turn.value) <= ledger_.turns() && open_.open_turn != turn_.id;

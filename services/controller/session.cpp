@@ -351,10 +351,12 @@ void Session::begin_answer(std::uint64_t input, Time now) {
 void Session::on_cancel(const Cancel& cancel, Time now) {
   const auto id = cancel.turn.value == 0 ? turn_.id : cancel.turn;
   const bool meant = id == turn_.id;
+  const auto heard = std::exchange(heard_, {});
   // It is complete and as good as stored: its end comes first, and settles what waited behind it, too.
   if (meant && (turn_.stage == Stage::closing || turn_.durable || turn_.committing)) {
     if (!settle_with_turn()) return;
     turn_.cancel_asked = true;
+    cut_where_heard(id, heard);
     for (const auto& later : std::exchange(later_, {})) turn_.inputs.push_back(later.input);
     return;
   }
@@ -364,6 +366,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   };
   if (!meant) {
     if (id <= retold_note_ && taken_ <= open_.last_input) drop_later();
+    if (cut_where_heard(id, heard)) drop_sound_of(id, now);
     return tell_at_once(id, Cancelled{id, list_of(settled)});
   }
   drop_trial();
@@ -372,7 +375,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   if (turn_.is_open())
     telemetry::log(telemetry::Level::info, "controller drops a turn session={} turn={}", id_.text(), turn_.id.value);
   const auto sound_from = rest_from();
-  drop_sound_of_turn(now);
+  drop_sound_of(turn_.id, now);
   next_turn(now);
   auto to = client_head();
   to.turn = id;
@@ -940,7 +943,7 @@ void Session::fail_turn(const Error& error, Time now, milliseconds retry) {
                  turn_.id.value, to_string(error.code), error.message);
   if (turn_.cancel_asked) tell(Cancelled{turn_.id});
   listen_again_at_ = now + retry;
-  drop_sound_of_turn(now);
+  drop_sound_of(turn_.id, now);
   for (auto& correction : turn_.corrections) items_.correct(std::move(correction));  // its record is not stored
   next_turn(now);
   checkpoint(past_input(), 0);

@@ -262,12 +262,14 @@ class Session {
   void end_answer(std::int64_t samples, const std::string& heard, Time now);
   void take_voice(Time now);
   void lose_vad(Time now);
-  void drop_sound_of_turn(Time now);
+  void drop_sound_of(TurnId turn, Time now);
   /// No answer is made or plays, as far as is known.
   bool is_quiet() const { return !is_answering() && playing_.value == 0; }
   void cut_turn(TurnId turn, std::int64_t samples, const std::string& heard, bool remembered);
   void add_playing(TurnId turn);
   void on_played(const protocol::Played& played, Time now);
+  void cut_done_turn(TurnId turn, std::int64_t heard_samples);
+  bool cut_where_heard(TurnId turn, const protocol::Played& heard);
   /// An answer is under way that is no trial.
   bool is_answering() const {
     return !trial_ && (turn_.stage == Turn::Stage::thinking || turn_.stage == Turn::Stage::closing);
@@ -385,6 +387,7 @@ class Session {
   std::uint64_t flushed_input_ = 0;   ///< with this input
   TurnId playing_;                    ///< the client's loudspeaker is at its sound; 0: it is silent, or nobody knows
   TurnId playing_last_;               ///< and will come to that of turns up to this
+  protocol::Played heard_;            ///< the gateway's last word on what its client has heard, until a cancel
   bool has_held_ = false;             ///< and until then the gateway may know of sound that a former owner had made
   bool opened_ = false, over_ = false;
   std::deque<protocol::Message> early_;  ///< inputs that wait for the grant; taken in order when it comes

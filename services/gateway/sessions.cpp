@@ -118,7 +118,10 @@ void Sessions::client_text(ClientId id, std::string_view text, Time now) {
   else
     std::visit(
         [&](auto& body) {
-          if constexpr (std::is_constructible_v<Input, decltype(body)>) input(*client, std::move(body));
+          if constexpr (std::is_same_v<std::decay_t<decltype(body)>, protocol::Cancel>)
+            cancel(*client, body, now);
+          else if constexpr (std::is_constructible_v<Input, decltype(body)>)
+            input(*client, std::move(body));
         },
         *message);
   review_pause(*client, now);
@@ -201,13 +204,20 @@ void Sessions::respond(Client& client, const protocol::Respond& asked, Time now)
   allowed ? input(client, asked) : complain(client, allowed.error(), now);
 }
 
+/// Of an answer that is complete and still heard the controller is told how far, so that the history ends there.
+void Sessions::cancel(Client& client, protocol::Cancel cancel, Time now) {
+  auto& session = *client.session;
+  if (cancel.turn.value == 0) cancel.turn = session.turn_to_cancel();
+  if (session.playout && cancel.turn.value != 0)
+    if (const auto heard = played(session, cancel.turn, now); !heard.over) tell_played(session, heard);
+  input(client, cancel);
+}
+
 /// Numbers an input and hands it on, if there is somebody to hand it to.
 void Sessions::input(Client& client, Input input) {
   auto& session = *client.session;
   if (const auto* audio = std::get_if<protocol::Audio>(&input))
     session.position_samples += static_cast<std::int64_t>(audio->payload.size() / kSampleBytes);
-  else if (auto* cancel = std::get_if<protocol::Cancel>(&input))
-    cancel->turn = cancel->turn.value != 0 ? cancel->turn : session.turn_to_cancel();
   else if (asks(input))
     ++session.requests;
   session.log.add(std::move(input), session.trace);

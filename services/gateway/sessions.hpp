@@ -142,6 +142,7 @@ class Sessions {
   void complain(Client& client, const Error& error, Time now);
   void complain_not_open(Client& client, bool once);
   void open(Client& client, OpenOptions options, Time now);
+  void cancel(Client& client, protocol::Cancel cancel, Time now);
   void input(Client& client, Input input);
   void configure(Client& client, const SettingsChange& change, Time now);
   void respond(Client& client, const protocol::Respond& asked, Time now);

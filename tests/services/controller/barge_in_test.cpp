@@ -260,6 +260,24 @@ BOOST_AUTO_TEST_CASE(a_trial_that_says_too_much_is_dropped) {
   BOOST_TEST(figure(metrics, "trials_committed_total") == 0);
 }
 
+/// One call too many fails the turn, and those behind it nothing else.
+BOOST_AUTO_TEST_CASE(calls_that_were_held_back_fail_one_turn) {
+  Talk t;
+  t.chat().rounds = {std::vector<std::string>(70, "set_timer")};
+  t.say(5, false);
+  t.say(kSpeech, true);
+  t.say(100, false);
+  BOOST_TEST(t.chat().forks == 1u);
+  std::vector<std::string> codes;
+  for (const auto& e : t.g().events)
+    if (e.type == MessageType::error) codes.push_back(e.text);
+  BOOST_TEST(codes == std::vector<std::string>{"overloaded"}, boost::test_tools::per_element());
+  t.chat().rounds = {};
+  t.chat().calls_tool = false;
+  t.g().say(Say{"and now"});
+  BOOST_TEST(t.answered(1));
+}
+
 /// Another controller has the session since: the gateway is told, whatever is thought through.
 BOOST_AUTO_TEST_CASE(a_stale_owner_says_so_during_a_trial) {
   Talk t;
@@ -373,6 +391,41 @@ BOOST_AUTO_TEST_CASE(a_voice_takes_the_word_and_the_past_is_what_was_heard) {
   t.g().say(Say{"and then"});
   BOOST_REQUIRE(t.until([&] { return t.g().turns.size() == 3; }));
   BOOST_TEST(json::parse(t.chat().last_past)[1]["content"] == heard);
+}
+
+/// A stop button behind a complete answer that is still played.
+BOOST_AUTO_TEST_CASE(a_cancel_of_playing_sound_makes_the_past_what_was_heard) {
+  Playing t;
+  const auto whole = t.g().turns[0]["assistant"].get<std::string>();
+  t.g().cancel_playing(1);
+  t.say(10, false);
+  BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
+  BOOST_REQUIRE(t.g().interrupted.has_value());
+  BOOST_TEST(t.g().interrupted->samples == 1500);
+  const auto heard = t.g().interrupted->heard;
+  BOOST_TEST(!heard.empty());
+  BOOST_TEST(heard.size() < whole.size());
+  // Nothing plays any more that a voice could be over.
+  t.say(kVoice, true);
+  BOOST_TEST(t.g().count(MessageType::hold) == 0u);
+  BOOST_REQUIRE(t.answered(2));
+  BOOST_TEST(json::parse(t.chat().last_past)[1]["content"] == heard);
+  BOOST_TEST(json::parse(t.record(2))["cut"]["heard"] == heard);
+  t.check_calm();
+}
+
+/// Of a number that is used again nothing was heard.
+BOOST_AUTO_TEST_CASE(what_was_heard_of_a_cancelled_turn_is_not_said_of_the_next) {
+  Playing t;
+  t.ask_for_much();
+  t.g().cancel_playing(2);
+  t.chat().sentences = 2;
+  t.g().say(Say{"and then"});
+  BOOST_REQUIRE(t.answered(2));
+  const auto told = t.g().count(MessageType::interrupted);
+  t.g().say(Cancel{{2}});
+  t.say(10, false);
+  BOOST_TEST(t.g().count(MessageType::interrupted) == told);
 }
 
 /// Another controller cuts an answer at the same word: behind its end, and while it is made.

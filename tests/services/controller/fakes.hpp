@@ -667,6 +667,11 @@ class FakeGateway final : public Core {
     post(controller, std::move(message));
     drop_behind();
   }
+  /// A cancel of a turn that is heard, as gateways tell it.
+  void cancel_playing(std::uint32_t turn) {
+    post(controller, pack(played_of(turn), head()));
+    say(Cancel{{turn}});
+  }
   /// The loudspeaker has come to the end of a turn's sound.
   void played(std::uint32_t turn, std::int64_t samples) {
     sounding_ = 0;

@@ -273,6 +273,29 @@ BOOST_AUTO_TEST_CASE(a_cancel_names_the_turn_that_is_heard) {
   BOOST_TEST(play.tape[1] == " turn cancelled");
 }
 
+/// The history of an answer that is complete ends where its sound did.
+BOOST_AUTO_TEST_CASE(a_cancel_says_how_much_was_heard) {
+  Play play;
+  play.say(1, 2 * kSecond);
+  play.done("a", 1, 1);
+  play.run(500);
+  play.text(R"({"type":"cancel"})");
+  play.collect();
+  const auto heard = play.all<Played>();
+  BOOST_REQUIRE(heard.size() == 1u);
+  const auto& told = std::get<Played>(heard[0].body);
+  BOOST_TEST(told.turn.value == 1u);
+  BOOST_TEST(!told.over);
+  BOOST_TEST(std::abs(told.samples - kSecond / 2) <= kSecond / 50);
+  play.interrupt(1, told.samples, "hello");
+  play.from("a", protocol::Cancelled{{1}}, 1);
+  BOOST_TEST(play.tape[1].ends_with(" interrupted turn cancelled"));
+  // Of one that nobody hears nothing is said.
+  play.text(R"({"type":"cancel","turn":1})");
+  play.collect();
+  BOOST_TEST(play.all<Played>().size() == 1u);
+}
+
 BOOST_AUTO_TEST_CASE(without_a_lead_all_leaves_at_once_and_the_words_are_events) {
   Play play(R"({"type":"open"})");
   play.say(1, 2 * kSecond);
