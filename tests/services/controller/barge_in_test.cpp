@@ -264,9 +264,10 @@ BOOST_AUTO_TEST_CASE(a_trial_that_says_too_much_is_dropped) {
 BOOST_AUTO_TEST_CASE(calls_that_were_held_back_fail_one_turn) {
   Talk t;
   t.chat().rounds = {std::vector<std::string>(70, "set_timer")};
+  t.rig.get<FakeVad>("vad-1").silence = 16000 * 3;  // until all of them are there
   t.say(5, false);
   t.say(kSpeech, true);
-  t.say(100, false);
+  t.say(200, false);
   BOOST_TEST(t.chat().forks == 1u);
   std::vector<std::string> codes;
   for (const auto& e : t.g().events)
