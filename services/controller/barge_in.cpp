@@ -11,7 +11,6 @@ using namespace protocol;
 using Stage = Turn::Stage;
 
 namespace {
-constexpr milliseconds kVadHearsOn{108};       // behind the end of a voice (`turn.lag_ms` of the vad)
 constexpr milliseconds kVadSaysPause{136};     // behind what it hears as the end: 96 ms of silence, and a frame
 constexpr milliseconds kPlayedWaitMax{300};    // for the gateway to say how far the sound was heard
 constexpr milliseconds kMicrophoneStops{500};  // without sound so long: nobody says any more where a voice ends

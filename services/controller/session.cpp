@@ -586,6 +586,8 @@ void Session::begin_thinking(std::int64_t sample, Time now) {
   turn_.stage = Stage::thinking;
   turn_.end_sample = sample;
   turn_.ended_at = now - input_time(std::max<std::int64_t>(0, heard_samples_ - sample));
+  const bool spoke_on = turn_.flushed && sample >= turn_.flush_sample;  // the client has ended it, and not a silence
+  if (!spoke_on) turn_.ended_at -= kVadHearsOn;
   turn_.deadline = turn_.ended_at + std::chrono::seconds(around_.config.reply_seconds_max);
 }
 

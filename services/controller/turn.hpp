@@ -15,6 +15,9 @@
 
 namespace parlando::controller {
 
+/// A vad hears on for so long behind the last sound of speech (`turn.lag_ms` of the vad).
+inline constexpr milliseconds kVadHearsOn{108};
+
 /// A text that arrives in parts, perhaps again from the start or from elsewhere, and is told to the client once.
 struct TextTrack {
   std::string text;

@@ -162,6 +162,22 @@ BOOST_AUTO_TEST_CASE(only_the_client_ends_an_utterance_without_a_detector) {
   t.check_calm();
 }
 
+/// A vad hears on behind the last sound; whoever lets the key go in mid-word has spoken until then.
+BOOST_AUTO_TEST_CASE(stages_count_from_the_last_sound_also_where_the_client_cuts_a_word) {
+  for (const bool in_speech : {true, false}) {
+    auto t = talk_with([](FakeGateway& g) { g.settings.detection = Detection::none; });
+    t.chat().calls_tool = false;
+    t.say(5, false);
+    t.say(kSpeech, true);
+    if (!in_speech) t.say(10, false);
+    t.g().say(Flush{t.microphone.at});
+    BOOST_REQUIRE(t.answered(1));
+    const auto decision = t.g().turns[0]["stages"]["decision_ms"].get<double>();
+    BOOST_TEST(decision >= (in_speech ? 0 : 308));
+    BOOST_TEST(decision <= (in_speech ? 100 : 408));
+  }
+}
+
 /// The vad has given up waiting, and the client has not.
 BOOST_AUTO_TEST_CASE(an_utterance_stays_open_for_as_long_as_its_client_likes) {
   auto t = talk_with([](FakeGateway& g) { g.settings.detection = Detection::none; });
