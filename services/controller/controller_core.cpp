@@ -193,16 +193,18 @@ std::optional<Error> ControllerCore::why_not_open(const Session* known, const Cl
                                                   const Open& open) const {
   if (known != nullptr && known->client() == client)
     return Error{Errc::invalid_argument, "the session is open already"};
-  if (known != nullptr && !equal_secrets(known->token_digest(), open.token_digest)) {
-    // Who knows no epoch has the right to what is stored, as its gateway has seen, and opens it by its name.
-    const bool has_right = open.expected_epoch.value == 0;
-    if (has_right && !known->is_detached() && silent_gateways_.contains(known->client().gateway))
+  // Who knows no epoch has the right to what is stored, as its gateway has seen, and opens it by its name. What waits
+  // here for a client that was lost gives way to it.
+  const bool has_right = open.expected_epoch.value == 0;
+  const bool is_led = known != nullptr && !(has_right && known->is_detached());
+  if (is_led && !equal_secrets(known->token_digest(), open.token_digest)) {
+    if (has_right && silent_gateways_.contains(known->client().gateway))
       return Error{Errc::unavailable, "the session's gateway is silent and not given up yet"};
     // The client has resumed it since: who brings another token is a gateway that stood still.
     return Error{Errc::not_found, "the session goes on at another gateway"};
   }
   // Who opens a session that is led here must know its epoch, as the store would ask.
-  if (known != nullptr && known->epoch().value != 0 && known->epoch() != open.expected_epoch)
+  if (is_led && known->epoch().value != 0 && known->epoch() != open.expected_epoch)
     return Error{Errc::stale_epoch,
                  fmt::format("the session has epoch {}, not {}", known->epoch().value, open.expected_epoch.value)};
   if (draining_) return Error{Errc::overloaded, "this controller takes no new sessions"};

@@ -421,6 +421,31 @@ BOOST_AUTO_TEST_CASE(a_session_whose_gateway_is_silent_is_opened_by_its_name_lat
   BOOST_TEST(opens_when(transport::PeerState::up) == "not_found");
 }
 
+/// A page that crashed is opened anew; the session of the lost socket has nobody.
+BOOST_AUTO_TEST_CASE(a_session_that_waits_for_its_client_is_opened_by_its_name_at_once) {
+  Rig rig;
+  furnish(rig);
+  rig.gateway().say(Say{"hello"});
+  BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }));
+  rig.gateway().close(true);
+  rig.run(6);
+  BOOST_REQUIRE(rig.controller().turn_of(kSession) != nullptr);
+  auto& g = second(rig);
+  g.token_digest = kSecond;
+  g.number_inputs_from((std::uint64_t{1} << 32) + 1);
+  g.open("controller-1");
+  BOOST_REQUIRE(rig.run_until([&] { return g.is_open(); }));
+  g.say(Say{"and now"});
+  BOOST_REQUIRE(rig.run_until([&] { return g.turns.size() == 1; }));
+  BOOST_TEST(g.turns[0]["turn"] == 2);
+  // The token of the lost socket is void.
+  rig.add("gateway-3", "gateway");
+  auto& third = rig.gateway("gateway-3");
+  third.resume(rig.gateway(), "controller-1", rig.gateway().claim(kFirst, kThird));
+  rig.run(6);
+  BOOST_TEST(error_of(third) == "not_found");
+}
+
 BOOST_AUTO_TEST_CASE(who_resumes_a_session_with_turns_that_wait_is_told_when_they_are_stored) {
   Rig rig;
   furnish(rig);
