@@ -224,7 +224,9 @@ void Sessions::on_noted(Client& client, Message& message, Time now) {
   session.turn_done = std::max(session.turn_done, message.head.turn);
   if (session.turn.is_open() && session.turn.id() == message.head.turn) turn_over(session);
   session.requests = 0;
+  if (session.playout) session.playout->end_unanswered(message.head.turn);
   say(client, noted_event(*body));
+  play(client, now);
 }
 
 void Sessions::on_speech(Client& client, Message& message, Time now) {

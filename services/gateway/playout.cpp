@@ -106,6 +106,13 @@ void Playout::end(TurnId turn, std::string event) {
   answers_.back().last_event = std::move(event);
 }
 
+void Playout::end_unanswered(TurnId turn) {
+  if (answers_.empty() || answers_.back().turn != turn || answers_.back().complete) return;
+  auto& answer = answers_.back();
+  answer.complete = true;
+  answer.silent = answer.silent || (answer.unsent.empty() && answer.sent == 0);
+}
+
 /// The client drops what it has got and not heard, too.
 void Playout::silence(Answer& answer, Time now) {
   for (const auto& slice : answer.unsent) held_samples_ -= size_of(slice);

@@ -54,6 +54,8 @@ class Playout {
   void sound(TurnId turn, std::span<const std::byte> pcm);
   /// All of it has been told; `event` says so to the client.
   void end(TurnId turn, std::string event);
+  /// It came to no answer. What of it waits to be told or played is; nobody asks whether it was heard.
+  void end_unanswered(TurnId turn);
   /// Cancelled or failed (0: all): nothing more of it is played, and it may begin anew under its number.
   void drop(TurnId turn, Time now);
   /// The user has taken the word: nothing more of it, or of one before it, is played.

@@ -133,6 +133,63 @@ BOOST_AUTO_TEST_CASE(played_is_no_input) {
   BOOST_TEST(play.inputs("b") == (std::vector<std::uint64_t>{1, 2}));
 }
 
+/// Its turn was told of and comes to no answer: nothing is under way, nothing plays and nothing is to be cancelled.
+BOOST_AUTO_TEST_CASE(behind_a_noted_utterance_nothing_is_to_be_heard) {
+  Play play;
+  play.from("a", protocol::SpeechStarted{100}, 1, 1);
+  play.from("a", protocol::Text{protocol::TextKind::transcript, 0, "hello", {}}, 1, 1);
+  play.from("a", protocol::Noted{"utterance_1_100", "hello", 100, 9000}, 1, 1);
+  BOOST_TEST(play.story() == "speech_started text:hello noted");
+  play.text(R"({"type":"cancel"})");
+  BOOST_TEST(std::get<protocol::Cancel>(play.all<protocol::Cancel>()[0].body).turn.value == 0u);
+  play.run(1000);
+  BOOST_TEST(play.answers() == "");
+  play.up("b");
+  play.drains("a");
+  play.tick(100);
+  BOOST_TEST(play.all<Open>("b").size() == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(an_utterance_is_noted_over_an_answer_that_plays_on) {
+  Play play;
+  play.say(1, 2 * kSecond);
+  play.done("a", 1, 1);
+  play.run(500);
+  play.from("a", protocol::SpeechStarted{100}, 1, 2);
+  play.from("a", protocol::Text{protocol::TextKind::transcript, 0, "hello", {}}, 1, 2);
+  play.from("a", protocol::Noted{"utterance_2_100", "hello", 100, 9000}, 1, 2);
+  play.tape[1].clear();
+  play.up("b");
+  play.drains("a");
+  play.run(1200);
+  play.tick(20);
+  BOOST_TEST(play.all<Open>("b").empty());
+  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  play.run(400);
+  BOOST_TEST(play.tape[1] == " ~ turn text");
+  BOOST_TEST(play.answers() == "1:44100 over");
+  play.tick(20);
+  BOOST_TEST(play.all<Open>("b").size() == 1u);
+}
+
+/// Behind an answer that is not remembered the number is used again.
+BOOST_AUTO_TEST_CASE(an_utterance_is_noted_under_the_number_of_an_answer_that_plays_on) {
+  Play play;
+  play.say(1, 2 * kSecond);
+  play.from("a", protocol::TurnDone{1, false, Rig::to_payload(R"({"user":"u","assistant":"a","stages":{}})"), false}, 1,
+            1);
+  play.run(500);
+  play.from("a", protocol::SpeechStarted{100}, 1, 1);
+  play.from("a", protocol::Noted{"utterance_1_100", "hello", 100, 9000}, 1, 1);
+  play.run(2000);
+  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  BOOST_TEST(play.answers() == "1:44100 over");
+  play.up("b");
+  play.drains("a");
+  play.tick(20);
+  BOOST_TEST(play.all<Open>("b").size() == 1u);
+}
+
 /// A new owner can let a voice interrupt what its predecessor has said.
 BOOST_AUTO_TEST_CASE(a_new_owner_is_told_what_plays) {
   Play play;
