@@ -17,6 +17,7 @@ using Stage = Turn::Stage;
 namespace {
 
 constexpr int kListDepthMax = 32;
+constexpr int kOpeningShift = 32;  // of numbers of inputs: the rest names the opening (docs/protocol.md)
 
 std::vector<json> list_in(const JsonText& list) {
   if (nested_deeper_than(list.text, kListDepthMax)) return {};
@@ -51,6 +52,12 @@ std::uint64_t number_in(const json& record, const char* key) {
   return found != record.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 0;
 }
 
+/// What is named there was said at the same opening of the session, as its inputs' numbers are: those of different
+/// openings, and their positions of sound, have nothing to do with each other.
+bool is_of_opening(std::uint64_t first_input, const json& record) {
+  return number_in(record, "last_input") >> kOpeningShift == first_input >> kOpeningShift;
+}
+
 std::vector<std::uint64_t> inputs_in(const json& record) {
   std::vector<std::uint64_t> out;
   const auto found = record.find("inputs");
@@ -68,9 +75,11 @@ void Session::adopt(Time now) {
   sound_from_ = open_.sound_from;
   const bool knows = open_.turn_told >= 0;
   for (auto& past : ledger_.take_claimed()) {
-    for (const auto input : inputs_in(past.record))
-      if (input > input_) settled_.insert(input);
-    sound_from_ = std::max(sound_from_, static_cast<std::int64_t>(number_in(past.record, "sound_end")));
+    if (is_of_opening(open_.first_input, past.record)) {
+      for (const auto input : inputs_in(past.record))
+        if (input > input_) settled_.insert(input);
+      sound_from_ = std::max(sound_from_, static_cast<std::int64_t>(number_in(past.record, "sound_end")));
+    }
     const bool untold = knows ? past.turn > open_.turn_told : past.turn == turn;
     if (untold && !past.record.contains("items_only")) untold_.push_back(std::move(past));
   }

@@ -336,14 +336,13 @@ void tell_keys(json& to, const SessionKeys& keys) {
 }  // namespace
 
 std::string opened_event(SessionId session, std::uint64_t seed, const SessionKeys& keys, const protocol::Opened& opened,
-                         std::optional<milliseconds> lead, std::int64_t input_samples) {
+                         std::optional<milliseconds> lead) {
   auto e = event("opened");
   e["session"] = session.text();
   e["rate"] = kSpeechRate;
   e["turns"] = opened.turns;
   e["seed"] = seed;
   tell_keys(e, keys);
-  if (input_samples > 0) e["input_samples"] = input_samples;
   if (lead) e["lead_ms"] = lead->count();
   if (opened.degraded) e["degraded"] = true;
   return dump(e);

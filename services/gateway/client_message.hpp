@@ -59,9 +59,8 @@ struct SessionKeys {
 };
 
 // Events.
-/// @param input_samples  position of the first sound to come, of a session that was stored; 0: the beginning
 std::string opened_event(SessionId session, std::uint64_t seed, const SessionKeys& keys, const protocol::Opened& opened,
-                         std::optional<milliseconds> lead = {}, std::int64_t input_samples = 0);
+                         std::optional<milliseconds> lead = {});
 std::string resumed_event(SessionId session, const SessionKeys& keys, const protocol::Attached& attached,
                           std::optional<milliseconds> lead = {});
 /// @param turns  that were stored of it

@@ -67,7 +67,7 @@ void Sessions::on_opened(Client& client, Message& message, Time now) {
     say(client,
         opened_event(session.id, session.seed,
                      {std::exchange(session.token.text, {}), config_.tokens.of(session.id, client.traits.owner)},
-                     *opened, session.options.lead, session.first_sample));
+                     *opened, session.options.lead));
   // Who made it stand still is not there to let it go on.
   if (const auto held = session.playout ? session.playout->held() : std::nullopt) release(client, *held, now);
   tell_playing(session, now);

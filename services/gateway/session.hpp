@@ -62,7 +62,6 @@ struct Session {
   // From the client.
   InputLog log;
   std::int64_t position_samples = 0;  ///< of all audio so far
-  std::int64_t first_sample = 0;      ///< position of the first audio, of a session that was stored before
   std::uint64_t trace = 0;            ///< of the turn that the next input belongs to
   int requests = 0;                   ///< Say, Flush, Respond and Utter since the last turn ended
 

@@ -11,6 +11,7 @@ namespace {
 constexpr int kStrikesMax = 3;                                     // malformed messages before a socket is closed
 constexpr std::size_t kAudioBytesMax = 32u << 10;                  // of a message, as between services
 constexpr std::uint64_t kSeedMask = (std::uint64_t{1} << 53) - 1;  // what JavaScript reads exactly
+constexpr int kOpeningShift = 32, kOpeningUnused = 34;             // 30 bits: numbers of inputs fit into an i64
 constexpr std::uint16_t kNormal = 1000, kGoingAway = 1001, kPolicy = 1008;
 
 /// Something is to come of it.
@@ -158,17 +159,12 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   // Whoever comes last with the token has it.
   if (auto* holder = options.session ? find(id) : nullptr)
     fail(*holder, {std::string(to_string(Errc::not_found)), "the session goes on at another connection"});
-  // Its records name inputs and positions. What follows has higher ones, whatever came before: nobody says a thousand
-  // things in a millisecond, or 128 times as much sound as time passes, an upload of half a minute included.
-  const auto since =
-      options.session
-          ? std::chrono::duration_cast<milliseconds>(std::chrono::system_clock::now().time_since_epoch()).count()
-          : 0;
-  constexpr std::int64_t kInputsPerMs = 1000, kSamplesPerMs = 2048;
+  // Its records name what was said at former openings, to gateways that nobody knows of any more: each opening has the
+  // upper half of its numbers to itself. Positions begin anew with it.
+  const auto opening = options.session ? 1 + (random_() >> kOpeningUnused) : 0;
   client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout,
-                                             static_cast<std::uint64_t>(1 + since * kInputsPerMs));
+                                             (opening << kOpeningShift) + 1);
   auto& session = *client.session;
-  session.first_sample = session.position_samples = since * kSamplesPerMs;
   session.seed = session.options.seed.value_or(random_() & kSeedMask);
   session.trace = random_();
   session.token = ResumeToken::make(random_);

@@ -33,9 +33,11 @@ struct Town {
     const World::Endpoints controllers{{"controller", {"sim://controller-1", "sim://controller-2"}}};
     controller::ControllerConfig config;
     config.tools = "demo";
+    gateway::SessionsConfig sessions;
+    sessions.tokens = gateway::SessionTokens("a key of tests");
     for (const std::string n : {"1", "2"}) {
       w.add<controller::ControllerCore>("controller-" + n, "controller", "sim://controller-" + n, calls, config);
-      w.add<ScriptedGateway>("gateway-" + n, "gateway", "", controllers, seed + (n == "1" ? 100u : 200u));
+      w.add<ScriptedGateway>("gateway-" + n, "gateway", "", controllers, seed + (n == "1" ? 100u : 200u), sessions);
     }
   }
   ScriptedGateway& gateway(const std::string& n) { return w.get<ScriptedGateway>("gateway-" + n); }
@@ -61,6 +63,14 @@ std::string speech(int ms) {
 std::vector<Step> question() {
   return {step::open(R"({"seed":7})"), step::wait_for("opened"), step::audio(speech(200)), step::silence(300ms),
           step::wait_for("turn")};
+}
+
+/// The session of this client is opened by its name, and the question is said again.
+std::vector<Step> question_again(const ScriptedClient& had) {
+  auto script = question();
+  const auto& opened = had.events[0];
+  script[0] = step::open(nlohmann::json{{"session", opened["session"]}, {"token", opened["session_token"]}}.dump());
+  return script;
 }
 
 /// What a client says that has this, less the last part of the sound.
@@ -155,6 +165,52 @@ BOOST_AUTO_TEST_CASE(when_the_owner_dies_too_the_session_is_not_found) {
   }
   BOOST_TEST(codes.front() == "unavailable");
   BOOST_TEST(codes.back() == "not_found");
+}
+
+/// Records name inputs and positions of former openings, of gateways whose clock was an hour ahead: what is said at
+/// this one is heard nevertheless, and whoever has to go on with it answers nothing twice.
+BOOST_AUTO_TEST_CASE(a_session_that_is_opened_by_its_name_is_heard_whatever_its_records_name) {
+  std::size_t moved = 0;
+  for (int at = 0; at < 640; at += 20) {
+    BOOST_TEST_CONTEXT("a controller is killed " << at << " ms behind the opening") {
+      Town town(5);
+      BOOST_REQUIRE(town.ready());
+      const auto talk = [&](const std::string& n, std::vector<Step> script) {
+        script.push_back(step::leave());
+        const auto id = town.gateway(n).add(std::move(script));
+        BOOST_REQUIRE(town.w.run_until([&] { return town.gateway(n).client(id).is_finished(); }, 15000ms));
+        return town.gateway(n).client(id);
+      };
+      const auto first = talk("1", question());
+      const auto second = talk("1", question_again(first));
+      BOOST_REQUIRE(second.count("turn") == 1u);
+      BOOST_TEST(!second.events[0].contains("input_samples"));
+      auto& stored = town.store->sessions.begin()->second.turns;
+      BOOST_REQUIRE(stored.size() == 2u);
+      constexpr std::int64_t kHour = 3'600'000;
+      auto record = nlohmann::json::parse(stored[2]);
+      for (auto& input : record["inputs"]) input = input.get<std::uint64_t>() + kHour * 1000;
+      record["last_input"] = record["last_input"].get<std::uint64_t>() + kHour * 1000;
+      record["sound_end"] = record["sound_end"].get<std::int64_t>() + kHour * 2048;
+      stored[2] = record.dump();
+
+      const auto id = town.gateway("2").add(question_again(first));
+      const auto& third = town.gateway("2").client(id);
+      BOOST_REQUIRE(town.w.run_until([&] { return third.count("opened") == 1; }, 5000ms));
+      town.w.run(milliseconds(at));
+      town.w.kill(at % 40 == 0 ? "controller-1" : "controller-2");
+      BOOST_REQUIRE_MESSAGE(town.w.run_until([&] { return third.is_finished(); }, 15000ms),
+                            nlohmann::json(third.events).dump());
+      town.w.run(2000ms);
+      BOOST_TEST(third.count("turn") == 1u);
+      BOOST_TEST(third.count("error") == 0u);
+      BOOST_TEST(third.text("transcript") == first.text("transcript"));
+      BOOST_TEST(stored.size() == 3u);
+      BOOST_TEST(town.store->doubled == 0u);
+      for (const auto n : town.gateway("2").sessions().counters().handovers) moved += n;
+    }
+  }
+  BOOST_TEST(moved > 8u);
 }
 
 }  // namespace parlando
