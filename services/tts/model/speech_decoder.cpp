@@ -112,7 +112,21 @@ SpeechStream::SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePr
   speaker_ = flow.speaker(prompt_.embedding);
   prompt_tokens_ = tokens_of(flow.usable(prompt_.codes));
   prompt_noise_ = flow_noise(options.seed, 1, 0, prompt_.mel.size(1));
+  cut_prompt();
   context_mel_ = at::zeros({kMelBins, 0});
+}
+
+/// Every window computes the prompt again. What is kept are its last whole groups with their share of the mel and of
+/// the noise, so that they are to the speech behind them what they are in the whole prompt.
+void SpeechStream::cut_prompt() {
+  const auto frames = prompt_.mel.size(1), tokens = prompt_tokens_.size(0);
+  if (frames <= kPromptFramesMax || tokens == 0) return;
+  const auto kept_tokens =
+      std::min(tokens, std::max<std::int64_t>(1, kPromptFramesMax * tokens / frames / per_group_) * per_group_);
+  const auto kept_frames = std::min(kPromptFramesMax, kept_tokens * frames / tokens);
+  prompt_.mel = prompt_.mel.narrow(1, frames - kept_frames, kept_frames).clone();
+  prompt_noise_ = prompt_noise_.narrow(2, frames - kept_frames, kept_frames).clone();
+  prompt_tokens_ = prompt_tokens_.narrow(0, tokens - kept_tokens, kept_tokens).clone();
 }
 
 std::int64_t SpeechStream::frame_of(std::int64_t token) const {
@@ -146,6 +160,7 @@ std::vector<float> SpeechStream::chunk(std::int64_t hop, std::int64_t lookahead)
         .copy_(context_mel_.narrow(1, context_mel_.size(1) - (f_now - f_start), f_now - f_start));
   const auto z = at::cat({prompt_noise_, flow_noise(options_.seed, 0, f_start, f_end - f_start)}, 2);
   const auto mel = flow.solve(z, mu, speaker_, cond)[0];
+  evaluated_frames_ += mel.size(1);
   const auto fresh = mel.narrow(1, F1 + f_now - f_start, f_edge - f_now),
              guess = mel.narrow(1, F1 + f_edge - f_start, f_end - f_edge);
   auto out = vocoder_.push_now(fresh, guess);

@@ -49,8 +49,10 @@ at::Tensor fade_in_out(const at::Tensor& fresh, const at::Tensor& old, const at:
 
 /// Low-latency streaming (docs/vocoder.md §11.3): the window is prompt | context | hop | look-ahead, chunk edges lie on
 /// groups, a token's frames are fixed by its absolute position, so the sample count never depends on the chunking.
+/// Of a voice prompt that is longer than `kPromptFramesMax`, the end is used.
 class SpeechStream {
  public:
+  static constexpr std::int64_t kPromptFramesMax = 344;  ///< 4 s
   struct Options {
     int first_hop_groups = 1, hop_groups_max = 20, context_groups = 10, lookahead_groups = 2;
     std::uint64_t seed = 0;
@@ -65,8 +67,11 @@ class SpeechStream {
   Result<std::vector<float>> finish();
   std::int64_t dropped() const { return dropped_; }
   std::int64_t frames() const { return committed_frames_; }
+  /// Frames of all windows so far, each of which the estimator has seen in every step; offline: prompt + utterance.
+  std::int64_t evaluated_frames() const { return evaluated_frames_; }
 
  private:
+  void cut_prompt();
   std::int64_t waiting() const;
   std::int64_t frame_of(std::int64_t token) const;
   std::vector<float> chunk(std::int64_t hop_tokens, std::int64_t lookahead_tokens);
@@ -78,7 +83,7 @@ class SpeechStream {
   at::Tensor speaker_, prompt_tokens_, prompt_noise_;
   std::vector<std::int64_t> tokens_;  ///< from `token_first_` on
   at::Tensor context_mel_;            ///< mel of the committed context, [80, frames]
-  std::int64_t token_first_ = 0, committed_tokens_ = 0, committed_frames_ = 0, dropped_ = 0;
+  std::int64_t token_first_ = 0, committed_tokens_ = 0, committed_frames_ = 0, evaluated_frames_ = 0, dropped_ = 0;
   int per_group_ = 5, hop_groups_;
 };
 

@@ -100,6 +100,31 @@ BOOST_AUTO_TEST_CASE(chunk_edges_make_no_click) {
   }
 }
 
+/// A voice may have a recording of 30 s; every window computes what is used of it again.
+BOOST_AUTO_TEST_CASE(four_seconds_of_a_long_prompt_are_used) {
+  at::manual_seed(1);
+  VoicePrompt voice;
+  voice.codes = codes(250);
+  voice.mel = at::randn({1, 2583, 80}) * 0.5 - 5;
+  voice.embedding = at::randn({1, 192});
+  const SpeechStream::Options options;
+  const auto all = codes(options.first_hop_groups + options.lookahead_groups);
+  SpeechStream s(decoder(), voice, options);
+  const auto wave = s.push(all);
+  BOOST_REQUIRE(wave.has_value());
+  BOOST_TEST(!wave->empty());
+  BOOST_TEST(s.evaluated_frames() <= 344 + decoder()->flow().frames_of(static_cast<std::int64_t>(all.size())));
+  BOOST_TEST(s.evaluated_frames() >= 330);
+  // It is the end of it: what stands before makes no difference, what stands there does.
+  auto other = voice;
+  other.mel = voice.mel.clone();
+  other.mel.narrow(1, 0, 2583 - 344).fill_(-9);
+  for (std::size_t i = 0; i < 1000; ++i) other.codes[i] = 7;
+  BOOST_TEST((*SpeechStream(decoder(), other, options).push(all) == *wave));
+  other.mel.narrow(1, 2583 - 300, 300).fill_(-9);
+  BOOST_TEST((*SpeechStream(decoder(), other, options).push(all) != *wave));
+}
+
 BOOST_AUTO_TEST_CASE(one_chunk_equals_the_offline_result) {
   at::manual_seed(1);
   const auto voice = prompt();
