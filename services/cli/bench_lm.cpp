@@ -15,6 +15,7 @@
 #include "kernels/memory/read_stream.hpp"
 #include "kernels/vector/isa.hpp"
 #include "services/cli/bench_baseline.hpp"
+#include "services/cli/bench_ranks.hpp"
 #include "services/cli/bench_setting.hpp"
 #include "services/llm/model/engine.hpp"
 
@@ -316,6 +317,22 @@ Result<void> decode(Bench& b, const llm::Step1Config& config, WeightFormat forma
   return {};
 }
 
+/// Two ranks against one; a shape that cannot be divided has no such figures.
+Result<void> two_ranks(Bench& b, const llm::Step1Config& config) {
+  if (const auto part = llm::Shard::plan(config, 0, 2); !part) {
+    fmt::print("  two ranks are not measured: {}\n", part.error().message);
+    return {};
+  }
+  PARLANDO_TRY(const auto figures,
+               bench_ranks({.config = config, .threads = b.options.threads, .runs = b.runs()},
+                           {reinterpret_cast<const float*>(b.block.data()), b.block.size() / sizeof(float)}));
+  for (const auto& figure : figures) {
+    put(figure, b.out, b.spread);
+    Bench::line(figure.name.c_str(), figure.value, figure.unit, b.spread.at(figure.name));
+  }
+  return {};
+}
+
 Result<void> sampling(Bench& b, const llm::Step1Config& config) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0.0f, 3.0f);
@@ -419,6 +436,7 @@ Result<json> bench_lm(const BenchOptions& o) {
   for (int i = 0; i < b.runs(); ++i) b.read_once();
   for (const auto format : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4})
     PARLANDO_DO(decode(b, config, format));
+  PARLANDO_DO(two_ranks(b, config));
   PARLANDO_DO(sampling(b, config));
   PARLANDO_DO(nano(b));
   b.out["read_bandwidth_gb_s"] = b.bandwidth() / 1e9;

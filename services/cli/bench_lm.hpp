@@ -1,6 +1,6 @@
 #pragma once
 /// `parlando bench lm`: the language model at the shape of a checkpoint (random weights) against the read bandwidth of
-/// this machine and against libtorch, and the nano model as it is served.
+/// this machine and against libtorch, two ranks against one, and the nano model as it is served.
 #include <nlohmann/json_fwd.hpp>
 
 #include "common/base/result.hpp"

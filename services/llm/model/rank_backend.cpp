@@ -33,6 +33,7 @@ Time soon() { return SteadyClock().now() + kExchangeMax; }
 
 Result<std::shared_ptr<const Step1>> load_part(const RankBackend::Options& o, int rank) {
   at::set_num_threads(o.threads);
+  if (o.part) return o.part(rank);
   return Step1::load(o.directory, o.format, rank, o.ranks);
 }
 

@@ -38,6 +38,8 @@ class RankBackend : public Backend {
     std::int64_t blocks = 0;
     /// Program that is started for every rank but the first, as `PROGRAM --rank …`; empty: threads of this process.
     std::string program;
+    /// Where the parts of threads come from in the place of the directory; called by each rank in its own thread.
+    std::function<Result<std::shared_ptr<const Step1>>(int rank)> part = {};
   };
   /// Loads all parts side by side. @error as `Step1::load`; Errc::invalid_argument when the sizes do not divide
   static Result<std::unique_ptr<RankBackend>> start(const Options& options);

@@ -149,17 +149,17 @@ constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::bf16, Weig
 /// Calls f(name, matrix, shape) for every packed matrix, in any order.
 template <class M, class F>
 void Step1::each_matrix(M& m, F&& f) {
-  const auto& c = m.config_;
-  const auto H = c.hidden, I = c.inner, KV = c.groups * c.dim();
+  const auto& s = m.shard_;
+  const auto H = m.config_.hidden, I = s.inner_rows.count(), Q = s.q_rows.count(), KV = s.kv_rows.count();
   for (std::size_t l = 0; l < m.layers_.size(); ++l) {
     auto& layer = m.layers_[l];
     const auto at = fmt::format("model.layers.{}.", l);
-    f(at + "qkv.packed", layer.qkv, shape_of(m.format_, H + 2 * KV, H));
-    f(at + "out.packed", layer.out, shape_of(m.format_, H, H));
+    f(at + "qkv.packed", layer.qkv, shape_of(m.format_, Q + 2 * KV, H));
+    f(at + "out.packed", layer.out, shape_of(m.format_, H, Q));
     f(at + "gate_up.packed", layer.gate_up, shape_of(m.format_, 2 * I, H));
     f(at + "down.packed", layer.down, shape_of(m.format_, H, I));
   }
-  f(std::string("lm_head.packed"), m.head_, shape_of(head_format(m.format_), c.vocabulary, H));
+  f(std::string("lm_head.packed"), m.head_, shape_of(head_format(m.format_), s.vocabulary_rows.count(), H));
 }
 
 template <class M, class F>
@@ -216,13 +216,13 @@ Result<std::shared_ptr<const Step1>> Step1::load_packed(Step1Config config, Shar
   return m;
 }
 
-Result<std::shared_ptr<const Step1>> Step1::random(const Step1Config& config, WeightFormat format,
-                                                   std::uint64_t seed) try {
-  PARLANDO_TRY(const auto shard, Shard::plan(config, 0, 1));
+Result<std::shared_ptr<const Step1>> Step1::random(const Step1Config& config, WeightFormat format, std::uint64_t seed,
+                                                   int rank, int ranks) try {
+  PARLANDO_TRY(const auto shard, Shard::plan(config, rank, ranks));
   std::shared_ptr<Step1> m(new Step1);
-  m->config_ = config, m->shard_ = shard, m->format_ = format;
+  m->config_ = config, m->shard_ = shard, m->ranks_ = ranks, m->format_ = format;
   m->layers_.resize(static_cast<std::size_t>(config.layers));
-  const auto H = config.hidden, V = config.vocabulary;
+  const auto H = config.hidden, V = shard.vocabulary_rows.count();
   at::manual_seed(seed);
   // Some random panels repeated: filling billions of values one by one would take minutes and measure nothing.
   each_matrix(*m, [&](const std::string&, PackedMatrix& matrix, const PackedShape& shape) {

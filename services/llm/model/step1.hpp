@@ -33,9 +33,9 @@ class Step1 {
                                                    int rank = 0, int ranks = 1) {
     return load(directory, dtype == at::kBFloat16 ? WeightFormat::bf16 : WeightFormat::f32, rank, ranks);
   }
-  /// Random weights of the given shape, to measure memory and speed.
-  static Result<std::shared_ptr<const Step1>> random(const Step1Config& config, WeightFormat format,
-                                                     std::uint64_t seed);
+  /// Random weights of the given shape, or of a rank's part of it, to measure memory and speed.
+  static Result<std::shared_ptr<const Step1>> random(const Step1Config& config, WeightFormat format, std::uint64_t seed,
+                                                     int rank = 0, int ranks = 1);
   /// Writes the packed weights as `model.safetensors` into a directory; the caller brings config.json.
   /// @error Errc::io
   Result<void> save(const std::filesystem::path& directory) const;
