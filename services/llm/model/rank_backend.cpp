@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <bit>
 #include <charconv>
 #include <condition_variable>
 #include <cstdio>
@@ -37,6 +38,14 @@ Result<std::shared_ptr<const Step1>> load_part(const RankBackend::Options& o, in
   return Step1::load(o.directory, o.format, rank, o.ranks);
 }
 
+/// What a rank says of a draw before its candidates.
+struct Told {
+  std::uint32_t count = 0;
+  std::int32_t bad = -1;
+  float bad_value = 0;
+};
+static_assert(sizeof(Told) == 12, "sent as it lies");
+
 /// All ranks have their part, or the group is broken.
 Result<void> meet(parallel::Communicator& group) {
   std::byte one{1};
@@ -49,31 +58,15 @@ Result<void> meet(parallel::Communicator& group) {
 RankPart::RankPart(std::shared_ptr<const Step1> part, std::int64_t blocks)
     : part_(std::move(part)), store_(part_->config().layers, blocks, part_->cache_layout()) {}
 
-Result<at::Tensor> RankPart::run(const StepPlan& plan, parallel::Communicator& group) {
-  auto done = [&]() -> Result<at::Tensor> {
+Result<std::vector<Drawn>> RankPart::run(const StepPlan& plan, parallel::Communicator& group) {
+  auto done = [&]() -> Result<std::vector<Drawn>> {
     try {
       PARLANDO_DO(plan.check(part_->config(), store_.blocks()));
       store_.copy(plan.copies);
       const auto pieces = pieces_of(plan);
       PARLANDO_TRY(const auto hidden, part_->pass(store_, pieces, {}, &group));
-      const auto n = static_cast<std::int64_t>(plan.draws.size()), vocabulary = part_->config().vocabulary;
-      auto out = at::empty({n, vocabulary});
-      if (n == 0) return out;
-      const auto own = part_->logits(drawn_rows(plan, hidden)).contiguous();
-      // Parts are of one size but for the last ones, which are filled up.
-      PARLANDO_TRY(const auto first, Shard::plan(part_->config(), 0, group.size()));
-      const auto each = first.vocabulary_rows.count();
-      auto padded = at::zeros({n, each});
-      padded.narrow(1, 0, own.size(1)).copy_(own);
-      auto all = at::empty({group.size(), n, each});
-      PARLANDO_DO(group.all_gather({static_cast<const std::byte*>(padded.data_ptr()), padded.nbytes()},
-                                   {static_cast<std::byte*>(all.data_ptr()), all.nbytes()}, soon()));
-      for (int r = 0; r < group.size(); ++r) {
-        PARLANDO_TRY(const auto shard, Shard::plan(part_->config(), r, group.size()));
-        const auto& part = shard.vocabulary_rows;
-        if (part.count() > 0) out.narrow(1, part.first, part.count()).copy_(all[r].narrow(1, 0, part.count()));
-      }
-      return out;
+      if (plan.draws.empty()) return std::vector<Drawn>();
+      return draw(plan, part_->logits(drawn_rows(plan, hidden)).contiguous(), group);
     } catch (const std::exception& e) {
       return fail(Errc::internal, "a plan could not be run: {}", e.what());
     }
@@ -81,6 +74,58 @@ Result<at::Tensor> RankPart::run(const StepPlan& plan, parallel::Communicator& g
   // The others would wait for what does not come.
   if (!done) group.abort(fmt::format("rank {}: {}", group.rank(), done.error().message));
   return done;
+}
+
+Result<std::vector<Drawn>> RankPart::draw(const StepPlan& plan, const at::Tensor& logits,
+                                          parallel::Communicator& group) {
+  const auto vocabulary = part_->config().vocabulary;
+  const auto first = part_->shard().vocabulary_rows.first, size = part_->shard().vocabulary_rows.count();
+  const auto ranks = static_cast<std::size_t>(group.size());
+  own_.resize(plan.draws.size());
+  std::vector<Told> heads;
+  std::vector<std::uint32_t> words;
+  const float* row = logits.data_ptr<float>();
+  auto history = plan.histories.begin();
+  for (std::size_t n = 0; n < plan.draws.size(); ++n) {
+    const auto& d = plan.draws[n];
+    auto& c = own_[n];
+    candidates({row, static_cast<std::size_t>(size)}, first, vocabulary, {history, static_cast<std::size_t>(d.history)},
+               d.sampling, c);
+    row += size, history += d.history;
+    heads.push_back({static_cast<std::uint32_t>(c.ids.size()), c.bad, c.bad_value});
+    for (const auto value : c.values) words.push_back(std::bit_cast<std::uint32_t>(value));
+    for (const auto id : c.ids) words.push_back(static_cast<std::uint32_t>(id));
+  }
+  // How many each has, then these, filled up to the longest.
+  std::vector<Told> all_heads(ranks * heads.size());
+  PARLANDO_DO(group.all_gather(std::as_bytes(std::span(heads)), std::as_writable_bytes(std::span(all_heads)), soon()));
+  std::size_t most = 0;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    std::size_t count = 0;
+    for (std::size_t n = 0; n < heads.size(); ++n) count += 2 * all_heads[r * heads.size() + n].count;
+    most = std::max(most, count);
+  }
+  words.resize(most);
+  std::vector<std::uint32_t> all(ranks * most);
+  if (most > 0)
+    PARLANDO_DO(group.all_gather(std::as_bytes(std::span(words)), std::as_writable_bytes(std::span(all)), soon()));
+  std::vector<Drawn> out;
+  if (group.rank() != 0) return out;
+  std::vector<const std::uint32_t*> next;
+  for (std::size_t r = 0; r < ranks; ++r) next.push_back(all.data() + r * most);
+  Candidates joined;
+  for (std::size_t n = 0; n < plan.draws.size(); ++n) {
+    joined.ids.clear(), joined.values.clear(), joined.bad = -1;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      const auto& head = all_heads[r * heads.size() + n];
+      if (joined.bad < 0) joined.bad = head.bad, joined.bad_value = head.bad_value;
+      for (std::uint32_t i = 0; i < head.count; ++i) joined.values.push_back(std::bit_cast<float>(*next[r]++));
+      for (std::uint32_t i = 0; i < head.count; ++i) joined.ids.push_back(static_cast<std::int32_t>(*next[r]++));
+    }
+    const auto id = sample(joined, vocabulary, plan.draws[n].sampling, plan.draws[n].position);
+    out.push_back(id ? Drawn{*id} : Drawn{-1, id.error()});
+  }
+  return out;
 }
 
 std::string RankPart::follow(parallel::Communicator& group) {
@@ -215,8 +260,7 @@ Result<std::vector<Drawn>> RankBackend::run(const StepPlan& plan) {
   std::memcpy(head, &size, sizeof size);
   PARLANDO_DO(group_->broadcast(head, 0, soon()));
   PARLANDO_DO(group_->broadcast(bytes, 0, soon()));
-  PARLANDO_TRY(const auto logits, part_->run(plan, *group_));
-  return draw(plan, logits);
+  return part_->run(plan, *group_);
 }
 
 namespace {

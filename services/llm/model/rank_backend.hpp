@@ -19,14 +19,17 @@ class RankPart {
   /// @throws std::bad_alloc
   RankPart(std::shared_ptr<const Step1> part, std::int64_t blocks);
   std::int64_t blocks() const { return store_.blocks(); }
-  /// @return logits [draws, vocabulary] of all ranks, fp32. @error the group is broken behind any
-  Result<at::Tensor> run(const StepPlan& plan, parallel::Communicator& group);
+  /// @return of rank 0 one for each draw, of others none. @error the group is broken behind any
+  Result<std::vector<Drawn>> run(const StepPlan& plan, parallel::Communicator& group);
   /// As a rank that does not lead: runs plans until the group ends. @return why it did
   std::string follow(parallel::Communicator& group);
 
  private:
+  /// Of the vocabulary each rank tells candidates alone.
+  Result<std::vector<Drawn>> draw(const StepPlan& plan, const at::Tensor& logits, parallel::Communicator& group);
   std::shared_ptr<const Step1> part_;
   KvStore store_;
+  std::vector<Candidates> own_;  ///< of each draw; keeps its memory
 };
 
 class RankBackend : public Backend {

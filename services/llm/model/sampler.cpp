@@ -47,34 +47,29 @@ std::int32_t forbidden(std::span<const std::int32_t> history, const Sampling& s)
   return std::count(last.begin(), last.end(), last.back()) >= 2 ? last.back() : -1;
 }
 
-void adjust(std::vector<float>& logits, std::span<const std::int32_t> history, const Sampling& s) {
+/// @param first  id of the first logit
+void adjust(std::vector<float>& logits, std::int64_t first, std::span<const std::int32_t> history, const Sampling& s) {
+  const auto at = [&](std::int32_t id) -> float* {
+    const auto place = id - first;
+    return place >= 0 && place < static_cast<std::int64_t>(logits.size()) ? &logits[static_cast<std::size_t>(place)]
+                                                                          : nullptr;
+  };
   if (s.repetition_penalty) {
     const auto r = static_cast<float>(*s.repetition_penalty);
     const std::unordered_set<std::int32_t> seen(history.begin(), history.end());
     for (const auto id : seen)
-      if (id >= 0 && static_cast<std::size_t>(id) < logits.size())
-        logits[id] = logits[id] < 0 ? logits[id] * r : logits[id] / r;
+      if (auto* x = at(id)) *x = *x < 0 ? *x * r : *x / r;
   }
-  const auto banned = forbidden(history, s);
-  if (banned >= 0 && static_cast<std::size_t>(banned) < logits.size())
-    logits[static_cast<std::size_t>(banned)] = kNever;
+  if (const auto banned = forbidden(history, s); banned >= 0)
+    if (auto* x = at(banned)) *x = kNever;
 }
+
+bool is_bad(float x) { return !(x <= std::numeric_limits<float>::max()); }
 
 Result<void> check(std::span<const float> logits, const char* what) {
-  const auto bad =
-      std::find_if(logits.begin(), logits.end(), [](float x) { return !(x <= std::numeric_limits<float>::max()); });
+  const auto bad = std::find_if(logits.begin(), logits.end(), is_bad);
   if (bad == logits.end()) return {};
   return fail(Errc::internal, "{} is {}, of id {}: no id can be sampled", what, *bad, bad - logits.begin());
-}
-
-/// The same of the ids that `adjust` may change, which could hide what they were.
-Result<void> check_some(std::span<const float> logits, std::span<const std::int32_t> history) {
-  for (const auto id : history)
-    if (id >= 0 && static_cast<std::size_t>(id) < logits.size() &&
-        !(logits[static_cast<std::size_t>(id)] <= std::numeric_limits<float>::max()))
-      return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled", logits[static_cast<std::size_t>(id)],
-                  id);
-  return {};
 }
 }  // namespace
 
@@ -85,7 +80,7 @@ Result<std::vector<float>> probabilities(std::span<const float> in, std::span<co
   // is legal: a forbidden id.
   std::vector<float> logits(in.begin(), in.end());
   PARLANDO_DO(check(logits, "a logit"));
-  adjust(logits, history, s);
+  adjust(logits, 0, history, s);
   if (s.temperature == 0) {
     const auto best = std::max_element(logits.begin(), logits.end());
     if (best == logits.end() || !(*best > kNever))
@@ -145,46 +140,73 @@ Result<std::int32_t> draw(std::span<const float> p, std::span<const std::int32_t
   return last;  // rounding left the sum a little below 1
 }
 
-/// What the chain would do, on the few ids that top-k leaves: the others have no part in any of its sums.
-Result<std::int32_t> sample_top(std::span<const float> logits, const Sampling& s, double target) {
+/// Whether top-k leaves but a few ids.
+bool few(const Sampling& s, std::int64_t vocabulary) { return s.temperature != 0 && s.top_k && *s.top_k < vocabulary; }
+}  // namespace
+
+void candidates(std::span<const float> logits, std::int64_t first, std::int64_t vocabulary,
+                std::span<const std::int32_t> history, const Sampling& s, Candidates& out) {
+  out.ids.clear(), out.values.clear(), out.bad = -1;
+  if (logits.empty() || s.problem()) return;
+  const auto size = static_cast<std::int64_t>(logits.size());
+  const auto note = [&](std::int64_t place) {
+    out.bad = static_cast<std::int32_t>(first + place), out.bad_value = logits[static_cast<std::size_t>(place)];
+  };
+  // A vocabulary is copied only where something in it changes, which could hide what it was.
+  thread_local std::vector<float> changed;
+  if (s.repetition_penalty || forbidden(history, s) >= 0) {
+    for (const auto id : history)
+      if (id >= first && id - first < size && is_bad(logits[static_cast<std::size_t>(id - first)]))
+        return note(id - first);
+    changed.assign(logits.begin(), logits.end());
+    adjust(changed, first, history, s);
+    logits = changed;
+  }
+  if (s.temperature == 0) {
+    const auto best = kernels::largest_of(logits);
+    if (best.bad >= 0) return note(best.bad);
+    if (best.at < 0 || !(logits[static_cast<std::size_t>(best.at)] > kNever)) return;
+    out.ids.push_back(static_cast<std::int32_t>(first + best.at));
+    out.values.push_back(logits[static_cast<std::size_t>(best.at)]);
+    return;
+  }
   // Numbers a little below the border may become equal to it when they are divided by the temperature.
   constexpr float kSlack = 1e-5f;
   thread_local kernels::TopCandidates top;
-  kernels::top_candidates(logits, *s.top_k, kSlack, top);
-  if (top.bad >= 0)
-    return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled",
-                logits[static_cast<std::size_t>(top.bad)], top.bad);
-  auto few = s;
-  few.repetition_penalty.reset(), few.repetition_aware = false;  // done
-  PARLANDO_TRY(const auto p, probabilities(top.values, {}, few));
-  return draw(p, top.ids, target);
+  kernels::top_candidates(logits, few(s, vocabulary) ? std::min(*s.top_k, size) : size, kSlack, top);
+  if (top.bad >= 0) return note(top.bad);
+  for (const auto id : top.ids) out.ids.push_back(static_cast<std::int32_t>(first + id));
+  out.values.assign(top.values.begin(), top.values.end());
 }
-}  // namespace
+
+Result<std::int32_t> sample(const Candidates& all, std::int64_t vocabulary, const Sampling& s, std::uint64_t position) {
+  if (auto problem = s.problem()) return tl::make_unexpected(*problem);
+  if (all.bad >= 0)
+    return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled", all.bad_value, all.bad);
+  if (s.temperature == 0) {
+    const auto best = std::max_element(all.values.begin(), all.values.end());
+    if (best == all.values.end()) return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
+    return all.ids[static_cast<std::size_t>(best - all.values.begin())];
+  }
+  // What the chain would do on all ids: those that top-k leaves out have no part in any of its sums.
+  auto rest = s;
+  rest.repetition_penalty.reset(), rest.repetition_aware = false;  // done
+  if (!few(s, vocabulary)) rest.top_k.reset();
+  PARLANDO_TRY(const auto p, probabilities(all.values, {}, rest));
+  return draw(p, all.ids, uniform(s.seed, position));
+}
 
 Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history, const Sampling& s,
                             std::uint64_t position) {
   if (auto problem = s.problem()) return tl::make_unexpected(*problem);
-  const bool few = s.temperature != 0 && s.top_k && *s.top_k < static_cast<std::int64_t>(logits.size());
-  if (s.temperature != 0 && !few) {
+  const auto size = static_cast<std::int64_t>(logits.size());
+  if (s.temperature != 0 && !few(s, size)) {
     PARLANDO_TRY(const auto p, probabilities(logits, history, s));
     return draw(p, {}, uniform(s.seed, position));
   }
-  // A vocabulary is copied only where something in it changes.
-  thread_local std::vector<float> changed;
-  if (s.repetition_penalty || forbidden(history, s) >= 0) {
-    PARLANDO_DO(check_some(logits, history));
-    changed.assign(logits.begin(), logits.end());
-    adjust(changed, history, s);
-    logits = changed;
-  }
-  if (few) return sample_top(logits, s, uniform(s.seed, position));
-  const auto best = kernels::largest_of(logits);
-  if (best.bad >= 0)
-    return fail(Errc::internal, "a logit is {}, of id {}: no id can be sampled",
-                logits[static_cast<std::size_t>(best.bad)], best.bad);
-  if (best.at < 0 || !(logits[static_cast<std::size_t>(best.at)] > kNever))
-    return fail(Errc::invalid_argument, "no id can be sampled: every logit is -inf");
-  return static_cast<std::int32_t>(best.at);
+  thread_local Candidates all;
+  candidates(logits, 0, size, history, s, all);
+  return sample(all, size, s, position);
 }
 
 }  // namespace parlando::llm

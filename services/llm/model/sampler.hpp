@@ -36,6 +36,23 @@ Result<std::vector<float>> probabilities(std::span<const float> logits, std::spa
 Result<std::int32_t> sample(std::span<const float> logits, std::span<const std::int32_t> history,
                             const Sampling& sampling, std::uint64_t position);
 
+/// What a draw needs to know of a part of the vocabulary. Of all parts, one behind the other, it gives the id that
+/// `sample` of all logits gives.
+struct Candidates {
+  std::vector<std::int32_t> ids;  ///< ascending
+  std::vector<float> values;      ///< their logits, as the repetition rules leave them
+  std::int32_t bad = -1;          ///< an id whose logit is NaN or +inf; −1: none. The others mean nothing then
+  float bad_value = 0;
+};
+/// Greedy: the largest one. With a top_k below the vocabulary: so many of the part, and what equals or nearly equals
+/// the last of them. Else all of the part, since each of its ids may be drawn.
+/// @param first  id of the first of these logits   @param vocabulary  ids of all parts   @param out  keeps its memory
+void candidates(std::span<const float> logits, std::int64_t first, std::int64_t vocabulary,
+                std::span<const std::int32_t> history, const Sampling& sampling, Candidates& out);
+/// @error as for all logits
+Result<std::int32_t> sample(const Candidates& all, std::int64_t vocabulary, const Sampling& sampling,
+                            std::uint64_t position);
+
 /// Counter-based uniform number in [0, 1).
 double uniform(std::uint64_t seed, std::uint64_t counter);
 

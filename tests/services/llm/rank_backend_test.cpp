@@ -5,7 +5,14 @@
 
 #include <boost/test/unit_test.hpp>
 
+#include <limits>
+#include <set>
+
+#include "common/checkpoint/safetensors.hpp"
+#include "common/parallel/shm_communicator.hpp"
+#include "services/llm/model/cpu_backend.hpp"
 #include "services/llm/model/engine.hpp"
+#include "tests/support/temporary_directory.hpp"
 
 namespace parlando::llm {
 namespace {
@@ -67,7 +74,127 @@ std::map<std::string, std::vector<std::int32_t>> shared(const RankBackend::Optio
   return talk(engine, greedy);
 }
 
+/// Every way to draw, behind one prompt; one of them looks at ids of the history.
+StepPlan all_draws(bool whole_vocabulary) {
+  std::vector<std::int32_t> ids{1}, blocks{0, 1, 2};
+  for (int i = 1; i < 40; ++i) ids.push_back(4 + (i * 37) % 600);
+  StepPlan plan;
+  plan.add(ids, 0, blocks);
+  auto penalised = Sampling::tts();
+  penalised.repetition_penalty = 1.4, penalised.temperature = 1.3;
+  Sampling wide{.temperature = 1.5, .top_k = 350}, plain{.temperature = 1, .top_k = {}},
+      nucleus{.temperature = 1.2, .top_k = {}, .top_p = 0.95}, more_than_all{.temperature = 1, .top_k = 1 << 20};
+  std::vector<Sampling> settings{Sampling::greedy(), Sampling::chat(), Sampling::tts(), penalised};
+  if (whole_vocabulary)
+    for (const auto& s : {wide, plain, nucleus, more_than_all}) settings.push_back(s);
+  for (const auto& s : settings)
+    for (std::uint64_t n = 0; n < 6; ++n) {
+      auto seeded = s;
+      seeded.seed = n;
+      plan.draw(ids, seeded, 40 + n);
+    }
+  return plan;
+}
+
+std::vector<std::int32_t> ids_of(const std::vector<Drawn>& drawn) {
+  std::vector<std::int32_t> out;
+  for (const auto& one : drawn) out.push_back(one.error ? -2 : one.id);
+  return out;
+}
+
+/// Counts what its rank gives to be gathered.
+class Counting : public parallel::Communicator {
+ public:
+  explicit Counting(std::unique_ptr<parallel::Communicator> group) : group_(std::move(group)) {}
+  int rank() const override { return group_->rank(); }
+  int size() const override { return group_->size(); }
+  Result<void> all_reduce(std::span<float> v, Time t) override { return group_->all_reduce(v, t); }
+  Result<void> all_reduce(std::span<parallel::Bf16> v, Time t) override { return group_->all_reduce(v, t); }
+  Result<void> all_gather(std::span<const std::byte> own, std::span<std::byte> all, Time t) override {
+    gathered += own.size();
+    return group_->all_gather(own, all, t);
+  }
+  Result<void> broadcast(std::span<std::byte> b, int root, Time t) override { return group_->broadcast(b, root, t); }
+  void abort(const std::string& reason) override { group_->abort(reason); }
+  std::string broken() const override { return group_->broken(); }
+  std::size_t gathered = 0;
+
+ private:
+  std::unique_ptr<parallel::Communicator> group_;
+};
+
 }  // namespace
+
+BOOST_AUTO_TEST_CASE(every_way_to_draw_gives_the_ids_of_one_rank) {
+  const auto plan = all_draws(true);
+  const auto model = Step1::load(kModel, WeightFormat::f32);
+  BOOST_REQUIRE(model);
+  CpuBackend alone(*model, kCacheTokens / kBlockTokens);
+  const auto want = alone.run(plan);
+  BOOST_REQUIRE(want);
+  const auto ids = ids_of(*want);
+  BOOST_TEST(std::set(ids.begin(), ids.end()).size() > 5u);
+  for (const int ranks : {2, 4}) {
+    auto group = start(options(ranks));
+    for (int again = 0; again < 2; ++again) {  // the second time over memory that was used
+      const auto got = group->run(plan);
+      BOOST_REQUIRE(got);
+      BOOST_TEST(ids_of(*got) == ids, boost::test_tools::per_element());
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(of_the_vocabulary_candidates_alone_are_gathered) {
+  const auto plan = all_draws(false);
+  const auto region = parallel::SharedRegion::create(2, 1 << 20);
+  BOOST_REQUIRE(region);
+  std::size_t gathered[2] = {};
+  std::vector<Drawn> drawn[2];
+  {
+    std::vector<std::jthread> threads;
+    for (int rank = 0; rank < 2; ++rank)
+      threads.emplace_back([&, rank] {
+        Counting group(*parallel::ShmCommunicator::join(*region, rank, {}));
+        RankPart part(*Step1::load(kModel, WeightFormat::f32, rank, 2), 8);
+        if (auto done = part.run(plan, group)) drawn[rank] = *std::move(done);
+        gathered[rank] = group.gathered;
+        std::byte all[2];  // who leaves first breaks the group for the other
+        (void)group.all_gather({all, 1}, all, SteadyClock().now() + std::chrono::seconds(20));
+      });
+  }
+  BOOST_TEST(drawn[0].size() == plan.draws.size());
+  BOOST_TEST(drawn[1].empty());
+  for (const auto bytes : gathered) {
+    BOOST_TEST(bytes > 0u);
+    // A number and an id for each of 50, a few that are nearly equal, and how many there are; the part has 1167 ids.
+    BOOST_TEST(bytes <= plan.draws.size() * (55 * 8 + 12));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_logit_that_is_no_number_fails_its_draw_and_not_the_group) {
+  const auto source = std::filesystem::path(PARLANDO_SOURCE_DIR) / "tests/goldens/lm/tiny-step1-np2";
+  constexpr std::int32_t kBad = 600;  // of the second rank
+  const TemporaryDirectory folder;
+  std::filesystem::copy_file(source / "config.json", folder.path() / "config.json");
+  auto file = checkpoint::read_safetensors_model(source);
+  BOOST_REQUIRE(file);
+  auto& head = file->tensors.at("lm_head.weight");
+  auto values = checkpoint::to_f32(head);
+  BOOST_REQUIRE(values);
+  values->at(static_cast<std::size_t>(kBad * head.shape[1])) = std::numeric_limits<float>::quiet_NaN();
+  head = checkpoint::make_f32(head.shape, *std::move(values));
+  BOOST_REQUIRE(checkpoint::write_safetensors(folder.path() / "model.safetensors", file->tensors));
+  auto group = start({folder.path(), WeightFormat::f32, 2, 1, 8, {}});
+  for (int again = 0; again < 2; ++again) {
+    const auto got = group->run(all_draws(true));
+    BOOST_REQUIRE(got);
+    for (const auto& one : *got) {
+      BOOST_REQUIRE(one.error);
+      BOOST_TEST((one.error->code == Errc::internal));
+      BOOST_TEST(one.error->message.find("id 600") != std::string::npos, one.error->message);
+    }
+  }
+}
 
 BOOST_AUTO_TEST_CASE(a_group_says_what_one_says) {
   for (const bool greedy : {true, false}) {

@@ -119,6 +119,104 @@ BOOST_AUTO_TEST_CASE(what_is_drawn_from_few_is_what_would_be_drawn_from_all) {
         }
 }
 
+namespace {
+/// Of `parts` ranks what each knows of its part of the vocabulary, padded to a multiple of 64 before it is divided:
+/// some parts may be empty.
+std::vector<Candidates> by_parts(std::span<const float> logits, std::size_t parts,
+                                 const std::vector<std::int32_t>& history, const Sampling& s) {
+  const auto size = logits.size(), each = ((size + 63) / 64 * 64 + parts - 1) / parts;
+  std::vector<Candidates> out(parts);
+  for (std::size_t r = 0; r < parts; ++r) {
+    const auto first = std::min(size, each * r), last = std::min(size, each * (r + 1));
+    candidates(logits.subspan(first, last - first), static_cast<std::int64_t>(first), static_cast<std::int64_t>(size),
+               history, s, out[r]);
+  }
+  return out;
+}
+
+Candidates joined(const std::vector<Candidates>& parts) {
+  Candidates out;
+  for (const auto& part : parts) {
+    out.ids.insert(out.ids.end(), part.ids.begin(), part.ids.end());
+    out.values.insert(out.values.end(), part.values.begin(), part.values.end());
+    if (out.bad < 0) out.bad = part.bad, out.bad_value = part.bad_value;
+  }
+  return out;
+}
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(parts_of_a_vocabulary_draw_what_the_whole_draws) {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  auto settings = chains();
+  auto warm = Sampling::tts();
+  warm.temperature = 1.7, warm.repetition_penalty = 0.8;
+  auto cold = Sampling::chat();
+  cold.temperature = 0.05, cold.top_p = 0.3;
+  settings.push_back(warm), settings.push_back(cold);
+  int draws = 0, at_ties = 0;
+  for (const std::size_t size : {1u, 2u, 3u, 17u, 63u, 65u, 129u, 333u, 2334u})
+    for (const int kind : {0, 1, 2})  // all different; whole numbers, many ties at the border; all the same
+      for (auto s : settings)
+        for (const std::int64_t k : {1, 2, 50, 200, 4000}) {
+          if (s.top_k) s.top_k = k;
+          s.seed = random();
+          std::vector<float> logits(size);
+          for (auto& x : logits) x = kind == 0 ? 4 * normal(random) : kind == 1 ? std::round(3 * normal(random)) : 0.5f;
+          if (kind != 2)
+            for (std::size_t i = 3; i < size; i += 7) logits[i] = -kInf;
+          std::vector<std::int32_t> history(12);
+          for (auto& id : history) id = static_cast<std::int32_t>(random() % std::min<std::size_t>(size, 5));
+          const auto vocabulary = static_cast<std::int64_t>(size);
+          for (const std::size_t parts : {1u, 2u, 3u, 4u, 7u}) {
+            const auto told = by_parts(logits, parts, history, s);
+            const auto all = joined(told);
+            for (std::uint64_t n = 0; n < 3; ++n, ++draws) {
+              const auto want = sample(logits, history, s, n), got = sample(all, vocabulary, s, n);
+              BOOST_REQUIRE_EQUAL(got.has_value(), want.has_value());
+              if (want)
+                BOOST_TEST(*got == *want, size << " ids in " << parts << " parts, top_k " << s.top_k.value_or(0));
+              else
+                BOOST_TEST(static_cast<int>(got.error().code) == static_cast<int>(want.error().code));
+            }
+            // What is told is few, but for what equals the last of them.
+            for (const auto& part : told) {
+              if (s.temperature == 0) BOOST_TEST(part.ids.size() <= 1u);
+              if (s.temperature == 0 || !s.top_k || k >= vocabulary) continue;
+              const auto most = static_cast<std::size_t>(k);
+              if (kind == 0 && !s.repetition_aware && !s.repetition_penalty && size < 1000)
+                BOOST_TEST(part.ids.size() <= most + most / 10 + 1);
+              at_ties += part.ids.size() > most;
+            }
+          }
+        }
+  BOOST_TEST(draws > 10'000);
+  BOOST_TEST(at_ties > 100);  // the harder case was among them
+}
+
+BOOST_AUTO_TEST_CASE(a_part_with_a_logit_that_is_no_number_spoils_the_draw) {
+  const std::vector<std::int32_t> history(12, 190);
+  for (const float bad : {kNan, kInf})
+    for (const std::size_t at : {0u, 99u, 190u, 199u})
+      for (const auto& s : chains()) {
+        std::vector<float> logits(200, 0.5f);
+        logits[at] = bad;
+        const auto id = sample(joined(by_parts(logits, 3, history, s)), 200, s, 3);
+        BOOST_REQUIRE(!id.has_value());
+        BOOST_TEST(static_cast<int>(id.error().code) == static_cast<int>(Errc::internal));
+        BOOST_TEST(id.error().message.find(fmt::format("id {}", at)) != std::string::npos, id.error().message);
+      }
+}
+
+BOOST_AUTO_TEST_CASE(settings_that_are_refused_are_refused_in_parts) {
+  const std::vector<float> logits(40, 0.5f);
+  for (auto s : {Sampling{.top_k = 0}, Sampling{.top_k = -3}, Sampling{.temperature = -1}}) {
+    const auto id = sample(joined(by_parts(logits, 2, {}, s)), 40, s, 0);
+    BOOST_REQUIRE(!id.has_value());
+    BOOST_TEST(static_cast<int>(id.error().code) == static_cast<int>(Errc::invalid_argument));
+  }
+}
+
 BOOST_AUTO_TEST_CASE(each_seed_draws_its_own_ids) {
   std::vector<float> logits(200, 0.0f);
   Sampling a{.temperature = 1, .top_k = {}, .seed = 1}, b = a;
