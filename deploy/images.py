@@ -2,8 +2,8 @@
 """Makes the images: `images.py [--bin DIR …] [--out build/images] [--only NAME …] [--trees] [--engine docker|podman|buildah]`.
 
 Each image is two trees, libraries and service, made from the programs in `--bin` (default build/bin) and the distribution's packages that they
-link; `--trees` stops there. The engine copies them into an image of its own (Containerfile.in) and writes OUT/NAME.tar. The same programs and
-packages make the same bytes.
+link, and a third one with the empty folders of user 65532, where it writes; `--trees` stops there. The engine copies them into an image of its
+own (Containerfile.in) and writes OUT/NAME.tar. The same programs and packages make the same bytes.
 
 A tree holds, beside programs and libraries: passwd and group with the user 65532, the copyright and the dpkg status of every package (for
 scanners), and a CycloneDX list of everything with SHA-256. Light images hold no shell. Budgets are checked.
@@ -29,8 +29,9 @@ PRIVATE = "/usr/lib/parlando"  # for libraries that are no package of the distri
 
 
 class Image:
-    def __init__(self, name, program, description, megabytes, libraries=None, data=(), listens=True):
+    def __init__(self, name, program, description, megabytes, libraries=None, data=(), listens=True, writes=()):
         self.name, self.program, self.description, self.megabytes, self.data, self.listens = name, program, description, megabytes, data, listens
+        self.writes = writes  # folders of user 65532: an engine gives a new volume the owner that the folder beneath it has in the image
         self.libraries = libraries or [program]  # programs whose libraries make the first layer: the same for those that share it
 
 
@@ -38,14 +39,14 @@ MODEL_PROGRAMS = ["parlando-llm", "parlando-tokenizer", "parlando-tts"]
 IMAGES = [
     Image("parlando-gateway", "parlando-gateway", "Front door: HTTP, WebSocket and ZeroMQ clients", LIGHT_MB,
           data=[("services/gateway/page", "usr/share/parlando/page"), ("models/nano/questions", "usr/share/parlando/questions")]),
-    Image("parlando-controller", "parlando-controller", "Leads the conversations", LIGHT_MB),
+    Image("parlando-controller", "parlando-controller", "Leads the conversations", LIGHT_MB, writes=["data"]),
     Image("parlando-vad", "parlando-vad", "Finds where speech starts and ends", LIGHT_MB, data=[("models/silero-vad", "usr/share/parlando/silero-vad")]),
-    Image("parlando-context", "parlando-context", "Owners and histories of sessions", LIGHT_MB),
+    Image("parlando-context", "parlando-context", "Owners and histories of sessions", LIGHT_MB, writes=["data"]),
     Image("parlando-tokenizer", "parlando-tokenizer", "Streaming dual-codebook speech tokenizer", MODEL_MB, MODEL_PROGRAMS),
     Image("parlando-llm", "parlando-llm", "Step-1 language model, for chat and for speech", MODEL_MB, MODEL_PROGRAMS),
     Image("parlando-tts", "parlando-tts", "Flow matching and vocoder: text to sound", MODEL_MB, MODEL_PROGRAMS),
     Image("parlando-traces", "parlando-traces", "Brings turns to a collector of traces", LIGHT_MB, listens=False),
-    Image("parlando-models-nano", "parlando-pod", "The bundled model, for a volume", LIGHT_MB, listens=False,
+    Image("parlando-models-nano", "parlando-pod", "The bundled model, for a volume", LIGHT_MB, listens=False, writes=["volume"],
           data=[("models/nano", "models/nano"), ("models/silero-vad", "models/silero-vad")]),
 ]
 SHELLS = re.compile(r"(^|/)(sh|bash|dash|ash|busybox|zsh|perl|python[0-9.]*|apt|dpkg)$")
@@ -171,13 +172,13 @@ class Tree:
             if file.is_file() and "__pycache__" not in file.parts:
                 self.copy(file, f"{path}/{file.relative_to(source).as_posix()}")
 
-    def settle(self, epoch):
+    def settle(self, epoch, owner=0):
         """One owner, one time, modes of our own: what is left of the machine that made it."""
         for path in [self.folder, *self.folder.rglob("*")]:
             if path.is_dir():
                 path.chmod(0o1777 if path.relative_to(self.folder).as_posix() == "tmp" else 0o755)
             if os.geteuid() == 0:
-                os.lchown(path, 0, 0)
+                os.lchown(path, owner, owner)
             os.utime(path, (epoch, epoch), follow_symlinks=False)
 
     def size(self):
@@ -223,7 +224,7 @@ def make_libraries(project, tree, programs):
     if pathlib.Path("/etc/protocols").exists():
         tree.copy("/etc/protocols", "/etc/protocols")
         tree.copy("/etc/services", "/etc/services")
-    for folder in ("tmp", "etc/parlando", "data", "models"):
+    for folder in ("tmp", "etc/parlando", "models"):
         (tree.folder / folder).mkdir(parents=True, exist_ok=True)
     for link, to in (("lib", "usr/lib"), ("lib64", "usr/lib64"), ("etc/os-release", "../usr/lib/os-release")):
         moved = tree.folder / link
@@ -281,7 +282,7 @@ def check(image, trees):
 
 
 def make_trees(project, out, images):
-    """-> {name: (libraries' folder, service's folder, bytes)}"""
+    """-> {name: (libraries' folder, service's folder, folder of what it writes or None, bytes)}"""
     made, libraries = {}, {}
     for image in images:
         key = "libraries-models" if image.libraries is MODEL_PROGRAMS else f"libraries-{image.name}"
@@ -297,7 +298,12 @@ def make_trees(project, out, images):
         both = [libraries[key], tree]
         tree.write("/usr/share/doc/parlando/sbom.cdx.json", bill(project, image, both))
         tree.settle(project.epoch)
-        made[image.name] = (libraries[key].folder, tree.folder, check(image, both))
+        volumes = Tree(out / f"volumes-{image.name}") if image.writes else None
+        for folder in image.writes:
+            (volumes.folder / folder).mkdir()
+        if volumes:
+            volumes.settle(project.epoch, UID)
+        made[image.name] = (libraries[key].folder, tree.folder, volumes and volumes.folder, check(image, both))
         shutil.copyfile(tree.folder / "usr/share/doc/parlando/sbom.cdx.json", out / f"{image.name}.cdx.json")
     return made
 
@@ -311,13 +317,14 @@ def choose_engine(wanted):
     fail(f"{wanted or 'docker, podman or buildah'} is not here or does not answer: tools/setup.sh --images installs buildah, which needs no service")
 
 
-def containerfile(project, image, libraries, tree):
-    more = ""
+def containerfile(project, image, libraries, tree, volumes):
+    # Whoever copies into an image makes everything root's, whatever it was outside.
+    more = f"COPY --chown={UID}:{UID} {volumes.name}/ /\n" if volumes else ""
     entrypoint, cmd = [f"/usr/bin/{image.program}"], ["--config", "/etc/parlando/instance.json"]
     if image.listens:
         ports = "5555 9100" + (" 7860" if image.name == "parlando-gateway" else "")
-        more = (f'EXPOSE {ports}\nHEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 '
-                'CMD ["/usr/bin/parlando-pod", "probe", "127.0.0.1:9100/healthz"]')
+        more += (f'EXPOSE {ports}\nHEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 '
+                 'CMD ["/usr/bin/parlando-pod", "probe", "127.0.0.1:9100/healthz"]')
     elif image.name == "parlando-models-nano":
         cmd = ["copy", "/models", "/volume"]
     else:
@@ -354,9 +361,9 @@ def settle_archive(archive, epoch):
     part.rename(archive)
 
 
-def build(project, engine, out, image, libraries, tree, tag):
+def build(project, engine, out, image, libraries, tree, volumes, tag):
     file = out / f"{image.name}.Containerfile"
-    file.write_text(containerfile(project, image, libraries, tree))
+    file.write_text(containerfile(project, image, libraries, tree, volumes))
     archive = out / f"{image.name}.tar"
     archive.unlink(missing_ok=True)
     name = f"{image.name}:{tag}"
@@ -394,10 +401,10 @@ def main():
     engine = None if a.trees else choose_engine(a.engine)
     made = make_trees(project, a.out, chosen)
     for image in chosen:
-        libraries, tree, size = made[image.name]
+        libraries, tree, volumes, size = made[image.name]
         line = f"{image.name:<22} {size / 1e6:6.1f} MB of {image.megabytes}"
         if engine:
-            archive = build(project, engine, a.out, image, libraries, tree, a.tag or project.version)
+            archive = build(project, engine, a.out, image, libraries, tree, volumes, a.tag or project.version)
             line += f"  {archive}  sha256:{digest(archive)[:16]}…"
         print(line, flush=True)
     shutil.rmtree(a.out / ".store", ignore_errors=True)

@@ -41,9 +41,25 @@ def check_compose():
         check(f"{role} gets its keys alone", [v for v in s["volumes"] if "keys" in v] == [f"./keys/{role}:/etc/parlando/keys:ro"], str(s["volumes"]))
         check(f"{role} may drain before it is killed", seconds(s["stop_grace_period"]) >= min(drain_of(s["command"]) + 5, 110) or role == "context", str(s["stop_grace_period"]))
         check(f"{role} is bounded", "mem_limit" in s and "pids_limit" in s, "")
+    check_volumes(compose)
     check("only the front door is shown", [r for r, s in services.items() if "ports" in s] == ["gateway"], "")
     check("the front door is shown to this host alone", all(p.startswith("127.0.0.1:") for p in services["gateway"]["ports"]), "")
     check("the others reach nobody outside", compose["networks"]["core"]["internal"] is True, "")
+
+
+def check_volumes(compose):
+    """An engine gives a new volume the owner of the image's folder beneath it, once a container: nobody but those who may write there are to do that."""
+    of_image = {i.name: i for i in images.IMAGES}
+    for role, s in compose["services"].items():
+        for v in s.get("volumes", []):
+            if isinstance(v, str):
+                name, target, *mode = v.split(":")
+                v = {"source": name, "target": target, "read_only": mode == ["ro"]}
+            if v["source"] not in compose["volumes"]:
+                continue
+            prepared = not v.get("volume", {}).get("nocopy", False)
+            may = v["target"].lstrip("/") in of_image[s["image"].split(":")[0]].writes
+            check(f"{role} leaves volume {v['source']} to those who write it, or may write it", may if prepared else v["read_only"], str(v))
 
 
 def check_systemd():

@@ -40,6 +40,7 @@ LIGHT = {"parlando-gateway", "parlando-controller", "parlando-vad", "parlando-co
 KEY = "key-of-these-tests"
 READY_SECONDS = 180
 GRACE_SECONDS = 60
+image_of = {i.name: i for i in images.IMAGES}
 bins = [str(b) for b in a.bin or [a.build / "bin"]]
 
 
@@ -122,6 +123,17 @@ def instance(role, addresses):
     return {"service": ROLES[role][0].removeprefix("parlando-"), "role": role, "wire": wire, "core": core}
 
 
+def new_volume(at, layers, target):
+    """What an engine makes of a named volume when its first container is made: owner and mode of the folder beneath it in the image, root's where
+    there is none. -> at"""
+    at.mkdir()
+    beneath = next((layer / target.lstrip("/") for layer in reversed(layers) if (layer / target.lstrip("/")).is_dir()), None)
+    at.chmod(beneath.stat().st_mode & 0o7777 if beneath else 0o755)
+    if sandbox.real_root():
+        os.chown(at, beneath.stat().st_uid if beneath else 0, beneath.stat().st_gid if beneath else 0)
+    return at
+
+
 def start_all(folder, made, models):
     """-> {role: (sandbox, address)}"""
     secrets = folder / "keys"
@@ -130,15 +142,17 @@ def start_all(folder, made, models):
     addresses = {role: f"127.0.0.{10 + i}" for i, role in enumerate(ROLES)}
     boxes = {}
     for role in ROLES:
-        config, data = folder / f"{role}-config", folder / f"{role}-data"
-        config.mkdir(), data.mkdir()
+        config = folder / f"{role}-config"
+        config.mkdir()
         shutil.copytree(secrets / role, config / "keys")
         (config / "instance.json").write_text(json.dumps(instance(role, addresses)))
         if sandbox.real_root():
-            for path in [data, config, *config.rglob("*")]:
+            for path in [config, *config.rglob("*")]:
                 os.chown(path, sandbox.UID, sandbox.UID)
         image = ROLES[role][0]
-        volumes = [(config, "/etc/parlando", False), (data, "/data", True), (models, "/models", False)]
+        volumes = [(config, "/etc/parlando", False), (models, "/models", False)]
+        if "data" in image_of[image].writes:
+            volumes.append((new_volume(folder / f"{role}-data", made[image], "/data"), "/data", True))
         box = sandbox.Sandbox([f"/usr/bin/{image}", "--config", "/etc/parlando/instance.json", "--drain-seconds", "20"], made[image], volumes,
                               log=open(folder / f"{role}.log", "w"), hostname=role)
         box.start()
@@ -207,19 +221,29 @@ def configuration(archive):
         return json.load(tar.extractfile(manifest["Config"]))
 
 
+def owners_in(archive):
+    """-> {path in an image: (user, group)}"""
+    with tarfile.open(archive) as tar:
+        layers = json.load(tar.extractfile("manifest.json"))[0]["Layers"]
+        return {m.name.strip("./"): (m.uid, m.gid) for layer in layers for m in tarfile.open(fileobj=tar.extractfile(layer))}
+
+
 def really_build(folder):
     engine = next((e for e in ("docker", "podman") if shutil.which(e) and subprocess.run([e, "info"], capture_output=True).returncode == 0), shutil.which("buildah"))
     if not engine:
         print("no image is built: there is neither docker nor podman nor buildah (tools/setup.sh --images)")
         return
-    archives = [folder / f"image-{n}/parlando-vad.tar" for n in (1, 2)]
+    archives = [folder / f"image-{n}/parlando-context.tar" for n in (1, 2)]
     for archive in archives:
-        make(archive.parent, "--only", "parlando-vad", "--engine", pathlib.Path(engine).name)
+        make(archive.parent, "--only", "parlando-context", "--engine", pathlib.Path(engine).name)
     check("an image is the same when it is built again", images.digest(archives[0]) == images.digest(archives[1]), "its archives differ")
     c = configuration(archives[0])["config"]
     check("an image runs as nobody", c["User"] == "65532:65532", c["User"])
-    check("an image starts its service", c["Entrypoint"] == ["/usr/bin/parlando-vad"], str(c["Entrypoint"]))
+    check("an image starts its service", c["Entrypoint"] == ["/usr/bin/parlando-context"], str(c["Entrypoint"]))
     check("an image has a health check", c.get("Healthcheck", {}).get("Test", [])[:2] == ["CMD", "/usr/bin/parlando-pod"], str(c.get("Healthcheck")))
+    owners = owners_in(archives[0])
+    check("an image's folder for data is the service's", owners.get("data") == (sandbox.UID, sandbox.UID), str(owners.get("data")))
+    check("and everything else in it is root's", {o for path, o in owners.items() if path != "data"} == {(0, 0)}, str({p: o for p, o in owners.items() if o != (0, 0)}))
     check("an image names its revision", len(c["Labels"].get("org.opencontainers.image.revision", "")) >= 7, str(c["Labels"]))
 
 
@@ -229,23 +253,19 @@ def main():
         folder.chmod(0o755)
         out = folder / "images"
         print(make(out, "--trees"), end="")
-        names = {i.name: i for i in images.IMAGES}
-        made = {n: (out / ("libraries-models" if i.libraries is images.MODEL_PROGRAMS else f"libraries-{n}"), out / n) for n, i in names.items()}
-        for name, (libraries, tree) in made.items():
-            look_at(name, libraries, tree)
+        made = {n: (out / ("libraries-models" if i.libraries is images.MODEL_PROGRAMS else f"libraries-{n}"), out / n, *([out / f"volumes-{n}"] if i.writes else [])) for n, i in image_of.items()}
+        for name, layers in made.items():
+            look_at(name, *layers[:2])
         cyclonedx(out / "parlando-tts.cdx.json")
         make(folder / "again", "--trees", "--only", "parlando-context")
         check("the same programs make the same trees", fingerprint(*made["parlando-context"]) ==
-              fingerprint(folder / "again/libraries-parlando-context", folder / "again/parlando-context"), "parlando-context differs")
+              fingerprint(*(folder / "again" / layer.name for layer in made["parlando-context"])), "parlando-context differs")
         really_build(folder)
 
         # The models come from their image, as an init container brings them.
-        models = folder / "models"
-        models.mkdir()
-        if sandbox.real_root():
-            os.chown(models, sandbox.UID, sandbox.UID)
+        models = new_volume(folder / "models", made["parlando-models-nano"], "/volume")
         for n in (1, 2):
-            box = sandbox.Sandbox(["/usr/bin/parlando-pod", "copy", "/models", "/data"], made["parlando-models-nano"], [(models, "/data", True)], log=sys.stderr)
+            box = sandbox.Sandbox(["/usr/bin/parlando-pod", "copy", "/models", "/volume"], made["parlando-models-nano"], [(models, "/volume", True)], log=sys.stderr)
             box.start()
             check(f"the models' image fills a volume ({n})", box.wait(60) == 0, "it failed")
             box.clean()
