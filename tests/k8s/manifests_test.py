@@ -156,6 +156,31 @@ def check_references(variant, documents):
                 check(f"{variant}: {name} shows its keys to its group at most", v["secret"]["defaultMode"] == 0o440, str(v["secret"]["defaultMode"]))
 
 
+def healthy_least(spec, wanted):
+    """How many of `wanted` pods a budget wants: Kubernetes rounds the percentages of both up."""
+    def part(value):
+        return -(-wanted * int(value.rstrip("%")) // 100) if isinstance(value, str) else value
+    return wanted - part(spec["maxUnavailable"]) if "maxUnavailable" in spec else part(spec["minAvailable"])
+
+
+def check_budgets(variant, documents):
+    """A node can be drained at any size, the least one among them: of every budget's pods one may go."""
+    scaled = {(d["spec"]["scaleTargetRef"]["kind"], d["spec"]["scaleTargetRef"]["name"]): d["spec"] for d in documents if d["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")}
+    sizes = {}  # pods' component -> how many there may be
+    for d in documents:
+        if d["kind"] in ("Deployment", "StatefulSet", "LeaderWorkerSet"):
+            by = scaled.get((d["kind"], d["metadata"]["name"]))
+            low = by.get("minReplicas", by.get("minReplicaCount")) if by else d["spec"].get("replicas", 1)
+            high = by.get("maxReplicas", by.get("maxReplicaCount")) if by else low
+            for name, labels, _ in pod_specs([d]):
+                sizes[labels["app.kubernetes.io/component"]] = range(low, high + 1)
+    budgets = {d["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"]: d["spec"] for d in documents if d["kind"] == "PodDisruptionBudget"}
+    check(f"{variant}: every role has a budget", set(budgets) >= {*instances.ROLES, "edge"}, str(sorted(budgets)))
+    for role, spec in budgets.items():
+        stuck = [n for n in sizes[role] if healthy_least(spec, n) > n - 1]
+        check(f"{variant}: a node with {role} on it can be drained", not stuck, f"none of {stuck} may go")
+
+
 def check_configs(variant, documents, folder):
     """-> {role: configuration}, each taken by its program"""
     data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
@@ -194,6 +219,7 @@ def main():
                     check_times(variant, name, labels, spec, configs)
             check_network(variant, documents)
             check_references(variant, documents)
+            check_budgets(variant, documents)
             namespace = next(d for d in documents if d["kind"] == "Namespace")
             check(f"{variant}: the namespace is restricted", namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted", "")
             check(f"{variant}: no secret stands in the repository", not any(d["kind"] == "Secret" for d in documents), "")
