@@ -625,6 +625,7 @@ class FakeGateway final : public Core {
     o.token_digest = token_digest;
     o.inputs_kept = inputs_kept && (open_turn_ == 0 || open_turn_ != turn_resumed_);
     if (o.inputs_kept) lose_unkept();
+    moved_ = true;
     o.first_input = kept_.empty() ? next_input_ : kept_.front().first;
     o.last_input = said_;
     o.turn_told = turn_told_;
@@ -723,7 +724,8 @@ class FakeGateway final : public Core {
     attached.reset();
     holds = false;
     interrupted_ = sounding_ = turn_resumed_ = 0;
-    decided_ = {};
+    moved_ = false;
+    decided_before_ = std::exchange(decided_, {});
     checkpoint = {};
     ++stream_;
     is_open_ = false;
@@ -820,7 +822,10 @@ class FakeGateway final : public Core {
   void touch(const Message& m) {
     if (open_turn_ == m.head.turn.value) return;
     if (open_turn_ != 0) wrong.push_back(fmt::format("turn {} inside of turn {}", m.head.turn.value, open_turn_));
-    open_turn_ = m.head.turn.value;
+    begin(m.head.turn.value);
+  }
+  void begin(std::uint32_t turn) {
+    open_turn_ = turn;
     cut_turns_.erase(open_turn_);
     transcript.clear();
     reply.clear();
@@ -894,7 +899,11 @@ class FakeGateway final : public Core {
     if (seed != 0 && seed != o->seed) wrong.push_back("another seed");
     seed = o->seed;
     turn_told_ = std::min(turn_told_, o->turns);
-    if (open_turn_ > o->turns + 1) fall_silent(open_turn_);  // it begins again, behind turns that are lost
+    if (open_turn_ > o->turns + 1) {  // it begins again, behind turns that are lost
+      const bool is_resumed = open_turn_ == turn_resumed_;
+      fall_silent(open_turn_);
+      if (is_resumed) begin(turn_resumed_ = static_cast<std::uint32_t>(o->turns) + 1);  // and fails then
+    }
     opened_degraded = o->degraded;
     holds = false;
     interrupted_ = 0;  // a new owner makes the answer again; the gateway plays nothing of it
@@ -937,11 +946,13 @@ class FakeGateway final : public Core {
     }
   }
   /// What waits for a turn at the controller alone, because the gateway that had it is lost, goes with that controller.
-  /// What a turn under way is known to answer has its end nevertheless.
+  /// What a turn under way is known to answer has its end nevertheless; also that in which the client came back, though
+  /// nobody but this client knows any more what it answers.
   void lose_unkept() {
     if (!attached) return;
+    const auto resumed = decided_before_.of_turn == attached->open_turn ? decided_before_.answers_input : 0;
     for (const auto& [input, what] : open_questions())
-      if (input < attached->first_input && input != decided_.answers_input) lost.insert(input);
+      if (input < attached->first_input && input != decided_.answers_input && input != resumed) lost.insert(input);
   }
   // ---- as gateway/input_log does
   void settle(const JsonText& list, std::int64_t sound_from) {
@@ -954,9 +965,12 @@ class FakeGateway final : public Core {
     sound_from_ = std::max(sound_from_, sound_from);
   }
   void turn_over(std::uint32_t turn, bool stored) {
+    if (turn != 0 && turn_resumed_ == turn) {
+      turn_resumed_ = 0;  // its number may be used again
+      if (moved_) lose_unkept();
+    }
     if (turn >= decided_.of_turn.value) decided_ = {};
     if (stored) turn_told_ = std::max<std::int64_t>(turn_told_, turn);
-    if (turn_resumed_ == turn) turn_resumed_ = 0;  // its number may be used again
   }
   /// Of the sound behind a decision only the last stays.
   void drop_behind() {
@@ -1062,7 +1076,8 @@ class FakeGateway final : public Core {
   std::int64_t turn_told_ = 0, sound_from_ = 0;
   std::uint32_t turn_ended_ = 0;    ///< the last one whose end was told, remembered or not
   std::uint32_t turn_resumed_ = 0;  ///< the one under way when the client came back: its inputs went with the gateway
-  TurnFacts decided_;
+  bool moved_ = false;              ///< to another controller since then
+  TurnFacts decided_, decided_before_;  ///< of the turn under way; as the gateway knew it that was lost
   bool is_open_ = false;
   std::deque<std::pair<std::uint64_t, Message>> kept_;
   std::vector<std::int32_t> ids_;

@@ -624,6 +624,79 @@ BOOST_AUTO_TEST_CASE(a_wish_that_went_with_its_gateway_and_its_controller_ends_w
   t.check_calm();
 }
 
+/// The store has not got the turn before it either: it fails under the number that it would have begun again with, also
+/// when the next owner is lost before it has said so.
+BOOST_AUTO_TEST_CASE(a_turn_that_was_resumed_behind_one_that_is_lost_fails_under_the_number_that_is_free) {
+  for (const bool again : {false, true}) {
+    BOOST_TEST_CONTEXT("again " << again) {
+      Talk t(talking(0), false, 1, [](FakeGateway& g) { g.token_digest = kFirst; });
+      t.rig.add("controller-2", "controller");
+      t.rig.add("controller-3", "controller");
+      t.rig.swallow = [&](const std::string& from, const std::string&, const Message& m) {
+        return again && from == "controller-2" && m.head.type == MessageType::error;
+      };
+      t.rig.store->fails = Errc::io;
+      t.g().say(Utter{"Lost."});
+      BOOST_REQUIRE(t.rig.run_until([&] { return t.g().turns.size() == 1; }));
+      BOOST_TEST(t.g().degraded[0]);
+      t.chat().sentences = 20;
+      t.g().say(Say{"two"});
+      BOOST_REQUIRE(t.rig.run_until([&] { return !t.g().reply.empty(); }));
+      t.rig.unlink("gateway-1");
+      t.rig.run(1);
+      t.rig.link("gateway-1");
+      t.g().come_back("controller-1", kSecond);
+      BOOST_REQUIRE(t.rig.run_until([&] { return t.g().attached.has_value(); }, 6));
+      BOOST_TEST(t.g().attached->open_turn.value == 2u);
+      t.rig.kill("controller-1");
+      t.g().open("controller-2");
+      if (again) {
+        BOOST_REQUIRE(t.rig.run_until([&] { return t.g().is_open(); }, 20));
+        t.rig.run(3);
+        t.rig.kill("controller-2");
+        t.g().open("controller-3");
+      }
+      BOOST_REQUIRE(t.rig.run_until([&] { return t.g().last_error() != nullptr; }, 20));
+      BOOST_TEST(error_of(t.g()) == "unavailable");
+      BOOST_TEST(t.g().last_error()->turn == 1u);
+      BOOST_TEST(t.g().lost.empty());
+      BOOST_TEST(t.g().open_questions().empty());
+      t.rig.store->fails.reset();
+      t.g().say(Say{"three"});
+      BOOST_REQUIRE(t.rig.run_until([&] { return t.g().turns.size() == 2; }));
+      BOOST_TEST(t.g().turns[1]["turn"] == 1);
+      t.check_calm();
+    }
+  }
+}
+
+/// It is told to its end from its record; what waited behind it only the former controller knew.
+BOOST_AUTO_TEST_CASE(a_turn_that_was_resumed_and_is_stored_comes_to_its_end_and_what_waited_behind_it_is_lost) {
+  Talk t(talking(0), false, 1, [](FakeGateway& g) { g.token_digest = kFirst; });
+  t.rig.add("controller-2", "controller");
+  t.chat().calls_tool = false;
+  for (int i = 0; i < 30; ++i) t.g().say(t.microphone.frame(i >= 15));
+  t.g().say(Respond{});
+  t.g().say(Utter{"Given."});
+  BOOST_REQUIRE(t.rig.run_until([&] { return !t.g().reply.empty(); }));
+  t.rig.unlink("gateway-1");
+  BOOST_REQUIRE(t.rig.run_until([&] { return !stored(t.rig).empty(); }));
+  t.rig.link("gateway-1");
+  t.g().come_back("controller-1", kSecond);
+  BOOST_REQUIRE(t.rig.run_until([&] { return t.g().attached.has_value(); }, 6));
+  BOOST_TEST(t.g().attached->open_turn.value == 1u);
+  BOOST_TEST(t.g().open_questions().size() == 2u);
+  t.rig.kill("controller-1");
+  t.g().open("controller-2");
+  BOOST_REQUIRE(t.rig.run_until([&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(t.g().turns[0]["responds"] == true);
+  BOOST_TEST(t.g().open_questions().empty());
+  BOOST_TEST(t.g().lost.size() == 1u);
+  t.g().say(Say{"more"});
+  BOOST_REQUIRE(t.rig.run_until([&] { return t.g().turns.size() == 2; }));
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(a_session_without_a_client_gives_way_to_a_new_one_when_its_turn_is_over) {
   Rig rig;
   rig.config.sessions_max = 1;
