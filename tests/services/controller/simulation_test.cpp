@@ -389,6 +389,8 @@ struct Conversation {
   // ---------------------------------------------------------------------------------------------- what happens
   void wake() {
     if (!stalled.empty()) rig.wake(std::exchange(stalled, {}));
+  }
+  void repair_store() {
     if (rig.store->fails) story += "[store works]";
     rig.store->fails.reset();
   }
@@ -420,6 +422,7 @@ struct Conversation {
   }
   void something_happens() {
     wake();
+    if (rig.store->fails && draw(0, 1) == 0) repair_store();  // else it stays away through what happens now
     const auto role = kServiceRoles[static_cast<std::size_t>(draw(0, 4))];
     const auto victim = fmt::format("{}-{}", role, draw(1, 2));
     switch (draw(0, 7)) {
@@ -519,6 +522,7 @@ struct Conversation {
     }
     say(draw(0, 30), false);
     wake();
+    repair_store();
     others().leave();
     if (is_manual()) g().say(Flush{-1});
     // A tool that never answers takes its time in every turn.
