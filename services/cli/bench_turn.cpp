@@ -15,6 +15,7 @@
 #include "services/cli/dialogues.hpp"
 #include "services/cli/served_engine.hpp"
 #include "services/cli/turn_figures.hpp"
+#include "services/cli/voice_heard.hpp"
 #include "services/cli/ws_load.hpp"
 
 namespace parlando::cli {
@@ -28,11 +29,9 @@ constexpr std::int64_t kWarmUpTurns = 4;
 constexpr int kInterruptEvery = 2;
 constexpr int kSpeakers[] = {2, 4, 8, 16};  // at once, as long as it goes well
 constexpr int kSpeakersTold = 4;            // in any case
-constexpr int kSessions[] = {20, 50, 100, 150, 200, 240};
-constexpr int kOneSpeaks = 20;  // of so many
-constexpr double kLiveSeconds = 25;
-constexpr double kCrowdMs = 1000;       // of 95 % of the answers: then it goes well
-constexpr std::int64_t kTellEvery = 5;  // turns
+constexpr int kOneSpeaks = 20;              // of so many
+constexpr double kCrowdMs = 1000;           // of 95 % of the answers: then it goes well
+constexpr std::int64_t kTellEvery = 5;      // turns
 constexpr int kSynthesisRuns = 12;
 constexpr const char* kSentences[] = {"the weather in paris is sunny and twenty degrees today.",
                                       "seven plus nine is sixteen.", "hello, what can i do for you this morning?"};
@@ -197,9 +196,9 @@ class TurnBench {
   /// More and more sessions that listen, one in twenty of which speaks.
   Result<void> live() {
     int most = 0;
-    for (const int sessions : kSessions) {
-      const auto processes = engine_.processes();
-      const auto before = resident_bytes(processes);
+    const auto processes = engine_.processes();
+    const auto before = resident_bytes(processes);
+    for (const int sessions : options_.live_sessions) {
       WsLoad load(engine_.port());
       const int speakers = std::max(1, sessions / kOneSpeaks);
       const bool semantic = options_.detector == Detector::semantic;
@@ -207,7 +206,7 @@ class TurnBench {
       if (opened) opened = load.add(speakers, plan_of(questions_, semantic));
       json told{{"sessions", sessions}, {"speak", speakers}};
       if (!opened) told["refused"] = opened.error().message;
-      const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(kLiveSeconds);
+      const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(options_.live_seconds);
       while (opened && std::chrono::steady_clock::now() < until && load.lost() == 0) {
         if (is_stopped()) return fail(Errc::cancelled, "stopped");
         show_progress(fmt::format("{} sessions, {} turns", sessions, load.so_far().turns));
@@ -358,6 +357,9 @@ Result<json> bench_turn(const TurnBenchOptions& options) {
   auto labelled = once;
   for (unsigned round = 1; static_cast<std::int64_t>(labelled.size()) < options.turns + kWarmUpTurns; ++round)
     for (auto& said : redrawn(once, round)) labelled.push_back(std::move(said));
+  PARLANDO_TRY(const auto weights, vad::SileroWeights::load(options.vad_weights));
+  for (auto* list : {&asked, &labelled})
+    for (auto& said : *list) said.heard_sample = voice_heard_at(said.pcm, weights);
   auto machine = machine_of(options.source);
   json setting{{"commit", machine["commit"]}};
   machine.erase("commit");

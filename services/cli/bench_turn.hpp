@@ -26,6 +26,9 @@ struct TurnBenchOptions {
   std::vector<std::string> only;  ///< of kTurnParts; empty: all of the chosen detectors
   std::filesystem::path output;   ///< the figures so far, written again and again; empty: nowhere
   int lead_ms = 400;
+  std::vector<int> live_sessions{20, 50, 100, 150, 200, 240};
+  double live_seconds = 25;  ///< of each
+  std::string vad_weights;   ///< of what says when a voice could be heard
 };
 
 /// Prints a table and, on a terminal, its progress. SIGINT and SIGTERM end it with what has been measured (`cut:
@@ -48,8 +51,11 @@ struct TurnBenchOptions {
 ///   live_sessions, live by number of sessions (20 … 240), of which one in twenty speaks and is answered while the
 ///   others
 ///                       are listened to: the most with which nobody is lost, 95 % wait at most 1 s and no loudspeaker
-///                       runs dry; memory a session
-///   barge_in_ms, voice_to_hold_ms, interruptions, murmurs {n, took_share}, underruns
+///                       runs dry; memory a session,
+///                       over what the engine had before the first of them
+///   barge_in_ms         from the moment at which a vad can tell first of a voice over an answer (`voice_heard_at`) to
+///                       the last sound of that answer at the client, at least to its `hold`
+///   voice_to_hold_ms, interruptions, murmurs {n, took_share}, underruns
 /// @error what kept it from measuring
 Result<nlohmann::json> bench_turn(const TurnBenchOptions& options);
 

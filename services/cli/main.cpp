@@ -312,10 +312,12 @@ void add_bench(Commands& commands, CLI::App& app) {
                  "configuration of a random checkpoint, e.g. configs/official/step1-3b.json");
   sub.add_option("--threads", o->bench.threads)->capture_default_str();
   sub.add_option("--runs", o->bench.runs)->capture_default_str();
-  sub.add_option("--seconds", o->bench.seconds, "audio per run; mesh: time of a run, default 10")
+  sub.add_option("--seconds", o->bench.seconds,
+                 "audio per run; mesh: time of a run, default 10; turn: of each number of live sessions, default 25")
       ->capture_default_str();
   sub.add_option("--sessions", o->mesh.sessions,
-                 "mesh: sessions that listen; tokenizer: streams that are read side by side")
+                 "mesh: sessions that listen; tokenizer: streams that are read side by side; turn: live sessions, "
+                 "default 20, 50, 100, 150, 200, 240")
       ->capture_default_str()
       ->check(CLI::Range(1, 240));
   sub.add_option(
@@ -351,6 +353,9 @@ void add_bench(Commands& commands, CLI::App& app) {
       o->turn.model_path = o->model_path, o->turn.source = source;
       if (sub->count("--turns") > 0) o->turn.turns = o->turns;
       if (sub->count("--output") == 0) o->turn.output = "out/bench_turn.json";
+      if (sub->count("--seconds") > 0) o->turn.live_seconds = o->bench.seconds;
+      if (sub->count("--sessions") > 0) o->turn.live_sessions = {static_cast<int>(o->mesh.sessions)};
+      o->turn.vad_weights = (find_models("silero-vad") / "silero_vad.safetensors").string();
       o->turn.only = o->only;
       if (o->detector != "both") o->turn.detector = o->detector == "silence" ? Detector::silence : Detector::semantic;
       return measure(o->as_json, [&] { return bench_turn(o->turn); });

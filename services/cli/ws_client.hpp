@@ -17,7 +17,7 @@ struct WsLoad::Client {
   // Of one who speaks.
   std::size_t utterance = 0, said_bytes = 0;
   bool speaking = false, answered = false;
-  Clock::time_point speak_at{}, speech_end{}, first_audio{}, last_audio{}, held_at{}, voice_at{};
+  Clock::time_point speak_at{}, speech_end{}, first_audio{}, last_audio{}, held_at{}, voice_at{}, detected_at{};
   double heard_seconds = 0, play_lag = 0;
   int spoken_turns = 0, rate = 22050;
   TurnFigure figure;

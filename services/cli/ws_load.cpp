@@ -282,7 +282,8 @@ void WsLoad::event(Client& client, std::string_view text) {
   } else if (type == "hold") {
     client.held_at = Clock::now();
     if (client.over_answer) figures_.held.push_back(ms_between(client.voice_at, client.held_at));
-    figures_.silenced.push_back(0);
+    if (client.detected_at != Clock::time_point{})
+      figures_.silenced.push_back(std::max(0.0, ms_between(client.detected_at, client.held_at)));
   } else if (type == "release") {
     // The loudspeaker has stood still.
     if (client.held_at != Clock::time_point{}) client.play_lag += ms_between(client.held_at, Clock::now()) / 1e3;

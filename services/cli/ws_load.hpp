@@ -23,7 +23,8 @@ struct Utterance {
   /// Said over the answer to the one before, so long behind its first sound; left out when there is none. Negative:
   /// said when the answer before has been heard.
   std::chrono::milliseconds into_answer{-1};
-  bool takes_turn = true;  ///< or it is a murmur, a cough: nobody shall answer it
+  std::int64_t heard_sample = -1;  ///< where a vad can tell first that somebody speaks (`voice_heard_at`); -1: unknown
+  bool takes_turn = true;          ///< or it is a murmur, a cough: nobody shall answer it
 };
 
 /// What one client does once its session is open.
@@ -67,8 +68,9 @@ struct LoadFigures {
   std::vector<double> round_trips;  ///< ms, from asking to the acknowledgement
   std::vector<double> synthesis;    ///< ms, from a text that is to be read out to the first byte of its sound
   std::vector<TurnFigure> spoken;
-  std::vector<double> silenced;  ///< ms from `hold` to the last sound before it goes on or ends; 0: none came
-  std::vector<double> held;      ///< ms from the begin of a voice over an answer to `hold`
+  /// ms from the detection of a voice over an answer to the last sound before that goes on or ends, at least to `hold`.
+  std::vector<double> silenced;
+  std::vector<double> held;  ///< ms from the begin of a voice over an answer to `hold`
   std::int64_t interruptions = 0;
   std::int64_t pauses = 0, cut_off = 0;        ///< inside utterances; those that were taken for an end
   std::int64_t murmurs = 0, murmurs_took = 0;  ///< over an answer; those that ended it

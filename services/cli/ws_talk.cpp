@@ -30,7 +30,13 @@ void WsLoad::talk(Client& client, Clock::time_point now) {
     client.murmurs = !next.takes_turn;
     client.cut_off = false;
     if (next.takes_turn) client.speech_end = {};
-    if (client.over_answer) client.voice_at = now + std::chrono::microseconds(next.begin_sample * 1000 / 16);
+    // A frame leaves when its last sample has been said.
+    const auto time_of = [&](std::int64_t sample) {
+      return now + std::chrono::microseconds((sample - static_cast<std::int64_t>(kFrameSamples)) * 1000 / 16);
+    };
+    if (client.over_answer) client.voice_at = time_of(next.begin_sample);
+    client.detected_at =
+        client.over_answer && next.heard_sample >= 0 ? time_of(next.heard_sample) : Clock::time_point{};
   }
   const auto& said = client.plan.utterances[client.utterance % client.plan.utterances.size()];
   if (!client.speaking) {
@@ -103,8 +109,8 @@ void WsLoad::hear_end(Client& client) {
 
 void WsLoad::hear(Client& client, std::size_t bytes) {
   const auto now = Clock::now();
-  if (client.held_at != Clock::time_point{} && !figures_.silenced.empty())
-    figures_.silenced.back() = ms_between(client.held_at, now);
+  if (client.held_at != Clock::time_point{} && client.detected_at != Clock::time_point{})
+    figures_.silenced.back() = ms_between(client.detected_at, now);
   if (client.speech_end == Clock::time_point{}) return;  // of the answer before
   if (!std::exchange(client.answered, true)) {
     client.first_audio = now;
