@@ -268,6 +268,9 @@ void LlmCore::add_metrics(telemetry::Metrics& metrics) {
       metrics.counter("parlando_llm_prefix_forgotten_total",
                       "Blocks of beginnings of sessions that are over, or that may have made logits no numbers");
   prefix_blocks_ = metrics.gauge("parlando_llm_prefix_blocks", "Blocks of beginnings that stay computed");
+  cache_blocks_ = metrics.gauge("parlando_llm_cache_blocks", "Blocks of the key/value cache");
+  cache_blocks_free_ = metrics.gauge("parlando_llm_cache_blocks_free",
+                                     "Of these nobody's; those of beginnings give way when it is full");
   parked_ =
       metrics.counter("parlando_llm_cache_parked_total", "Waiting sequences whose blocks a full key/value cache took");
 }
@@ -469,6 +472,8 @@ void LlmCore::count_prefixes() {
   prefix_expired_.set_at_least(static_cast<double>(counts.expired));
   prefix_forgotten_.set_at_least(static_cast<double>(counts.forgotten));
   prefix_blocks_.set(static_cast<double>(prefixes.entries()));
+  cache_blocks_.set(static_cast<double>(model_.engine->blocks_total()));
+  cache_blocks_free_.set(static_cast<double>(model_.engine->blocks_free()));
 }
 
 bool LlmCore::work(Time now) {

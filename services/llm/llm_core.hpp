@@ -109,7 +109,7 @@ class LlmCore final : public service::Core {
   service::EndedStreams ended_;
   telemetry::Metrics::Counter tokens_, fallbacks_, bad_logits_, gave_way_, parked_, prefix_lookups_, prefix_hit_tokens_,
       prefix_evictions_, prefix_expired_, prefix_forgotten_;
-  telemetry::Metrics::Gauge prefix_blocks_;
+  telemetry::Metrics::Gauge prefix_blocks_, cache_blocks_, cache_blocks_free_;
 };
 
 }  // namespace parlando::llm

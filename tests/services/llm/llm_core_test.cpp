@@ -327,6 +327,8 @@ BOOST_AUTO_TEST_CASE(a_voices_prompt_is_computed_once) {
   BOOST_TEST(keeping.counts("parlando_llm_prefix_hit_tokens_total " + std::to_string(prefixes.counts().hit_tokens)));
   BOOST_TEST(prefixes.entries() > 0);
   BOOST_TEST(keeping.counts("parlando_llm_prefix_blocks " + std::to_string(prefixes.entries())));
+  BOOST_TEST(keeping.counts("parlando_llm_cache_blocks 256"));
+  BOOST_TEST(keeping.counts("parlando_llm_cache_blocks_free " + std::to_string(keeping.free())));
 }
 
 /// A second turn of a session computes what is new in it, a new session its own part.
