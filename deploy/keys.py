@@ -3,7 +3,7 @@
 
     keys.py make DIR                 all roles, and a first API key (printed once, kept as SHA-256); leaves alone what is there
     keys.py next DIR ROLE            step 1 of a rotation: DIR/ROLE-next with a new pair, which everybody whom ROLE calls admits as well
-    keys.py point DIR ROLE           step 2: the callers of ROLE believe the new pair alone
+    keys.py point DIR ROLE           step 2: the callers of ROLE (of the gateway: its clients) believe the new pair alone
     keys.py finish DIR ROLE          step 3: ROLE has the new pair, ROLE-next goes
     keys.py retire DIR ROLE          step 4, when nobody runs with the old pair any more: it is admitted nowhere
     keys.py client DIR NAME          a pair for a client of the SDK, DIR/client-NAME, which the gateway admits
@@ -117,6 +117,9 @@ def point(root, role):
     for caller in CALLERS[role]:
         for folder in folders(root, caller):
             write(folder / f"server-{role}", public)
+    if role == "gateway":
+        for folder in root.glob("client-*"):
+            write(folder / "server-gateway", public)
 
 
 def finish(root, role):

@@ -124,6 +124,18 @@ def check_keys(root):
     check("step 4: the old pair is gone", admitted("llm-tts") == {new: "tts"} and admitted("tokenizer") == {new: "tts", public("controller"): "controller"}, str(admitted("tokenizer")))
     keys.client(root, "phone")
     check("a client is admitted by the gateway", admitted("gateway") == {public("client-phone"): "client"}, str(admitted("gateway")))
+    # Of the gateway's pair, which edges have, too: whom clients believe is their folder's.
+    old, believed = public("gateway"), lambda: (root / "client-phone/server-gateway").read_text()
+    keys.begin(root, "gateway")
+    new = public("gateway-next")
+    check("gateway, step 1: controllers admit both pairs, clients believe the old one", set(admitted("controller")) == {old, new} and believed() == old, str(admitted("controller")))
+    check("gateway, step 1: clients are admitted by both", admitted("gateway-next") == admitted("gateway"), str(admitted("gateway-next")))
+    check("gateway, step 1: tokens of both are signed alike", (root / "gateway-next/session_secret").read_text() == (root / "gateway/session_secret").read_text(), "")
+    keys.point(root, "gateway")
+    check("gateway, step 2: clients believe the new pair", believed() == new, "")
+    keys.finish(root, "gateway")
+    keys.retire(root, "gateway")
+    check("gateway, step 4: the old pair is gone", admitted("controller") == {new: "gateway"} and public("gateway") == new, str(admitted("controller")))
 
 
 check_compose()

@@ -255,17 +255,18 @@ class Trials:
             self.cluster.gone(p.manifest)
         return f"{len(lost)} pods, {len(self.crowd.not_kept)} sessions were not kept"
 
-    async def rotate(self, role, callers):
-        """k8s/README.md, "Rotate keys", step by step."""
+    async def rotate(self, role, callers, doors=()):
+        """k8s/README.md, "Rotate keys", step by step. @param doors  who else has the pair; the last one is what callers meet"""
+        meant = (doors or [role])[-1]
         keys.begin(self.root, role)
         self.cluster.apply(secrets(self.root))
-        later = copy.deepcopy(next(d for d in documents() if d["kind"] == "Deployment" and d["metadata"]["name"] == role))
-        later["metadata"]["name"] = f"{role}-next"
+        later = copy.deepcopy(next(d for d in documents() if d["kind"] == "Deployment" and d["metadata"]["name"] == meant))
+        later["metadata"]["name"] = f"{meant}-next"
         for labels in (later["spec"]["selector"]["matchLabels"], later["spec"]["template"]["metadata"]["labels"]):
             labels["parlando.dev/keys"] = "next"
         next(v for v in later["spec"]["template"]["spec"]["volumes"] if v["name"] == "keys")["secret"]["secretName"] = f"parlando-keys-{role}-next"
         self.cluster.apply([later])
-        await self.wait(f"{role}-next is there", lambda: self.whole(f"{role}-next"))
+        await self.wait(f"{meant}-next is there", lambda: self.whole(f"{meant}-next"))
         keys.point(self.root, role)
         self.cluster.apply(secrets(self.root))
         await self.settle_secrets()
@@ -274,14 +275,17 @@ class Trials:
         keys.finish(self.root, role)
         self.cluster.apply(secrets(self.root))
         await self.settle_secrets()
-        await self.roll(role)
-        gone = [p for p in self.fleet.pods(role) if p.labels["parlando.dev/keys"] == "next"]
-        self.cluster.remove("Deployment", SPACE, f"{role}-next")
-        await self.wait(f"{role}-next leaves", lambda: all(p.done.is_set() for p in gone))
+        for holder in doors or [role]:
+            await self.roll(holder)
+        gone = [p for p in self.fleet.pods(meant) if p.labels["parlando.dev/keys"] == "next"]
+        self.cluster.remove("Deployment", SPACE, f"{meant}-next")
+        await self.wait(f"{meant}-next leaves", lambda: all(p.done.is_set() for p in gone))
         self.cluster.remove("Secret", SPACE, f"parlando-keys-{role}-next")
         keys.retire(self.root, role)
         self.cluster.apply(secrets(self.root))
         await self.settle_secrets()
+        await asyncio.sleep(3)  # a key that is not admitted any more ends its connections within a second
+        await self.wait("nobody was cut off", self.whole)
 
     async def settle_secrets(self):
         """Until every pod's files are those of its Secret."""
@@ -323,6 +327,7 @@ class Trials:
             await self.trial(f"kill {role}", lambda role=role: self.kill(role))
         await self.trial("names away", self.names_away)
         await self.trial("keys of tts", lambda: self.rotate("tts", ["controller"]))
+        await self.trial("keys of gateway", lambda: self.rotate("gateway", [], ["gateway", "edge"]))
         await self.trial("budget of llm-chat", lambda: self.budget("llm-chat"))
         await self.trial("drain two nodes", lambda: self.drain("node-1", "node-2"))
         await self.trial("lose a node", self.lose)

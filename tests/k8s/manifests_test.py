@@ -181,6 +181,19 @@ def check_budgets(variant, documents):
         check(f"{variant}: a node with {role} on it can be drained", not stuck, f"none of {stuck} may go")
 
 
+def check_rotation(variant, documents):
+    """Who has a role's keys is restarted by the recipe that rotates them."""
+    recipe = re.search(r"## Rotate keys\n(.*?)\n## ", (K8S / "README.md").read_text(), re.S)[1]
+    holders = {}
+    for name, _, spec in pod_specs(documents):
+        for v in spec.get("volumes", []):
+            if v.get("secret", {}).get("secretName", "").startswith("parlando-keys-"):
+                holders.setdefault(v["secret"]["secretName"].removeprefix("parlando-keys-"), set()).add(name.split()[1])
+    for role, deployments in holders.items():
+        named = [set(re.findall(r"deployment/([\w-]+)", line)) for line in recipe.splitlines() if "rollout restart" in line]
+        check(f"{variant}: the recipe restarts all who have the keys of {role}", len(deployments) == 1 or deployments in named, f"{sorted(deployments)} {named}")
+
+
 def check_configs(variant, documents, folder):
     """-> {role: configuration}, each taken by its program"""
     data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
@@ -220,6 +233,7 @@ def main():
             check_network(variant, documents)
             check_references(variant, documents)
             check_budgets(variant, documents)
+            check_rotation(variant, documents)
             namespace = next(d for d in documents if d["kind"] == "Namespace")
             check(f"{variant}: the namespace is restricted", namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted", "")
             check(f"{variant}: no secret stands in the repository", not any(d["kind"] == "Secret" for d in documents), "")
