@@ -194,6 +194,18 @@ def check_rotation(variant, documents):
         check(f"{variant}: the recipe restarts all who have the keys of {role}", len(deployments) == 1 or deployments in named, f"{sorted(deployments)} {named}")
 
 
+def check_runbook(documents):
+    """What is to be typed can be: `top` asks ports that are within reach of whoever has the command."""
+    readme = (K8S / "README.md").read_text()
+    runs_in_a_pod = any(i.program == "parlando" for i in images.IMAGES)
+    asked = re.findall(r"parlando top ([^`\n;]+)", readme)
+    check("the runbook says how to see all replicas", bool(asked), "")
+    check("nothing but this machine's ports is asked by `top`", runs_in_a_pod or not any("dns:" in a or "controller" in a for a in asked), str(asked))
+    labels = dict(re.findall(r"(app\.kubernetes\.io/[a-z-]+)=([a-z]+)", re.search(r"get pods -l '([^']+)'", readme)[1].replace("!=", "!")))
+    missing = [n for n, l, spec in pod_specs(documents) if any(p.get("containerPort") == 9100 for c in spec["containers"] for p in c.get("ports", [])) and not labels.items() <= l.items()]
+    check("its recipe finds every pod that has metrics", not missing, str(missing))
+
+
 def check_configs(variant, documents, folder):
     """-> {role: configuration}, each taken by its program"""
     data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
@@ -234,6 +246,7 @@ def main():
             check_references(variant, documents)
             check_budgets(variant, documents)
             check_rotation(variant, documents)
+            check_runbook(documents)
             namespace = next(d for d in documents if d["kind"] == "Namespace")
             check(f"{variant}: the namespace is restricted", namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted", "")
             check(f"{variant}: no secret stands in the repository", not any(d["kind"] == "Secret" for d in documents), "")
