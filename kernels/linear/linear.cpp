@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -196,6 +197,55 @@ void unpack(const PackedShape& s, const std::byte* packed, float* w) {
         }
       }
       w[r * s.columns + c] = value;
+    }
+  }
+}
+
+std::int64_t columns_together(const PackedShape& s) {
+  return s.format == WeightFormat::f32 ? 1 : s.format == WeightFormat::int4 ? s.group : 2;
+}
+
+namespace {
+/// Words of a panel, each beside those of the 16 rows.
+struct Words {
+  std::int64_t offset = 0, bytes = 0, first = 0, count = 0;
+  std::int64_t at(std::int64_t word, std::int64_t row) const {
+    return offset + ((first + word) * kPanelRows + row) * bytes;
+  }
+};
+/// Those of some columns: numbers, or scales and integers.
+std::array<Words, 2> words_of(const PackedShape& s, std::int64_t column, std::int64_t columns) {
+  const auto pairs = (columns + 1) / 2, groups = (columns + s.group - 1) / s.group;
+  switch (s.format) {
+    case WeightFormat::f32:
+      return {{{0, 4, column, columns}, {}}};
+    case WeightFormat::bf16:
+      return {{{0, 4, column / 2, pairs}, {}}};
+    case WeightFormat::int8:
+      return {{{0, 4, 0, 1}, {64, 2, column / 2, pairs}}};
+    case WeightFormat::int4:
+      return {{{0, 2, column / s.group, groups}, {groups_of(s) * kPanelRows * 2, 4, column / 8, groups * s.group / 8}}};
+  }
+  return {};
+}
+}  // namespace
+
+void copy_part(const PackedShape& from, const std::byte* packed, std::int64_t first, std::int64_t count,
+               std::int64_t column, const PackedShape& to, std::int64_t at, std::byte* out) {
+  const auto sources = words_of(from, column, to.columns), targets = words_of(to, 0, to.columns);
+  for (std::int64_t r = 0, n = 0; r < count; r += n) {
+    const auto a = (first + r) % kPanelRows, b = (at + r) % kPanelRows;
+    n = std::min({count - r, kPanelRows - a, kPanelRows - b});
+    const auto* source = packed + (first + r) / kPanelRows * from.panel_bytes();
+    auto* target = out + (at + r) / kPanelRows * to.panel_bytes();
+    for (std::size_t k = 0; k < sources.size(); ++k) {
+      const auto &s = sources[k], &t = targets[k];
+      if (n == kPanelRows) {
+        std::memcpy(target + t.at(0, 0), source + s.at(0, 0), static_cast<std::size_t>(s.count * n * s.bytes));
+        continue;
+      }
+      for (std::int64_t word = 0; word < s.count; ++word)
+        std::memcpy(target + t.at(word, b), source + s.at(word, a), static_cast<std::size_t>(n * s.bytes));
     }
   }
 }

@@ -39,6 +39,15 @@ void pack_rows(const PackedShape& shape, const float* w, std::int64_t first, std
 /// What the packed weights stand for. @param w  [rows, columns]
 void unpack(const PackedShape& shape, const std::byte* packed, float* w);
 
+/// Columns that lie together or share a scale: a part of a packed matrix begins and ends at a multiple of these, or
+/// with the matrix.
+std::int64_t columns_together(const PackedShape& shape);
+/// Copies a part of a packed matrix as it lies, so that it stands for the same numbers: rows [first, first + count),
+/// columns from `column` on as many as `to` has, to rows `at` and on of `to`. Reads no other bytes.
+/// @param out  zeros where nothing was copied to
+void copy_part(const PackedShape& from, const std::byte* packed, std::int64_t first, std::int64_t count,
+               std::int64_t column, const PackedShape& to, std::int64_t at, std::byte* out);
+
 /// Rows of x as a format's products want them. Keeps its memory from use to use.
 class LinearInput {
  public:

@@ -254,6 +254,39 @@ BOOST_AUTO_TEST_CASE(the_bits_of_a_row_do_not_depend_on_its_company) {
   });
 }
 
+BOOST_AUTO_TEST_CASE(a_part_that_is_copied_stands_for_the_same_numbers) {
+  for (auto shape : kFormats)
+    for (const std::int64_t rows : {5, 16, 50, 83})
+      for (const std::int64_t columns : {1, 64, 130, 257}) {
+        shape.rows = rows, shape.columns = columns;
+        const auto whole = packed(shape, random_floats(rows * columns, 4));
+        std::vector<float> all(static_cast<std::size_t>(rows * columns));
+        unpack(shape, whole.data(), all.data());
+        const auto together = columns_together(shape);
+        // Two ranges of rows, of the columns from each place on where a part may begin, to its end or to the matrix's.
+        for (std::int64_t column = 0; column < columns; column += 2 * together + together % 2)
+          for (const auto last : {std::min(columns, column + together), columns})
+            for (const auto& [first, second] : {std::pair<std::int64_t, std::int64_t>{0, rows}, {3, 5}, {16, 33}}) {
+              if (second > rows) continue;
+              auto part = shape;
+              part.rows = 2 * (second - first), part.columns = last - column;
+              std::vector<std::byte> out(static_cast<std::size_t>(part.bytes()));
+              copy_part(shape, whole.data(), first, second - first, column, part, 0, out.data());
+              copy_part(shape, whole.data(), first, second - first, column, part, second - first, out.data());
+              std::vector<float> got(static_cast<std::size_t>(part.rows * part.columns)), want;
+              unpack(part, out.data(), got.data());
+              for (int twice = 0; twice < 2; ++twice)
+                for (auto r = first; r < second; ++r)
+                  want.insert(want.end(), all.begin() + r * columns + column, all.begin() + r * columns + last);
+              BOOST_TEST(got == want, name(shape.format) << ", rows " << first << " to " << second << " of " << rows
+                                                         << ", columns " << column << " to " << last);
+              // Nothing lies where packing leaves zeros.
+              if (shape.format == WeightFormat::f32 || shape.format == WeightFormat::bf16)
+                BOOST_TEST((out == packed(part, want)));
+            }
+      }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace parlando::kernels

@@ -78,9 +78,8 @@ Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, Weig
   PARLANDO_TRY(auto shard, Shard::plan(config, rank, ranks));
   PARLANDO_TRY(auto file, checkpoint::read_safetensors_model(directory));
   if (const auto own = file.metadata.find(kFormatKey); own != file.metadata.end()) {
-    if (ranks != 1)
-      return fail(Errc::unsupported, "'{}' is packed for one rank, {} are asked for", directory.string(), ranks);
-    return load_packed(std::move(config), std::move(shard), std::move(file.tensors), directory.string(), own->second);
+    return load_packed(std::move(config), std::move(shard), ranks, std::move(file.tensors), directory.string(),
+                       own->second);
   }
   // Of what is not packed.
   const auto type = format == WeightFormat::f32 || (format != WeightFormat::bf16 && config.dtype == "float32")
@@ -146,20 +145,43 @@ namespace {
 constexpr WeightFormat kFormats[] = {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4};
 }
 
-/// Calls f(name, matrix, shape) for every packed matrix, in any order.
+/// A rank's part of a matrix: some rows, one range below the other, of some columns.
+struct Cut {
+  PackedShape whole;
+  std::vector<Range> rows;
+  Range columns;
+  PackedShape shape() const {
+    auto out = whole;
+    out.rows = 0, out.columns = columns.count();
+    for (const auto& range : rows) out.rows += range.count();
+    return out;
+  }
+  /// The same with the columns that lie together with its own.
+  Cut as_packed() const {
+    const auto together = kernels::columns_together(whole);
+    const auto last = (columns.last + together - 1) / together * together;
+    return {whole, rows, {columns.first / together * together, std::min(whole.columns, last)}};
+  }
+};
+
+/// Calls f(name, matrix, cut) for every packed matrix, in any order.
 template <class M, class F>
 void Step1::each_matrix(M& m, F&& f) {
   const auto& s = m.shard_;
-  const auto H = m.config_.hidden, I = s.inner_rows.count(), Q = s.q_rows.count(), KV = s.kv_rows.count();
+  const auto H = m.config_.hidden, I = m.config_.inner, KV = m.config_.groups * m.config_.dim(),
+             V = m.config_.vocabulary;
+  const auto below = [](const Range& range, std::int64_t rows) { return Range{range.first + rows, range.last + rows}; };
   for (std::size_t l = 0; l < m.layers_.size(); ++l) {
     auto& layer = m.layers_[l];
     const auto at = fmt::format("model.layers.{}.", l);
-    f(at + "qkv.packed", layer.qkv, shape_of(m.format_, Q + 2 * KV, H));
-    f(at + "out.packed", layer.out, shape_of(m.format_, H, Q));
-    f(at + "gate_up.packed", layer.gate_up, shape_of(m.format_, 2 * I, H));
-    f(at + "down.packed", layer.down, shape_of(m.format_, H, I));
+    f(at + "qkv.packed", layer.qkv,
+      Cut{shape_of(m.format_, H + 2 * KV, H), {s.q_rows, below(s.kv_rows, H), below(s.kv_rows, H + KV)}, {0, H}});
+    f(at + "out.packed", layer.out, Cut{shape_of(m.format_, H, H), {{0, H}}, s.q_rows});
+    f(at + "gate_up.packed", layer.gate_up,
+      Cut{shape_of(m.format_, 2 * I, H), {s.inner_rows, below(s.inner_rows, I)}, {0, H}});
+    f(at + "down.packed", layer.down, Cut{shape_of(m.format_, H, I), {{0, H}}, s.inner_rows});
   }
-  f(std::string("lm_head.packed"), m.head_, shape_of(head_format(m.format_), s.vocabulary_rows.count(), H));
+  f(std::string("lm_head.packed"), m.head_, Cut{shape_of(head_format(m.format_), V, H), {s.vocabulary_rows}, {0, H}});
 }
 
 template <class M, class F>
@@ -175,7 +197,7 @@ void Step1::each_norm(M& m, F&& f) {
 Result<void> Step1::save(const fs::path& directory) const {
   if (ranks_ != 1) return fail(Errc::unsupported, "weights of one of {} ranks are not a checkpoint", ranks_);
   checkpoint::TensorMap tensors;
-  each_matrix(*this, [&](const std::string& name, const PackedMatrix& matrix, const PackedShape&) {
+  each_matrix(*this, [&](const std::string& name, const PackedMatrix& matrix, const Cut&) {
     const auto bytes = matrix.bytes();
     tensors[name] = {checkpoint::Dtype::u8, {static_cast<std::int64_t>(bytes.size())}, bytes, nullptr};
   });
@@ -190,27 +212,40 @@ Result<void> Step1::save(const fs::path& directory) const {
   return checkpoint::write_safetensors(directory / "model.safetensors", tensors, {{kFormatKey, name(format_)}});
 }
 
-Result<std::shared_ptr<const Step1>> Step1::load_packed(Step1Config config, Shard shard, checkpoint::TensorMap tensors,
-                                                        const std::string& source, const std::string& format) {
+Result<std::shared_ptr<const Step1>> Step1::load_packed(Step1Config config, Shard shard, int ranks,
+                                                        checkpoint::TensorMap tensors, const std::string& source,
+                                                        const std::string& format) {
   const auto found = std::find_if(std::begin(kFormats), std::end(kFormats), [&](auto f) { return name(f) == format; });
   if (found == std::end(kFormats))
     return fail(Errc::checkpoint_mismatch, "'{}' is packed as '{}', expected f32, bf16, int8 or int4", source, format);
   std::shared_ptr<Step1> m(new Step1);
-  m->config_ = std::move(config), m->shard_ = std::move(shard), m->format_ = *found;
+  m->config_ = std::move(config), m->shard_ = std::move(shard), m->ranks_ = ranks, m->format_ = *found;
   m->layers_.resize(static_cast<std::size_t>(m->config_.layers));
   const auto H = m->config_.hidden, V = m->config_.vocabulary;
   // Plain tensors are checked as those of any checkpoint; the packed ones by their size.
   tensor::Weights w(std::move(tensors), source, m->type());
-  each_matrix(*m, [&](const std::string& name, PackedMatrix& matrix, const PackedShape& shape) {
-    const auto bytes = w.take(name, {shape.bytes()});
+  each_matrix(*m, [&](const std::string& name, PackedMatrix& matrix, const Cut& own) {
+    const auto cut = own.as_packed();
+    const auto bytes = w.take(name, {cut.whole.bytes()});
     if (!bytes.defined()) return;
     if (bytes.scalar_type() != at::kByte)
       raise(Errc::checkpoint_mismatch, "{}: '{}' is no sequence of bytes", source, name);
-    matrix = PackedMatrix(shape);
-    std::memcpy(matrix.bytes().data(), bytes.data_ptr(), matrix.bytes().size());
+    matrix = PackedMatrix(cut.shape());
+    std::int64_t at = 0;
+    for (const auto& rows : cut.rows) {
+      kernels::copy_part(cut.whole, static_cast<const std::byte*>(bytes.data_ptr()), rows.first, rows.count(),
+                         cut.columns.first, matrix.shape(), at, matrix.bytes().data());
+      at += rows.count();
+    }
     w.drop(name);
+    const auto before = own.columns.first - cut.columns.first;
+    if (&matrix == &m->layers_.front().out) m->beside_.out = before;
+    if (&matrix == &m->layers_.front().down) m->beside_.down = before;
   });
-  m->embedding_ = w.take("model.embed_tokens.weight", {V, H});
+  const auto& vocabulary = m->shard_.vocabulary_rows;
+  m->embedding_ = ranks == 1
+                      ? w.take("model.embed_tokens.weight", {V, H})
+                      : w.take_slice("model.embed_tokens.weight", {V, H}, 0, vocabulary.first, vocabulary.count());
   each_norm(*m, [&](const std::string& name, std::vector<float>& norm) { norm = floats(w.exactly(name, {H})); });
   w.finish();
   return m;
@@ -225,7 +260,8 @@ Result<std::shared_ptr<const Step1>> Step1::random(const Step1Config& config, We
   const auto H = config.hidden, V = shard.vocabulary_rows.count();
   at::manual_seed(seed);
   // Some random panels repeated: filling billions of values one by one would take minutes and measure nothing.
-  each_matrix(*m, [&](const std::string&, PackedMatrix& matrix, const PackedShape& shape) {
+  each_matrix(*m, [&](const std::string&, PackedMatrix& matrix, const Cut& cut) {
+    const auto shape = cut.shape();
     matrix = PackedMatrix(shape);
     constexpr std::int64_t kPanels = 4;
     const auto rows = std::min(shape.rows, kPanels * kernels::kPanelRows);
@@ -258,7 +294,7 @@ std::unique_ptr<KvPool> Step1::make_pool(std::int64_t tokens) const {
 
 std::int64_t Step1::decode_bytes() const {
   std::int64_t total = 0;
-  each_matrix(*this, [&](const std::string&, const PackedMatrix& matrix, const PackedShape&) {
+  each_matrix(*this, [&](const std::string&, const PackedMatrix& matrix, const Cut&) {
     total += static_cast<std::int64_t>(matrix.bytes().size());
   });
   each_norm(*this, [&](const std::string&, const std::vector<float>& norm) {
@@ -359,6 +395,8 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
   for (const auto& piece : pieces) total += static_cast<std::int64_t>(piece.ids.size());
   const auto N = shard_.query_heads.count(), G = shard_.kv_groups.count(), D = config_.dim(), H = config_.hidden,
              I = shard_.inner_rows.count(), q_rows = N * D, kv_rows = G * D, qkv_rows = q_rows + 2 * kv_rows;
+  // Rows of what `out` and `down` multiply, and where a rank's own columns begin in them.
+  const auto out_columns = layers_.front().out.shape().columns, down_columns = layers_.front().down.shape().columns;
   auto hidden = at::empty({total, H});
   if (total == 0) return hidden;
   auto& team = Team::of_this_thread(at::get_num_threads());
@@ -366,8 +404,12 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
   const auto eps = static_cast<float>(config_.norm_eps);
   thread_local Work work;
   float *x = work.sized(work.x, total * H), *y = work.sized(work.y, total * H),
-        *qkv = work.sized(work.qkv, total * qkv_rows), *attended = work.sized(work.attended, total * q_rows),
-        *gate_up = work.sized(work.gate_up, total * 2 * I), *gated = work.sized(work.gated, total * I);
+        *qkv = work.sized(work.qkv, total * qkv_rows),
+        *attended = work.sized(work.attended, total * out_columns) + beside_.out,
+        *gate_up = work.sized(work.gate_up, total * 2 * I),
+        *gated = work.sized(work.gated, total * down_columns) + beside_.down;
+  if (out_columns != q_rows) std::ranges::fill(work.attended, 0.0f);
+  if (down_columns != I) std::ranges::fill(work.gated, 0.0f);
   auto rows = [&](auto&& each) {
     team.run(total, kRowsForAThread, [&](std::int64_t first, std::int64_t last) {
       for (auto t = first; t < last; ++t) each(t);
@@ -415,13 +457,13 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
       if (n == 0) continue;
       float* q = qkv + at * qkv_rows;
       store.write(piece.blocks, index, piece.first, n, q + q_rows, q + q_rows + kv_rows, qkv_rows);
-      work.attention.push_back({q, attended + at * q_rows, qkv_rows, q_rows, n, piece.first, store.keys(index),
-                                store.values(index), piece.blocks.data(), N, shard_.slopes.data()});
+      work.attention.push_back({q, attended + at * out_columns, qkv_rows, out_columns, n, piece.first,
+                                store.keys(index), store.values(index), piece.blocks.data(), N, shard_.slopes.data()});
       at += n;
     }
     kernels::paged_attention(team, store.layout(), work.attention);
-    if (round) rows([&](std::int64_t r) { kernels::round_to_bf16(attended + r * q_rows, q_rows); });
-    product(layer.out, attended, q_rows, y);
+    if (round) rows([&](std::int64_t r) { kernels::round_to_bf16(attended + r * out_columns, q_rows); });
+    product(layer.out, attended - beside_.out, out_columns, y);
     PARLANDO_DO(sum(y));
     rows([&](std::int64_t r) {
       if (round) kernels::round_to_bf16(y + r * H, H);
@@ -432,9 +474,9 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
     rows([&](std::int64_t r) {
       float* gate = gate_up + r * 2 * I;
       if (round) kernels::round_to_bf16(gate, 2 * I);
-      kernels::swiglu(gate, gate + I, I, round, gated + r * I);
+      kernels::swiglu(gate, gate + I, I, round, gated + r * down_columns);
     });
-    product(layer.down, gated, I, y);
+    product(layer.down, gated - beside_.down, down_columns, y);
     PARLANDO_DO(sum(y));
     rows([&](std::int64_t r) {
       if (round) kernels::round_to_bf16(y + r * H, H);

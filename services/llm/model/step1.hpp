@@ -26,7 +26,8 @@ class Step1 {
  public:
   /// @param directory  official safetensors, single or sharded with index, or what `save` wrote, plus config.json
   /// @param format  of the weights in memory; packed ones keep theirs
-  /// @param rank, ranks  loads only this rank's part, whose passes need the group (`Group`)
+  /// @param rank, ranks  loads only this rank's part, whose passes need the group (`Group`); of packed ones, too, bit
+  /// by bit as they lie
   static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, WeightFormat format,
                                                    int rank = 0, int ranks = 1);
   static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, at::ScalarType dtype,
@@ -82,10 +83,17 @@ class Step1 {
   std::int64_t cache_bytes() const;
 
   /// A layer as plain matrices [out, in] in the type of the activations: what the packed weights stand for, made anew.
+  /// Of a rank its part; see `beside` for the columns of `out` and `down`.
   struct Layer {
     at::Tensor input_norm, qkv, out, post_norm, gate_up, down;
   };
   Layer layer(std::int64_t index) const;
+  /// Columns that a rank's `out` and `down` have before its own, since they lie together with these in a packed file;
+  /// behind its own there may be some, too. They are multiplied by zeros.
+  struct Beside {
+    std::int64_t out = 0, down = 0;
+  };
+  Beside beside() const { return beside_; }
   std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
   const at::Tensor& embedding() const { return embedding_; }
   at::Tensor head() const { return unpacked(head_); }
@@ -98,7 +106,7 @@ class Step1 {
     kernels::PackedMatrix qkv, out, gate_up, down;
   };
   Step1() = default;
-  static Result<std::shared_ptr<const Step1>> load_packed(Step1Config config, Shard shard,
+  static Result<std::shared_ptr<const Step1>> load_packed(Step1Config config, Shard shard, int ranks,
                                                           checkpoint::TensorMap tensors, const std::string& source,
                                                           const std::string& format);
   template <class M, class F>
@@ -111,6 +119,7 @@ class Step1 {
   Step1Config config_;
   Shard shard_;
   int ranks_ = 1;  ///< that share the model
+  Beside beside_;
   WeightFormat format_ = WeightFormat::f32;
   at::Tensor embedding_;
   std::vector<float> final_norm_;

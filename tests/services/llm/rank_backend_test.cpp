@@ -59,8 +59,9 @@ std::map<std::string, std::vector<std::int32_t>> talk(LmEngine& engine, bool gre
   return out;
 }
 
-std::map<std::string, std::vector<std::int32_t>> alone(WeightFormat format, bool greedy) {
-  auto model = Step1::load(kModel, format);
+std::map<std::string, std::vector<std::int32_t>> alone(WeightFormat format, bool greedy,
+                                                       const std::filesystem::path& directory = kModel) {
+  auto model = Step1::load(directory, format);
   BOOST_REQUIRE(model);
   LmEngine engine(*model, {.cache_tokens = kCacheTokens, .prefill_chunk = 16});
   return talk(engine, greedy);
@@ -220,6 +221,30 @@ BOOST_AUTO_TEST_CASE(every_format_can_be_shared) {
       BOOST_TEST(!ids.empty());
       for (const auto id : ids) BOOST_TEST(id >= 0);
     }
+}
+
+BOOST_AUTO_TEST_CASE(packed_files_are_shared_and_say_what_one_rank_says) {
+  for (const auto format : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
+    const TemporaryDirectory folder;
+    {
+      const auto model = Step1::load(kModel, format);
+      BOOST_REQUIRE(model);
+      BOOST_REQUIRE((*model)->save(folder.path()));
+      std::filesystem::copy_file(kModel / "config.json", folder.path() / "config.json");
+    }
+    const auto want = alone(format, true, folder.path());
+    for (const int ranks : {2, 4}) {
+      auto o = options(ranks, format, ranks == 2 ? PARLANDO_LLM : "");
+      o.directory = folder.path();
+      const auto got = shared(o, true);
+      for (const auto& [name, ids] : want) {
+        BOOST_TEST_CONTEXT(kernels::name(format) << ", ranks " << ranks << ", " << name) {
+          BOOST_TEST(!ids.empty());
+          BOOST_TEST(got.at(name) == ids, boost::test_tools::per_element());
+        }
+      }
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(a_rank_that_dies_or_stands_still_breaks_the_group) {
