@@ -58,10 +58,13 @@ void Sessions::on_opened(Client& client, Message& message, Time now) {
   session.unstored = false;
   session.told_degraded(opened->degraded, now);
   if (const auto turn = session.turn.id(); static_cast<std::int64_t>(turn.value) > opened->turns + 1) {
-    // The turn under way follows one of these: it begins again, under another number.
+    // The turn under way follows one of these: it begins again, under another number. One whose inputs are not kept
+    // here is to fail under that, also when this owner is lost before it says so.
     drop_sound(client, turn, now);
     session.turn.end();
     say(client, cancelled_event(turn));
+    if (turn == session.turn_resumed)
+      session.turn.begin(session.turn_resumed = {static_cast<std::uint32_t>(opened->turns + 1)});
   }
   if (!std::exchange(session.told_opened, true))
     say(client,

@@ -118,6 +118,7 @@ void Sessions::ask(Client& client, const std::string& controller, Time now) {
     say(client, error_event(name(Errc::internal), "the turn is too large to be handed over; it begins again"));
     drop_sound(client, session.turn.id(), now);
     session.turn.end();
+    session.turn_resumed = {};  // its number may be another turn's
     open = describe(session);
   }
   send(session, head_of(session), std::move(open));

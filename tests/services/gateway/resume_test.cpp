@@ -202,6 +202,58 @@ BOOST_AUTO_TEST_CASE(a_turn_that_has_the_number_of_one_that_was_resumed_may_move
   BOOST_TEST(rig.open_of("b").inputs_kept);
 }
 
+/// The next owner has not got the turn before it: it is to fail under the number that is free, whoever says so.
+BOOST_AUTO_TEST_CASE(a_turn_that_was_resumed_behind_one_that_is_lost_fails_under_the_number_that_is_free) {
+  Back back;
+  auto& rig = back.rig;
+  back.refused("b");
+  back.attached("a", 6, within_turn());
+  rig.down("a");
+  BOOST_TEST(rig.open_of("b").open_turn.value == 3u);
+  rig.from("b", protocol::Opened{1, 5, false}, 7);
+  BOOST_TEST(rig.story() == "opened cancelled");
+  rig.up("a");
+  rig.down("b");
+  BOOST_TEST(rig.open_of("a").open_turn.value == 2u);
+  BOOST_TEST(rig.open_of("a").reply_bytes == 0);
+  BOOST_TEST(!rig.open_of("a").inputs_kept);
+  rig.from("a", protocol::Opened{1, 5, false}, 8);
+  rig.error("a", "unavailable", 8, 2);
+  BOOST_TEST(rig.story() == "opened cancelled error:unavailable");
+  // The same number is that of the next one, whose inputs are here; and that of the lost one of the one behind it.
+  for (const std::uint32_t turn : {2, 3}) {
+    rig.text(R"({"type":"text","text":"once more"})");
+    rig.reply("a", 8, turn, 0, "a new one");
+    if (turn == 2) rig.done("a", 8, turn);
+  }
+  rig.up("b");
+  rig.down("a");
+  BOOST_TEST(rig.open_of("b").open_turn.value == 3u);
+  BOOST_TEST(rig.open_of("b").inputs_kept);
+}
+
+/// It is over with the error; its number is that of the next one.
+BOOST_AUTO_TEST_CASE(a_turn_that_was_resumed_and_is_too_large_to_be_handed_over_leaves_its_number) {
+  Back back;
+  auto& rig = back.rig;
+  back.refused("b");
+  back.attached("a", 6, within_turn());
+  const auto head = back.asked("a").head;
+  for (int i = 1; i < 6; ++i)
+    rig.from("a",
+             protocol::Text{protocol::TextKind::tool_call, i, R"({"result":")" + std::string(30000, 'x') + "\"}", {}},
+             head, 6, 3);
+  rig.down("a");
+  BOOST_TEST(rig.open_of("b").open_turn.value == 0u);
+  rig.opened("b", 7);
+  rig.text(R"({"type":"text","text":"once more"})");
+  rig.reply("b", 7, 3, 0, "a new one");
+  rig.up("a");
+  rig.down("b");
+  BOOST_TEST(rig.open_of("a").open_turn.value == 3u);
+  BOOST_TEST(rig.open_of("a").inputs_kept);
+}
+
 BOOST_AUTO_TEST_CASE(of_two_that_keep_it_the_one_of_the_higher_epoch_is_believed) {
   for (const bool first : {true, false}) {
     Back back;
