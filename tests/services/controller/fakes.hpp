@@ -605,10 +605,11 @@ class FakeGateway final : public Core {
   }
 
   // ---- what the client says
-  /// Of another client, whose inputs have higher numbers than those of the record.
+  /// Another opening of a stored session: numbers of its own, and nothing is known of what was told.
   void number_inputs_from(std::uint64_t input) {
     next_input_ = input;
     said_ = input - 1;
+    turn_told_ = -1;
   }
   /// At another controller, or for the first time.
   void open(std::string at) {
