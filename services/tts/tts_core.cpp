@@ -295,7 +295,7 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time now)
   }
   if (ended_.contains(key)) return;
   const auto done = [&]() -> Result<void> {
-    if (head.type == MessageType::speak) return speak(key, m);
+    if (head.type == MessageType::speak) return speak(key, m, now);
     return fail(Errc::unsupported, "tts takes no {}", to_string(head.type));
   }();
   if (done) return;
@@ -304,7 +304,7 @@ void TtsCore::on_message(const std::string& peer, protocol::Message m, Time now)
   ended_.add(key);
 }
 
-Result<void> TtsCore::speak(const Key& key, protocol::Message& m) {
+Result<void> TtsCore::speak(const Key& key, protocol::Message& m, Time now) {
   PARLANDO_TRY(auto ask, protocol::read<protocol::Speak>(m));
   if (ask.style.find_first_of("()") != std::string::npos || ask.style.find("（") != std::string::npos ||
       ask.style.find("）") != std::string::npos)
@@ -323,6 +323,7 @@ Result<void> TtsCore::speak(const Key& key, protocol::Message& m) {
   if (u->pieces.size() >= kPiecesMax)
     return fail(Errc::overloaded, "{} pieces wait, at most {} are kept", u->pieces.size(), kPiecesMax);
   u->deadline = m.deadline;
+  if (u->pieces.empty()) u->playout.asked(now);
   u->pieces.push_back({ask.piece, std::move(ask.text), std::move(ask.speaker), ask.skip_samples, ask.seed,
                        ask.speed_milli, ask.volume_milli});
   return {};
@@ -490,6 +491,7 @@ Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   seconds_.add(static_cast<double>(wave.size()) / kMelRate);
   auto at = static_cast<std::size_t>(
       std::clamp<std::int64_t>(piece.skip_samples - first, 0, static_cast<std::int64_t>(wave.size())));
+  if (at < wave.size()) u.playout.sent(static_cast<std::int64_t>(wave.size() - at), kMelRate, now);
   do {
     const auto n = std::min(kSamplesPerMessage, wave.size() - at);
     const bool end = last && at + n == wave.size();
@@ -513,8 +515,26 @@ bool TtsCore::can_advance(const Utterance& u) const {
   return !piece.stream || !piece.codes.empty() || piece.codes_done || piece.stream->pending();
 }
 
+/// Of the utterances that can get a step, the one whose listener has nothing to hear first; it stands last then.
+std::optional<TtsCore::Key> TtsCore::runs_dry_first() {
+  std::erase_if(turns_, [this](const Key& key) { return utterances_.find(key) == nullptr; });
+  auto first = turns_.end();
+  auto dry_at = Time::max();
+  for (auto at = turns_.begin(); at != turns_.end(); ++at) {
+    const auto& u = *utterances_.find(*at);
+    if (!can_advance(u) || u.playout.dry_at() >= dry_at) continue;
+    first = at;
+    dry_at = u.playout.dry_at();
+  }
+  if (first == turns_.end()) return {};
+  const auto key = *first;
+  turns_.erase(first);
+  turns_.push_back(key);
+  return key;
+}
+
 bool TtsCore::work(Time now) {
-  // Pieces begin as soon as they can; then one utterance gets one step, in turns.
+  // Pieces begin as soon as they can; then one utterance gets one step.
   std::vector<std::pair<Key, Error>> failed;
   bool begun = false;
   for (auto& [key, u] : utterances_) {
@@ -530,20 +550,14 @@ bool TtsCore::work(Time now) {
   }
   for (const auto& [key, error] : failed) give_up(key, *utterances_.find(key), error);
   if (begun) return true;  // requests leave before anything is computed here
-  for (auto left = turns_.size(); left > 0; --left) {
-    const auto key = turns_.front();
-    turns_.pop_front();
-    auto* u = utterances_.find(key);
-    if (u == nullptr) continue;  // it has ended
-    turns_.push_back(key);
-    if (!can_advance(*u)) continue;
-    const auto pieces = u->pieces.size();
-    if (const auto done = guarded([&] { return advance(key, *u, now); }); !done) {
-      give_up(key, *u, done.error());
-    } else if (u->pieces.size() < pieces && !u->pieces.empty()) {
-      return true;  // the next one may not have been asked for
-    }
-    break;
+  const auto key = runs_dry_first();
+  if (!key) return false;
+  auto& u = *utterances_.find(*key);
+  const auto pieces = u.pieces.size();
+  if (const auto done = guarded([&] { return advance(*key, u, now); }); !done) {
+    give_up(*key, u, done.error());
+  } else if (u.pieces.size() < pieces && !u.pieces.empty()) {
+    return true;  // the next one may not have been asked for
   }
   return std::any_of(utterances_.begin(), utterances_.end(), [this](const auto& u) { return can_advance(u.second); });
 }

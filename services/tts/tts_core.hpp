@@ -16,6 +16,7 @@
 #include "common/service/stream_table.hpp"
 #include "services/tts/model/effects.hpp"
 #include "services/tts/model/voices.hpp"
+#include "services/tts/playout.hpp"
 
 namespace parlando::tts {
 
@@ -77,6 +78,7 @@ class TtsCore final : public service::Core {
   struct Utterance {
     protocol::Envelope head;
     Time deadline = Time::max();
+    Playout playout;
     std::deque<Piece> pieces;  ///< the first one is being spoken, the codes of the second one may have been asked for
     Piece* piece_of(StreamId codes_stream);
   };
@@ -92,7 +94,7 @@ class TtsCore final : public service::Core {
   explicit TtsCore(TtsConfig config)
       : config_(std::move(config)), utterances_(static_cast<std::size_t>(config_.utterances_max)) {}
   // What callers say.
-  Result<void> speak(const Key& key, protocol::Message& message);
+  Result<void> speak(const Key& key, protocol::Message& message, Time now);
   void forget(const Key& key, Utterance& u);
   // What llm-tts and tokenizers say.
   void from_llm(const std::string& peer, protocol::Message& message, Time now);
@@ -100,6 +102,7 @@ class TtsCore final : public service::Core {
   void codes_failed(const Key& key, Utterance& u, Piece& piece, const Error& error);
   // The work.
   bool can_advance(const Utterance& u) const;
+  std::optional<Key> runs_dry_first();
   Piece* to_begin(Utterance& u);
   Result<void> begin(const Key& key, Utterance& u, Piece& piece, Time now);
   Result<void> advance(const Key& key, Utterance& u, Time now);
@@ -126,7 +129,7 @@ class TtsCore final : public service::Core {
   service::StreamTable<Utterance> utterances_;
   service::EndedStreams ended_;
   std::map<StreamId, Key> by_codes_stream_;  ///< whose codes come on a stream; ends with `end_codes`
-  std::deque<Key> turns_;                    ///< utterances in the order in which they get a step
+  std::deque<Key> turns_;                    ///< all utterances; of two that run dry together, the first gets a step
   std::uint32_t next_stream_ = 1;
   telemetry::Metrics::Counter seconds_, restarts_;
   telemetry::Metrics::Gauge voices_broken_;

@@ -451,6 +451,47 @@ BOOST_AUTO_TEST_CASE(the_codes_of_the_next_piece_are_asked_for_while_this_one_is
   BOOST_TEST(w.core->load() == 0);
 }
 
+BOOST_AUTO_TEST_CASE(a_playout_runs_dry_when_what_was_sent_has_played) {
+  const Time start{std::chrono::hours(1)};
+  Playout spoken, fresh;
+  spoken.asked(start);
+  BOOST_TEST((spoken.dry_at() == start));
+  spoken.sent(22050, 22050, start + milliseconds(100));  // played from then on
+  spoken.sent(22050, 22050, start + milliseconds(300));  // behind it
+  BOOST_TEST((spoken.dry_at() == start + milliseconds(2100)));
+  fresh.asked(start + milliseconds(400));
+  BOOST_TEST((fresh.dry_at() < spoken.dry_at()));
+  fresh.asked(start + milliseconds(2300));
+  BOOST_TEST((spoken.dry_at() < fresh.dry_at()));  // silent for longer
+  spoken.asked(start + milliseconds(5000));        // its next words: the pause before them was nobody's fault
+  BOOST_TEST((fresh.dry_at() < spoken.dry_at()));
+}
+
+BOOST_AUTO_TEST_CASE(the_first_chunk_of_an_utterance_comes_before_later_ones_of_others) {
+  TwoReplicas w;
+  const auto speakers = [&] {
+    std::vector<std::uint32_t> out;
+    for (const auto& h : w.driver.take(MessageType::speech)) out.push_back(h.stream());
+    return out;
+  };
+  w.speak(3, "Clara");
+  w.give(w.request(), 40, false);
+  w.driver.work(1);
+  BOOST_TEST((speakers() == std::vector<std::uint32_t>{3}));
+  w.speak(4, "Clara");
+  w.driver.work(1);
+  const auto asked = w.driver.take(MessageType::synthesise);
+  BOOST_REQUIRE(asked.size() == 1u);
+  w.give(asked[0], 40, false);
+  w.driver.work(1);
+  BOOST_TEST((speakers() == std::vector<std::uint32_t>{4}));
+  // Both have as much to be heard: in turns.
+  w.driver.work(1);
+  BOOST_TEST((speakers() == std::vector<std::uint32_t>{3}));
+  w.driver.work(1);
+  BOOST_TEST((speakers() == std::vector<std::uint32_t>{4}));
+}
+
 BOOST_AUTO_TEST_CASE(a_piece_that_fails_ahead_does_not_cut_off_the_one_before) {
   for (const bool by_link : {false, true}) {
     Ahead w;
