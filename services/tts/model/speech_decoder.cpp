@@ -181,12 +181,14 @@ Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> code
   const auto fresh = decoder_->flow().usable({codes.begin(), codes.end()}, &dropped_);
   tokens_.insert(tokens_.end(), fresh.begin(), fresh.end());
   if (!pending()) return std::vector<float>{};
-  // Chunks double: every chunk computes prompt, context and look-ahead again, so small ones cost most, and at a
-  // real-time factor up to 1/2 the next one is there before this has played. Their edges depend on nothing but
-  // position: another replica makes the same samples.
+  // Every chunk computes prompt, context and look-ahead again, so small ones cost most: each is as large as the lead
+  // allows, what has been sent and not yet played. The lead is reckoned, not measured, so that edges depend on nothing
+  // but position: another replica makes the same samples.
   auto out = chunk(static_cast<std::int64_t>(hop_groups_) * per_group_,
                    static_cast<std::int64_t>(options_.lookahead_groups) * per_group_);
-  hop_groups_ = std::min(options_.hop_groups_max, 2 * hop_groups_);
+  affordable_groups_ += options_.speed * hop_groups_;
+  hop_groups_ = std::max(1, static_cast<int>(std::min<double>(options_.hop_groups_max, affordable_groups_)));
+  affordable_groups_ -= hop_groups_;
   return out;
 } catch (const std::exception& e) {
   return fail(Errc::internal, "streaming synthesis failed: {}", e.what());

@@ -54,7 +54,8 @@ class SpeechStream {
  public:
   static constexpr std::int64_t kPromptFramesMax = 344;  ///< 4 s
   struct Options {
-    int first_hop_groups = 1, hop_groups_max = 20, context_groups = 10, lookahead_groups = 2;
+    int first_hop_groups = 1, hop_groups_max = 32, context_groups = 5, lookahead_groups = 2;
+    double speed = 2.5;  ///< codes and sound are made at least so many times as fast as they are played
     std::uint64_t seed = 0;
   };
   SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options);
@@ -85,6 +86,7 @@ class SpeechStream {
   at::Tensor context_mel_;            ///< mel of the committed context, [80, frames]
   std::int64_t token_first_ = 0, committed_tokens_ = 0, committed_frames_ = 0, evaluated_frames_ = 0, dropped_ = 0;
   int per_group_ = 5, hop_groups_;
+  double affordable_groups_ = 0;  ///< made before what was sent has played, behind the hop that is next
 };
 
 /// The v1 rules of the reference (and their `aligned` variant), kept as a compatibility mode. Source: docs/vocoder.md

@@ -159,6 +159,29 @@ BOOST_AUTO_TEST_CASE(chunk_edges_make_no_click) {
   BOOST_TEST(cuts > 2 * seams);
 }
 
+/// Ten seconds with a prompt of four: how often the estimator sees a frame, against once for each offline.
+BOOST_AUTO_TEST_CASE(streaming_ten_seconds_computes_few_frames_twice) {
+  at::manual_seed(1);
+  VoicePrompt voice;
+  voice.codes = codes(33);
+  voice.mel = at::randn({1, 344, 80}) * 0.5 - 5;
+  voice.embedding = at::randn({1, 192});
+  const auto all = codes(83);
+  SpeechStream s(decoder(), voice, {});
+  std::vector<double> groups;
+  for (auto from = s.frames(); s.push(groups.empty() ? all : std::vector<std::int32_t>{}).has_value();) {
+    groups.push_back(std::round(static_cast<double>(s.frames() - from) / 10.336));
+    from = s.frames();
+    if (!s.pending()) break;
+  }
+  BOOST_TEST(groups == (std::vector<double>{1, 2, 5, 13, 32}), boost::test_tools::per_element());
+  BOOST_REQUIRE(s.finish().has_value());
+  const auto offline = 344 + decoder()->flow().frames_of(static_cast<std::int64_t>(all.size()));
+  const auto ratio = static_cast<double>(s.evaluated_frames()) / static_cast<double>(offline);
+  BOOST_TEST_MESSAGE("frames evaluated: " << s.evaluated_frames() << ", offline " << offline << ": " << ratio);
+  BOOST_TEST(ratio < 2.7);
+}
+
 /// A voice may have a recording of 30 s; every window computes what is used of it again.
 BOOST_AUTO_TEST_CASE(four_seconds_of_a_long_prompt_are_used) {
   at::manual_seed(1);
