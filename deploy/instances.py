@@ -15,6 +15,9 @@ CALLS = {"gateway": ["controller"], "edge": ["controller"], "controller": ["vad"
 SERVICE = {"llm-chat": "llm", "llm-tts": "llm", "edge": "gateway"}
 ROLES = ["vad", "tokenizer", "llm-chat", "llm-tts", "tts", "context", "controller", "gateway"]
 PORT, METRICS, HTTP = 5555, 9100, 7860
+# What a replica in a cluster holds at most, by key: what autoscalers go by, and k8s/simulate.py.
+SLOTS = {"gateway": ("connections_max", 512), "edge": ("streams_max", 512), "controller": ("sessions_max", 250), "vad": ("sessions_max", 500), "tokenizer": ("sessions_max", 40),
+         "llm-chat": ("sequences_max", 64), "llm-tts": ("sequences_max", 64), "tts": ("utterances_max", 32)}
 LOCAL = {role: 5560 + n for n, role in enumerate(ROLES)}  # ports on one machine; metrics 100 behind
 
 
@@ -67,10 +70,14 @@ def in_cluster(role, changes=None):
     out = instance(role)
     if role == "gateway":
         del out["wire"]["bind"]
+        # Places are counted in connections, which autoscalers follow. Behind an ingress or a load balancer all have its address: keys have limits.
+        out["core"] |= {"streams_max": 0, "connections_per_address_max": 0}
     if changes is not None:
         out["core"] = changes
         # Official sizes: a step may take longer than nano's.
         out["wire"] |= {"step_limit_ms": 10000, "watchdog_ms": 10000}
+    if role in SLOTS:
+        out["core"] |= dict([SLOTS[role]])
     return out
 
 

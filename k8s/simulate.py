@@ -3,8 +3,9 @@
 
 `simulate.py [--cells 4] [--people 10000] [--json] [--svg FILE]`. It reads the HorizontalPodAutoscalers of rendered/prod-cpu.json (and the ScaledObjects of
 prod-cpu-keda.json) and follows them as Kubernetes does: sync period, tolerance, policies, windows, late metrics, pods that take time to start. Everything
-else is a queue per role: what a replica can hold (ROLES, set them to what `parlando bench turn` says of yours), people who come and go by a curve with two
-peaks and a rush, replicas that die, a zone that is lost. A model, not a measurement: it compares settings.
+else is a queue per role: what a replica can hold (its configuration in the same file: set it to what `parlando bench turn` says of yours), people who come
+and go by a curve with two peaks and a rush, replicas that die, a zone that is lost. A model, not a measurement: it compares settings, and believes what
+the configurations say a replica holds. KEDA makes an autoscaler of the same kind: with the same settings its day is the same one.
 """
 import argparse
 import copy
@@ -12,16 +13,26 @@ import json
 import math
 import pathlib
 import random
+import sys
 
 K8S = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(K8S.parent / "deploy"))
+import instances  # noqa: E402
 DAY = 86_400
 TURN_SECONDS = 20.0     # from question to question of one person
 FIRST_AUDIO = 0.55      # p95 of an engine that waits for nothing: README.md, "Numbers"
 GOAL_SECONDS, GOAL_REFUSED = 1.5, 0.001
 HPA_SYNC, TOLERANCE, SCRAPE = 15, 0.1, 10
-# Role -> (what a replica holds, share of people that hold one at a moment, seconds until a new replica is ready).
-ROLES = {"gateway": (500, 1.0, 8), "controller": (250, 1.0, 8), "vad": (500, 1.0, 8), "tokenizer": (40, 0.35, 40), "llm-chat": (64, 0.10, 120), "llm-tts": (64, 0.20, 60), "tts": (32, 0.22, 60)}
+# Role -> (share of people that hold a slot at a moment, seconds until a new replica is ready).
+ROLES = {"gateway": (1.0, 8), "controller": (1.0, 8), "vad": (1.0, 8), "tokenizer": (0.35, 40), "llm-chat": (0.10, 120), "llm-tts": (0.20, 60), "tts": (0.22, 60)}
 TURN_ROLES = ("tokenizer", "llm-chat", "llm-tts", "tts")  # a turn waits for these; the others refuse a new conversation
+
+
+def slots(variant="prod-cpu"):
+    """-> {role: what a replica holds}, as its configuration says; a role that does not say it is an error"""
+    documents = json.loads((K8S / f"rendered/{variant}.json").read_text())["items"]
+    data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
+    return {role: json.loads(data[f"{role}.json"])["core"][instances.SLOTS[role][0]] for role in ROLES}
 
 
 def settings(kind):
@@ -90,8 +101,8 @@ class Scaler:
 class Fleet:
     """The replicas of one role."""
 
-    def __init__(self, role, low, high, behaviour, period):
-        self.slots, self.share, self.start = ROLES[role]
+    def __init__(self, role, held, low, high, behaviour, period):
+        self.slots, (self.share, self.start) = held, ROLES[role]
         self.scaler = Scaler(low, high, behaviour, period)
         self.ready, self.starting, self.wanted = low, [], low
         self.seen, self.hours, self.waiting, self.moved = [], 0.0, 0.0, 0.0
@@ -145,7 +156,8 @@ def percentile(values, share):
 def cell(kind, most, seed):
     """One engine for a day. -> what became of it, and a curve"""
     dice = random.Random(seed)
-    fleets = {role: Fleet(role, *shipped) for role, shipped in settings(kind).items()}
+    held = slots()
+    fleets = {role: Fleet(role, held[role], *shipped) for role, shipped in settings(kind).items()}
     waits, refused, came, curve, worst = [], 0.0, 0.0, [], 0.0
     people = people_at(0, most)
     failures = sorted([(dice.randrange(DAY), dice.choice(list(ROLES))) for _ in range(24)])
@@ -226,7 +238,7 @@ def main():
     parser.add_argument("--svg", type=pathlib.Path)
     a = parser.parse_args()
     results = []
-    for kind in ("hpa", "keda", "defaults", "peak"):
+    for kind in ("hpa", "defaults", "peak"):
         result, curve = simulate(kind, a.people, a.cells)
         results.append(result)
         if kind == "hpa" and a.svg:

@@ -95,6 +95,9 @@ def check_times(variant, name, labels, spec, configs):
     check(f"{variant}: {name} may drain before it is killed", spec["terminationGracePeriodSeconds"] >= before + drain + 5, f"{before} + {drain}, then {spec['terminationGracePeriodSeconds']}")
     if role in ("gateway", "edge"):
         check(f"{variant}: {name} waits for load balancers", before >= 5, str(hook))
+        core = configs[role]["core"]
+        check(f"{variant}: {name} counts the places of the door it has", ("bind" in configs[role]["wire"]) == (core.get("streams_max", 512) > 0) == (core["listen"] == ""), str(configs[role]))
+        check(f"{variant}: {name} does not take an ingress for one person", core["listen"] == "" or core.get("connections_per_address_max", 256) == 0, str(core))
         check(f"{variant}: {name} drains for as long as its core wants to", drain >= configs[role]["core"]["drain_seconds_max"] + 5, str(drain))
     if role == "controller":
         core = configs[role]["core"]
@@ -126,7 +129,7 @@ def check_network(variant, documents):
     check(f"{variant}: only the front doors are open to everybody", sorted(doors) == ["edge", "gateway"], str(doors))
 
 
-def check_references(variant, documents):
+def check_references(variant, documents, configs):
     """Selectors, targets, claims, config maps: what is named is there."""
     labels = {name: l for name, l, _ in pod_specs(documents)}
     there = {(d["kind"], d["metadata"]["name"]) for d in documents}
@@ -142,6 +145,9 @@ def check_references(variant, documents):
             target = (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
             check(f"{variant}: {name_of(d)} scales what is there", target in there, str(target))
             low, high = spec.get("minReplicas", spec.get("minReplicaCount")), spec.get("maxReplicas", spec.get("maxReplicaCount"))
+            role = d["metadata"]["name"]
+            key = instances.SLOTS[role][0]
+            check(f"{variant}: {role} says how much a replica holds, which its autoscaler goes by", key in configs[role]["core"], f"no {key}")
             check(f"{variant}: {name_of(d)} has room", 2 <= low < high, f"{low} {high}")
             scaled = next(x for x in documents if (x["kind"], x["metadata"]["name"]) == target)
             check(f"{variant}: {name_of(d)} alone says how many", scaled["kind"] == "LeaderWorkerSet" or "replicas" not in scaled["spec"], "")
@@ -243,7 +249,7 @@ def main():
                 if not name.endswith(("workerTemplate", " traces")):
                     check_times(variant, name, labels, spec, configs)
             check_network(variant, documents)
-            check_references(variant, documents)
+            check_references(variant, documents, configs)
             check_budgets(variant, documents)
             check_rotation(variant, documents)
             check_runbook(documents)

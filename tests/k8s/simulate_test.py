@@ -35,6 +35,8 @@ for kind in ("hpa", "keda"):
     check(f"{kind}: every role is scaled", set(shipped) == set(simulate.ROLES), str(set(shipped)))
 shipped = [(low, high, behaviour) for low, high, behaviour, _ in simulate.settings("hpa").values()]
 check("both variants scale alike", [(low, high, behaviour) for low, high, behaviour, _ in simulate.settings("keda").values()] == shipped, "")
+held = simulate.slots()
+check("slots are those of every role's configuration", set(held) == set(simulate.ROLES) and all(n == simulate.instances.SLOTS[role][1] for role, n in held.items()), str(held))
 result, curve = simulate.simulate("hpa", 2500, 1)
 again, _ = simulate.simulate("hpa", 2500, 1)
 check("the same seed is the same day", result == again, "")
