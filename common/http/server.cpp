@@ -449,6 +449,7 @@ void Server::stop_accepting() {
 
 int Server::port() const { return impl_->listeners.front().port; }
 std::size_t Server::sockets() const { return impl_->open_count; }
+std::size_t Server::connections() const { return impl_->connections.size(); }
 const Counters& Server::counters() const { return impl_->counters; }
 
 }  // namespace parlando::http

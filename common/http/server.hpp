@@ -263,7 +263,8 @@ class Server {
   void stop_accepting();
 
   int port() const;
-  std::size_t sockets() const;  ///< open WebSockets, those that are closing included
+  std::size_t sockets() const;      ///< open WebSockets, those that are closing included
+  std::size_t connections() const;  ///< what connections_max counts, WebSockets among them
   const Counters& counters() const;
 
   struct Impl;

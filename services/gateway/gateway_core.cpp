@@ -426,6 +426,11 @@ std::string GatewayCore::why_not_ready() const {
   return sessions_.any_controller() ? "" : "no controller takes sessions";
 }
 
+std::int64_t GatewayCore::slots() const {
+  if (config_.streams_max > 0 || !server_) return static_cast<std::int64_t>(zmq_.room());
+  return std::max<std::int64_t>(0, config_.connections_max - static_cast<std::int64_t>(server_->connections()));
+}
+
 bool GatewayCore::drain() {
   if (server_) server_->stop_accepting();
   api_.drain();

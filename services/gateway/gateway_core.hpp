@@ -84,8 +84,8 @@ class GatewayCore final : public service::Core {
 
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.clients()); }
-  /// Those who are told of them are clients of the mesh.
-  std::int64_t slots() const override { return static_cast<std::int64_t>(zmq_.room()); }
+  /// Places for clients of the mesh, who are told of them; where none are taken (`streams_max` 0), for connections.
+  std::int64_t slots() const override;
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
 

@@ -461,6 +461,32 @@ BOOST_AUTO_TEST_CASE(foreign_pages_foreign_names_and_crowds_stay_outside) {
   BOOST_TEST(door.get("/").starts_with("HTTP/1.1 429"));
 }
 
+BOOST_AUTO_TEST_CASE(a_full_front_door_has_no_slots) {
+  auto config = config_of_tests();
+  config.connections_max = 3;
+  config.streams_max = 0;
+  Door door(config);
+  BOOST_TEST(door.core.slots() == 3);
+  auto first = door.join();
+  BOOST_TEST(door.core.slots() == 2);
+  auto second = door.join();
+  auto third = door.join();
+  BOOST_TEST(door.get("/").starts_with("HTTP/1.1 503"));
+  BOOST_TEST(door.core.slots() == 0);
+  BOOST_TEST(door.core.load() == 3);  // load / (load + slots), which autoscalers follow, is 1
+  third.close();
+  BOOST_TEST(door.until([&] { return door.core.slots() == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(clients_of_the_mesh_are_told_of_their_own_places) {
+  auto config = config_of_tests();
+  config.connections_max = 1;
+  config.streams_max = 5;
+  Door door(config);
+  auto only = door.join();
+  BOOST_TEST(door.core.slots() == 5);
+}
+
 BOOST_AUTO_TEST_CASE(it_is_ready_when_a_controller_takes_sessions) {
   Door door;
   BOOST_TEST(door.core.why_not_ready() == "");
