@@ -2,7 +2,7 @@
 
 `mesh_chaos.py BUILD_BIN SOURCE_DIR [--full]`. Short, for ctest: 6 sessions of which 3 talk at a time, one fault of every role. Full: 20 of
 which 6 talk, every role stopped for 0.4, 1 and 5 s and killed, tts 1 -> 3 -> 1, controllers rolled. Two replicas of every role. Exit code 1
-when a turn was lost, repeated or cut, or when streams and gauges are not back at their baseline 3 s after the load.
+when a turn was lost, repeated or cut (but at the gateway that was killed), or when streams and gauges are not back at their baseline 3 s after the load.
 """
 import argparse
 import asyncio

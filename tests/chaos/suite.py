@@ -23,7 +23,7 @@ FAULTS = [(r"kill -9 gateway|^kill gateway", "P1", "a gateway is killed"), (r"ki
           (r"^slow ", "N7", "a way has little room"), (r"^reset ", "N8", "connections are reset, six in 3 s"), (r"^late ", "N10", "a way takes 40 to 200 ms"),
           (r"^clock ", "C1", "the wall clock jumps by an hour"), (r"^disk full", "D1", "the store's disk is full for 12 s"), (r"^names away", "N9", "the name server is silent"), (r"^roll ", "U1", "a role is rolled, one after the other"), (r"^scale|^tts 1|^autoscale", "U3", "replicas come and go"),
           (r"^drain|^budget", "U4", "nodes are drained, budgets hold"), (r"^keys ", "U5", "a role gets new keys"), (r"^none", "–", "no fault, for comparison")]
-ROW = re.compile(r"^\s*(?:\d+\s{2})?\s*(?P<name>\S.*?)\s+(?P<result>pass|FAIL)\s+(?:[\d.]+ s\s+)?(?P<answered>\d+) of (?P<turns>\d+)\s+answered(?:.*longest silence (?P<silence>\d+) ms)?")
+ROW = re.compile(r"^\s*(?:\d+\s{2})?\s*(?P<name>\S.*?)\s+(?P<result>pass|FAIL)\s+(?:[\d.]+ s\s+)?(?P<answered>\d+) of (?P<turns>\d+)\s+answered(?:, (?P<cut>\d+) cut)?(?:.*longest silence (?P<silence>\d+) ms)?")
 
 
 def programs(build, source, profile):
@@ -55,11 +55,12 @@ class Rows:
         if not found or found["name"].strip() == "the load ends":
             return False
         key = fault_of(found["name"])
-        row = self.by_fault.setdefault(key, {"trials": 0, "passed": 0, "turns": 0, "answered": 0, "silences": []})
+        row = self.by_fault.setdefault(key, {"trials": 0, "passed": 0, "turns": 0, "answered": 0, "cut": 0, "silences": []})
         row["trials"] += 1
         row["passed"] += found["result"] == "pass"
         row["turns"] += int(found["turns"])
         row["answered"] += int(found["answered"])
+        row["cut"] += int(found["cut"] or 0)
         if found["silence"]:
             row["silences"].append(int(found["silence"]))
         return True
@@ -75,11 +76,12 @@ def order(key):
 
 def report(rows, how, left_out):
     lines = ["# Chaos", "", f"`make chaos` on {datetime.date.today()}, {how}, {platform.machine()}. Each trial hits real processes while people talk; a turn passes when it is answered,",
-             "whole and once. *Silence* is the longest pause that anybody heard in the trial, from the end of the question to the first sound or between two sounds; compare it with that of no fault.", "",
-             "| id | fault | trials | passed | turns answered | longest silence, median | p99 |", "|---|---|---|---|---|---|---|"]
+             "whole and once. *Silence* is the longest pause that anybody heard in the trial, from the end of the question to the first sound or between two sounds; compare it with that of no fault.",
+             "*Cut* are turns whose socket closed with its gateway: they are among no other figure, and their clients open new sessions instead of resuming them.", "",
+             "| id | fault | trials | passed | turns answered | cut | longest silence, median | p99 |", "|---|---|---|---|---|---|---|---|"]
     for key in sorted(rows.by_fault, key=order):
         r = rows.by_fault[key]
-        lines.append(f"| {key[0]} | {key[1]} | {r['trials']} | {r['passed']} | {r['answered']} of {r['turns']} | {percentile(r['silences'], 0.5)} ms | {percentile(r['silences'], 0.99)} ms |")
+        lines.append(f"| {key[0]} | {key[1]} | {r['trials']} | {r['passed']} | {r['answered']} of {r['turns']} | {r['cut']} | {percentile(r['silences'], 0.5)} ms | {percentile(r['silences'], 0.99)} ms |")
     return "\n".join(lines + ["", *(f"- {text}" for text in left_out)]) + "\n"
 
 

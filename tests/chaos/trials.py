@@ -102,13 +102,14 @@ class Trials:
     def __init__(self, fleet, crowd):
         self.fleet, self.crowd, self.problems, self.count = fleet, crowd, [], 0
 
-    def row(self, name, passed, turns=(), note=""):
+    def row(self, name, passed, turns=(), note="", cut=0):
+        """@param cut  turns whose gateway went with their socket: not among `turns`, nor judged"""
         self.count += 1
         quietest = max(turns, key=lambda t: t.max_gap, default=None)
         answered = [t for t in turns if t.event.get("type") == "turn"]
         heard = sum(t.event.get("user") == t.said for t in answered)
         note += "".join(f"; heard {t.event.get('user')!r} for {t.said!r}" for t in answered if t.event.get("user") != t.said)
-        print(f"{self.count:>3}  {name:<22} {'pass' if passed else 'FAIL':<5} {len(answered):>3} of {len(turns):<3} answered, {heard:>3} understood, "
+        print(f"{self.count:>3}  {name:<22} {'pass' if passed else 'FAIL':<5} {len(answered):>3} of {len(turns):<3} answered, {cut} cut, {heard:>3} understood, "
               f"{quietest.silence() if quietest else 'nobody talked'}  {note}", flush=True)
 
     async def trial(self, fault):
@@ -133,7 +134,7 @@ class Trials:
         counted = [t for t in turns if not t.excused]
         if not counted and not problem:
             found.append("nobody talked meanwhile")
-        self.row(fault.__name__, not found, counted, note)
+        self.row(fault.__name__, not found, counted, note, len(turns) - len(counted))
         self.problems += [f"{fault.__name__}: {text}" for text in found]
         return counted, not found
 
