@@ -17,7 +17,9 @@ namespace parlando::controller {
 class Ledger {
  public:
   static constexpr std::size_t kWaitingMax = 2;  ///< turns that may wait for a store that is away
-  static constexpr int kClaimedMin = 4;          ///< records that a new owner reads, however few the model is told
+  /// Records that a new owner reads, however few the model is told: what a former one may have done unheard before its
+  /// gateway gave it up. The client is told of those, and nothing that they settle is done again.
+  static constexpr int kClaimedMin = 20;
   /// @param owner  under which name sessions are claimed
   Ledger(SessionId session, const ControllerConfig& config, std::string owner, Fleet& fleet, Outlet& outlet,
          Journal& journal);

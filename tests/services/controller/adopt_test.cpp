@@ -91,6 +91,27 @@ BOOST_AUTO_TEST_CASE(several_answers_that_nobody_was_told_of_are_told_one_after_
   t.check_calm();
 }
 
+/// However little of the past the model is told.
+BOOST_AUTO_TEST_CASE(many_answers_that_nobody_was_told_of_are_told_when_the_past_is_short) {
+  constexpr std::size_t kMany = 16;
+  Pair t;
+  t.rig.config.history_turns = 1;
+  t.rig.add("controller-2", "controller");
+  t.cut = true;
+  for (std::size_t i = 1; i <= kMany; ++i) {
+    t.g().say(Utter{fmt::format("Given {}.", i)});
+    BOOST_REQUIRE(t.wait([&] { return t.stored().size() == i; }));
+    t.rig.run(5);
+  }
+  t.hand_over();
+  BOOST_REQUIRE(t.wait([&] { return t.g().turns.size() == kMany; }, 2000));
+  BOOST_TEST(t.g().turns[0]["assistant"] == "Given 1.");
+  t.rig.run(100);
+  BOOST_TEST(t.stored().size() == kMany);
+  BOOST_TEST(t.g().open_questions().empty());
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(what_was_refused_is_not_done_by_the_next_owner) {
   Pair t;
   t.chat().sentences = 20;
