@@ -285,7 +285,8 @@ class Trials:
         self.cluster.apply(secrets(self.root))
         await self.settle_secrets()
         await asyncio.sleep(3)  # a key that is not admitted any more ends its connections within a second
-        await self.wait("nobody was cut off", self.whole)
+        await self.wait("nobody was cut off", lambda: all(p.box.run("/usr/bin/parlando-pod", "probe", "127.0.0.1:9100/readyz").returncode == 0
+                                                          for p in self.fleet.pods() if not p.done.is_set()))
 
     async def settle_secrets(self):
         """Until every pod's files are those of its Secret."""

@@ -102,7 +102,9 @@ def check_times(variant, name, labels, spec, configs):
     if role == "controller":
         core = configs[role]["core"]
         check(f"{variant}: {name} lets a turn end", drain >= core.get("turn_seconds_max", 30) + core.get("reply_seconds_max", 60), str(drain))
-    for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+    # Who answers for others stays within reach when one of them is missing; it has met them once.
+    paths = ("/readyz", "/healthz") if role in ("gateway", "edge", "controller") else ("/healthz", "/readyz")
+    for probe, path in zip(("startupProbe", "readinessProbe", "livenessProbe"), (*paths, "/healthz")):
         check(f"{variant}: {name} has a {probe}", container[probe]["httpGet"] == {"path": path, "port": "metrics"}, str(container.get(probe)))
     check(f"{variant}: {name} shows its ports", {"name": "metrics", "containerPort": 9100} in container["ports"], "")
     # What a configuration names must be mounted.
@@ -187,6 +189,46 @@ def check_budgets(variant, documents):
         check(f"{variant}: a node with {role} on it can be drained", not stuck, f"none of {stuck} may go")
 
 
+def check_values(variant, documents):
+    """What no schema knows: ports, names of metrics, aims of autoscalers, and whose keys somebody has."""
+    shown = {}  # component -> {name of a port: number}
+    for name, labels, spec in pod_specs(documents):
+        role = labels["app.kubernetes.io/component"]
+        shown.setdefault(role, {}).update({p["name"]: p["containerPort"] for c in spec["containers"] for p in c.get("ports", [])})
+        for v in spec.get("volumes", []):
+            if v.get("secret", {}).get("secretName", "").startswith("parlando-keys-"):
+                own = {"edge": "gateway"}.get(role, role.removesuffix("-rank"))
+                check(f"{variant}: {name} has its own keys", v["secret"]["secretName"] == f"parlando-keys-{own}", v["secret"]["secretName"])
+    known = {"mesh": instances.PORT, "metrics": instances.METRICS, "http": instances.HTTP}
+    for role, ports in shown.items():
+        check(f"{variant}: {role} listens where its configuration says", all(known.get(n, p) == p for n, p in ports.items()), str(ports))
+    for d in documents:
+        spec = d.get("spec", {})
+        if d["kind"] == "Service":
+            there = shown.get(spec.get("selector", {}).get("app.kubernetes.io/component"), {})
+            check(f"{variant}: {name_of(d)} leads to ports that are there", all(p["targetPort"] in there for p in spec["ports"]), str(spec["ports"]))
+            if d["metadata"]["name"] in {r for called in instances.CALLS.values() for r in called}:
+                check(f"{variant}: {name_of(d)} tells every address", spec.get("clusterIP") == "None" and spec.get("publishNotReadyAddresses") is True, str(spec))
+        if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] in {*instances.ROLES, "edge"}:
+            meant = instances.HTTP if d["metadata"]["name"] == "gateway" else instances.PORT
+            for rule in spec.get("ingress", []):
+                check(f"{variant}: {name_of(d)} opens the port that is meant", {p["port"] for p in rule["ports"]} == {meant}, str(rule))
+            for rule in spec.get("egress", []):
+                if any("podSelector" in peer for peer in rule.get("to", [])):
+                    check(f"{variant}: {name_of(d)} reaches the mesh", {p["port"] for p in rule["ports"]} == {instances.PORT}, str(rule))
+        if d["kind"] == "HorizontalPodAutoscaler":
+            of = [(m["pods"]["metric"]["name"], m["pods"]["target"]["averageValue"]) for m in spec["metrics"]]
+            check(f"{variant}: {name_of(d)} follows the load", of == [("parlando_load_ratio", "700m")], str(of))
+            check(f"{variant}: {name_of(d)} is slow to go down", spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 600, str(spec["behavior"]))
+        if d["kind"] == "ScaledObject":
+            of = [(t["metadata"]["query"], t["metadata"]["threshold"]) for t in spec["triggers"]]
+            check(f"{variant}: {name_of(d)} follows its own load", of == [(f'sum(parlando_load_ratio{{namespace="parlando",component="{d["metadata"]["name"]}"}})', "0.7")], str(of))
+        if d["kind"] == "Deployment" and "rollingUpdate" in spec.get("strategy", {}):
+            check(f"{variant}: {name_of(d)} rolls one more, then one less", spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}, str(spec["strategy"]))
+        if d["kind"] == "ServiceMonitor":
+            check(f"{variant}: {name_of(d)} asks the port for metrics", all(e["port"] == "metrics" for e in spec["endpoints"]), str(spec["endpoints"]))
+
+
 def check_rotation(variant, documents):
     """Who has a role's keys is restarted by the recipe that rotates them."""
     recipe = re.search(r"## Rotate keys\n(.*?)\n## ", (K8S / "README.md").read_text(), re.S)[1]
@@ -251,6 +293,7 @@ def main():
             check_network(variant, documents)
             check_references(variant, documents, configs)
             check_budgets(variant, documents)
+            check_values(variant, documents)
             check_rotation(variant, documents)
             check_runbook(documents)
             namespace = next(d for d in documents if d["kind"] == "Namespace")
