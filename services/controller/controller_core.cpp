@@ -230,6 +230,8 @@ void ControllerCore::open(const ClientStream& client, Message message, Time now)
     return refuse(client, to, *error);
   }
   if (known != nullptr) {
+    // Who opens it by its name knows no epoch; to a claim without one the turns that wait for the store would be lost.
+    if (known->is_detached()) open->expected_epoch = known->epoch();
     if (!known->is_detached()) ended_.insert({id, known->client()});
     found->second->yield({});
     detached_.erase(id);

@@ -167,6 +167,38 @@ BOOST_AUTO_TEST_CASE(when_the_owner_dies_too_the_session_is_not_found) {
   BOOST_TEST(codes.back() == "not_found");
 }
 
+/// The store was away when its turn was told: who opens it by its name finds that turn, wherever it waits.
+BOOST_AUTO_TEST_CASE(a_turn_that_waits_for_the_store_outlives_an_opening_by_name) {
+  Town town(6);
+  BOOST_REQUIRE(town.ready());
+  const auto talk = [&](std::vector<Step> script) {
+    const auto id = town.gateway("1").add(std::move(script));
+    BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("1").client(id).is_finished(); }, 15000ms));
+    return town.gateway("1").client(id);
+  };
+  auto script = question();
+  script.push_back(step::leave());
+  const auto first = talk(std::move(script));
+  town.w.kill("controller-2");
+  town.w.kill("controller-1");
+  town.w.restart("controller-1");  // the next epoch is another owner's
+  town.w.run(3000ms);
+  town.store->fails = Errc::unavailable;
+  const auto had = talk(question_again(first));
+  BOOST_REQUIRE(had.events.back()["degraded"] == true);
+  town.w.kill("gateway-1");
+  town.w.run(3000ms);  // the controller has noticed
+  const auto& then = town.gateway("2").client(town.gateway("2").add(question_again(had)));
+  BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("2").is_finished(); }, 15000ms));
+  BOOST_TEST(then.count("error") == 0u);
+  BOOST_TEST(then.events[0]["turns"] == 2);
+  BOOST_TEST(then.events.back()["turn"] == 3);
+  town.store->fails.reset();
+  town.w.run(10'000ms);
+  BOOST_TEST(town.store->sessions.begin()->second.turns.size() == 3u);
+  BOOST_TEST(town.store->doubled == 0u);
+}
+
 /// Records name inputs and positions of former openings, of gateways whose clock was an hour ahead: what is said at
 /// this one is heard nevertheless, and whoever has to go on with it answers nothing twice.
 BOOST_AUTO_TEST_CASE(a_session_that_is_opened_by_its_name_is_heard_whatever_its_records_name) {
