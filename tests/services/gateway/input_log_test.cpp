@@ -88,6 +88,22 @@ BOOST_AUTO_TEST_CASE(what_is_settled_keeps_its_number_and_nothing_else) {
   BOOST_TEST(open.sound_from == 320);
 }
 
+/// A number beyond what any owner was handed is a mistake: that input is still to be answered.
+BOOST_AUTO_TEST_CASE(what_no_owner_was_handed_cannot_be_settled) {
+  InputLog log;
+  log.add(protocol::Say{"answered"}, 0);
+  log.add(protocol::Say{"answered by the owner before"}, 0);
+  hand_out(log);
+  log.add(protocol::Say{"waits"}, 0);
+  log.go_back_to(2);
+  log.settle({"[1,2,3]"}, 0);
+  log.go_back();
+  std::vector<std::size_t> kinds;
+  for (; log.next() != nullptr; log.handed_out()) kinds.push_back(log.next()->input.index());
+  BOOST_TEST(kinds == (std::vector<std::size_t>{0, 2}), boost::test_tools::per_element());
+  BOOST_TEST(log.last() == 3u);
+}
+
 BOOST_AUTO_TEST_CASE(a_decision_is_told_until_its_turn_is_over) {
   InputLog log;
   protocol::TurnFacts facts;

@@ -759,6 +759,21 @@ BOOST_AUTO_TEST_CASE(a_session_that_nobody_keeps_does_not_go_round_for_ever) {
   BOOST_TEST(rig.story() == "error:unavailable");
 }
 
+/// Each of them is replaced at once: what was before a calm time does not count.
+BOOST_AUTO_TEST_CASE(owners_that_are_lost_now_and_then_are_replaced_for_ever) {
+  Rig rig;
+  rig.up("a");
+  rig.open("a", 1);
+  for (std::size_t loss = 1; loss <= 25; ++loss) {
+    rig.error("a", "stale_epoch", 1);
+    BOOST_REQUIRE(rig.all<Open>("a").size() == loss);
+    rig.opened("a", 1);
+    rig.tick(10'001);
+  }
+  BOOST_TEST(rig.sessions.sessions() == 1u);
+  BOOST_TEST(rig.story().empty());
+}
+
 BOOST_AUTO_TEST_CASE(from_a_draining_controller_idle_sessions_go_at_once_and_others_after_their_turn) {
   Rig rig;
   const auto owner = two_controllers(rig);
