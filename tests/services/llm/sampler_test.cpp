@@ -217,6 +217,44 @@ BOOST_AUTO_TEST_CASE(settings_that_are_refused_are_refused_in_parts) {
   }
 }
 
+/// (1.5 + k ulp) / 1.5 = 1 + 2k/3 ulp, and both k = 1 and k = 2 round to 1 + 1 ulp: two ids at the border of top-k.
+BOOST_AUTO_TEST_CASE(a_tie_that_only_the_division_makes_is_a_tie) {
+  constexpr float kUlp = std::numeric_limits<float>::epsilon();
+  const std::vector<float> logits = {1.5f + kUlp, 0.0f, 1.5f + 2 * kUlp, -1.0f};
+  const Sampling s{.temperature = 1.5, .top_k = 1, .seed = 9};
+  int lower = 0;
+  for (std::uint64_t n = 0; n < 100; ++n) {
+    const auto want = uniform(s.seed, n) < 0.5 ? 0 : 2;
+    lower += want == 0;
+    BOOST_TEST(*sample(logits, {}, s, n) == want);
+    BOOST_TEST(*sample(joined(by_parts(logits, 1, {}, s)), 4, s, n) == want);
+  }
+  BOOST_TEST(lower > 30);
+  BOOST_TEST(lower < 70);
+}
+
+BOOST_AUTO_TEST_CASE(an_id_that_stands_twice_among_the_last_ten_is_forbidden) {
+  const std::vector<float> logits = {0.0f, 0.0f, 0.0f, 5.0f, 0.0f, 4.0f, 0.0f, 0.0f};
+  auto s = Sampling::tts();
+  s.top_k = 1;
+  struct Case {
+    std::vector<std::int32_t> history;
+    std::int32_t id;
+  };
+  for (const auto& [history, id] : {Case{{3, 0, 1, 2, 4, 5, 6, 7, 0, 3}, 5},
+                                    {{0, 1, 2, 4, 5, 6, 7, 0, 3, 3}, 5},
+                                    {{3, 0, 3, 1, 2, 4, 3, 6, 7, 3}, 5},
+                                    {{0, 1, 2, 4, 5, 6, 7, 0, 1, 3}, 3},     // once
+                                    {{3, 0, 1, 2, 4, 5, 6, 7, 0, 1, 3}, 3},  // the other one is the eleventh
+                                    {{3, 3, 0, 1, 2, 4, 5, 6, 7, 0}, 3},     // twice, but it is not the newest
+                                    {{3, 1, 2, 4, 5, 6, 7, 0, 3}, 3}}) {     // nine ids
+    BOOST_TEST(*sample(logits, history, s, 1) == id);
+    const auto p = probabilities(logits, history, s);
+    BOOST_REQUIRE(p.has_value());
+    BOOST_TEST((*p)[static_cast<std::size_t>(id)] == 1.0f);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(each_seed_draws_its_own_ids) {
   std::vector<float> logits(200, 0.0f);
   Sampling a{.temperature = 1, .top_k = {}, .seed = 1}, b = a;
