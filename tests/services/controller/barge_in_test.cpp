@@ -676,6 +676,29 @@ BOOST_AUTO_TEST_CASE(pauses_are_no_voice) {
   }
 }
 
+/// Another vad takes over in a pause and hears the voice anew: 500 ms of it are no 600 ms, unless as much comes behind.
+BOOST_AUTO_TEST_CASE(a_voice_that_another_vad_hears_again_counts_once) {
+  for (const int more : {0, 25}) {
+    BOOST_TEST_CONTEXT("frames behind it " << more) {
+      Playing t;
+      t.say(25, true);
+      t.say(12, false);
+      BOOST_REQUIRE(t.g().count(MessageType::release) == 1u);
+      t.rig.add("vad-2", "vad");
+      t.rig.get<FakeVad>("vad-2").silence = 8000;
+      t.rig.run(8);
+      t.rig.kill("vad-1");
+      t.say(8, false);
+      BOOST_REQUIRE(t.rig.get<FakeVad>("vad-2").streams() == 1u);
+      t.say(more, true);
+      t.say(kSilence, false);
+      BOOST_TEST(t.g().count(MessageType::interrupted) == (more == 0 ? 0u : 1u));
+      BOOST_TEST(t.g().count(MessageType::hold) ==
+                 t.g().count(MessageType::release) + t.g().count(MessageType::interrupted));
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(silence_behind_a_voice_is_no_voice) {
   Playing t;
   t.say(27, true);  // 540 ms

@@ -464,6 +464,23 @@ BOOST_AUTO_TEST_CASE(a_pause_that_lasts_is_judged_once_more_and_less_is_enough) 
     }
 }
 
+/// 500 would be enough behind a pause that lasts.
+BOOST_AUTO_TEST_CASE(a_pause_that_lasts_is_judged_once_where_the_second_look_is_off) {
+  for (const int again_ms : {0, ControllerConfig{}.judge_again_ms}) {
+    auto config = led(0);
+    config.judge_again_ms = again_ms;
+    auto t = talk_with(semantic(), config);
+    telemetry::Metrics metrics;
+    t.rig.controller().add_metrics(metrics);
+    judge_twice(t, 500, 500);
+    BOOST_REQUIRE(t.answered(1));
+    BOOST_TEST(t.rig.get<FakeTokenizer>("tokenizer-1").attempts == (again_ms == 0 ? 1u : 2u));
+    BOOST_TEST(figure(metrics, "decisions_total{by=\"semantic_again\"}") == (again_ms == 0 ? 0 : 1));
+    BOOST_TEST(figure(metrics, "decisions_total{by=\"silence\"}") == (again_ms == 0 ? 1 : 0));
+    t.check_calm();
+  }
+}
+
 BOOST_AUTO_TEST_CASE(eagerness_says_how_likely_is_enough_behind_a_pause_that_lasts) {
   for (const auto& [eagerness, again, ends] : {std::tuple{Eagerness::low, 869, false},
                                                {Eagerness::low, 870, true},
