@@ -214,7 +214,8 @@ void Session::on_forget(const Forget& forget) {
 
 /// Items that wait without a turn are stored on their own, so that the gateway can let go what came since.
 void Session::store_items(Time now) {
-  if (storing_ && ledger_.durable() >= storing_->turn) {
+  // In a trial nothing is told: what it holds back may be dropped.
+  if (storing_ && !trial_ && ledger_.durable() >= storing_->turn) {
     storing_.reset();
     checkpoint(past_input(), 0);
   }

@@ -213,7 +213,6 @@ class Session {
   struct Trial {
     Turn turn;
     Call chat;
-    protocol::Checkpoint checkpoint;
     std::int64_t sample = 0;
     Time begun;
     std::vector<protocol::Message> effects;  ///< what the client is told at the commit

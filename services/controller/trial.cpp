@@ -42,8 +42,7 @@ void Session::try_trial(Time now) {
   auto& listening = call(Role::chat);
   auto fork = listening.fork();
   fork.send(head(), ForkChat{listening.stream()}, turn_.deadline);
-  trial_.emplace(
-      Trial{turn_, std::exchange(listening, std::move(fork)), told_checkpoint_, turn_.paused_sample, now, {}, 0, {}});
+  trial_.emplace(Trial{turn_, std::exchange(listening, std::move(fork)), turn_.paused_sample, now, {}, 0, {}});
   turn_.attempt = ++trials_;
   turn_.sound.drop_from(end);
   begin_thinking(turn_.paused_sample, now);
@@ -93,7 +92,6 @@ void Session::drop_trial() {
   turn_ = std::move(trial.turn);
   turn_.trials = trials;
   turn_.paused_sample = -1;
-  told_checkpoint_ = trial.checkpoint;
 }
 
 }  // namespace parlando::controller

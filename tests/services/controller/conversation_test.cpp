@@ -1082,6 +1082,27 @@ BOOST_AUTO_TEST_CASE(items_that_no_turn_takes_up_are_stored_and_let_go) {
   t.check_calm();
 }
 
+/// The store has them while an answer is thought through in a pause, and the user goes on.
+BOOST_AUTO_TEST_CASE(items_that_are_stored_in_a_pause_are_let_go_when_it_is_over) {
+  Talk t;
+  t.chat().calls_tool = false;
+  t.g().say(item(ItemRole::user, "wait", "w"));
+  BOOST_REQUIRE(t.until([&] { return t.last_to("context-1").type == MessageType::commit; }));
+  t.rig.suspend("context-1");
+  t.say(kSpeech, true);
+  t.say(9, false);
+  BOOST_REQUIRE(t.chat().forks == 1u);
+  BOOST_TEST(t.g().checkpoint.input == 0u);
+  t.rig.wake("context-1");
+  t.say(5, false);
+  BOOST_TEST(full_record(t, 1)["before"][0]["text"] == "wait");
+  t.say(8, true);
+  BOOST_TEST(t.g().count(MessageType::speech_ended) == 0u);
+  BOOST_TEST(t.g().checkpoint.input > 200u);  // as far as the utterance
+  BOOST_REQUIRE(t.answered(1));
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(items_have_limits_and_names) {
   Talk t;
   t.g().say(item(ItemRole::user, "x", "same"));
