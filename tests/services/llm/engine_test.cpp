@@ -313,6 +313,22 @@ BOOST_AUTO_TEST_CASE(the_words_of_a_seed_do_not_depend_on_company_or_pieces) {
   }
 }
 
+/// At the highest temperature all ids are about as likely, so that an id says which random number it was drawn with.
+BOOST_AUTO_TEST_CASE(each_position_is_drawn_with_its_own_number) {
+  Sampling hot{.temperature = 100, .top_k = {}, .seed = 5};
+  const auto vocabulary = static_cast<double>(model()->config().vocabulary);
+  for (const int length : {20, 33}) {
+    LmEngine engine(model(), {.step_max = std::chrono::hours(1)});
+    BOOST_REQUIRE(engine.open("x").has_value());
+    BOOST_REQUIRE(engine.append("x", 0, ids(length, 1)).has_value());
+    BOOST_REQUIRE(engine.generate("x", length, {hot, 40, {}}).has_value());
+    const auto said = run(engine, "x");
+    BOOST_REQUIRE(said.size() == 40u);
+    for (std::size_t i = 0; i < said.size(); ++i)
+      BOOST_TEST(std::abs(said[i] / vocabulary - uniform(hot.seed, static_cast<std::size_t>(length) + i)) < 0.02);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_pass_that_fails_ends_its_batch_at_once) {
   LmEngine engine(model(),
                   {.cache_tokens = 256, .prefill_chunk = 16, .batch_tokens = 48, .step_max = std::chrono::hours(1)});

@@ -334,8 +334,8 @@ BOOST_AUTO_TEST_CASE(who_stands_in_the_tree_finds_what_is_there_from_the_root) {
         if (pick(4) == 0) cache.believe(s.stand, s.cache.blocks());
         BOOST_TEST(s.stand.length <= s.cache.length());
         const auto kept = s.whose.session ? length : operators;
-        said.push_back(
-            {Ids(s.ids.begin(), s.ids.begin() + kept), s.whose, clock.now(), uses_end ? clock.now() : clock.now() - kIdle});
+        said.push_back({Ids(s.ids.begin(), s.ids.begin() + kept), s.whose, clock.now(),
+                        uses_end ? clock.now() : clock.now() - kIdle});
       };
       for (int call = 0; call < 150; ++call) {
         const auto what = pick(16);
@@ -581,6 +581,20 @@ BOOST_AUTO_TEST_CASE(what_belongs_to_a_session_alone_goes_with_it) {
   BOOST_TEST(cache.find(first, {40, kOne}, kNow).length == 40);
   BOOST_TEST(cache.find(second, {40, kTwo}, kNow).length == 100);
   BOOST_TEST(memory.ledger.blocks_total() - memory.ledger.blocks_free() == cache.entries());
+}
+
+BOOST_AUTO_TEST_CASE(what_is_computed_for_a_session_that_is_over_is_not_kept) {
+  LmEngine engine(tiny(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+  BOOST_REQUIRE(engine.open("x").has_value());
+  engine.share("x", {32, kOne});
+  BOOST_REQUIRE(engine.append("x", 0, ids(80, 1)).has_value());
+  BOOST_REQUIRE(engine.generate("x", 80, {Sampling::greedy(), 4, {}}).has_value());
+  (void)engine.step();
+  engine.forget(kOne);
+  while (!engine.idle()) (void)engine.step();
+  engine.release("x");
+  BOOST_TEST(engine.prefixes().entries(kOne) == 0);
+  BOOST_TEST(engine.prefixes().entries() == 2);  // the operator's words
 }
 
 BOOST_AUTO_TEST_CASE(a_session_meets_its_own_history_and_the_operators_words_alone) {
