@@ -229,15 +229,13 @@ void Session::cut_done_turn(TurnId turn, std::int64_t heard_samples) {
   cut_turn(turn, samples, (is_last ? *last_ : stored).heard_text(samples), !is_last || last_->remember);
 }
 
-/// An answer that is complete is cancelled while it is still heard; the gateway has said how far.
-/// @return false: nobody knows of anything that plays
-bool Session::cut_where_heard(TurnId turn, const Played& heard) {
-  if (!open_.plays || heard.turn.value == 0 || heard.turn != turn || heard.over) return false;
-  if (turn == turn_.id)
-    cut_turn(turn, std::min(heard.samples, turn_.samples), turn_.heard_text(heard.samples), turn_.remember);
-  else
-    cut_done_turn(turn, heard.samples);
-  return true;
+/// An answer that is complete is cancelled while it is still heard; the gateway has said how far. A hold of it is over
+/// with that.
+void Session::cut_where_heard(TurnId turn, const Played& heard, Time now) {
+  if (!open_.plays || heard.turn.value == 0 || heard.turn != turn || heard.over) return;
+  cut_done_turn(turn, heard.samples);
+  if (voice_ && voice_->over == turn) voice_->holds = false;
+  drop_sound_of(turn, now);
 }
 
 /// The answer under way is over, and this was heard of it.

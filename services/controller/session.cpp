@@ -356,7 +356,6 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   if (meant && (turn_.stage == Stage::closing || turn_.durable || turn_.committing)) {
     if (!settle_with_turn()) return;
     turn_.cancel_asked = true;
-    cut_where_heard(id, heard);
     for (const auto& later : std::exchange(later_, {})) turn_.inputs.push_back(later.input);
     return;
   }
@@ -366,7 +365,7 @@ void Session::on_cancel(const Cancel& cancel, Time now) {
   };
   if (!meant) {
     if (id <= retold_note_ && taken_ <= open_.last_input) drop_later();
-    if (cut_where_heard(id, heard)) drop_sound_of(id, now);
+    cut_where_heard(id, heard, now);
     return tell_at_once(id, Cancelled{id, list_of(settled)});
   }
   drop_trial();

@@ -268,7 +268,7 @@ class Session {
   void add_playing(TurnId turn);
   void on_played(const protocol::Played& played, Time now);
   void cut_done_turn(TurnId turn, std::int64_t heard_samples);
-  bool cut_where_heard(TurnId turn, const protocol::Played& heard);
+  void cut_where_heard(TurnId turn, const protocol::Played& heard, Time now);
   /// An answer is under way that is no trial.
   bool is_answering() const {
     return !trial_ && (turn_.stage == Turn::Stage::thinking || turn_.stage == Turn::Stage::closing);

@@ -659,7 +659,10 @@ class FakeGateway final : public Core {
   void say(T body) {
     constexpr bool kBegins = std::is_same_v<T, Say> || std::is_same_v<T, Respond> || std::is_same_v<T, Utter>;
     if constexpr (std::is_same_v<T, Truncate>) truncated.insert(body.turn.value);
-    if constexpr (std::is_same_v<T, Cancel>) typed_since_cancel_ = false;
+    if constexpr (std::is_same_v<T, Cancel>) {
+      typed_since_cancel_ = false;
+      tell_heard(body);
+    }
     if constexpr (kBegins) typed_since_cancel_ = true;
     must_begin_ = must_begin_ && !kBegins;
     if constexpr (std::is_same_v<T, Say>) questions[next_input_] = body.text;
@@ -674,9 +677,17 @@ class FakeGateway final : public Core {
     post(controller, std::move(message));
     drop_behind();
   }
+  /// As gateways do: a cancel names the turn that is heard, and how far stands in front of it.
+  void tell_heard(Cancel& cancel) {
+    if (!keeps_time || !plays || !is_open_) return;
+    if (cancel.turn.value == 0 && open_turn_ == 0 && !sounds_.empty()) cancel.turn = {sounds_.front().turn};
+    const auto heard = played_of(cancel.turn.value);
+    if (cancel.turn.value != 0 && !heard.over) say_played(heard);
+    cancels_ = cancel.turn.value;
+  }
   /// A cancel of a turn that is heard, as gateways tell it.
   void cancel_playing(std::uint32_t turn) {
-    post(controller, pack(played_of(turn), head()));
+    say_played(played_of(turn));
     say(Cancel{{turn}});
   }
   /// The loudspeaker has come to the end of a turn's sound.
@@ -806,7 +817,7 @@ class FakeGateway final : public Core {
     front.heard += std::chrono::duration_cast<std::chrono::microseconds>(passed).count() * 22050 / 1000000;
     front.heard = std::min(front.heard, front.samples);
     if (!front.complete || front.heard < front.samples) return;
-    if (plays) post(controller, pack(Played{{front.turn}, front.samples, true}, head()));
+    if (plays) say_played({{front.turn}, front.samples, true});
     sounds_.pop_front();
   }
   bool is_silent() const { return sounds_.empty(); }
@@ -844,10 +855,16 @@ class FakeGateway final : public Core {
     finish();
   }
   void on_cancelled(std::uint32_t turn) {
+    cancels_ = 0;
     forgotten_.insert(turn);  // the gateway keeps nothing of its sound
     const bool was_done = open_turn_ == 0 && !turns.empty() && turns.back()["turn"] == turn;
     if ((open_turn_ == 0 || turn == open_turn_) && !was_done) must_begin_ = !typed_since_cancel_;
     fall_silent(turn);
+  }
+  void say_played(const Played& played) {
+    // A cancel is on its way that says how much was heard until then.
+    if (cancels_ != played.turn.value) said_played_[played.turn.value] = played.samples;
+    post(controller, pack(Played{played}, head()));
   }
   Played played_of(std::uint32_t turn) const {
     if (!keeps_time) return {{turn}, heard_samples, heard_all};
@@ -857,7 +874,7 @@ class FakeGateway final : public Core {
   }
   void on_hold(std::uint32_t turn) {
     if (std::exchange(holds, true)) wrong.push_back("a hold in a hold");
-    if (plays) post(controller, pack(played_of(turn), head()));
+    if (plays) say_played(played_of(turn));
   }
   void on_interrupted(Interrupted what) {
     holds = false;
@@ -865,8 +882,10 @@ class FakeGateway final : public Core {
     interrupted_ = turn == open_turn_ ? turn : 0;
     // The number of an answer that is not remembered is used again, while its sound may still be heard.
     const bool is_told = keeps_time && plays && !forgotten_.contains(turn) && !truncated.contains(turn);
-    if (is_told && what.samples != played_of(turn).samples)
-      wrong.push_back(fmt::format("{} samples are said to be heard, not {}", what.samples, played_of(turn).samples));
+    const auto said = said_played_.find(turn);
+    const auto heard = said != said_played_.end() ? said->second : played_of(turn).samples;
+    if (is_told && what.samples != heard)
+      wrong.push_back(fmt::format("{} samples are said to be heard, not {}", what.samples, heard));
     cut_turns_.insert(turn);
     std::erase_if(sounds_, [&](const Sound& s) { return s.turn <= turn; });
     sounding_ = 0;
@@ -909,7 +928,7 @@ class FakeGateway final : public Core {
     holds = false;
     interrupted_ = 0;  // a new owner makes the answer again; the gateway plays nothing of it
     const auto sounds = keeps_time ? (sounds_.empty() ? 0 : sounds_.front().turn) : heard_all ? 0 : sounding_;
-    if (plays && sounds != 0) post(controller, pack(played_of(sounds), head()));
+    if (plays && sounds != 0) say_played(played_of(sounds));
     if (!is_open_) say_kept();
   }
   /// The texts of the client are what it has of them: only how long they are is known here.
@@ -1080,6 +1099,8 @@ class FakeGateway final : public Core {
   bool moved_ = false;              ///< to another controller since then
   TurnFacts decided_, decided_before_;  ///< of the turn under way; as the gateway knew it that was lost
   bool is_open_ = false;
+  std::map<std::uint32_t, std::int64_t> said_played_;  ///< the last word on each turn
+  std::uint32_t cancels_ = 0;                          ///< and has not heard that it is cancelled
   std::deque<std::pair<std::uint64_t, Message>> kept_;
   std::vector<std::int32_t> ids_;
   std::int64_t pieces_ = 0, piece_samples_ = 0, turn_samples_ = 0;
