@@ -16,22 +16,19 @@ bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 char small(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + ('a' - 'A')) : c; }
 
-enum class Stop { end, none, unknown };
-
-/// What a full stop in front of a space is. What follows the space may have to be there, too.
-Stop stop_at(std::string_view s, std::size_t at) {
+/// Of a full stop in front of a space. Behind letters with stops it is for what follows the space to say, and nothing
+/// is ended before that is there.
+bool ends_sentence(std::string_view s, std::size_t at) {
   auto begin = at;
   while (begin > 0 && (is_letter(s[begin - 1]) || is_digit(s[begin - 1]) || s[begin - 1] == '.')) --begin;
   std::string word(s.substr(begin, at - begin));
   std::transform(word.begin(), word.end(), word.begin(), small);
-  if (std::find(kTitles.begin(), kTitles.end(), word) != kTitles.end()) return Stop::none;
+  if (std::find(kTitles.begin(), kTitles.end(), word) != kTitles.end()) return false;
   const bool is_first = s.find_first_not_of(" \n") == begin;
-  if (is_first && !word.empty() && std::all_of(word.begin(), word.end(), is_digit)) return Stop::none;
-  if (word.size() == 1 && is_letter(word[0]) && word != "i") return Stop::none;
+  if (is_first && !word.empty() && std::all_of(word.begin(), word.end(), is_digit)) return false;
+  if (word.size() == 1 && is_letter(word[0]) && word != "i") return false;
   const bool has_stops = word.size() == 3 && is_letter(word[0]) && word[1] == '.' && is_letter(word[2]);
-  if (!has_stops) return Stop::end;
-  if (at + 2 >= s.size()) return Stop::unknown;
-  return s[at + 2] >= 'a' && s[at + 2] <= 'z' ? Stop::none : Stop::end;
+  return !has_stops || (at + 2 < s.size() && !(s[at + 2] >= 'a' && s[at + 2] <= 'z'));
 }
 
 /// Bytes of a sentence's end at `at`, 0 when there is none.
@@ -40,7 +37,7 @@ std::size_t sentence_end(std::string_view s, std::size_t at) {
   // A full stop inside a number is none, so the character behind it has to be there and to be a space.
   if (c == '.' || c == '!' || c == '?' || c == ';') {
     if (at + 1 >= s.size() || s[at + 1] != ' ') return 0;
-    return c != '.' || stop_at(s, at) == Stop::end ? 1 : 0;
+    return c != '.' || ends_sentence(s, at) ? 1 : 0;
   }
   if (c == '\n') return 1;
   for (const std::string_view mark : {"。", "！", "？", "；"})
