@@ -809,6 +809,18 @@ BOOST_AUTO_TEST_CASE(an_answer_asked_for_while_the_user_speaks_comes_first) {
   t.check_calm();
 }
 
+/// Nothing that was asked for is answered, each question has one fate, and the next one an answer.
+void check_cancelled(Talk& t) {
+  BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
+  BOOST_TEST(t.g().turns.empty());
+  BOOST_TEST(t.g().audio.empty());
+  BOOST_TEST(t.g().open_questions().empty());
+  for (const auto& [input, fates] : t.g().fates) BOOST_TEST(fates == 1, "input " << input);
+  t.g().say(Say{"and now"});
+  BOOST_TEST(t.answered(1));
+  t.check_calm();
+}
+
 /// Whether the utterance is still being understood or is being stored: nothing that was asked for is answered.
 BOOST_AUTO_TEST_CASE(a_cancel_drops_what_waits_behind_a_note_also_while_that_is_stored) {
   for (const bool is_stored : {false, true}) {
@@ -832,14 +844,7 @@ BOOST_AUTO_TEST_CASE(a_cancel_drops_what_waits_behind_a_note_also_while_that_is_
       t.rig.wake("context-1");
       t.say(100, false);
       BOOST_TEST(t.g().noted.size() == (is_stored ? 1u : 0u));
-      BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
-      BOOST_TEST(t.g().turns.empty());
-      BOOST_TEST(t.g().audio.empty());
-      BOOST_TEST(t.g().open_questions().empty());
-      for (const auto& [input, fates] : t.g().fates) BOOST_TEST(fates == 1, "input " << input);
-      t.g().say(Say{"and now"});
-      BOOST_TEST(t.answered(1));
-      t.check_calm();
+      check_cancelled(t);
     }
   }
 }
@@ -869,14 +874,7 @@ BOOST_AUTO_TEST_CASE(a_cancel_drops_what_waits_behind_a_note_that_another_contro
       t.g().open("controller-2");
       t.say(100, false);
       BOOST_TEST(t.g().noted.size() == 1u);
-      BOOST_TEST(t.g().count(MessageType::cancelled) == 1u);
-      BOOST_TEST(t.g().turns.empty());
-      BOOST_TEST(t.g().audio.empty());
-      BOOST_TEST(t.g().open_questions().empty());
-      for (const auto& [input, fates] : t.g().fates) BOOST_TEST(fates == 1, "input " << input);
-      t.g().say(Say{"and now"});
-      BOOST_TEST(t.answered(1));
-      t.check_calm();
+      check_cancelled(t);
     }
   }
 }
