@@ -6,6 +6,7 @@
 
 #include "common/base/nesting.hpp"
 #include "common/base/pcm.hpp"
+#include "common/protocol/openings.hpp"
 #include "services/controller/json_text.hpp"
 #include "services/controller/session.hpp"
 
@@ -17,7 +18,6 @@ using Stage = Turn::Stage;
 namespace {
 
 constexpr int kListDepthMax = 32;
-constexpr int kOpeningShift = 32;  // of numbers of inputs: the rest names the opening (docs/protocol.md)
 
 std::vector<json> list_in(const JsonText& list) {
   if (nested_deeper_than(list.text, kListDepthMax)) return {};
@@ -55,7 +55,7 @@ std::uint64_t number_in(const json& record, const char* key) {
 /// What is named there was said at the same opening of the session, as its inputs' numbers are: those of different
 /// openings, and their positions of sound, have nothing to do with each other.
 bool is_of_opening(std::uint64_t first_input, const json& record) {
-  return number_in(record, "last_input") >> kOpeningShift == first_input >> kOpeningShift;
+  return protocol::opening_of(number_in(record, "last_input")) == protocol::opening_of(first_input);
 }
 
 std::vector<std::uint64_t> inputs_in(const json& record) {

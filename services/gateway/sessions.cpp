@@ -1,5 +1,6 @@
 #include "services/gateway/sessions.hpp"
 
+#include "common/protocol/openings.hpp"
 #include "common/protocol/settings.hpp"
 #include "common/telemetry/log.hpp"
 #include "services/gateway/voice_id.hpp"
@@ -11,7 +12,7 @@ namespace {
 constexpr int kStrikesMax = 3;                                     // malformed messages before a socket is closed
 constexpr std::size_t kAudioBytesMax = 32u << 10;                  // of a message, as between services
 constexpr std::uint64_t kSeedMask = (std::uint64_t{1} << 53) - 1;  // what JavaScript reads exactly
-constexpr int kOpeningShift = 32, kOpeningUnused = 34;             // 30 bits: numbers of inputs fit into an i64
+constexpr int kOpeningUnused = 34;                                 // 30 bits: numbers of inputs fit into an i64
 constexpr std::uint16_t kNormal = 1000, kGoingAway = 1001, kPolicy = 1008;
 
 /// Something is to come of it.
@@ -163,7 +164,7 @@ void Sessions::open(Client& client, OpenOptions options, Time now) {
   // upper half of its numbers to itself. Positions begin anew with it.
   const auto opening = options.session ? 1 + (random_() >> kOpeningUnused) : 0;
   client.session = std::make_unique<Session>(id, std::move(options), config_.inputs, config_.playout,
-                                             (opening << kOpeningShift) + 1);
+                                             protocol::first_input_of(opening));
   auto& session = *client.session;
   session.seed = session.options.seed.value_or(random_() & kSeedMask);
   session.trace = random_();
