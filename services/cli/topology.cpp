@@ -110,7 +110,7 @@ json topology(const UpOptions& o, const Places& places) {
   out.add("context", "context", {{"store", o.store}});
   // What the model can make use of is the model's own matter: its configuration says how many turns of history, and
   // whether the tools of the demonstration are what it was trained to call.
-  json core{{"tokenizer_mode", "exact"}, {"tools", o.tools}};
+  json core{{"tools", o.tools}};
   if (const auto config = config::load_file((model / "Step-Audio-Chat/config.json").string());
       config && config->contains("history_turns"))
     core["history_turns"] = (*config)["history_turns"];

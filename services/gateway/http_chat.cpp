@@ -66,6 +66,7 @@ class ChatCompletion::Reading {
         std::count_if(to_.steps_.begin(), to_.steps_.end(), [](const Step& s) { return s.sound != nullptr; });
     to_.spoken_turn_ = sounds == 1 && to_.steps_.back().sound != nullptr;
     open_["detection"] = {{"type", "none"}, {"answers", to_.spoken_turn_}};
+    if (sounds > 0) open_["tokenizer"] = "exact";  // recordings are there as a whole
     to_.open_ = dump(open_);
   }
 

@@ -117,6 +117,7 @@ void TranscriptionRequest::start() {
   say({{"type", "open"},
        {"stored", false},
        {"speak", false},
+       {"tokenizer", "exact"},  // a recording is there as a whole
        {"detection", {{"type", "silence"}, {"silence_ms", kSilence.count()}, {"answers", false}}}});
   say_sound(std::move(sound_));
   say({{"type", "flush"}});

@@ -172,7 +172,7 @@ class Network(Services):
                  "llm-tts": {"model": str(nano / "Step-Audio-TTS-3B")},
                  "tts": {"model": str(nano / "Step-Audio-TTS-3B")},
                  "context": {"store": str(self.store)},
-                 "controller": {"tokenizer_mode": "exact", "tools": "demo"} | ({"history_turns": chat["history_turns"]} if "history_turns" in chat else {}),
+                 "controller": {"tools": "demo"} | ({"history_turns": chat["history_turns"]} if "history_turns" in chat else {}),
                  "gateway": {"page": "", "questions": "", "listen": ""}}
         names = [(f"{role}-{n}", role) for role in cores for n in range(1, 2 if role == "gateway" else 3)]
         numbers = {name: 10 + i for i, (name, _) in enumerate(names)}
