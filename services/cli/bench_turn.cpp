@@ -288,6 +288,7 @@ class TurnBench {
     interruptions_ += r.interruptions;
     murmurs_ += r.murmurs;
     murmurs_took_ += r.murmurs_took;
+    took_.insert(took_.end(), r.took.begin(), r.took.end());
     if (run.counts_underruns) underruns_ += underruns_of(r);
     spoken_ += static_cast<std::int64_t>(r.spoken.size());
     if (part_ == "interruptions") say_all("", with_sums(json::object(), {}));
@@ -305,6 +306,9 @@ class TurnBench {
     const auto murmurs = murmurs_ + under_way.murmurs, took = murmurs_took_ + under_way.murmurs_took;
     figures["murmurs"] = {{"n", murmurs}};
     if (murmurs > 0) figures["murmurs"]["took_share"] = static_cast<double>(took) / static_cast<double>(murmurs);
+    auto names = took_;
+    names.insert(names.end(), under_way.took.begin(), under_way.took.end());
+    if (!names.empty()) figures["murmurs"]["took"] = names;
     if (const auto spoken = spoken_ + static_cast<std::int64_t>(under_way.spoken.size()); spoken > 0) {
       figures["turns"] = spoken;
       figures["underruns"] = underruns_ + underruns_of(under_way);
@@ -338,6 +342,7 @@ class TurnBench {
   json setting_, figures_ = json::object();
   std::string part_;
   std::vector<double> silenced_, held_;
+  std::vector<std::string> took_;
   std::int64_t underruns_ = 0, interruptions_ = 0, murmurs_ = 0, murmurs_took_ = 0, spoken_ = 0;
 };
 

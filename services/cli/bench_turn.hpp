@@ -55,7 +55,7 @@ struct TurnBenchOptions {
 ///                       over what the engine had before the first of them
 ///   barge_in_ms         from the moment at which a vad can tell first of a voice over an answer (`voice_heard_at`) to
 ///                       the last sound of that answer at the client, at least to its `hold`
-///   voice_to_hold_ms, interruptions, murmurs {n, took_share}, underruns
+///   voice_to_hold_ms, interruptions, murmurs {n, took_share, took [text]}, underruns
 /// @error what kept it from measuring
 Result<nlohmann::json> bench_turn(const TurnBenchOptions& options);
 

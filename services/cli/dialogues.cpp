@@ -51,6 +51,8 @@ Result<Utterance> sound_of(const fs::path& folder, const json& label, const std:
     out.silences.emplace_back(begin, last);
   }
   out.pcm = in_a_room(recording.wave);
+  out.text = label.value("text", std::string());
+  if (out.text.empty()) out.text = label.value("kind", std::string());
   return out;
 }
 

@@ -293,6 +293,8 @@ void WsLoad::event(Client& client, std::string_view text) {
     ++figures_.interruptions;
     if (std::exchange(client.murmurs, false)) {
       ++figures_.murmurs_took;
+      const auto& list = client.plan.utterances;
+      figures_.took.push_back(list[(client.utterance + (client.speaking ? 0 : list.size() - 1)) % list.size()].text);
       client.speech_end = {};  // what is heard now answers a murmur
     }
   } else if (type == "speech_ended" && !client.plan.utterances.empty()) {

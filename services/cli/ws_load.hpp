@@ -25,6 +25,7 @@ struct Utterance {
   std::chrono::milliseconds into_answer{-1};
   std::int64_t heard_sample = -1;  ///< where a vad can tell first that somebody speaks (`voice_heard_at`); -1: unknown
   bool takes_turn = true;          ///< or it is a murmur, a cough: nobody shall answer it
+  std::string text = {};           ///< what is said, where that is known
 };
 
 /// What one client does once its session is open.
@@ -74,6 +75,7 @@ struct LoadFigures {
   std::int64_t interruptions = 0;
   std::int64_t pauses = 0, cut_off = 0;        ///< inside utterances; those that were taken for an end
   std::int64_t murmurs = 0, murmurs_took = 0;  ///< over an answer; those that ended it
+  std::vector<std::string> took;               ///< what these said
   std::vector<double> late;                    ///< ms, that frames left after their time: how loaded this machine is
   double cpu_seconds = 0;                      ///< of this thread
   double seconds = 0;
