@@ -121,7 +121,7 @@ def main():
                 print(f"{name}: {line}", end="", flush=True)
             code = process.wait()
             if code == 77:
-                left_out.append(f"{name} was left out: {''.join(lines).strip()}")
+                left_out.append(f"{name}, {'in part' if told else 'all of it'}: {next((line.strip() for line in reversed(lines) if line.strip()), 'no reason was told')}")
             elif code != 0 or told == 0:
                 failed.append(f"{name}, round {round_ + 1}: exit code {code}, {told} trials")
     how = f"profile {a.profile}, {a.rounds} round(s), {(time.monotonic() - began) / 60:.0f} minutes" if a.rounds else f"what {len(a.told)} run(s) told"

@@ -1,11 +1,13 @@
 """Makes the trees of all images, looks at what is in them, and starts them as a container runtime would: as their user, with a read-only root and
-without capabilities; then somebody talks through them.
+without capabilities; then somebody talks through them, and the turn reaches a collector of traces.
 
-`images_test.py BUILD_DIR SOURCE_DIR [--bin DIR …]`. Exit code 77 where namespaces of our own are not allowed. With an engine (docker, podman,
-buildah) one image is really built, twice, and its configuration looked at.
+`images_test.py BUILD_DIR SOURCE_DIR [--bin DIR …] [--part boxes|build|lists]`. `build`: an engine (docker, podman, buildah) really builds an image,
+twice, and its configuration is looked at. `lists`: the lists of parts against the schema of CycloneDX. Exit code 77 where what a part needs is not
+there: namespaces of our own, an engine, the schema.
 """
 import argparse
 import hashlib
+import http.server
 import json
 import os
 import pathlib
@@ -16,18 +18,20 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("build", type=pathlib.Path)
 parser.add_argument("source", type=pathlib.Path)
 parser.add_argument("--bin", action="append", type=pathlib.Path)
+parser.add_argument("--part", choices=["boxes", "build", "lists"], default="boxes")
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "deploy")]
 import sandbox  # noqa: E402
 from checks import check, finish  # noqa: E402
 
-why = sandbox.enter()
+why = sandbox.enter() if a.part == "boxes" else ""
 if why:
     print(why)
     sys.exit(77)
@@ -90,12 +94,19 @@ def look_at(name, libraries, tree):
     look_at_elf(name, there[program])
 
 
-def cyclonedx(file):
-    """Against the schema of the standard, where its package is installed (tools/setup.sh --test)."""
+def check_lists(folder):
+    """Against the schema of the standard: a list with packages alone, and one with a wheel in it."""
     python = a.source / ".deps/deploy/bin/python"
-    if not python.exists():
-        print("the lists of parts are not compared with the CycloneDX schema: tools/setup.sh --test installs it")
-        return
+    if subprocess.run([python, "-c", "import cyclonedx.validation.json"], capture_output=True).returncode != 0 if python.exists() else True:
+        print("the lists of parts are not compared with the schema of CycloneDX: tools/setup.sh --test installs it")
+        sys.exit(77)
+    names = ("parlando-context", "parlando-tts")
+    make(folder, "--trees", *(word for name in names for word in ("--only", name)))
+    for name in names:
+        cyclonedx(python, folder / f"{name}.cdx.json")
+
+
+def cyclonedx(python, file):
     text = ("import sys; from cyclonedx.validation.json import JsonStrictValidator; from cyclonedx.schema import SchemaVersion\n"
             "error = JsonStrictValidator(SchemaVersion.V1_5).validate_str(open(sys.argv[1]).read()); print(error or 'valid')")
     done = subprocess.run([python, "-c", text, file], capture_output=True, text=True)
@@ -214,6 +225,50 @@ def look_for_secrets(boxes, folder, event):
                 check(f"{role}: {what} is not in {where}", secret.encode() not in text, "it is")
 
 
+class Collector(http.server.ThreadingHTTPServer):
+    """Takes traces; `texts` is what came."""
+
+    def __init__(self, address):
+        self.texts = []
+        super().__init__((address, 4318), CollectorHandler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class CollectorHandler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):  # noqa: N802
+        self.server.texts.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+def bring_turns(folder, layers, controller, event):
+    """The image that brings turns to a collector: its one turn arrives, without a word of it."""
+    collector = Collector("127.0.0.30")
+    box = sandbox.Sandbox(["/usr/bin/parlando-traces", "--controllers", f"http://{controller}:9100", "--collector", "http://127.0.0.30:4318/v1/traces", "--seconds", "1"],
+                          layers, log=open(folder / "traces.log", "w"), hostname="traces")
+    box.start()
+    try:
+        until = time.monotonic() + 20
+        while not collector.texts and box.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        text = "".join(collector.texts)
+        spans = [s for t in collector.texts for r in json.loads(t)["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]]
+        check("the turn reaches a collector", len({s["traceId"] for s in spans}) == 1, f"{len(spans)} spans {(folder / 'traces.log').read_text()[-300:]}")
+        check("no word of it does", event["user"] not in text and event["assistant"] not in text, text[:300])
+        if box.poll() is None:
+            look_at_process("traces", box)
+        box.signal(signal.SIGTERM)
+        check("traces ends when it is asked to", box.wait(GRACE_SECONDS) == 0, (folder / "traces.log").read_text()[-300:])
+    finally:
+        box.clean()
+        collector.shutdown()
+
+
 def configuration(archive):
     """-> an image's configuration, with the digests of its layers"""
     with tarfile.open(archive) as tar:
@@ -229,13 +284,13 @@ def owners_in(archive):
 
 
 def really_build(folder):
-    engine = next((e for e in ("docker", "podman") if shutil.which(e) and subprocess.run([e, "info"], capture_output=True).returncode == 0), shutil.which("buildah"))
+    engine = next((e for e in ("docker", "podman") if shutil.which(e) and subprocess.run([e, "info"], capture_output=True).returncode == 0), "buildah" if shutil.which("buildah") else "")
     if not engine:
-        print("no image is built: there is neither docker nor podman nor buildah (tools/setup.sh --images)")
-        return
+        print("no image is built: no docker and no podman answers, and there is no buildah (tools/setup.sh --test installs it)")
+        sys.exit(77)
     archives = [folder / f"image-{n}/parlando-context.tar" for n in (1, 2)]
     for archive in archives:
-        make(archive.parent, "--only", "parlando-context", "--engine", pathlib.Path(engine).name)
+        print(make(archive.parent, "--only", "parlando-context", "--engine", engine), end="")
     check("an image is the same when it is built again", images.digest(archives[0]) == images.digest(archives[1]), "its archives differ")
     c = configuration(archives[0])["config"]
     check("an image runs as nobody", c["User"] == "65532:65532", c["User"])
@@ -247,49 +302,51 @@ def really_build(folder):
     check("an image names its revision", len(c["Labels"].get("org.opencontainers.image.revision", "")) >= 7, str(c["Labels"]))
 
 
+def check_boxes(folder):
+    out = folder / "images"
+    print(make(out, "--trees"), end="")
+    made = {n: (out / ("libraries-models" if i.libraries is images.MODEL_PROGRAMS else f"libraries-{n}"), out / n, *([out / f"volumes-{n}"] if i.writes else [])) for n, i in image_of.items()}
+    for name, layers in made.items():
+        look_at(name, *layers[:2])
+    make(folder / "again", "--trees", "--only", "parlando-context")
+    check("the same programs make the same trees", fingerprint(*made["parlando-context"]) ==
+          fingerprint(*(folder / "again" / layer.name for layer in made["parlando-context"])), "parlando-context differs")
+    # The models come from their image, as an init container brings them.
+    models = new_volume(folder / "models", made["parlando-models-nano"], "/volume")
+    for n in (1, 2):
+        box = sandbox.Sandbox(["/usr/bin/parlando-pod", "copy", "/models", "/volume"], made["parlando-models-nano"], [(models, "/volume", True)], log=sys.stderr)
+        box.start()
+        check(f"the models' image fills a volume ({n})", box.wait(60) == 0, "it failed")
+        box.clean()
+    boxes = start_all(folder, made, models)
+    try:
+        for role, (box, address) in boxes.items():
+            why = wait_ready(box, address)
+            check(f"{role} becomes ready", not why, why + (folder / f"{role}.log").read_text()[-500:])
+            if not why:
+                look_at_process(role, box)
+        event, heard = talk(boxes["gateway"][1], a.source)
+        check("a question is answered through the images", event["type"] == "turn" and bool(event["assistant"]) and heard > 10000, f"{event} {heard}")
+        if event["type"] == "turn":
+            look_for_secrets(boxes, folder, event)
+            bring_turns(folder, made["parlando-traces"], boxes["controller"][1], event)
+        for role, (box, _) in reversed(boxes.items()):
+            box.signal(signal.SIGTERM)
+            try:
+                code = box.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                code = "nothing"
+            check(f"{role} ends when it is asked to", code == 0, f"{code} {(folder / f'{role}.log').read_text()[-300:]}")
+    finally:
+        for box, _ in boxes.values():
+            box.clean()
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="parlando-images-") as folder:
         folder = pathlib.Path(folder)
         folder.chmod(0o755)
-        out = folder / "images"
-        print(make(out, "--trees"), end="")
-        made = {n: (out / ("libraries-models" if i.libraries is images.MODEL_PROGRAMS else f"libraries-{n}"), out / n, *([out / f"volumes-{n}"] if i.writes else [])) for n, i in image_of.items()}
-        for name, layers in made.items():
-            look_at(name, *layers[:2])
-        cyclonedx(out / "parlando-tts.cdx.json")
-        make(folder / "again", "--trees", "--only", "parlando-context")
-        check("the same programs make the same trees", fingerprint(*made["parlando-context"]) ==
-              fingerprint(*(folder / "again" / layer.name for layer in made["parlando-context"])), "parlando-context differs")
-        really_build(folder)
-
-        # The models come from their image, as an init container brings them.
-        models = new_volume(folder / "models", made["parlando-models-nano"], "/volume")
-        for n in (1, 2):
-            box = sandbox.Sandbox(["/usr/bin/parlando-pod", "copy", "/models", "/volume"], made["parlando-models-nano"], [(models, "/volume", True)], log=sys.stderr)
-            box.start()
-            check(f"the models' image fills a volume ({n})", box.wait(60) == 0, "it failed")
-            box.clean()
-        boxes = start_all(folder, made, models)
-        try:
-            for role, (box, address) in boxes.items():
-                why = wait_ready(box, address)
-                check(f"{role} becomes ready", not why, why + (folder / f"{role}.log").read_text()[-500:])
-                if not why:
-                    look_at_process(role, box)
-            event, heard = talk(boxes["gateway"][1], a.source)
-            check("a question is answered through the images", event["type"] == "turn" and bool(event["assistant"]) and heard > 10000, f"{event} {heard}")
-            if event["type"] == "turn":
-                look_for_secrets(boxes, folder, event)
-            for role, (box, _) in reversed(boxes.items()):
-                box.signal(signal.SIGTERM)
-                try:
-                    code = box.wait(GRACE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    code = "nothing"
-                check(f"{role} ends when it is asked to", code == 0, f"{code} {(folder / f'{role}.log').read_text()[-300:]}")
-        finally:
-            for box, _ in boxes.values():
-                box.clean()
+        {"boxes": check_boxes, "build": really_build, "lists": check_lists}[a.part](folder)
     finish()
 
 
