@@ -1,9 +1,7 @@
-"""One host: compose.yaml, the systemd units, their configurations and the keys. `host_test.py BIN SOURCE_DIR`, by the Python of .deps/deploy."""
+"""One host: compose.yaml, the configurations of all deployments and the keys. `host_test.py BIN SOURCE_DIR`, by the Python of .deps/deploy."""
 import json
-import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,29 +60,6 @@ def check_volumes(compose):
             check(f"{role} leaves volume {v['source']} to those who write it, or may write it", may if prepared else v["read_only"], str(v))
 
 
-def check_systemd():
-    if not shutil.which("systemd-analyze"):
-        print("the units are not verified: there is no systemd-analyze")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        units = pathlib.Path(folder)
-        shutil.copytree(source / "deploy/systemd", units, dirs_exist_ok=True)
-        for file in units.rglob("*"):
-            if file.suffix in (".service", ".conf"):
-                file.write_text(file.read_text().replace("/usr/libexec/parlando/%i", "/usr/bin/true"))
-        environment = os.environ | {"SYSTEMD_UNIT_PATH": f"{units}:"}
-        done = subprocess.run(["systemd-analyze", "verify", "parlando.target", *[f"parlando@{role}.service" for role in instances.ROLES]], capture_output=True, text=True, env=environment)
-        check("systemd takes the units", done.returncode == 0 and not done.stderr.strip(), done.stderr)
-        done = subprocess.run(["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", units / "parlando@.service"], capture_output=True, text=True)
-        check("the units are shut in (exposure of at most 2 of 10)", done.returncode == 0, done.stdout.splitlines()[-1:] or done.stderr)
-    template, controller = (source / "deploy/systemd/parlando@.service").read_text(), (source / "deploy/systemd/parlando@controller.service.d/order.conf").read_text()
-    for name, text in (("a service", template), ("the controller", controller)):
-        drain, stop = int(re.search(r"--drain-seconds (\d+)", text)[1]), int(re.search(r"TimeoutStopSec=(\d+)", text)[1])
-        check(f"{name} may drain before it is killed", stop >= drain + 10, f"{drain} {stop}")
-    wanted = re.findall(r"parlando@([\w-]+)\.service", (source / "deploy/systemd/parlando.target").read_text())
-    check("the target wants every role", sorted(wanted) == sorted(instances.ROLES), str(wanted))
-
-
 def check_configurations():
     done = subprocess.run([sys.executable, source / "deploy/instances.py", "--check"], capture_output=True, text=True)
     check("the configurations are those that instances.py writes", done.returncode == 0, done.stderr)
@@ -139,6 +114,5 @@ def check_keys(root):
 
 
 check_compose()
-check_systemd()
 check_configurations()
 finish()

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Installs the engine on this host, to run under systemd: `host.py install`, as root, behind `make sbom`.
+
+    host.py install [--trees build/images] [--root /]    programs, libraries, data, units, users, keys; configurations that are there stay as they are
+    host.py own [--root /]                               each role's keys to its user again, behind a change by keys.py
+
+The programs are those of the trees of images.py: they find libtorch in /usr/lib/parlando, so nothing of the checkout is needed afterwards, wherever it
+lies. Libraries of the distribution are the host's own.
+"""
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import images
+import instances
+import keys
+
+SYSTEMD = pathlib.Path(__file__).resolve().parent / "systemd"
+
+
+def fail(text):
+    sys.exit(f"host: {text}")
+
+
+def copy(source, target, mode=None):
+    """Beside its place first: a program that runs is not written over."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, part)
+    part.chmod(mode if mode is not None else source.stat().st_mode & 0o755)
+    part.rename(target)
+
+
+def copy_folder(source, target):
+    for file in sorted(source.rglob("*")):
+        if file.is_file():
+            copy(file, target / file.relative_to(source))
+
+
+def install_programs(trees, root):
+    programs = sorted({f"parlando-{instances.SERVICE.get(role, role)}" for role in instances.ROLES})
+    for name in programs:
+        if not (trees / name / "usr/bin" / name).exists():
+            fail(f"'{trees}' holds no {name}, expected the trees of `make sbom`")
+        copy(trees / name / "usr/bin" / name, root / "usr/bin" / name)
+        copy_folder(trees / name / "usr/share/parlando", root / "usr/share/parlando")
+        copy(trees / f"{name}.cdx.json", root / f"usr/share/doc/parlando/{name}.cdx.json")
+    copy_folder(trees / "libraries-models" / images.PRIVATE.lstrip("/"), root / images.PRIVATE.lstrip("/"))
+    copy_folder(trees / "parlando-models-nano/models/nano", root / "usr/share/parlando/models/nano")
+    copy(SYSTEMD.parent / "README.md", root / "usr/share/doc/parlando/deploy.md", 0o644)
+    for role in instances.ROLES:
+        link = root / "usr/libexec/parlando" / role
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"../../bin/parlando-{instances.SERVICE.get(role, role)}")
+
+
+def install_units(root):
+    for role in instances.ROLES:
+        if not (root / f"etc/parlando/{role}.json").exists():
+            copy(SYSTEMD / f"{role}.json", root / f"etc/parlando/{role}.json", 0o644)
+    copy(SYSTEMD / "sysusers.conf", root / "usr/lib/sysusers.d/parlando.conf", 0o644)
+    for file in sorted(SYSTEMD.rglob("parlando*")):
+        for unit in sorted(file.rglob("*")) if file.is_dir() else [file]:
+            copy(unit, root / "etc/systemd/system" / unit.relative_to(SYSTEMD), 0o644)
+    done = subprocess.run(["systemd-sysusers", f"--root={root}", root / "usr/lib/sysusers.d/parlando.conf"], capture_output=True, text=True)
+    if done.returncode != 0:
+        fail(f"systemd-sysusers made no users: {done.stderr.strip()}")
+
+
+def users(root):
+    """-> {name: (user, group)} as the installed system has them"""
+    words = [line.split(":") for line in (root / "etc/passwd").read_text().splitlines()]
+    return {w[0]: (int(w[2]), int(w[3])) for w in words if len(w) > 3}
+
+
+def own(root):
+    folder, known = root / "etc/parlando/keys", users(root)
+    os.chmod(folder, 0o711)
+    for role in keys.CALLS:
+        for place in (folder / role, folder / f"{role}-next"):
+            if place.is_dir():
+                for path in [place, *place.iterdir()]:
+                    os.chown(path, *known[f"parlando-{role}"])
+                place.chmod(0o500)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["install", "own"])
+    parser.add_argument("--trees", type=pathlib.Path, default=images.SOURCE / "build/images")
+    parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path("/"))
+    a = parser.parse_args()
+    if os.geteuid() != 0:
+        fail("needs root")
+    os.umask(0o022)
+    if a.what == "install":
+        install_programs(a.trees, a.root)
+        install_units(a.root)
+        keys.make(a.root / "etc/parlando/keys")
+    own(a.root)
+
+
+if __name__ == "__main__":
+    main()
