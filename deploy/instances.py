@@ -15,10 +15,20 @@ CALLS = {"gateway": ["controller"], "edge": ["controller"], "controller": ["vad"
 SERVICE = {"llm-chat": "llm", "llm-tts": "llm", "edge": "gateway"}
 ROLES = ["vad", "tokenizer", "llm-chat", "llm-tts", "tts", "context", "controller", "gateway"]
 PORT, METRICS, HTTP = 5555, 9100, 7860
-# What a replica in a cluster holds at most, by key: what autoscalers go by, and k8s/simulate.py.
+# What a replica in a cluster holds at most, by key: what autoscalers go by, and k8s/simulate.py. Of a language model it is less where its cache has
+# no room for so many (`slots`).
 SLOTS = {"gateway": ("connections_max", 512), "edge": ("streams_max", 512), "controller": ("sessions_max", 250), "vad": ("sessions_max", 500), "tokenizer": ("sessions_max", 40),
          "llm-chat": ("sequences_max", 64), "llm-tts": ("sequences_max", 64), "tts": ("utterances_max", 32)}
+CACHE_TOKENS, CONVERSATION_TOKENS = 32768, 512  # of a language model that says nothing of them (configs/README.md)
 LOCAL = {role: 5560 + n for n, role in enumerate(ROLES)}  # ports on one machine; metrics 100 behind
+
+
+def slots(role, core):
+    """What a replica of this configuration tells as its places while nobody is there."""
+    places = core[SLOTS[role][0]]
+    if SERVICE.get(role) != "llm":
+        return places
+    return min(places, max(1, core.get("cache_tokens", CACHE_TOKENS) // core.get("conversation_tokens", CONVERSATION_TOKENS)))
 
 
 def core(role, models="/models", data="/data", share="/usr/share/parlando", keys="/etc/parlando/keys"):
@@ -42,7 +52,7 @@ def official(role):
     return {"context": {"store": store},
             "controller": {"history_turns": 20, "summary": "model", "commit_queue_file": "/data/commits"},
             "tokenizer": {"model": "/models/Step-Audio-Tokenizer"},
-            "llm-chat": {"model": "/models/Step-Audio-Chat", "bf16": True, "cache_tokens": 61440},
+            "llm-chat": {"model": "/models/Step-Audio-Chat", "bf16": True, "cache_tokens": 61440, "conversation_tokens": 2048},
             "llm-tts": {"model": "/models/Step-Audio-TTS-3B", "bf16": True, "cache_tokens": 262144},
             "tts": {"model": "/models/Step-Audio-TTS-3B"}}[role]
 

@@ -32,7 +32,7 @@ def slots(variant="prod-cpu"):
     """-> {role: what a replica holds}, as its configuration says; a role that does not say it is an error"""
     documents = json.loads((K8S / f"rendered/{variant}.json").read_text())["items"]
     data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
-    return {role: json.loads(data[f"{role}.json"])["core"][instances.SLOTS[role][0]] for role in ROLES}
+    return {role: instances.slots(role, json.loads(data[f"{role}.json"])["core"]) for role in ROLES}
 
 
 def settings(kind):

@@ -137,6 +137,7 @@ std::vector<config::Problem> LlmConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".threads", threads, 1, 1024);
   config::expect_range(out, path + ".cache_tokens", cache_tokens, 256, 1 << 24);
   config::expect_range(out, path + ".sequences_max", sequences_max, 1, 1 << 16);
+  config::expect_range(out, path + ".conversation_tokens", conversation_tokens, 1, 1 << 24);
   config::expect_range(out, path + ".reply_tokens_max", reply_tokens_max, 1, 1 << 20);
   config::expect_range(out, path + ".prefix_permille", prefix_permille, 0, 1000);
   config::expect_range(out, path + ".prefix_idle_ms", prefix_idle_ms, 1000, 86'400'000);
@@ -273,6 +274,14 @@ void LlmCore::add_metrics(telemetry::Metrics& metrics) {
                                      "Of these nobody's; those of beginnings give way when it is full");
   parked_ =
       metrics.counter("parlando_llm_cache_parked_total", "Waiting sequences whose blocks a full key/value cache took");
+}
+
+/// Sequences that are left, as far as the cache has room for a usual conversation each. With a full cache there is one
+/// as long as a sequence is left: who comes waits for blocks, which is better than no answer where nobody else is.
+std::int64_t LlmCore::slots() const {
+  const auto sequences = config_.sequences_max - load();
+  const auto usual = (config_.conversation_tokens + kBlockTokens - 1) / kBlockTokens;
+  return std::min(sequences, std::max<std::int64_t>(1, model_.engine->blocks_left() / usual));
 }
 
 void LlmCore::on_message(const std::string& peer, protocol::Message m, Time) {

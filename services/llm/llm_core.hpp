@@ -20,17 +20,19 @@ struct LlmConfig {
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
-  int prefix_permille = 500;     ///< of the cache, at most, for beginnings that stay computed; 0: none do
-  int prefix_idle_ms = 600'000;  ///< so long they stay when nobody uses them
-  int ranks = 1;                 ///< that share the model, each with `threads` and its part of the weights
-  bool rank_processes = false;   ///< a process for each of them instead of a thread; with `parlando-llm` only
-  int step_ms_max = 50;          ///< of a step with a piece of a prompt in it, or a quarter more than one without
+  int conversation_tokens = 512;  ///< of a usual one, its answer included: so much of the cache is a slot
+  int prefix_permille = 500;      ///< of the cache, at most, for beginnings that stay computed; 0: none do
+  int prefix_idle_ms = 600'000;   ///< so long they stay when nobody uses them
+  int ranks = 1;                  ///< that share the model, each with `threads` and its part of the weights
+  bool rank_processes = false;    ///< a process for each of them instead of a thread; with `parlando-llm` only
+  int step_ms_max = 50;           ///< of a step with a piece of a prompt in it, or a quarter more than one without
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("bf16", bf16), v("cache_tokens", cache_tokens),
         v("sequences_max", sequences_max), v("reply_tokens_max", reply_tokens_max),
-        v("prefix_permille", prefix_permille), v("prefix_idle_ms", prefix_idle_ms), v("step_ms_max", step_ms_max),
-        v("ranks", ranks), v("rank_processes", rank_processes);
+        v("conversation_tokens", conversation_tokens), v("prefix_permille", prefix_permille),
+        v("prefix_idle_ms", prefix_idle_ms), v("step_ms_max", step_ms_max), v("ranks", ranks),
+        v("rank_processes", rank_processes);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -75,7 +77,7 @@ class LlmCore final : public service::Core {
   void on_tick(Time now) override;
   bool is_heavy() const override { return true; }
   std::int64_t load() const override { return static_cast<std::int64_t>(jobs_.size()); }
-  std::int64_t slots() const override { return config_.sequences_max - load(); }
+  std::int64_t slots() const override;
   void add_metrics(telemetry::Metrics& metrics) override;
 
  private:

@@ -36,6 +36,10 @@ for kind in ("hpa", "keda"):
 shipped = [(low, high, behaviour) for low, high, behaviour, _ in simulate.settings("hpa").values()]
 check("both variants scale alike", [(low, high, behaviour) for low, high, behaviour, _ in simulate.settings("keda").values()] == shipped, "")
 held = simulate.slots()
+# What autoscalers see of a language model is the smaller of its sequences and what its cache has room for.
+full = {"sequences_max": 64, "cache_tokens": 61440, "conversation_tokens": 2048}
+check("a cache that is full of conversations has no slots", simulate.instances.slots("llm-chat", full) == 30, str(simulate.instances.slots("llm-chat", full)))
+check("the official weights' cache is what limits them", simulate.slots("prod-gpu")["llm-chat"] == 30, str(simulate.slots("prod-gpu")))
 check("slots are those of every role's configuration", set(held) == set(simulate.ROLES) and all(n == simulate.instances.SLOTS[role][1] for role, n in held.items()), str(held))
 result, curve = simulate.simulate("hpa", 2500, 1)
 again, _ = simulate.simulate("hpa", 2500, 1)

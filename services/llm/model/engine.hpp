@@ -104,6 +104,8 @@ class LmEngine {
   const Counts& counts() const { return counts_; }
   std::int64_t blocks_free() const { return ledger_.blocks_free(); }
   std::int64_t blocks_total() const { return ledger_.blocks_total(); }
+  /// For sequences that come: nobody's, and those of beginnings alone, which give way.
+  std::int64_t blocks_left() const { return ledger_.blocks_free() + ledger_.blocks_only_held(); }
   const PrefixCache& prefixes() const { return prefixes_; }
   /// Lets beginnings go that nobody has used for long; a step does it, too.
   void expire_prefixes() { prefixes_.expire(clock_->now()); }

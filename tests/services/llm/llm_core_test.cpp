@@ -319,7 +319,7 @@ BOOST_AUTO_TEST_CASE(a_voices_prompt_is_computed_once) {
   BOOST_TEST(speak(keeping, 12, "hello", false, third).there == words);
   BOOST_TEST(speak(keeping, 12, "hello", false, SessionId{}).there == words);
   BOOST_TEST(keeping.core.load() == 0);
-  BOOST_TEST(keeping.core.slots() == 256);
+  BOOST_TEST(keeping.core.slots() == 4096 / 512);  // beginnings take no room from anybody
   BOOST_TEST(keeping.free() >= 256 - keeping.model.engine->prefixes().entries());
   keeping.driver.tick(milliseconds(20));
   const auto& prefixes = keeping.model.engine->prefixes();
@@ -392,6 +392,34 @@ BOOST_AUTO_TEST_CASE(history_and_system_prompt_are_computed_once) {
 }
 
 /// Each key of the configuration that is the engine's is there, and changes nothing else.
+/// What autoscalers go by: a cache that is full of a few long conversations has no slots, whatever sequences are left.
+BOOST_AUTO_TEST_CASE(a_slot_is_room_for_a_usual_conversation) {
+  World w(load(kNano / "Step-Audio-TTS-3B", 2048, 64), {.sequences_max = 64, .conversation_tokens = 256});
+  const auto& engine = *w.model.engine;
+  BOOST_TEST(w.core.slots() == 2048 / 256);
+  auto before = w.core.slots();
+  for (std::uint32_t s = 1; s <= 6; ++s) {
+    w.speak(s, 40, "the sky is blue and the grass is green.", s, false, SessionId{0, s});
+    w.driver.work(4);
+    BOOST_TEST(w.core.slots() <= before);
+    BOOST_TEST(w.core.slots() == engine.blocks_left() / 16);
+    before = w.core.slots();
+  }
+  BOOST_TEST(before < 64 - w.core.load());
+  BOOST_TEST(before <= 8 - 3);
+  w.driver.work(4000);
+  BOOST_TEST(w.core.load() == 0);
+  BOOST_TEST(engine.prefixes().entries() > 0);  // which give way
+  BOOST_TEST(w.core.slots() == 2048 / 256);
+  // Nobody is turned away for the cache's sake where nobody else is: who comes waits for blocks.
+  World small(load(kNano / "Step-Audio-TTS-3B", 512), {.sequences_max = 2, .conversation_tokens = 1024});
+  BOOST_TEST(small.core.slots() == 1);
+  small.speak(1, 4);
+  BOOST_TEST(small.core.slots() == 1);
+  small.speak(2, 4);
+  BOOST_TEST(small.core.slots() == 0);
+}
+
 BOOST_AUTO_TEST_CASE(the_configuration_reaches_the_engine) {
   const auto made = [](const LlmConfig& config) {
     auto core = LlmCore::make(config);
@@ -431,7 +459,8 @@ BOOST_AUTO_TEST_CASE(the_configuration_reaches_the_engine) {
     for (const auto& [key, value] : numbers(*core)) BOOST_TEST(value == all.at(key), key << " is " << value);
   };
   changes([](LlmConfig& c) { c.cache_tokens = 4096; },
-          {{"cache_tokens", 4096}, {"blocks", 256}, {"prefix_blocks", 128}});
+          {{"cache_tokens", 4096}, {"blocks", 256}, {"prefix_blocks", 128}, {"slots", 8}});
+  changes([](LlmConfig& c) { c.conversation_tokens = 1024; }, {{"slots", 32}});
   changes([](LlmConfig& c) { c.sequences_max = 7; }, {{"sequences", 7}, {"slots", 7}});
   changes([](LlmConfig& c) { c.prefix_permille = 250; }, {{"prefix_blocks", 512}});
   changes([](LlmConfig& c) { c.prefix_permille = 0; }, {{"prefix_blocks", 0}, {"prefixes are kept", 0}});
