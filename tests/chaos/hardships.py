@@ -22,6 +22,7 @@ parser.add_argument("bin", type=pathlib.Path)
 parser.add_argument("source", type=pathlib.Path)
 parser.add_argument("--only", default="", help="trials whose name contains this")
 parser.add_argument("--minutes", type=float, default=0.5)
+parser.add_argument("--repeat", type=int, default=1)
 parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--sessions", type=int, default=4)
 parser.add_argument("--talking", type=int, default=2)
@@ -29,7 +30,7 @@ parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
 a = parser.parse_args()
 sys.path[:0] = [str(a.source / "tests/support"), str(a.source / "tests/chaos")]
 from fleet import ROLES, Fleet  # noqa: E402
-from talkers import Crowd, questions  # noqa: E402
+from talkers import Crowd, heard, questions  # noqa: E402
 from trials import away  # noqa: E402
 
 if os.geteuid() != 0 or not shutil.which("unshare"):
@@ -158,15 +159,13 @@ async def trial(setting, name, fault, may_fail, settle):
     found += [f"session {t.session}, '{t.said}': {p}" for t in turns if not t.failed_as(may_fail) for p in t.problems]
     for t in later:
         found += [f"behind the fault: session {t.session}, '{t.said}': {p}" for p in t.problems]
-    if not may_fail:
-        found += [text for _, text in crowd.strays[strays:]]
+    found += [text for _, text in crowd.strays[strays:]]  # sessions stay, whatever becomes of their turns
     missing = {s.number for s in crowd.sessions} - {t.session for t in later}
     if missing:
         found.append(f"sessions {sorted(missing)} said nothing more within a minute")
     answered = [t for t in turns if t.event.get("type") == "turn"]
     degraded = sum(bool(t.event.get("degraded")) for t in answered)
-    quietest = max(turns, key=lambda t: t.max_gap, default=None)
-    print(f"  {name:<28} {'FAIL' if found else 'pass'}  {len(answered)} of {len(turns)} answered, {quietest.silence() if quietest else 'nobody talked'}  {note}"
+    print(f"  {name:<28} {'FAIL' if found else 'pass'}  {len(answered)} of {len(turns)} answered, {heard(turns)}  {note}"
           f"{f', {degraded} degraded' if degraded else ''}", flush=True)
     return [f"{name}: {p}" for p in found]
 
@@ -177,7 +176,7 @@ async def run(setting):
                                     ("random deaths", setting.random_deaths, ("unavailable", "overloaded", "deadline_exceeded"), 1)]
     await crowd.start()
     problems = []
-    for name, fault, may_fail, settle in trials:
+    for name, fault, may_fail, settle in a.repeat * trials:
         if a.only in name:
             problems += await trial(setting, name, fault, may_fail, settle)
     await crowd.stop()

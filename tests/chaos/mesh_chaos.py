@@ -1,8 +1,8 @@
 """Stops, kills, scales and rolls real services while people talk to them; every turn must be answered, whole and once.
 
 `mesh_chaos.py BUILD_BIN SOURCE_DIR [--full]`. Short, for ctest: 6 sessions of which 3 talk at a time, one fault of every role. Full: 20 of
-which 6 talk, every role stopped for 0.4, 1 and 5 s and killed, tts 1 -> 3 -> 1, controllers rolled. Two replicas of every role. Exit code 1
-when a turn was lost, repeated or cut (but at the gateway that was killed), or when streams and gauges are not back at their baseline 3 s after the load;
+which 6 talk, every role stopped for 0.4, 1 and 5 s and killed, tts 1 -> 3 -> 1, controllers rolled. `--roll`: every role in turn is rolled while all of
+20 talk. Two replicas of every role. Exit code 1 when a turn was lost, repeated or cut (behind a gateway that was killed it goes on at another one), or when streams and gauges are not back at their baseline 3 s after the load;
 77 when all went well and a fault was left out for lack of time.
 """
 import argparse
@@ -16,6 +16,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("bin", type=pathlib.Path)
 parser.add_argument("source", type=pathlib.Path)
 parser.add_argument("--full", action="store_true")
+parser.add_argument("--roll", action="store_true")
+parser.add_argument("--lead-ms", type=int, default=400, help="of sound that clients are ahead of their loudspeakers")
 parser.add_argument("--sessions", type=int)
 parser.add_argument("--talking", type=int)
 parser.add_argument("--only", help="faults whose name contains this")
@@ -29,7 +31,9 @@ from trials import Trials, kill, roll, scale_tts, stop  # noqa: E402
 
 def faults():
     """-> lists of faults; behind each list the load ends and the baseline is looked at"""
-    if a.full:
+    if a.roll:
+        groups = [[roll(role, f" under {a.talking or 20}") for role in ROLES]]
+    elif a.full:
         groups = [[stop(role, seconds) for seconds in (0.4, 1, 5)] + [kill(role)] for role in ROLES] + [[scale_tts], [roll("controller")]]
     else:
         # One of every role, both of those that hold sessions; what is most likely to break comes first.
@@ -39,10 +43,10 @@ def faults():
 
 
 async def run(fleet, recordings):
-    crowd = Crowd(fleet, recordings, a.sessions or (20 if a.full else 6), a.talking or (6 if a.full else 3))
+    crowd = Crowd(fleet, recordings, a.sessions or (20 if a.full or a.roll else 6), a.talking or (20 if a.roll else 6 if a.full else 3), a.lead_ms)
     trials = Trials(fleet, crowd)
     began, skipped = time.monotonic(), []
-    budget = a.budget or (float("inf") if a.full else 240)
+    budget = a.budget or (float("inf") if a.full or a.roll else 240)
     for group in [g for g in faults() if g]:
         await crowd.start()
         await crowd.wait_talking()
@@ -70,7 +74,7 @@ with tempfile.TemporaryDirectory(prefix="parlando-chaos-") as folder:
     fleet = Fleet(a.bin, a.source, folder)
     try:
         problems, history, skipped = asyncio.run(run(fleet, questions(a.source)))
-        problems += history.problems(fleet.store, lost_with_owner=2 * (a.sessions or 6))
+        problems += history.problems(fleet.store, lost_with_owner=2 * (a.sessions or (20 if a.full or a.roll else 6)))
     finally:
         code = fleet.stop()
     if code != 0:

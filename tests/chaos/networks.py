@@ -17,6 +17,7 @@ import threading
 import time
 
 from fleet import Child, Services
+from talkers import heard
 
 PORT, METRICS, DOOR, WAYS = 7000, 9000, 7860, 8000
 KEY = "key-of-these-tests"
@@ -248,10 +249,9 @@ async def trial(network, crowd, name, fault):
     turns = [t for t in crowd.turns if t.start <= end and t.end is not None and t.end >= start]
     problems = [f"session {t.session}, '{t.said}': {p}" for t in turns for p in t.problems] + [text for _, text in crowd.strays[strays:]] + network.ended()
     answered = [t for t in turns if t.event.get("type") == "turn"]
-    quietest = max(turns, key=lambda t: t.max_gap, default=None)
     if not answered:
         problems.append("nobody was answered")
-    print(f"  {name:<28} {'FAIL' if problems else 'pass'}  {len(answered)} of {len(turns)} answered, {quietest.silence() if quietest else 'nobody talked'}  {note}", flush=True)
+    print(f"  {name:<28} {'FAIL' if problems else 'pass'}  {len(answered)} of {len(turns)} answered, {heard(turns)}  {note}", flush=True)
     return [f"{name}: {p}" for p in problems]
 
 

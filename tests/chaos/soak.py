@@ -2,7 +2,7 @@
 
 `soak.py BUILD_BIN SOURCE_DIR [--minutes M] [--json FILE]`. What must hold: every turn is answered, whole and once; every session talks on to the end; what was told as durable is in
 the store; memory, descriptors and threads at the end are those behind the first tenth (within 5 % and a few descriptors; in runs of ten minutes and more); behind the load all gauges are back at
-their baseline; a fault of each kind that has a goal for its recovery is within it in the median. Every process is killed or rolled some ten times in two hours, so of what a service
+their baseline; recovery of each kind of fault that has a goal is within it at the 99th percentile, and so is, for vad, tokenizer and tts, what a loudspeaker misses within the lead. Every process is killed or rolled some ten times in two hours, so of what a service
 leaks the growth within about ten minutes is seen; the supervisor lives from the beginning to the end. Exit code 1 when one does not hold. The last lines are a table: trials, passes and recovery for each fault.
 
 Recovery is what a fault costs whoever talks: the longest silence of the trial less the median of trials without a fault; for a killed gateway the time until its clients have a session
@@ -27,6 +27,7 @@ parser.add_argument("--minutes", type=float, default=120)
 parser.add_argument("--sessions", type=int, default=20)
 parser.add_argument("--talking", type=int, default=3)
 parser.add_argument("--every", type=float, default=24, help="seconds between the beginnings of two faults")
+parser.add_argument("--lead-ms", type=int, default=400, help="of sound that clients are ahead of their loudspeakers")
 parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--only", help="faults whose name contains this, and none for comparison")
 parser.add_argument("--json", type=pathlib.Path, help="samples and trials as they come, one object a line")
@@ -42,6 +43,7 @@ WARM_SHARE, LAST_SHARE = 0.1, 0.25   # of the time: what is not looked at, and w
 FLAT = 0.05
 SPARE_DESCRIPTORS = 24               # of all processes together: connections that a restarted neighbour has not opened again yet
 SPARE_THREADS = 4
+DRY = ("P3", "P4", "P6")             # faults that nobody is to hear in an answer that plays: its gap stays within the lead
 RECOVERY_SECONDS = {"P1": 2, "P2": 1, "P3": 2, "P4": 2, "P5": 5, "P6": 2, "P7": 2}
 
 
@@ -53,7 +55,7 @@ nothing.__name__ = "none"
 
 def deck(dice):
     """One of every kind, in any order."""
-    out = [nothing, *(kill(role) for role in ROLES), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice([r for r in ROLES if r != "gateway"])), scale_tts,
+    out = [nothing, *(kill(role) for role in ROLES), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice(ROLES)), scale_tts,
            away(dice.choice(("tts", "llm-chat")), 4), two_deaths(dice.random())]
     out = [fault for fault in out if not a.only or fault is nothing or a.only in fault.__name__]
     dice.shuffle(out)
@@ -92,7 +94,7 @@ class Soak:
         again = [seconds for when, seconds in self.crowd.came_again if when >= began]
         silence = max((t.max_gap for t in turns), default=0)
         self.rows.append({"id": id_, "what": what, "name": fault.__name__, "passed": passed, "turns": len(turns), "answered": sum(t.event.get("type") == "turn" for t in turns),
-                          "silence_ms": 1000 * silence, "again_ms": 1000 * max(again) if again else None, "at_s": began})
+                          "silence_ms": 1000 * silence, "cut": self.trials.cut, "resumed": sum(t.resumed > 0 for t in turns), "dry_ms": 1000 * max((t.dry for t in turns), default=0), "again_ms": 1000 * max(again) if again else None, "at_s": began})
         self.tell(trial=self.rows[-1])
 
     def quiet(self, when):
@@ -148,14 +150,18 @@ class Soak:
         """-> what took longer than its goal"""
         missed = []
         calm = statistics.median([r["silence_ms"] for r in self.rows if r["id"] == "–"] or [0])
-        print(f"\n| id | fault | trials | passed | turns answered | recovery, median | p99 | goal |\n|---|---|---|---|---|---|---|---|   (silence without a fault: {calm:.0f} ms)")
+        print(f"\n| id | fault | trials | passed | turns answered | cut | resumed | audible gap, p99 | recovery, median | p99 | goal |\n|---|---|---|---|---|---|---|---|---|---|---|   (silence without a fault: {calm:.0f} ms)")
         for id_, what in sorted({(r["id"], r["what"]) for r in self.rows}):
             rows = [r for r in self.rows if r["id"] == id_]
             cost = [r["again_ms"] for r in rows if r["again_ms"]] if id_ == "P1" else [max(0.0, r["silence_ms"] - calm) for r in rows]
             goal = RECOVERY_SECONDS.get(id_)
-            if goal and a.minutes >= 10 and percentile(cost, 0.5) > 1000 * goal:
-                missed.append(f"{id_}: {what}: recovery takes {percentile(cost, 0.5):.0f} ms in the median, expected at most {goal} s")
-            print(f"| {id_} | {what} | {len(rows)} | {sum(r['passed'] for r in rows)} | {sum(r['answered'] for r in rows)} of {sum(r['turns'] for r in rows)} | {percentile(cost, 0.5):.0f} ms | "
+            dry = [r["dry_ms"] for r in rows]
+            if goal and a.minutes >= 10 and percentile(cost, 0.99) > 1000 * goal:
+                missed.append(f"{id_}: {what}: recovery takes {percentile(cost, 0.99):.0f} ms at the 99th percentile of {len(cost)}, expected at most {goal} s")
+            if id_ in DRY and a.lead_ms and a.minutes >= 10 and percentile(dry, 0.99) > a.lead_ms:
+                missed.append(f"{id_}: {what}: an answer that played had a gap of {percentile(dry, 0.99):.0f} ms, expected at most the lead, {a.lead_ms} ms")
+            print(f"| {id_} | {what} | {len(rows)} | {sum(r['passed'] for r in rows)} | {sum(r['answered'] for r in rows)} of {sum(r['turns'] for r in rows)} | "
+                  f"{sum(r['cut'] for r in rows)} | {sum(r['resumed'] for r in rows)} | {percentile(dry, 0.99):.0f} ms | {percentile(cost, 0.5):.0f} ms | "
                   f"{percentile(cost, 0.99):.0f} ms | {f'{goal} s' if goal else '–'} |")
         return missed
 
@@ -163,7 +169,7 @@ class Soak:
 with tempfile.TemporaryDirectory(prefix="parlando-soak-") as folder:
     fleet = Fleet(a.bin, a.source, folder)
     out = open(a.json, "w") if a.json else None
-    soak = Soak(fleet, Crowd(fleet, questions(a.source), a.sessions, a.talking), out)
+    soak = Soak(fleet, Crowd(fleet, questions(a.source), a.sessions, a.talking, a.lead_ms), out)
     try:
         problems = asyncio.run(soak.run())
         problems += soak.crowd.history.problems(fleet.store, lost_with_owner=2 * a.sessions)

@@ -21,15 +21,17 @@ FAULTS = [(r"kill -9 gateway|^kill gateway", "P1", "a gateway is killed"), (r"ki
           (r"^descriptors", "P11", "a gateway has no descriptors left"), (r"^role away", "P12", "all replicas of a role are away for 4 or 6 s"), (r"^random deaths", "P13", "two services die at random"),
           (r"^lose ", "P14", "a node is lost with all that runs there"), (r"^flip ", "N4", "bits turn over on the way"), (r" -> ", "N5", "one way between two services is cut for 3 s"),
           (r"^slow ", "N7", "a way has little room"), (r"^reset ", "N8", "connections are reset, six in 3 s"), (r"^late ", "N10", "a way takes 40 to 200 ms"),
-          (r"^clock ", "C1", "the wall clock jumps by an hour"), (r"^disk full", "D1", "the store's disk is full for 12 s"), (r"^names away", "N9", "the name server is silent"), (r"^roll ", "U1", "a role is rolled, one after the other"), (r"^scale|^tts 1|^autoscale", "U3", "replicas come and go"),
+          (r"^clock ", "C1", "the wall clock jumps by an hour"), (r"^disk full", "D1", "the store's disk is full for 12 s"), (r"^names away", "N9", "the name server is silent while addresses change"), (r"^roll .* under ", "U1", "a role is rolled while all of 20 talk"), (r"^roll ", "U1", "a role is rolled, one after the other"), (r"^scale|^tts 1|^autoscale", "U3", "replicas come and go"),
           (r"^drain|^budget", "U4", "nodes are drained, budgets hold"), (r"^keys ", "U5", "a role gets new keys"), (r"^none", "–", "no fault, for comparison")]
-ROW = re.compile(r"^\s*(?:\d+\s{2})?\s*(?P<name>\S.*?)\s+(?P<result>pass|FAIL)\s+(?:[\d.]+ s\s+)?(?P<answered>\d+) of (?P<turns>\d+)\s+answered(?:, (?P<cut>\d+) cut)?(?:.*longest silence (?P<silence>\d+) ms)?")
+ROW = re.compile(r"^\s*(?:\d+\s{2})?\s*(?P<name>\S.*?)\s+(?P<result>pass|FAIL)\s+(?:[\d.]+ s\s+)?(?P<answered>\d+) of (?P<turns>\d+)\s+answered(?:, (?P<cut>\d+) cut)?(?:, (?P<resumed>\d+) resumed)?(?:.*?dry for (?P<dry>\d+) ms)?(?:.*longest silence (?P<silence>\d+) ms)?")
 
 
 def programs(build, source, profile):
     tests = source / "tests"
     full = ["--full"] if profile == "long" else []
     yield "mesh", [sys.executable, tests / "chaos/mesh_chaos.py", build / "bin", source, *full]
+    if profile == "long":
+        yield "rolls", [sys.executable, tests / "chaos/mesh_chaos.py", build / "bin", source, "--roll"]
     # Cuts have no short form of their own: two pairs stand for all.
     yield "cuts", [sys.executable, tests / "chaos/partition.py", build / "bin", source, *([] if profile == "long" else ["--only", "controller -> tts"])]
     yield "wire", [sys.executable, tests / "chaos/wire.py", build / "bin", source, *full]
@@ -55,12 +57,15 @@ class Rows:
         if not found or found["name"].strip() == "the load ends":
             return False
         key = fault_of(found["name"])
-        row = self.by_fault.setdefault(key, {"trials": 0, "passed": 0, "turns": 0, "answered": 0, "cut": 0, "silences": []})
+        row = self.by_fault.setdefault(key, {"trials": 0, "passed": 0, "turns": 0, "answered": 0, "cut": 0, "resumed": 0, "silences": [], "dry": []})
         row["trials"] += 1
         row["passed"] += found["result"] == "pass"
         row["turns"] += int(found["turns"])
         row["answered"] += int(found["answered"])
         row["cut"] += int(found["cut"] or 0)
+        row["resumed"] += int(found["resumed"] or 0)
+        if found["dry"]:
+            row["dry"].append(int(found["dry"]))
         if found["silence"]:
             row["silences"].append(int(found["silence"]))
         return True
@@ -74,14 +79,20 @@ def order(key):
     return ("–PNCDU?".index(key[0][0]), int(key[0][1:] or 0) if key[0][1:].isdigit() else 0)
 
 
+def dry_of(row):
+    return f"{percentile(row['dry'], 0.99)} ms" if row["dry"] else "–"
+
+
 def report(rows, how, left_out):
     lines = ["# Chaos", "", f"`make chaos` on {datetime.date.today()}, {how}, {platform.machine()}. Each trial hits real processes while people talk; a turn passes when it is answered,",
              "whole and once. *Silence* is the longest pause that anybody heard in the trial, from the end of the question to the first sound or between two sounds; compare it with that of no fault.",
-             "*Cut* are turns whose socket closed with its gateway: they are among no other figure, and their clients open new sessions instead of resuming them.", "",
-             "| id | fault | trials | passed | turns answered | cut | longest silence, median | p99 |", "|---|---|---|---|---|---|---|---|"]
+             "*Resumed* are turns whose socket closed with its gateway and that went on, whole, at another one; *cut* are those that did not, and they are among no other figure. *Audible gap* is the",
+             "longest time for which a loudspeaker that had begun had nothing to play; clients ask for a lead of 400 ms where the program says so (`--lead-ms`).", "",
+             "| id | fault | trials | passed | turns answered | resumed | cut | audible gap, p99 | longest silence, median | p99 |", "|---|---|---|---|---|---|---|---|---|---|"]
     for key in sorted(rows.by_fault, key=order):
         r = rows.by_fault[key]
-        lines.append(f"| {key[0]} | {key[1]} | {r['trials']} | {r['passed']} | {r['answered']} of {r['turns']} | {r['cut']} | {percentile(r['silences'], 0.5)} ms | {percentile(r['silences'], 0.99)} ms |")
+        lines.append(f"| {key[0]} | {key[1]} | {r['trials']} | {r['passed']} | {r['answered']} of {r['turns']} | {r['resumed']} | {r['cut']} | "
+                     f"{dry_of(r)} | {percentile(r['silences'], 0.5)} ms | {percentile(r['silences'], 0.99)} ms |")
     return "\n".join(lines + ["", *(f"- {text}" for text in left_out)]) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Sessions that talk in real time: each always sends its microphone, and some at a time ask a recorded question and listen to the answer."""
 import asyncio
+import collections
 import json
 import random
 import struct
@@ -14,6 +15,7 @@ RATE = 22050       # of answers
 LOUD = 500
 TURN_SECONDS_MAX = 70
 OPEN_SECONDS_MAX = 20
+KEPT_FRAMES = 3000  # of the microphone: a minute, for as long as a session waits for its client
 
 
 def question(path):
@@ -32,9 +34,39 @@ def questions(source):
     return {name: (question(folder / name), said) for name, said in json.loads((folder / "questions.json").read_text()).items()}
 
 
+class Claim:
+    """What has come of the turn under way: what a client says when it resumes, so that nothing of it is told twice and nothing is missing."""
+
+    def __init__(self, turn):
+        self.begin(turn)
+
+    def begin(self, turn):
+        self.turn, self.samples, self.bytes, self.tool_calls = turn, 0, {"transcript": 0, "text": 0}, 0
+
+    def event(self, e):
+        if e["type"] == "text":
+            if e["turn"] != self.turn:
+                self.begin(e["turn"])
+            if e["kind"] in self.bytes:
+                self.bytes[e["kind"]] += len(e["text"].encode())
+            else:
+                self.tool_calls += 1
+        elif e["type"] == "turn":
+            self.begin(e["turn"] + 1)
+        elif e["type"] == "error" and e.get("turn", 0) >= self.turn:
+            self.begin(e["turn"])
+
+    def fields(self):
+        return {"turn": self.turn, "samples": self.samples, "transcript_bytes": self.bytes["transcript"], "reply_bytes": self.bytes["text"], "tool_calls": self.tool_calls}
+
+
 class Turn:
+    """One question and what came of it. `silence` is the longest pause before and between its sounds; `dry` the longest time for which a loudspeaker that
+    began with the first sound had nothing to play."""
+
     def __init__(self, session, said):
         self.session, self.gateway, self.said = session.number, session.gateway, said
+        self.played_until, self.dry, self.resumed = None, 0.0, 0
         self.start, self.end, self.speech_end = time.monotonic(), None, None
         self.texts, self.audio, self.heard_at, self.max_gap = {}, 0, None, 0.0
         self.event, self.problems, self.excused, self.told = {}, [], False, {}
@@ -47,6 +79,9 @@ class Turn:
             self.max_gap = max(self.max_gap, now - since)
         self.heard_at = now
         self.audio += size
+        if self.played_until is not None:
+            self.dry = max(self.dry, now - self.played_until)
+        self.played_until = max(now, self.played_until or 0) + size / 2 / RATE
 
     def silence(self):
         """The longest, told in the controller's words when it was a long one."""
@@ -83,18 +118,27 @@ class Turn:
             self.problems.append(f"{self.audio / 2 / RATE:.3f} s of sound came, the turn has {e['audio_seconds']:.3f} s")
 
 
+def heard(turns):
+    """What the worst of them was for whoever listened: for how long a loudspeaker that had begun had nothing to play, and the longest silence."""
+    quietest = max(turns, key=lambda t: t.max_gap, default=None)
+    return f"dry for {1000 * max(t.dry for t in turns):.0f} ms, {quietest.silence()}" if turns else "nobody talked"
+
+
 class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
         self.ws, self.turn, self.frames, self.turns, self.id = None, None, [], 0, ""
         self.lost_at, self.expired, self.token, self.whole = None, False, "", asyncio.Event()
+        self.claim, self.kept, self.said = Claim(1), collections.deque(maxlen=KEPT_FRAMES), 0  # the microphone's last minute, and how many frames there were
+        self.may_be_cut = self.may_be_lost = False
         self.random = random.Random(number)
 
     def wanted(self):
-        """What it says first: a session that nothing was asked of goes on, in any other case there is a new one."""
+        """What it says first: a session that was lost goes on, and its turn with it; without one there is a new one."""
+        lead = {"lead_ms": self.crowd.lead_ms} if self.crowd.lead_ms else {}
         if not self.token:
-            return {"type": "open", "speak": True, "seed": 1000 + self.number}
-        return {"type": "resume", "session": self.id, "token": self.token, "turn": self.turns + 1, "samples": 0, "transcript_bytes": 0, "reply_bytes": 0, "tool_calls": 0}
+            return {"type": "open", "speak": True, "seed": 1000 + self.number, **lead}
+        return {"type": "resume", "session": self.id, "token": self.token, **self.claim.fields(), **lead}
 
     async def open(self):
         """On its gateway, or, when that is gone, at once on the next one, then on each in turn behind a pause."""
@@ -121,6 +165,7 @@ class Session:
                     else:
                         self.crowd.stray(self, f"its session was not kept: {json.dumps(event)[:200]}")
                     self.token = ""
+                    self.cut(json.dumps(event)[:200])
             except (OSError, KeyError, ValueError, asyncio.TimeoutError) as e:
                 error = e
             if ws is not None:
@@ -131,17 +176,38 @@ class Session:
         raise RuntimeError(f"session {self.number} could not be opened: {error!r}")
 
     def opened(self, ws, name, event):
-        if event.get("resumed") and event["turns"] != self.turns:
-            self.crowd.stray(self, f"it is back with {event['turns']} turns, expected {self.turns}")
-        self.ws, self.gateway, self.turns, self.id, self.token = ws, name, event["turns"], event["session"], event["resume_token"]
+        if not event.get("resumed"):
+            self.claim, self.said, self.turns = Claim(event["turns"] + 1), 0, event["turns"]
+            self.kept.clear()
+        else:
+            # A turn that was asked may be over by now; its end is told behind this.
+            if event["turns"] not in (self.turns, self.turns + (self.turn is not None)):
+                self.crowd.stray(self, f"it is back with {event['turns']} turns, expected {self.turns}")
+            if event.get("turn", self.claim.turn) != self.claim.turn:
+                self.claim.begin(event["turn"])
+            if self.turn:
+                self.turn.resumed += 1
+            # What was said and did not arrive is said again.
+            missing = self.said - event["input_samples"] * 2 // FRAME
+            if missing > len(self.kept):
+                self.crowd.stray(self, f"{missing} frames of its voice did not arrive, it has {len(self.kept)}")
+            for frame in list(self.kept)[max(0, len(self.kept) - missing):] if missing > 0 else ():
+                ws.send(frame)
+        self.ws, self.gateway, self.id, self.token = ws, name, event["session"], event["resume_token"]
         if self.lost_at is not None:
             self.crowd.came_again.append((time.monotonic(), time.monotonic() - self.lost_at))
             self.crowd.resumed += bool(event.get("resumed"))
             self.lost_at = None
         self.whole.set()
 
+    def cut(self, why):
+        """What it asked has gone with its session."""
+        if self.turn:
+            self.turn.finish({"type": "closed", "message": why})
+
     def hear(self, data):
         if isinstance(data, bytes):
+            self.claim.samples += len(data) // 2
             if self.turn:
                 self.turn.sound(len(data))
             else:
@@ -149,6 +215,7 @@ class Session:
             return
         event = json.loads(data)
         kind = event["type"]
+        self.claim.event(event)
         if self.turn:
             self.turn.tell(event.get("kind", kind))
         if kind in ("speech_started", "speech_ended"):
@@ -168,31 +235,34 @@ class Session:
 
     async def listen(self):
         """Hears what is said, and is back as soon as it can when its socket is lost, whether it talks or waits to."""
-        while not self.crowd.stopping:
+        while not self.crowd.stopping or self.turn:
             try:
                 while True:
                     self.hear(await self.ws.receive())
             except (ConnectionError, OSError) as error:
                 self.whole.clear()
                 self.ws, self.lost_at = None, None if self.expired else time.monotonic()
-                if self.turn or self.expired:
-                    self.token = ""  # the rest of a turn that was cut is not for this judge
-                if self.turn:
-                    self.turn.finish({"type": "closed", "message": str(error)})
-                elif not self.crowd.may_close(self) and not self.expired:
+                self.may_be_cut, self.may_be_lost = self.crowd.may_close(self), self.crowd.may_lose(self)
+                if self.expired:
+                    self.token = ""
+                    self.cut(str(error))
+                elif not self.may_be_cut:
                     self.crowd.stray(self, f"its socket was closed: {error}")
                 self.expired = False
-            if not self.crowd.stopping:
+            if not self.crowd.stopping or self.turn:
                 await self.open()
 
     def tick(self):
-        if self.ws is None:
+        if not self.id:
             return
         frame = self.frames.pop() if self.frames else bytes(FRAME)
         if self.turn and not self.frames and self.turn.speech_end is None:
             self.turn.speech_end = time.monotonic()
+        self.kept.append(frame)  # people go on while their socket is away
+        self.said += 1
         try:
-            self.ws.send(frame)
+            if self.ws is not None:
+                self.ws.send(frame)
         except (ConnectionError, OSError):
             pass  # `listen` hears of it
 
@@ -205,7 +275,8 @@ class Session:
             await asyncio.wait_for(asyncio.shield(turn.done), TURN_SECONDS_MAX)
         except asyncio.TimeoutError:
             turn.finish({"type": "timeout", "message": f"nothing within {TURN_SECONDS_MAX} s"})
-        turn.excused = turn.event["type"] == "closed" and self.crowd.may_close(self)
+        # What could not be resumed, where that may be: told apart, and not judged.
+        turn.excused = turn.event["type"] == "closed" and (self.may_be_cut or self.crowd.stopping) or turn.resumed and self.may_be_lost and turn.failed_as(("unavailable",))
         if turn.event["type"] == "turn":
             self.turns += 1
         if not turn.excused:
@@ -241,7 +312,9 @@ class Session:
 class Crowd:
     """All sessions on one thread; `begun`, `ended` and `stray` keep what happened."""
 
-    def __init__(self, fleet, questions, sessions, talking):
+    def __init__(self, fleet, questions, sessions, talking, lead_ms=0):
+        """@param lead_ms  of sound that clients want to be ahead of their loudspeakers; 0: all as it comes"""
+        self.lead_ms = lead_ms
         self.fleet, self.questions, self.gate = fleet, questions, asyncio.Semaphore(talking)
         self.talking, self.wanted = talking, sessions
         self.turns, self.strays, self.stopping, self.closing = [], [], False, None
@@ -311,6 +384,16 @@ class Crowd:
         until = time.monotonic() + seconds
         while len(self.under_way()) < min(self.talking, self.wanted) and time.monotonic() < until:
             await asyncio.sleep(0.05)
+
+    async def wait_hearing(self, seconds=20):
+        """Until somebody hears an answer. -> the gateway's name, or None"""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for session in self.sessions:
+                if session.turn and session.turn.audio and session.turn.end is None:
+                    return session.gateway
+            await asyncio.sleep(0.02)
+        return None
 
     async def wait_ended(self, turns):
         for turn in turns:

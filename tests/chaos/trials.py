@@ -4,6 +4,8 @@ import random
 import signal
 import time
 
+from talkers import heard
+
 SETTLE_SECONDS = 3      # the design says 2; polling and the gauges' own period take the third
 DETACHED_SECONDS = 60   # for which controllers keep the sessions of a gateway that died, for their clients to resume
 LEAK_SECONDS = 40       # after which what is not back is lost for good
@@ -34,8 +36,12 @@ async def replace(fleet, crowd, victim, number):
 
 
 def kill(role):
+    """The replica that has most to do; a gateway while somebody hears an answer there, so that a turn is cut in its middle."""
     async def fault(fleet, crowd):
         victim = await asyncio.to_thread(fleet.busiest, role)
+        if role == "gateway":
+            heard_at = await crowd.wait_hearing()
+            victim = next((c for c in await asyncio.to_thread(fleet.children, role) if c.name == heard_at), victim)
         problem = await replace(fleet, crowd, victim, signal.SIGKILL)
         if problem:
             raise RuntimeError(problem)
@@ -44,14 +50,15 @@ def kill(role):
     return fault
 
 
-def roll(role):
+def roll(role, while_=""):
+    """@param while_  what its name says of the load"""
     async def fault(fleet, crowd):
         for victim in await asyncio.to_thread(fleet.children, role):
             problem = await replace(fleet, crowd, victim, signal.SIGTERM)
             if problem:
                 raise RuntimeError(problem)
         return "all, one after the other"
-    fault.__name__ = f"roll {role}"
+    fault.__name__ = f"roll {role}{while_}"
     return fault
 
 
@@ -101,16 +108,16 @@ async def scale_tts(fleet, crowd):
 class Trials:
     def __init__(self, fleet, crowd):
         self.fleet, self.crowd, self.problems, self.count = fleet, crowd, [], 0
+        self.cut = 0  # turns of the last trial that went with their gateway
 
     def row(self, name, passed, turns=(), note="", cut=0):
-        """@param cut  turns whose gateway went with their socket: not among `turns`, nor judged"""
+        """@param cut  turns that went with their gateway and could not be resumed: not among `turns`, nor judged"""
         self.count += 1
-        quietest = max(turns, key=lambda t: t.max_gap, default=None)
         answered = [t for t in turns if t.event.get("type") == "turn"]
-        heard = sum(t.event.get("user") == t.said for t in answered)
+        understood = sum(t.event.get("user") == t.said for t in answered)
         note += "".join(f"; heard {t.event.get('user')!r} for {t.said!r}" for t in answered if t.event.get("user") != t.said)
-        print(f"{self.count:>3}  {name:<22} {'pass' if passed else 'FAIL':<5} {len(answered):>3} of {len(turns):<3} answered, {cut} cut, {heard:>3} understood, "
-              f"{quietest.silence() if quietest else 'nobody talked'}  {note}", flush=True)
+        resumed = sum(t.resumed > 0 for t in turns)
+        print(f"{self.count:>3}  {name:<22} {'pass' if passed else 'FAIL':<5} {len(answered):>3} of {len(turns):<3} answered, {cut} cut, {resumed} resumed, {understood:>3} understood, {heard(turns)}  {note}", flush=True)
 
     async def trial(self, fault):
         await self.crowd.wait_talking()
@@ -134,7 +141,8 @@ class Trials:
         counted = [t for t in turns if not t.excused]
         if not counted and not problem:
             found.append("nobody talked meanwhile")
-        self.row(fault.__name__, not found, counted, note, len(turns) - len(counted))
+        self.cut = len(turns) - len(counted)
+        self.row(fault.__name__, not found, counted, note, self.cut)
         self.problems += [f"{fault.__name__}: {text}" for text in found]
         return counted, not found
 

@@ -15,6 +15,7 @@ parser.add_argument("bin", type=pathlib.Path)
 parser.add_argument("source", type=pathlib.Path)
 parser.add_argument("--only", default="", help="trials whose name contains this")
 parser.add_argument("--full", action="store_true", help="each at all ways instead of one of a kind")
+parser.add_argument("--repeat", type=int, default=1)
 parser.add_argument("--sessions", type=int, default=4)
 parser.add_argument("--talking", type=int, default=2)
 parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -96,7 +97,7 @@ async def run(network, recordings):
     crowd = Crowd(network, recordings, a.sessions, a.talking)
     await crowd.start()
     problems = []
-    for name, ways, fault in trials(network):
+    for name, ways, fault in (t for _ in range(a.repeat) for t in trials(network)):
         if a.only not in name:
             continue
         try:

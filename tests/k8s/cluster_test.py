@@ -45,7 +45,7 @@ import keys  # noqa: E402
 from fleet import Child, Services  # noqa: E402
 from kubelet import Kubelet, Names, Network  # noqa: E402
 from local_cluster import LocalCluster, Refused, is_ready  # noqa: E402
-from talkers import Crowd, questions  # noqa: E402
+from talkers import Crowd, heard, questions  # noqa: E402
 
 SPACE = "parlando"
 KEY = "key-of-these-tests"
@@ -171,12 +171,11 @@ class Trials:
             found.append("nobody talked meanwhile")
         self.crowd.leaving, self.crowd.killed, self.crowd.silent = set(), set(), set()
         self.count += 1
-        quietest = max(counted, key=lambda t: t.max_gap, default=None)
         answered = [t for t in counted if t.event.get("type") == "turn"]
         slowest = max((p.ended_in or 0 for p in left), default=0)
         drained = f", {len(left)} ended, the slowest within {slowest:.1f} s" if left else ""
-        print(f"{self.count:>3}  {name:<26} {'FAIL' if found else 'pass':<5} {took:5.1f} s  {len(answered):>3} of {len(counted):<3} answered, {len(turns) - len(counted)} begun at a door that closed, "
-              f"{quietest.silence() if quietest else 'nobody talked'}{drained}  {note}", flush=True)
+        print(f"{self.count:>3}  {name:<26} {'FAIL' if found else 'pass':<5} {took:5.1f} s  {len(answered):>3} of {len(counted):<3} answered, {len(turns) - len(counted)} cut, {sum(t.resumed > 0 for t in counted)} resumed, "
+              f"{heard(counted)}{drained}  {note}", flush=True)
         self.problems += [f"{name}: {text}" for text in found]
 
     # ---- what is done
