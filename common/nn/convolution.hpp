@@ -16,7 +16,9 @@ class Convolution {
   /// @throws Failure when the number of taps is even
   Convolution(const at::Tensor& w, const at::Tensor& b);
   /// [batch, in, n] -> [batch, out, n], zeros on both sides   @throws Failure when x has other channels
-  at::Tensor operator()(const at::Tensor& x) const;
+  at::Tensor operator()(const at::Tensor& x) const { return (*this)(x, {}); }
+  /// @param before  [batch, in, taps / 2], what stands before x in the place of zeros; undefined: zeros
+  at::Tensor operator()(const at::Tensor& x, const at::Tensor& before) const;
 
  private:
   at::Tensor w_, b_;

@@ -34,9 +34,14 @@ void add_to(float* x, const float* y, std::int64_t size, bool round) {
     PARLANDO_DISPATCH(add_row<false>, x, y, size);
 }
 
+void group_moments(const float* x, std::int64_t channels, std::int64_t stride, std::int64_t size, std::int64_t groups,
+                   Moments* out) {
+  PARLANDO_DISPATCH(group_moments_of, x, channels, stride, size, groups, out);
+}
+
 void group_norm_mish(const float* x, std::int64_t channels, std::int64_t size, std::int64_t groups, const float* w,
-                     const float* b, float eps, float* y) {
-  PARLANDO_DISPATCH(group_norm_mish_rows, x, channels, size, groups, w, b, eps, y);
+                     const float* b, float eps, float* y, const Moments* before) {
+  PARLANDO_DISPATCH(group_norm_mish_rows, x, channels, size, groups, w, b, eps, y, before);
 }
 
 void round_to_bf16(float* x, std::int64_t size) { PARLANDO_DISPATCH(round_row, x, size); }

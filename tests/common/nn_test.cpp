@@ -42,6 +42,13 @@ BOOST_AUTO_TEST_CASE(convolutions_are_those_of_the_library) {
     }
   });
   BOOST_TEST(Convolution(at::randn({2, 3, 3}), {})(at::randn({1, 3, 0})).numel() == 0);
+  // The rest of a sequence, told what stands in front of it.
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const auto w = at::randn({8, 4, 5}).to(type), x = at::randn({2, 4, 30}).to(type);
+    const Convolution convolution(w, {});
+    const auto rest = convolution(x.narrow(2, 12, 18), x.narrow(2, 10, 2));
+    BOOST_TEST(at::allclose(rest.to(at::kFloat), convolution(x).narrow(2, 12, 18).to(at::kFloat), 1e-2, 1e-5));
+  }
 }
 
 BOOST_AUTO_TEST_CASE(linear_layers_are_those_of_the_library) {

@@ -100,6 +100,34 @@ BOOST_AUTO_TEST_CASE(groups_are_normed_and_activated_as_in_double_precision) {
   });
 }
 
+BOOST_AUTO_TEST_CASE(groups_that_began_before_are_normed_as_wholes) {
+  for_each_isa([] {
+    for (const auto& [channels, groups] : {std::pair{8, 8}, {96, 8}, {5, 1}})
+      for (const auto& [size, before] : {std::pair{2, 1}, {40, 17}, {183, 160}}) {
+        auto x = random_floats(channels * size, 7);
+        const auto w = random_floats(channels, 8), b = random_floats(channels, 9);
+        // What stands before is nothing like the rest.
+        for (std::int64_t i = 0; i < channels * size; ++i)
+          if (i % size < before) x[static_cast<std::size_t>(i)] = 5 * x[static_cast<std::size_t>(i)] + 20;
+        std::vector<float> whole(x.size()), rest, got;
+        group_norm_mish(x.data(), channels, size, groups, w.data(), b.data(), 1e-5f, whole.data());
+        std::vector<Moments> moments(static_cast<std::size_t>(groups));
+        group_moments(x.data(), channels, size, before, groups, moments.data());
+        for (std::int64_t c = 0; c < channels; ++c)
+          rest.insert(rest.end(), x.begin() + c * size + before, x.begin() + (c + 1) * size);
+        got.resize(rest.size());
+        group_norm_mish(rest.data(), channels, size - before, groups, w.data(), b.data(), 1e-5f, got.data(),
+                        moments.data());
+        double worst = 0;
+        for (std::int64_t c = 0; c < channels; ++c)
+          for (std::int64_t i = before; i < size; ++i)
+            worst = std::max(worst, std::abs(double{got[static_cast<std::size_t>(c * (size - before) + i - before)]} -
+                                             whole[static_cast<std::size_t>(c * size + i)]));
+        BOOST_TEST(worst <= 2e-5, channels << " channels in " << groups << " groups, " << before << " of " << size);
+      }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(what_is_no_number_stays_none) {
   for_each_isa([] {
     const float bad = std::numeric_limits<float>::quiet_NaN();
