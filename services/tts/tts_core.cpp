@@ -41,6 +41,7 @@ std::vector<config::Problem> TtsConfig::problems(const std::string& path) const 
   config::expect_range(out, path + ".utterances_max", utterances_max, 1, 1 << 16);
   config::expect_range(out, path + ".text_bytes_max", text_bytes_max, 16, 60000);
   config::expect_range(out, path + ".voices_cached_max", voices_cached_max, 1, 10000);
+  config::expect_range(out, path + ".prompt_memory_mb", prompt_memory_mb, 0, 1 << 20);
   return out;
 }
 
@@ -471,8 +472,8 @@ Result<std::vector<float>> TtsCore::decode(Piece& piece, bool& last) const {
 Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   auto& piece = u.pieces.front();
   if (!piece.stream) {
-    piece.stream =
-        std::make_unique<SpeechStream>(piece.decoder, piece.voice->prompt, SpeechStream::Options{.seed = piece.seed});
+    piece.stream = std::make_unique<SpeechStream>(piece.decoder, piece.voice->prompt,
+                                                  SpeechStream::Options{.seed = piece.seed, .memory = prompt_memory_});
     if (piece.speed_milli != 1000 || piece.volume_milli != 1000) {
       PARLANDO_TRY(piece.effects,
                    EffectStream::make(kMelRate, piece.speed_milli / 1000.0, piece.volume_milli / 1000.0));

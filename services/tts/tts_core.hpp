@@ -29,11 +29,13 @@ struct TtsConfig {
   bool whole = false;          ///< a piece is decoded when all its codes are there, as the official script does offline
   std::string voices;          ///< folder of users' voices, as the gateways have it; empty: there are none
   int voices_cached_max = 64;  ///< of these, those whose prompt is kept
+  int prompt_memory_mb = 4096;  ///< for what utterances under way keep of their prompts
   template <class V>
   void fields(V&& v) {
     v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max);
     v("speakers", speakers), v("whole", whole);
     v("voices", voices), v("voices_cached_max", voices_cached_max);
+    v("prompt_memory_mb", prompt_memory_mb);
   }
   std::vector<config::Problem> problems(const std::string& path) const;
 };
@@ -92,7 +94,9 @@ class TtsCore final : public service::Core {
     std::optional<Error> broken;  ///< why it cannot be used
   };
   explicit TtsCore(TtsConfig config)
-      : config_(std::move(config)), utterances_(static_cast<std::size_t>(config_.utterances_max)) {}
+      : config_(std::move(config)),
+        prompt_memory_(std::make_shared<PastMemory>(std::int64_t{config_.prompt_memory_mb} << 20)),
+        utterances_(static_cast<std::size_t>(config_.utterances_max)) {}
   // What callers say.
   Result<void> speak(const Key& key, protocol::Message& message, Time now);
   void forget(const Key& key, Utterance& u);
@@ -120,6 +124,7 @@ class TtsCore final : public service::Core {
   void on_voice(const std::string& name, VoiceState& voice, Result<std::vector<std::int32_t>> codes, Time now);
 
   TtsConfig config_;
+  std::shared_ptr<PastMemory> prompt_memory_;
   std::shared_ptr<const SpeechDecoder> common_, music_;
   std::shared_ptr<Voices> voices_;
   Time llm_away_since_ = Time::max();               ///< no llm-tts is up since then; max: one is

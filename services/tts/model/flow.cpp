@@ -14,6 +14,20 @@ namespace parlando::tts {
 
 namespace {
 constexpr std::int64_t kGroups = 8;  // of the norms in the estimator
+constexpr std::int64_t kMomentNumbers = 3;
+static_assert(sizeof(kernels::Moments) == kMomentNumbers * sizeof(double));
+
+/// A convolution of three frames at every other one. @param before  the frame in front of x, or undefined
+at::Tensor halved(const at::Tensor& x, const at::Tensor& before, const at::Tensor& w, const at::Tensor& b) {
+  if (!before.defined()) return at::conv1d(x, w, b, 2, 1);
+  return at::conv1d(at::constant_pad_nd(at::cat({before, x}, 2), {0, 1}), w, b, 2);
+}
+
+/// Its counterpart: two frames for one.
+at::Tensor doubled(const at::Tensor& x, const at::Tensor& before, const at::Tensor& w, const at::Tensor& b) {
+  if (!before.defined()) return at::conv_transpose1d(x, w, b, 2, 1);
+  return at::conv_transpose1d(at::cat({before, x}, 2), w, b, 2, 1).narrow(2, 2, 2 * x.size(2));
+}
 }  // namespace
 
 std::int64_t mel_frames(std::int64_t tokens, double rate) {
@@ -172,6 +186,7 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   up_ = stages("up_blocks", true, true);
   if (down_.empty() || up_.size() != down_.size())
     raise(Errc::checkpoint_mismatch, "{}: {} down and {} up blocks", source, down_.size(), up_.size());
+  for (const auto& s : down_) stride_ *= s.resample.w.defined() ? 2 : 1;
   const auto last = size(e + "final_block.block.0.weight", 0);
   final_block_ = block_of(e + "final_block", last, last);
   final_proj_ = convolution(e + "final_proj", {kMelBins, last, 1});
@@ -237,26 +252,55 @@ at::Tensor Flow::speaker(const at::Tensor& embedding) const {
   return speaker_(e.to(dtype_)).to(at::kFloat);
 }
 
-at::Tensor Flow::activated(const at::Tensor& x, std::int64_t groups, const Norm& n) {
-  if (x.scalar_type() != at::kFloat) return at::mish(at::group_norm(x, groups, n.w, n.b, 1e-5));
-  const auto in = x.contiguous();
-  const auto w = n.w.contiguous(), b = n.b.contiguous();
+at::Tensor Flow::activated(const at::Tensor& x, std::int64_t groups, const Norm& n, PastStep* past) {
+  const auto in = x.to(at::kFloat).contiguous(), w = n.w.to(at::kFloat).contiguous(),
+             b = n.b.to(at::kFloat).contiguous();
   auto out = at::empty_like(in);
   const auto each = in.size(1) * in.size(2);
-  for (std::int64_t k = 0; k < in.size(0); ++k)
-    kernels::group_norm_mish(in.data_ptr<float>() + k * each, in.size(1), in.size(2), groups, w.data_ptr<float>(),
-                             b.data_ptr<float>(), 1e-5f, out.data_ptr<float>() + k * each);
-  return out;
+  const bool known = past != nullptr && past->known != nullptr;
+  at::Tensor moments;  // [batch, groups, the three numbers]
+  if (past != nullptr) moments = known ? past->take() : at::empty({in.size(0), groups, kMomentNumbers}, at::kDouble);
+  for (std::int64_t k = 0; k < in.size(0); ++k) {
+    const auto* from = in.data_ptr<float>() + k * each;
+    auto* before = past == nullptr ? nullptr : reinterpret_cast<kernels::Moments*>(moments[k].data_ptr<double>());
+    if (past != nullptr && !known) kernels::group_moments(from, in.size(1), in.size(2), past->frames, groups, before);
+    kernels::group_norm_mish(from, in.size(1), in.size(2), groups, w.data_ptr<float>(), b.data_ptr<float>(), 1e-5f,
+                             out.data_ptr<float>() + k * each, known ? before : nullptr);
+  }
+  if (past != nullptr && !known) past->made.push_back(moments);
+  return out.to(x.scalar_type());
 }
 
-at::Tensor Flow::block(const at::Tensor& x, const Block& b) const { return activated(b.conv(x), kGroups, b.norm); }
+/// The frame in front of x, where it is not computed again; undefined: x begins with the window.
+at::Tensor Flow::before(const at::Tensor& x, PastStep* past) {
+  if (past == nullptr) return {};
+  if (past->known != nullptr) return past->take();
+  past->made.push_back(x.narrow(2, past->frames - 1, 1).clone());
+  return {};
+}
+
+at::Tensor Flow::block(const at::Tensor& x, const Block& b, PastStep* past) const {
+  return activated(b.conv(x, before(x, past)), kGroups, b.norm, past);
+}
+
+/// @param qkv  [3, batch, heads, frames, dim]
+at::Tensor Flow::attended(const at::Tensor& qkv, PastStep* past) const {
+  auto k = qkv[1], v = qkv[2];
+  if (past != nullptr && past->known != nullptr) {
+    const auto kv = past->take().to(qkv.scalar_type());
+    k = at::cat({kv[0], k}, 2), v = at::cat({kv[1], v}, 2);
+  } else if (past != nullptr) {
+    past->made.push_back(qkv.narrow(0, 1, 2).narrow(3, 0, past->frames).to(at::kBFloat16).contiguous());
+  }
+  return at::scaled_dot_product_attention(qkv[0], k, v);
+}
 
 at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace,
-                       const std::string& name, const Fixed* inputs) const {
+                       const std::string& name, PastStep* past, const Fixed* inputs) const {
   const auto& r = s.resnet;
-  auto narrow = r.block1.conv(x), passed = r.res(x);
+  auto narrow = r.block1.conv(x, before(x, past)), passed = r.res(x);
   if (inputs != nullptr) narrow = narrow + inputs->conv, passed = passed + inputs->res;
-  x = block(activated(narrow, kGroups, r.block1.norm) + r.mlp(time).unsqueeze(2), r.block2) + passed;
+  x = block(activated(narrow, kGroups, r.block1.norm, past) + r.mlp(time).unsqueeze(2), r.block2, past) + passed;
   if (trace) trace(name + "_resnet", x);
   if (s.transformers.empty()) return x;
   x = x.transpose(1, 2).contiguous();
@@ -264,9 +308,7 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
   int n = 0;
   for (const auto& t : s.transformers) {
     const auto qkv = t.qkv(norm(x, t.norm1)).view({B, F, 3, heads_, dim_}).permute({2, 0, 3, 1, 4});
-    const auto y =
-        at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2]).transpose(1, 2).reshape({B, F, heads_ * dim_});
-    x = x + t.out(y);
+    x = x + t.out(attended(qkv, past).transpose(1, 2).reshape({B, F, heads_ * dim_}));
     x = x + t.ff2(at::gelu(t.ff1(norm(x, t.norm3))));
     if (trace) trace(fmt::format("{}_tf{}", name, n++), x);
   }
@@ -276,15 +318,19 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
 at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at::Tensor& t, const at::Tensor& spk,
                           const at::Tensor& cond, const Trace& trace) const {
   const c10::InferenceMode guard;
-  return velocity(x_in, fixed(mu, spk, cond), t, trace);
+  return velocity(x_in, fixed(fixed_inputs(mu, spk, cond)), t, trace);
 }
 
-Flow::Fixed Flow::fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const {
-  const auto x = at::cat({mu, spk.unsqueeze(2).expand({-1, -1, mu.size(2)}), cond}, 1).to(dtype_);
-  return {fixed_conv_(x), fixed_res_(x)};
+at::Tensor Flow::fixed_inputs(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const {
+  return at::cat({mu, spk.unsqueeze(2).expand({-1, -1, mu.size(2)}), cond}, 1).to(dtype_);
 }
 
-at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const {
+Flow::Fixed Flow::fixed(const at::Tensor& inputs, const at::Tensor& before) const {
+  return {fixed_conv_(inputs, before), fixed_res_(inputs)};
+}
+
+at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at::Tensor& t, const Trace& trace,
+                          PastStep* past) const {
   const auto half = time_inputs_ / 2;
   const auto f =
       at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
@@ -297,40 +343,71 @@ at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at:
   std::vector<at::Tensor> skips;
   int n = 0;
   for (const auto& s : down_) {
-    x = stage(x, s, time, trace, fmt::format("down{}", n), n == 0 ? &inputs : nullptr);
+    x = stage(x, s, time, trace, fmt::format("down{}", n), past, n == 0 ? &inputs : nullptr);
     skips.push_back(x);
-    x = s.resample.w.defined() ? at::conv1d(x, s.resample.w, s.resample.b, 2, 1) : s.conv(x);
+    const auto left = before(x, past);
+    x = s.resample.w.defined() ? halved(x, left, s.resample.w, s.resample.b) : s.conv(x, left);
+    if (past != nullptr && s.resample.w.defined()) past->frames /= 2;
     if (trace) trace(fmt::format("down{}_out", n), x);
     ++n;
   }
-  for (std::size_t m = 0; m < mid_.size(); ++m) x = stage(x, mid_[m], time, trace, fmt::format("mid{}", m));
+  for (std::size_t m = 0; m < mid_.size(); ++m) x = stage(x, mid_[m], time, trace, fmt::format("mid{}", m), past);
   if (trace) trace("mid_last", x.transpose(1, 2));
   n = 0;
   for (const auto& s : up_) {
     const auto skip = skips.back();
     skips.pop_back();
-    x = stage(at::cat({x.narrow(2, 0, skip.size(2)), skip}, 1), s, time, trace, fmt::format("up{}", n));
-    x = s.resample.w.defined() ? at::conv_transpose1d(x, s.resample.w, s.resample.b, 2, 1) : s.conv(x);
+    x = stage(at::cat({x.narrow(2, 0, skip.size(2)), skip}, 1), s, time, trace, fmt::format("up{}", n), past);
+    const auto left = before(x, past);
+    x = s.resample.w.defined() ? doubled(x, left, s.resample.w, s.resample.b) : s.conv(x, left);
+    if (past != nullptr && s.resample.w.defined()) past->frames *= 2;
     if (trace) trace(fmt::format("up{}_out", n), x);
     ++n;
   }
-  x = block(x, final_block_);
+  x = block(x, final_block_, past);
   if (trace) trace("final_block", x);
   return final_proj_(x).to(at::kFloat);
 }
 
 at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
                        const Trace& trace) const {
+  return integrate(z, mu, spk, cond, trace, nullptr, nullptr);
+}
+
+at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                       std::int64_t frames, FlowPast& past) const {
+  if (frames < stride_ || frames % stride_ != 0 || frames > z.size(2))
+    raise(Errc::invalid_argument, "what stands before a window has {} frames, expected a multiple of {}", frames,
+          stride_);
+  past = {};
+  past.frames = frames;
+  return integrate(z, mu, spk, cond, {}, &past, nullptr);
+}
+
+at::Tensor Flow::solve_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
+                              const at::Tensor& cond) const {
+  return integrate(z, mu, spk, cond, {}, nullptr, &past);
+}
+
+at::Tensor Flow::integrate(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                           const Trace& trace, FlowPast* made, const FlowPast* known) const {
   const c10::InferenceMode guard;
   const auto schedule = flow_schedule(steps_, ScheduleType::fp32);
   const bool guided = cfg_rate_ > 0;
   auto pair = [&](const at::Tensor& a) { return guided ? at::cat({a, at::zeros_like(a)}) : a; };
-  const auto inputs = fixed(pair(mu), pair(spk), pair(cond));
+  const auto same = fixed_inputs(pair(mu), pair(spk), pair(cond));
+  const auto inputs = fixed(same, known != nullptr ? known->fixed : at::Tensor());
+  if (made != nullptr) made->fixed = same.narrow(2, made->frames - 1, 1).clone();
   auto x = z;
   for (int k = 0; k < steps_; ++k) {
     if (trace) trace("x_step", x);
     const auto t = at::full({guided ? 2 : 1}, schedule.t[static_cast<std::size_t>(k)]);
-    auto v = velocity(guided ? at::cat({x, x}) : x, inputs, t, {});
+    PastStep past;
+    if (made != nullptr) past.frames = made->frames;
+    if (known != nullptr) past.frames = known->frames, past.known = &known->steps[static_cast<std::size_t>(k)];
+    auto v =
+        velocity(guided ? at::cat({x, x}) : x, inputs, t, {}, made != nullptr || known != nullptr ? &past : nullptr);
+    if (made != nullptr) made->steps.push_back(std::move(past.made));
     if (trace && k == 0) trace("v_first", v);
     if (guided) v = (1 + cfg_rate_) * v.narrow(0, 0, 1) - cfg_rate_ * v.narrow(0, 1, 1);
     x = x + schedule.dt[static_cast<std::size_t>(k)] * v;

@@ -12,6 +12,7 @@
 #include "common/checkpoint/tensor_data.hpp"
 #include "common/nn/convolution.hpp"
 #include "common/nn/linear.hpp"
+#include "services/tts/model/flow_past.hpp"
 
 namespace parlando::tts {
 
@@ -58,6 +59,14 @@ class Flow {
   /// Euler steps from z (`cfm.n_timesteps`, official 10) with classifier-free guidance.
   at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
                    const Trace& trace = {}) const;
+  /// The same, and what the first `frames` frames, a multiple of `stride`, are to those behind them.
+  at::Tensor solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                   std::int64_t frames, FlowPast& past) const;
+  /// A window behind frames that are not computed again: they are as they were where `past` was made.
+  at::Tensor solve_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
+                          const at::Tensor& cond) const;
+  /// Frames that become one in the middle of the estimator.
+  std::int64_t stride() const { return stride_; }
 
   /// Offline: tokens [T], prompt tokens [P], prompt mel [1, F1, 80], embedding [1, 192], z [1, 80, F1 + F2] -> mel [1,
   /// 80, F2]
@@ -101,15 +110,22 @@ class Flow {
     at::Tensor conv, res;
   };
   static at::Tensor norm(const at::Tensor& x, const Norm& n);
-  Fixed fixed(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const;
-  at::Tensor velocity(const at::Tensor& x, const Fixed& inputs, const at::Tensor& t, const Trace& trace) const;
-  static at::Tensor activated(const at::Tensor& x, std::int64_t groups, const Norm& n);
-  at::Tensor block(const at::Tensor& x, const Block& b) const;
+  at::Tensor fixed_inputs(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const;
+  Fixed fixed(const at::Tensor& inputs, const at::Tensor& before = {}) const;
+  at::Tensor velocity(const at::Tensor& x, const Fixed& inputs, const at::Tensor& t, const Trace& trace,
+                      PastStep* past = nullptr) const;
+  static at::Tensor activated(const at::Tensor& x, std::int64_t groups, const Norm& n, PastStep* past = nullptr);
+  static at::Tensor before(const at::Tensor& x, PastStep* past);
+  at::Tensor block(const at::Tensor& x, const Block& b, PastStep* past) const;
+  at::Tensor attended(const at::Tensor& qkv, PastStep* past) const;
   at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name,
-                   const Fixed* inputs = nullptr) const;
+                   PastStep* past, const Fixed* inputs = nullptr) const;
+  /// @param made, known  at most one of them
+  at::Tensor integrate(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                       const Trace& trace, FlowPast* made, const FlowPast* known) const;
 
   double rate_ = 0, cfg_rate_ = 0;
-  std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0;
+  std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0, stride_ = 1;
   int steps_ = kFlowSteps;
   bool single_ = false;
   at::ScalarType dtype_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "common/audio/front_end.hpp"
 #include "common/audio/resampler.hpp"
@@ -134,6 +135,51 @@ std::int64_t SpeechStream::frame_of(std::int64_t token) const {
       std::floor(static_cast<double>(token) * 22050 / (256 * decoder_->flow().token_rate())));
 }
 
+/// @return mel of the window, or of what stands behind the prompt
+at::Tensor SpeechStream::solve(Window w, bool last) {
+  const auto& flow = decoder_->flow();
+  const auto frames = w.z.size(2), known = prompt_.mel.size(1) / flow.stride() * flow.stride();
+  const bool first = !first_window_.z.defined();
+  if (known == 0 || (first && last)) {
+    evaluated_frames_ += frames, evaluated_pairs_ += frames * frames;
+    return flow.solve(w.z, w.mu, speaker_, w.cond)[0];
+  }
+  FlowPast past;
+  if (first) {
+    first_window_ = std::move(w);
+    const auto mel = first_window(past);
+    keep_past(std::move(past));
+    return mel;
+  }
+  if (past_.frames == 0) first_window(past);
+  const auto behind = [&](const at::Tensor& x) { return x.narrow(2, known, frames - known); };
+  evaluated_frames_ += frames - known, evaluated_pairs_ += (frames - known) * frames;
+  auto mel =
+      flow.solve_behind(past_.frames == 0 ? past : past_, behind(w.z), behind(w.mu), speaker_, behind(w.cond))[0];
+  if (last) forget_past();
+  return mel;
+}
+
+at::Tensor SpeechStream::first_window(FlowPast& past) {
+  const auto& flow = decoder_->flow();
+  const auto& w = first_window_;
+  const auto frames = w.z.size(2), known = prompt_.mel.size(1) / flow.stride() * flow.stride();
+  evaluated_frames_ += frames, evaluated_pairs_ += frames * frames;
+  return flow.solve(w.z, w.mu, speaker_, w.cond, known, past)[0];
+}
+
+void SpeechStream::keep_past(FlowPast past) {
+  const auto bytes = past.bytes();
+  if (options_.memory && !options_.memory->take(bytes)) return;
+  past_ = std::move(past);
+  past_bytes_taken_ = bytes;
+}
+
+void SpeechStream::forget_past() {
+  past_ = {};
+  if (options_.memory) options_.memory->give(std::exchange(past_bytes_taken_, 0));
+}
+
 std::vector<float> SpeechStream::chunk(std::int64_t hop, std::int64_t lookahead) {
   const auto& flow = decoder_->flow();
   const auto P = prompt_tokens_.size(0), F1 = prompt_.mel.size(1);
@@ -159,10 +205,10 @@ std::vector<float> SpeechStream::chunk(std::int64_t hop, std::int64_t lookahead)
         .narrow(1, F1, f_now - f_start)
         .copy_(context_mel_.narrow(1, context_mel_.size(1) - (f_now - f_start), f_now - f_start));
   const auto z = at::cat({prompt_noise_, flow_noise(options_.seed, 0, f_start, f_end - f_start)}, 2);
-  const auto mel = flow.solve(z, mu, speaker_, cond)[0];
-  evaluated_frames_ += mel.size(1);
-  const auto fresh = mel.narrow(1, F1 + f_now - f_start, f_edge - f_now),
-             guess = mel.narrow(1, F1 + f_edge - f_start, f_end - f_edge);
+  const auto mel = solve({z, mu, cond}, lookahead == 0);
+  const auto place = mel.size(1) - (f_end - f_start);  // of the context in what was computed
+  const auto fresh = mel.narrow(1, place + f_now - f_start, f_edge - f_now),
+             guess = mel.narrow(1, place + f_edge - f_start, f_end - f_edge);
   auto out = vocoder_.push_now(fresh, guess);
   context_mel_ = at::cat({context_mel_, fresh}, 1);
   committed_tokens_ = edge;

@@ -47,18 +47,40 @@ at::Tensor flow_noise(std::uint64_t seed, std::uint64_t stream, std::int64_t fir
 /// out. fresh [.., n], old [.., m], window [2k]: the first k columns become fresh·w[:k] + old[m−k:]·w[k:].
 at::Tensor fade_in_out(const at::Tensor& fresh, const at::Tensor& old, const at::Tensor& window);
 
+/// Memory that streams may keep between their windows, shared by them. All calls come from one thread.
+class PastMemory {
+ public:
+  explicit PastMemory(std::int64_t bytes) : left_(bytes) {}
+  bool take(std::int64_t bytes) {
+    if (bytes > left_) return false;
+    left_ -= bytes;
+    return true;
+  }
+  void give(std::int64_t bytes) { left_ += bytes; }
+  std::int64_t left() const { return left_; }
+
+ private:
+  std::int64_t left_;
+};
+
 /// Low-latency streaming (docs/vocoder.md §11.3): the window is prompt | context | hop | look-ahead, chunk edges lie on
 /// groups, a token's frames are fixed by its absolute position, so the sample count never depends on the chunking.
-/// Of a voice prompt that is longer than `kPromptFramesMax`, the end is used.
+/// Of a voice prompt that is longer than `kPromptFramesMax`, the end is used. The first window computes it; to later
+/// ones it is what it was there (`FlowPast`). Without memory to keep that, the first window is computed again for each:
+/// the samples are the same.
 class SpeechStream {
  public:
   static constexpr std::int64_t kPromptFramesMax = 344;  ///< 4 s
   struct Options {
-    int first_hop_groups = 1, hop_groups_max = 32, context_groups = 5, lookahead_groups = 2;
+    int first_hop_groups = 1, hop_groups_max = 32, context_groups = 13, lookahead_groups = 2;
     double speed = 2.5;  ///< codes and sound are made at least so many times as fast as they are played
     std::uint64_t seed = 0;
+    std::shared_ptr<PastMemory> memory = {};  ///< null: as much as there is
   };
   SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options);
+  ~SpeechStream() { forget_past(); }
+  SpeechStream(const SpeechStream&) = delete;
+  SpeechStream& operator=(const SpeechStream&) = delete;
 
   /// Adds codes (any number) and decodes at most one chunk; answers the samples that became final.
   Result<std::vector<float>> push(std::span<const std::int32_t> codes);
@@ -70,9 +92,21 @@ class SpeechStream {
   std::int64_t frames() const { return committed_frames_; }
   /// Frames of all windows so far, each of which the estimator has seen in every step; offline: prompt + utterance.
   std::int64_t evaluated_frames() const { return evaluated_frames_; }
+  /// Pairs of a frame and one that it attends to, likewise.
+  std::int64_t evaluated_pairs() const { return evaluated_pairs_; }
+  /// What is kept between windows.
+  std::int64_t past_bytes() const { return past_.bytes(); }
 
  private:
+  /// What the estimator is given of a window.
+  struct Window {
+    at::Tensor z, mu, cond;
+  };
   void cut_prompt();
+  at::Tensor solve(Window window, bool last);
+  at::Tensor first_window(FlowPast& past);
+  void keep_past(FlowPast past);
+  void forget_past();
   std::int64_t waiting() const;
   std::int64_t frame_of(std::int64_t token) const;
   std::vector<float> chunk(std::int64_t hop_tokens, std::int64_t lookahead_tokens);
@@ -83,8 +117,12 @@ class SpeechStream {
   HiftStream vocoder_;
   at::Tensor speaker_, prompt_tokens_, prompt_noise_;
   std::vector<std::int64_t> tokens_;  ///< from `token_first_` on
-  at::Tensor context_mel_;            ///< mel of the committed context, [80, frames]
-  std::int64_t token_first_ = 0, committed_tokens_ = 0, committed_frames_ = 0, evaluated_frames_ = 0, dropped_ = 0;
+  Window first_window_;               ///< kept as long as there are later ones
+  FlowPast past_;                     ///< the prompt in it; none: there was no memory
+  std::int64_t past_bytes_taken_ = 0;
+  at::Tensor context_mel_;  ///< mel of the committed context, [80, frames]
+  std::int64_t token_first_ = 0, committed_tokens_ = 0, committed_frames_ = 0, evaluated_frames_ = 0,
+               evaluated_pairs_ = 0, dropped_ = 0;
   int per_group_ = 5, hop_groups_;
   double affordable_groups_ = 0;  ///< made before what was sent has played, behind the hop that is next
 };

@@ -1,5 +1,6 @@
 #define BOOST_TEST_MODULE speech_stream
 #include <ATen/ATen.h>
+#include <c10/core/InferenceMode.h>
 
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -159,8 +160,38 @@ BOOST_AUTO_TEST_CASE(chunk_edges_make_no_click) {
   BOOST_TEST(cuts > 2 * seams);
 }
 
+/// Behind frames whose part is known the rest of a window is computed as it is within the whole.
+BOOST_AUTO_TEST_CASE(a_window_behind_its_own_beginning_is_the_rest_of_it) {
+  const c10::InferenceMode guard;
+  for (const bool nano : {false, true}) {
+    const auto& flow = nano ? Nano::get().decoder->flow() : decoder()->flow();
+    for (const auto& [frames, before] : {std::pair{90, 40}, {91, 40}, {90, 2}, {41, 40}}) {
+      at::manual_seed(2);
+      const auto z = at::randn({1, 80, frames}), mu = at::randn({1, 80, frames}), speaker = at::randn({1, 80}),
+                 cond = at::randn({1, 80, frames});
+      const auto whole = flow.solve(z, mu, speaker, cond);
+      FlowPast past;
+      BOOST_TEST(at::equal(flow.solve(z, mu, speaker, cond, before, past), whole));
+      const auto rest = [n = before, count = frames - before](const at::Tensor& x) { return x.narrow(2, n, count); };
+      const auto got = flow.solve_behind(past, rest(z), rest(mu), speaker, rest(cond));
+      const auto error = (got - rest(whole)).abs().max().item<double>();
+      BOOST_TEST_MESSAGE(before << " of " << frames << " frames known: largest difference " << error);
+      BOOST_TEST(error < 0.005);  // keys and values are kept in bf16
+    }
+    FlowPast past;
+    const auto x = at::zeros({1, 80, 9});
+    BOOST_CHECK_THROW(flow.solve(x, x, at::zeros({1, 80}), x, 3, past), Failure);
+  }
+}
+
+/// What the estimator computes at official size, in multiplications for each step: its products for each frame and, in
+/// attention, for each pair of frames (docs/vocoder.md §12).
+double work(std::int64_t frames, std::int64_t pairs) {
+  return 0.0862e9 * static_cast<double>(frames) + 45056.0 * static_cast<double>(pairs);
+}
+
 /// Ten seconds with a prompt of four: how often the estimator sees a frame, against once for each offline.
-BOOST_AUTO_TEST_CASE(streaming_ten_seconds_computes_few_frames_twice) {
+BOOST_AUTO_TEST_CASE(streaming_ten_seconds_computes_half_as_much_again_as_offline) {
   at::manual_seed(1);
   VoicePrompt voice;
   voice.codes = codes(33);
@@ -172,17 +203,53 @@ BOOST_AUTO_TEST_CASE(streaming_ten_seconds_computes_few_frames_twice) {
   for (auto from = s.frames(); s.push(groups.empty() ? all : std::vector<std::int32_t>{}).has_value();) {
     groups.push_back(std::round(static_cast<double>(s.frames() - from) / 10.336));
     from = s.frames();
+    // The first window has the prompt, one group and two to look ahead.
+    if (groups.size() == 1) BOOST_TEST(s.evaluated_frames() == 344 + 31);
     if (!s.pending()) break;
   }
   BOOST_TEST(groups == (std::vector<double>{1, 2, 5, 13, 32}), boost::test_tools::per_element());
+  BOOST_TEST(s.past_bytes() > 0);
   BOOST_REQUIRE(s.finish().has_value());
+  BOOST_TEST(s.past_bytes() == 0);
   const auto offline = 344 + decoder()->flow().frames_of(static_cast<std::int64_t>(all.size()));
   const auto ratio = static_cast<double>(s.evaluated_frames()) / static_cast<double>(offline);
   BOOST_TEST_MESSAGE("frames evaluated: " << s.evaluated_frames() << ", offline " << offline << ": " << ratio);
-  BOOST_TEST(ratio < 2.7);
+  BOOST_TEST(ratio < 1.45);
+  const auto products = work(s.evaluated_frames(), s.evaluated_pairs()) / work(offline, offline * offline);
+  BOOST_TEST_MESSAGE("in multiplications: " << products);
+  BOOST_TEST(products < 1.25);
 }
 
-/// A voice may have a recording of 30 s; every window computes what is used of it again.
+/// What is kept of prompts has a bound; a stream that gets nothing of it makes the same sound, with more work.
+BOOST_AUTO_TEST_CASE(without_memory_for_the_prompt_the_sound_is_the_same) {
+  at::manual_seed(1);
+  const auto voice = prompt();
+  const auto all = codes(17);
+  const auto run = [&](SpeechStream& s) {
+    auto wave = *s.push(all);
+    const auto rest = *s.finish();
+    wave.insert(wave.end(), rest.begin(), rest.end());
+    return wave;
+  };
+  SpeechStream free(decoder(), voice, {});
+  const auto want = run(free);
+  for (const std::int64_t bytes : {0, 1 << 30}) {
+    const auto memory = std::make_shared<PastMemory>(bytes);
+    {
+      SpeechStream s(decoder(), voice, {.memory = memory});
+      BOOST_REQUIRE(s.push(std::span(all).first(15)).has_value());
+      BOOST_TEST(memory->left() == bytes - s.past_bytes());
+      BOOST_TEST((s.past_bytes() > 0) == (bytes > 0));
+    }
+    BOOST_TEST(memory->left() == bytes);
+    SpeechStream s(decoder(), voice, {.memory = memory});
+    BOOST_TEST((run(s) == want));
+    BOOST_TEST((s.evaluated_frames() > free.evaluated_frames()) == (bytes == 0));
+    BOOST_TEST(memory->left() == bytes);
+  }
+}
+
+/// A voice may have a recording of 30 s.
 BOOST_AUTO_TEST_CASE(four_seconds_of_a_long_prompt_are_used) {
   at::manual_seed(1);
   VoicePrompt voice;
