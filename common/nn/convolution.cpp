@@ -1,11 +1,11 @@
 #include "common/nn/convolution.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 #include "common/base/result.hpp"
+#include "kernels/team/team.hpp"
 
 namespace parlando::nn {
 
@@ -41,7 +41,7 @@ at::Tensor Convolution::operator()(const at::Tensor& x, const at::Tensor& before
   for (std::int64_t n = 0; n < batch; ++n) {
     const float* from = padded.data_ptr<float>() + n * filter.in * stride;
     float* to = out.data_ptr<float>() + n * filter.out * size;
-    at::parallel_for(0, size, kPositionsPerTask, [&](std::int64_t first, std::int64_t last) {
+    kernels::Team::of_this_thread().run(size, kPositionsPerTask, [&](std::int64_t first, std::int64_t last) {
       kernels::convolve(filter, from + first, stride, 1, last - first, nullptr, to + first, size);
     });
   }

@@ -1,10 +1,10 @@
 #include "common/nn/linear.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "common/base/result.hpp"
 #include "kernels/gemv/gemv.hpp"
+#include "kernels/team/team.hpp"
 
 namespace parlando::nn {
 
@@ -31,19 +31,14 @@ at::Tensor PackedLinear::operator()(const at::Tensor& x) const {
               *bias = bias_.defined() ? bias_.data_ptr<float>() : nullptr;
   float* to = out.data_ptr<float>();
   const auto panels = (rows_ + 15) / 16;
-  if (at::get_num_threads() == 1 || at::in_parallel_region()) {
-    kernels::gemm_packed_f32(weights, rows_, columns_, from, count, bias, to);
-    return out;
-  }
-  at::parallel_for(0, panels, 8,
-                   [&](std::int64_t first, std::int64_t last) {  // each thread its panels, into its own block
-                     const auto begin = first * 16, n = std::min(rows_, last * 16) - begin;
-                     std::vector<float> part(static_cast<std::size_t>(n * count));
-                     kernels::gemm_packed_f32(weights + begin * columns_, n, columns_, from, count,
-                                              bias == nullptr ? nullptr : bias + begin, part.data());
-                     for (std::int64_t r = 0; r < count; ++r)
-                       std::copy_n(part.data() + r * n, n, to + r * rows_ + begin);
-                   });
+  kernels::Team::of_this_thread().run(panels, 8, [&](std::int64_t first, std::int64_t last) {
+    const auto begin = first * 16, n = std::min(rows_, last * 16) - begin;
+    if (n == rows_) return kernels::gemm_packed_f32(weights, rows_, columns_, from, count, bias, to);
+    std::vector<float> part(static_cast<std::size_t>(n * count));  // each thread its panels, into its own block
+    kernels::gemm_packed_f32(weights + begin * columns_, n, columns_, from, count,
+                             bias == nullptr ? nullptr : bias + begin, part.data());
+    for (std::int64_t r = 0; r < count; ++r) std::copy_n(part.data() + r * n, n, to + r * rows_ + begin);
+  });
   return out;
 }
 

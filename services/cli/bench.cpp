@@ -14,6 +14,8 @@
 #include "common/base/codes.hpp"
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/safetensors.hpp"
+#include "common/nn/threads.hpp"
+#include "kernels/team/pool.hpp"
 #include "services/cli/bench_lm.hpp"
 #include "services/cli/bench_speech.hpp"
 #include "services/cli/random_weights.hpp"
@@ -281,9 +283,12 @@ void count_operations(Decoder& d, const checkpoint::TensorMap& flow, const check
 
 /// Multiply-add rate of a 1024 × 1024 × 1024 matrix product with the threads in use: what libtorch's own GEMM reaches
 /// here.
-double gemm_rate() {
+double gemm_rate(int threads) {
+  at::set_num_threads(threads);
   const auto a = at::randn({1024, 1024}), b = at::randn({1024, 1024});
-  return 2.0 * 1024 * 1024 * 1024 / measure(9, [&] { at::mm(a, b); }).median;
+  const auto seconds = measure(9, [&] { at::mm(a, b); }).median;
+  at::set_num_threads(1);
+  return 2.0 * 1024 * 1024 * 1024 / seconds;
 }
 
 Result<Decoder> decoder_of(const BenchOptions& o) {
@@ -323,7 +328,7 @@ Result<json> bench_decoder(const BenchOptions& o) {
   const double audio = static_cast<double>(frames * tts::kHop) / tts::kMelRate;
   fmt::print("decoder, {:.2f} s of speech, {} thread(s), fp32\n", audio, o.threads);
   Spread flow, hift;
-  const double gemm = gemm_rate();
+  const double gemm = gemm_rate(o.threads);
   auto share = [&](const char* key, double per_frame, const Spread& s) {
     const double rate = per_frame * static_cast<double>(frames) / s.median;
     fmt::print("{:30}{:.1f} of {:.1f} GFLOP/s of a 1024³ matrix product: {:.0f} %\n", "", rate / 1e9, gemm / 1e9,
@@ -381,7 +386,9 @@ Result<json> bench_speaker(const BenchOptions& o) {
 
 Result<json> run_bench(const BenchOptions& o) try {
   const c10::InferenceMode guard;
-  at::set_num_threads(o.threads);
+  auto& pool = kernels::Pool::of_process();
+  if (o.threads > pool.cores()) pool.set_cores(o.threads);  // whoever measures says how many
+  nn::use_threads(o.threads);
   if (o.name == "tokenizer") return bench_tokenizer(o);
   if (o.name == "lm") return bench_lm(o);
   if (o.name == "speaker") return bench_speaker(o);

@@ -1,7 +1,6 @@
 #include "services/cli/bench_lm.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <unistd.h>
 
@@ -57,7 +56,7 @@ std::size_t read_bytes() {
 struct Bench {
   BenchOptions options;
   json out, spread = json::object();
-  kernels::Team& team = kernels::Team::of_this_thread(options.threads);
+  kernels::Team& team = kernels::Team::of_this_thread();
   kernels::LargeMemory block{read_bytes()};
   Times reads;
   /// Steps whose share of the bandwidth is told when all reads are done.

@@ -1,7 +1,5 @@
 #include "services/cli/bench_ranks.hpp"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
@@ -152,10 +150,7 @@ Result<std::vector<Figure>> bench_ranks(const RankBenchOptions& o, std::span<con
     return fail(Errc::invalid_argument, "{} runs, {} calls, a step at {} behind a prefill of {}", o.runs, o.calls,
                 o.context, o.prefill);
   std::vector<Figure> out;
-  const auto threads = at::get_num_threads();
-  const auto compared = compare(o, out);
-  at::set_num_threads(threads);  // the group's leader ran in this thread
-  PARLANDO_DO(compared);
+  PARLANDO_DO(compare(o, out));
   bandwidth(o, memory, out);
   PARLANDO_DO(all_reduce(o, out));
   return out;

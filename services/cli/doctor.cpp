@@ -1,6 +1,5 @@
 #include "services/cli/doctor.hpp"
 
-#include <ATen/Parallel.h>
 #include <dlfcn.h>
 #include <fmt/core.h>
 #include <sqlite3.h>

@@ -1,10 +1,9 @@
 #include "services/cli/engine.hpp"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <future>
 
+#include "common/nn/threads.hpp"
 #include "services/cli/plan.hpp"
 
 namespace parlando::cli {
@@ -22,7 +21,7 @@ class AbsentCore final : public service::Core {
 
 Result<std::unique_ptr<service::Core>> make(const service::Instance& instance, int threads) {
   const auto known = definitions();
-  at::set_num_threads(threads);  // of this thread: loading computes, too
+  nn::use_threads(threads);  // of this thread: loading computes, too
   const auto& definition =
       *std::find_if(known.begin(), known.end(), [&](const auto& d) { return d.name == instance.service; });
   return service::make_core(definition, instance);
@@ -41,7 +40,7 @@ Result<std::unique_ptr<Engine>> Engine::start(const std::vector<service::Instanc
     else
       loading.push_back(std::async(std::launch::async, make, std::cref(instance), threads));
   }
-  at::set_num_threads(threads);
+  nn::use_threads(threads);
   std::unique_ptr<Engine> out(new Engine);
   for (std::size_t n = 0; n < instances.size(); ++n) {
     PARLANDO_TRY(auto core, loading[n].get());

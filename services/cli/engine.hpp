@@ -13,7 +13,7 @@ namespace parlando::cli {
 class Engine {
  public:
   /// Loads the models side by side, then starts the services in their order.
-  /// @param threads  of libtorch, each
+  /// @param threads  that each of them computes with while it loads
   /// @param absent  roles that nobody will ask for: nothing is loaded, and a stand-in refuses whatever comes
   /// @error of the first service that cannot be made
   static Result<std::unique_ptr<Engine>> start(const std::vector<service::Instance>& instances, int threads,

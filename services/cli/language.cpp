@@ -1,13 +1,13 @@
 #include "services/cli/language.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <charconv>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "common/nn/threads.hpp"
 #include "services/llm/model/engine.hpp"
 #include "services/llm/model/rank_backend.hpp"
 
@@ -105,7 +105,7 @@ Result<void> copy_rest(const fs::path& source, const fs::path& target) {
 }  // namespace
 
 Result<json> generate(const GenerateOptions& o) try {
-  at::set_num_threads(o.threads);
+  nn::use_threads(o.threads);
   PARLANDO_TRY(const auto ids, ids_of(o.ids));
   if (o.tokens_max < 1) return fail(Errc::invalid_argument, "max-tokens is {}, expected at least 1", o.tokens_max);
   PARLANDO_TRY(const auto format, format_of(o.format, o.model));
@@ -146,7 +146,7 @@ Result<json> generate(const GenerateOptions& o) try {
 
 Result<json> quantize(const QuantizeOptions& o) try {
   const c10::InferenceMode guard;
-  at::set_num_threads(o.threads);
+  nn::use_threads(o.threads);
   PARLANDO_TRY(const auto format, format_of(o.format, o.source));
   if (format == WeightFormat::f32) return fail(Errc::invalid_argument, "format is 'f32', expected bf16, int8 or int4");
   if (fs::exists(o.target))

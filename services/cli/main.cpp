@@ -1,5 +1,4 @@
 /// The `parlando` command: options of its subcommands, and which function each one is.
-#include <ATen/Parallel.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -10,6 +9,8 @@
 #include <nlohmann/json.hpp>
 
 #include "common/checkpoint/import.hpp"
+#include "common/nn/threads.hpp"
+#include "kernels/team/pool.hpp"
 #include "kernels/vector/isa.hpp"
 #include "services/cli/bench.hpp"
 #include "services/cli/bench_mesh.hpp"
@@ -165,7 +166,7 @@ void add_tokenize(Commands& commands, CLI::App& app) {
   c.sub.add_flag("--no-norm", o->no_norm, "keep the level as it is");
   c.sub.add_flag("--speech-only", o->speech_only, "only the speech that talk would hear in the recording");
   c.run = [=] {
-    if (common->threads > 0) at::set_num_threads(common->threads);
+    nn::use_threads(common->threads > 0 ? common->threads : kernels::usable_cores());
     return tokenize(*common, *o);
   };
 }
@@ -194,7 +195,7 @@ void add_pauses(Commands& commands, CLI::App& app) {
   c.run = [=] {
     o->model_path = common->model_path;
     o->vad_weights = find_models("silero-vad") / "silero_vad.safetensors";
-    if (common->threads > 0) at::set_num_threads(common->threads);
+    nn::use_threads(common->threads > 0 ? common->threads : kernels::usable_cores());
     const auto done = dialogues->first.empty() ? print_pauses(*o, common->as_json)
                                                : print_ends(dialogues->first, dialogues->second, *o, common->as_json);
     return done ? kOk : report(done.error(), common->as_json);

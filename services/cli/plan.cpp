@@ -17,6 +17,8 @@ std::vector<service::Definition> definitions() {
 }
 
 namespace {
+constexpr std::uint64_t kCoresMax = 1024;
+
 /// The least silence that ends a turn of this vad behind its telling that a pause lasts.
 int silence_ms_behind_again(vad::TurnConfig turn) {
   turn.silence_ms = turn.pause_again_ms;
@@ -65,6 +67,13 @@ Result<Plan> read_plan(const UpOptions& options, const Places& places) {
     out.list = object["instances"];
     if (object.contains("supervisor"))
       out.supervisor = config::read<SupervisorConfig>(object["supervisor"], "supervisor", problems);
+    if (object.contains("cores")) {
+      const auto& cores = object["cores"];
+      if (cores.is_number_unsigned() && cores.get<std::uint64_t>() <= kCoresMax)
+        out.cores = cores.get<int>();
+      else
+        problems.push_back({"cores", fmt::format("is {}, expected a number of 0 to {}", cores.dump(), kCoresMax)});
+    }
   }
   const auto known = definitions();
   auto text = problems.empty() ? std::string() : config::to_text(problems);

@@ -37,6 +37,7 @@ struct Plan {
   nlohmann::json list;
   std::vector<service::Instance> instances;
   SupervisorConfig supervisor;
+  int cores = 0;  ///< that the services of one process compute on at a time; 0: as many as it may use
 };
 
 /// Of the options' file, or of the topology for their model. @error Errc::invalid_argument with all problems at once

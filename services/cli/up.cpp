@@ -12,6 +12,7 @@
 #include "common/base/mapped_file.hpp"
 #include "common/base/random_id.hpp"
 #include "common/service/process/supervisor.hpp"
+#include "kernels/team/pool.hpp"
 #include "services/cli/engine.hpp"
 #include "services/cli/plan.hpp"
 
@@ -269,6 +270,7 @@ class RunFolder {
 /// The engine in this process, until SIGTERM or SIGINT.
 Result<int> run_here(const UpOptions& options, const Plan& plan) {
   service::block_signals();
+  kernels::Pool::of_process().set_cores(plan.cores);
   PARLANDO_TRY(const auto engine, Engine::start(plan.instances, options.threads));
   // Ready when every service says so; the first reason that stands is told once.
   std::string told;

@@ -2,7 +2,6 @@
 
 #include <cstdlib>
 
-#include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
 
@@ -10,7 +9,9 @@
 #include "common/base/mapped_file.hpp"
 #include "common/base/nesting.hpp"
 #include "common/base/pcm.hpp"
+#include "common/nn/threads.hpp"
 #include "common/telemetry/log.hpp"
+#include "kernels/team/pool.hpp"
 
 namespace parlando::llm {
 namespace fs = std::filesystem;
@@ -226,7 +227,7 @@ Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   if (config.ranks > 1 && config.rank_processes && !program.starts_with("parlando-llm"))
     return fail(Errc::invalid_argument, "rank_processes: '{}' cannot start ranks, expected parlando-llm (or threads)",
                 program);
-  at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
+  nn::use_threads(config.threads);  // loading computes, too
   PARLANDO_TRY(auto model,
                LlmModel::load(config.model, config.bf16 ? at::kBFloat16 : at::kFloat,
                               {.cache_tokens = config.cache_tokens,
@@ -248,7 +249,7 @@ Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
   return std::unique_ptr<service::Core>(std::make_unique<LlmCore>(config, std::move(model)));
 }
 
-void LlmCore::on_thread() { at::set_num_threads(config_.threads); }
+void LlmCore::on_thread() { nn::use_threads(config_.threads); }
 
 void LlmCore::add_metrics(telemetry::Metrics& metrics) {
   tokens_ = metrics.counter("parlando_llm_tokens_generated_total", "Tokens generated");
@@ -488,6 +489,7 @@ void LlmCore::count_prefixes() {
 bool LlmCore::work(Time now) {
   expire(now);
   if (model_.engine->idle()) return false;
+  const kernels::Pool::Busy busy(kernels::Pool::of_process());
   const auto events = model_.engine->step();
   end_with_group();
   for (const auto& event : events) on_token(event);

@@ -16,7 +16,7 @@
 namespace parlando::llm {
 
 struct LlmConfig {
-  int threads = 1;  ///< of libtorch
+  int threads = 1;  ///< of the process's pool that one call takes at most, its own included
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
   int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;

@@ -1,7 +1,5 @@
 #include "services/tokenizer/tokenizer_core.hpp"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -9,8 +7,10 @@
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
 #include "common/base/units.hpp"
+#include "common/nn/threads.hpp"
 #include "common/service/thrown.hpp"
 #include "common/telemetry/log.hpp"
+#include "kernels/team/pool.hpp"
 
 namespace parlando::tokenizer {
 using protocol::MessageType;
@@ -32,7 +32,7 @@ std::vector<config::Problem> TokenizerConfig::problems(const std::string& path) 
 }
 
 Result<std::unique_ptr<service::Core>> TokenizerCore::make(const TokenizerConfig& config) {
-  at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
+  nn::use_threads(config.threads);  // loading computes, too
   PARLANDO_TRY(auto model, SpeechTokenizer::load(config.model));
   // Warm means that one second has been through both encoders.
   const std::vector<float> second(16000, 0.01f);
@@ -47,7 +47,7 @@ Result<std::unique_ptr<service::Core>> TokenizerCore::make(const TokenizerConfig
   return std::unique_ptr<service::Core>(std::make_unique<TokenizerCore>(config, std::move(model)));
 }
 
-void TokenizerCore::on_thread() { at::set_num_threads(config_.threads); }
+void TokenizerCore::on_thread() { nn::use_threads(config_.threads); }
 
 void TokenizerCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tokenizer_audio_seconds_total", "Audio taken in");
@@ -406,6 +406,7 @@ void TokenizerCore::read_parts(std::span<const Due> streams) {
 }
 
 bool TokenizerCore::work(Time now) {
+  const kernels::Pool::Busy busy(kernels::Pool::of_process());
   std::exception_ptr untold;
   const auto streams = take_due(now, untold);
   try {

@@ -26,7 +26,7 @@
 namespace parlando::tokenizer {
 
 struct TokenizerConfig {
-  int threads = 1;  ///< of libtorch
+  int threads = 1;  ///< of the process's pool that one call takes at most, its own included
   std::string model = "models/nano/Step-Audio-Tokenizer";
   int guard_ms = 400;  ///< of sound that a group must have heard behind it before it is final in `stable` mode
   int sessions_max = 256;

@@ -1,7 +1,6 @@
 #include "services/tts/tts_core.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 
@@ -9,7 +8,9 @@
 #include "common/base/pcm.hpp"
 #include "common/base/speech_tags.hpp"
 #include "common/base/voice_id.hpp"
+#include "common/nn/threads.hpp"
 #include "common/telemetry/log.hpp"
+#include "kernels/team/pool.hpp"
 
 namespace parlando::tts {
 using protocol::MessageType;
@@ -46,7 +47,7 @@ std::vector<config::Problem> TtsConfig::problems(const std::string& path) const 
 }
 
 Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
-  at::set_num_threads(config.threads);  // loading computes, too; a team of spinning threads would starve the neighbours
+  nn::use_threads(config.threads);  // loading computes, too
   std::unique_ptr<TtsCore> out(new TtsCore(config));
   const fs::path root = config.model;
   PARLANDO_TRY(out->common_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz", at::kFloat));
@@ -72,7 +73,7 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
   return std::unique_ptr<service::Core>(std::move(out));
 }
 
-void TtsCore::on_thread() { at::set_num_threads(config_.threads); }
+void TtsCore::on_thread() { nn::use_threads(config_.threads); }
 
 void TtsCore::add_metrics(telemetry::Metrics& metrics) {
   seconds_ = metrics.counter("parlando_tts_audio_seconds_total", "Speech made");
@@ -535,6 +536,7 @@ std::optional<TtsCore::Key> TtsCore::runs_dry_first() {
 }
 
 bool TtsCore::work(Time now) {
+  const kernels::Pool::Busy busy(kernels::Pool::of_process());
   // Pieces begin as soon as they can; then one utterance gets one step.
   std::vector<std::pair<Key, Error>> failed;
   bool begun = false;

@@ -21,7 +21,7 @@
 namespace parlando::tts {
 
 struct TtsConfig {
-  int threads = 1;  ///< of libtorch
+  int threads = 1;  ///< of the process's pool that one call takes at most, its own included
   std::string model = "models/nano/Step-Audio-TTS-3B";
   int utterances_max = 64;
   int text_bytes_max = 4000;

@@ -8,6 +8,8 @@
 #include "common/base/result.hpp"
 #include "common/nn/convolution.hpp"
 #include "common/nn/linear.hpp"
+#include "common/nn/threads.hpp"
+#include "kernels/team/pool.hpp"
 
 namespace parlando::nn {
 namespace {
@@ -15,12 +17,11 @@ double largest(const at::Tensor& x) { return x.numel() == 0 ? 0.0 : x.abs().max(
 
 template <class F>
 void with_threads(F&& check) {
-  const auto before = at::get_num_threads();
-  for (const int threads : {1, 2}) {
-    at::set_num_threads(threads);
+  for (const int threads : {1, 2, 3}) {
+    use_threads(threads);
     BOOST_TEST_CONTEXT(threads << " threads") { check(); }
   }
-  at::set_num_threads(before);
+  use_threads(1);
 }
 }  // namespace
 
@@ -61,6 +62,27 @@ BOOST_AUTO_TEST_CASE(linear_layers_are_those_of_the_library) {
       BOOST_TEST(at::equal(Linear(half, {})(small), at::linear(small, half)));
     }
   });
+}
+
+BOOST_AUTO_TEST_CASE(bits_do_not_depend_on_the_number_of_threads) {
+  at::manual_seed(3);
+  kernels::Pool::of_process().set_cores(4);
+  const auto w = at::randn({403, 96}), b = at::randn({403}), x = at::randn({2, 37, 96}),
+             wave = at::randn({2, 96, 1001});
+  const Linear linear(w, b);
+  const Convolution convolution(at::randn({40, 96, 7}), at::randn({40}));
+  use_threads(1);
+  const auto rows = linear(x), sound = convolution(wave);
+  for (const int threads : {2, 3, 4}) {
+    use_threads(threads);
+    BOOST_TEST(at::get_num_threads() == 1);
+    for (int round = 0; round < 5; ++round) {
+      BOOST_TEST(at::equal(linear(x), rows));
+      BOOST_TEST(at::equal(convolution(wave), sound));
+    }
+  }
+  use_threads(1);
+  kernels::Pool::of_process().set_cores(0);
 }
 
 BOOST_AUTO_TEST_CASE(what_does_not_fit_is_refused) {

@@ -2,12 +2,12 @@
 /// several, recognised by content. Without arguments: the selection in tests/goldens, and the full set beside the
 /// project where it is present.
 #define BOOST_TEST_MODULE goldens
-#include <ATen/Parallel.h>
 #include <fmt/core.h>
 
 #include <boost/test/unit_test.hpp>
 #include <set>
 
+#include "common/nn/threads.hpp"
 #include "tests/goldens_test/report.hpp"
 
 namespace fs = std::filesystem;
@@ -57,7 +57,7 @@ bool run(const fs::path& folder) {
 }  // namespace parlando::goldens
 
 BOOST_AUTO_TEST_CASE(the_runtime_reproduces_the_reference_values) {
-  at::set_num_threads(2);
+  parlando::nn::use_threads(2);
   const auto& suite = boost::unit_test::framework::master_test_suite();
   std::vector<fs::path> folders;
   for (int i = 1; i < suite.argc; ++i) {

@@ -42,14 +42,16 @@ BOOST_AUTO_TEST_CASE(what_is_too_small_to_share_is_done_by_the_caller) {
   BOOST_TEST(shares == 2);
 }
 
-BOOST_AUTO_TEST_CASE(who_has_no_part_is_not_woken) {
-  Team team(8);
+BOOST_AUTO_TEST_CASE(who_has_no_part_is_not_asked) {
+  Pool pool(8);
+  Team team(pool, 8);
+  BOOST_TEST(pool.workers() == 7);
   for (int round = 0; round < 50; ++round) team.run(2, 1, [](std::int64_t, std::int64_t) {});
-  BOOST_TEST(team.woken() == 50);
+  BOOST_TEST(pool.asked() == 50);
   team.run(1, 1, [](std::int64_t, std::int64_t) {});
-  BOOST_TEST(team.woken() == 50);
+  BOOST_TEST(pool.asked() == 50);
   team.run(100, 1, [](std::int64_t, std::int64_t) {});
-  BOOST_TEST(team.woken() == 57);
+  BOOST_TEST(pool.asked() == 57);
 }
 
 BOOST_AUTO_TEST_CASE(parts_have_about_the_same_work) {

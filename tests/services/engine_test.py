@@ -236,6 +236,10 @@ def configurations(folder):
         said = done.stderr + done.stdout
         good = all(problem in said for problem in expected) and said.count(", expected at ") == len(expected)
         check(f"told again after {told} ms, judged after {look}, likely after {likely}", done.returncode == (78 if expected else 0) and good, said)
+    for cores, good in ((0, True), (1024, True), (1025, False), (-1, False), ("two", False), (1.5, False)):
+        file.write_text(json.dumps({"cores": cores, "instances": [{"service": "vad", "role": "vad", "wire": {"bind": "inproc://v"}}]}))
+        done = subprocess.run([BIN / "parlando", "up", "--config", file, "--check-config"], capture_output=True, text=True)
+        check(f"cores: {cores}", done.returncode == (0 if good else 78) and ("cores" in done.stderr + done.stdout) != good, done.stderr + done.stdout)
     done = subprocess.run([BIN / "parlando-vad"], capture_output=True, text=True)
     check("no configuration is wrong usage", done.returncode == 2)
     for file in sorted((ROOT / "configs").glob("*.json")):
@@ -272,9 +276,42 @@ def health(folder):
     check("SIGTERM", process.wait(timeout=30) == 0)
 
 
+def one_pool(folder):
+    """Four models with four threads each: the helpers are the process's, one less than its cores, and at rest they use no processor."""
+    counts = {}
+    for cores in (1, 3):
+        plan = json.load(open(ROOT / "configs/dev.json")) | {"cores": cores}
+        for one in plan["instances"]:
+            one["wire"].pop("metrics", None)
+            core = one.setdefault("core", {})
+            core |= {key: str(ROOT / core[key]) for key in ("model", "weights") if key in core}
+            if one["service"] in ("tokenizer", "llm", "tts"):
+                core["threads"] = 4
+            if one["service"] == "context":
+                core["store"] = ":memory:"
+            if one["service"] == "gateway":
+                core |= {"listen": "127.0.0.1:0", "api_listen": ""}
+        file = folder / f"cores{cores}.json"
+        file.write_text(json.dumps(plan))
+        engine = Engine(BIN / "parlando", "--config", file)
+        check(f"{cores} cores: a turn", Client(engine.port).ask(question("seven_plus_nine"))["type"] == "turn")
+        tasks = list(pathlib.Path(f"/proc/{engine.process.pid}/task").iterdir())
+        helpers = [task for task in tasks if (task / "comm").read_text().strip() == "compute"]
+        check(f"{cores} cores: helpers", len(helpers) == cores - 1, len(helpers))
+        counts[cores] = len(tasks)
+
+        def ticks():
+            return sum(sum(map(int, (task / "stat").read_text().rsplit(")", 1)[1].split()[11:13])) for task in helpers)
+        before = ticks()
+        time.sleep(1)  # a team that spins would have used a second for each helper
+        check(f"{cores} cores: helpers at rest", ticks() - before <= 2, ticks() - before)
+        engine.stop()
+    check("nothing else is started for threads", counts[3] - counts[1] == 2, counts)
+
+
 with tempfile.TemporaryDirectory() as temporary:
     for part in (needs_no_libtorch, ):
         part()
-    for part in (configurations, health, one_process, processes):
+    for part in (configurations, health, one_process, one_pool, processes):
         part(pathlib.Path(temporary))
 finish()

@@ -1,7 +1,6 @@
 #include "services/llm/model/rank_backend.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
@@ -16,6 +15,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "common/nn/threads.hpp"
 #include "common/parallel/shm_communicator.hpp"
 #include "kernels/linear/linear.hpp"
 #include "services/llm/model/cpu_backend.hpp"
@@ -33,7 +33,7 @@ constexpr milliseconds kLookEvery{50};            // for ranks that have ended
 Time soon() { return SteadyClock().now() + kExchangeMax; }
 
 Result<std::shared_ptr<const Step1>> load_part(const RankBackend::Options& o, int rank) {
-  at::set_num_threads(o.threads);
+  nn::use_threads(o.threads);
   if (o.part) return o.part(rank);
   return Step1::load(o.directory, o.format, rank, o.ranks);
 }

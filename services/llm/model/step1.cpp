@@ -1,7 +1,6 @@
 #include "services/llm/model/step1.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <cstring>
@@ -9,6 +8,7 @@
 #include "common/checkpoint/safetensors.hpp"
 #include "common/tensor/weights.hpp"
 #include "kernels/rows/rows.hpp"
+#include "kernels/team/team.hpp"
 
 namespace parlando::llm {
 
@@ -399,7 +399,7 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
   const auto out_columns = layers_.front().out.shape().columns, down_columns = layers_.front().down.shape().columns;
   auto hidden = at::empty({total, H});
   if (total == 0) return hidden;
-  auto& team = Team::of_this_thread(at::get_num_threads());
+  auto& team = Team::of_this_thread();
   const bool round = format_ == WeightFormat::bf16, halves = type() == at::kBFloat16;
   const auto eps = static_cast<float>(config_.norm_eps);
   thread_local Work work;
@@ -494,7 +494,7 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
 
 at::Tensor Step1::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  auto& team = Team::of_this_thread(at::get_num_threads());
+  auto& team = Team::of_this_thread();
   const auto rows = hidden.to(at::kFloat).contiguous();
   thread_local LinearInput input;
   input.set(team, head_.shape(), rows.data_ptr<float>(), rows.size(0), rows.size(1));

@@ -1,7 +1,6 @@
 #include "services/tts/model/hift.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 
 #include "common/tensor/torch_bridge.hpp"
 #include "common/tensor/weights.hpp"
+#include "kernels/team/team.hpp"
 
 namespace parlando::tts {
 
@@ -208,7 +208,7 @@ at::Tensor Hift::run(const ResBlock& r, const at::Tensor& x) const {
     for (std::int64_t c = 0; c < channels; ++c)
       kernels::snake(in + c * size, alpha[static_cast<std::size_t>(c)], size, a + c * stride);
     const auto reach = (filter.taps - 1) * dilation / 2;
-    at::parallel_for(0, size, kPositionsPerTask, [&](std::int64_t from, std::int64_t until) {
+    kernels::Team::of_this_thread().run(size, kPositionsPerTask, [&](std::int64_t from, std::int64_t until) {
       kernels::convolve(filter, a + from - reach, stride, dilation, until - from,
                         to_add == nullptr ? nullptr : to_add + from, to + from, size);
     });

@@ -1,13 +1,12 @@
 #define BOOST_TEST_MODULE ends
 #include "services/cli/ends.hpp"
 
-#include <ATen/Parallel.h>
-
 #include <boost/test/unit_test.hpp>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "common/nn/threads.hpp"
 #include "services/vad/turn_detector.hpp"
 #include "tests/services/controller/talk.hpp"
 
@@ -217,7 +216,7 @@ BOOST_AUTO_TEST_CASE(the_controller_finds_the_same_ends) {
 /// another wait or a vad that hears later is noticed here without a clock. Four ends in forty wait for 1.2 s of
 /// silence, of which the vad hears 1088 ms behind what it takes for the end.
 BOOST_AUTO_TEST_CASE(the_bundled_dialogues_end_when_they_should) {
-  at::set_num_threads(1);
+  nn::use_threads(1);
   PausesOptions options;
   options.model_path = kModels / "nano";
   options.vad_weights = kModels / "silero-vad/silero_vad.safetensors";

@@ -1,6 +1,5 @@
 #define BOOST_TEST_MODULE lm_engine
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <boost/test/unit_test.hpp>
 
@@ -10,6 +9,7 @@
 #include <random>
 
 #include "common/checkpoint/safetensors.hpp"
+#include "common/nn/threads.hpp"
 #include "services/llm/model/engine.hpp"
 #include "services/llm/model/prompts.hpp"
 #include "tests/services/llm/dense_step1.hpp"
@@ -23,7 +23,7 @@ const std::filesystem::path kGoldens = std::filesystem::path(PARLANDO_SOURCE_DIR
 
 // One thread, as in the services: tiny products are slower on more.
 const struct OneThread {
-  OneThread() { at::set_num_threads(1); }
+  OneThread() { nn::use_threads(1); }
 } one_thread;
 
 std::shared_ptr<const Step1> model() {
@@ -292,7 +292,7 @@ BOOST_AUTO_TEST_CASE(the_words_of_a_seed_do_not_depend_on_company_or_pieces) {
     const auto m = Step1::random(model()->config(), format, 3);
     BOOST_REQUIRE(m.has_value());
     const auto said = [&](std::int64_t chunk, int others, int threads) {
-      at::set_num_threads(threads);
+      nn::use_threads(threads);
       LmEngine engine(*m, {.cache_tokens = 4096, .prefill_chunk = chunk, .step_max = std::chrono::hours(1)});
       Answers got;
       for (int n = 0; n < others; ++n) begin(engine, "before " + std::to_string(n), ids(5 + 9 * n, n), 40 + n);
@@ -302,7 +302,7 @@ BOOST_AUTO_TEST_CASE(the_words_of_a_seed_do_not_depend_on_company_or_pieces) {
       BOOST_REQUIRE(engine.generate("it", 61, {seeded, 50, {}}).has_value());
       for (int n = 0; n < others; ++n) begin(engine, "behind " + std::to_string(n), ids(33 + n, n + 50), 10 + n);
       while (!engine.idle()) got.step(engine);
-      at::set_num_threads(1);
+      nn::use_threads(1);
       return got.ids["it"];
     };
     const auto expected = said(256, 0, 1);

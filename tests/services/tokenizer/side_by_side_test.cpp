@@ -1,6 +1,5 @@
 /// Streams that are read side by side get, bit for bit, what each would get alone.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 
 #include <boost/test/unit_test.hpp>
@@ -11,6 +10,7 @@
 #include "common/audio/audio_file.hpp"
 #include "common/base/codes.hpp"
 #include "common/base/pcm.hpp"
+#include "common/nn/threads.hpp"
 #include "services/tokenizer/tokenizer_core.hpp"
 #include "tests/support/core_driver.hpp"
 #include "tests/support/out_of_memory.hpp"
@@ -175,7 +175,7 @@ void any_company_changes_nothing(const std::shared_ptr<const SpeechTokenizer>& t
 }
 
 BOOST_AUTO_TEST_CASE(any_company_changes_nothing_of_what_a_stream_gets) {
-  at::set_num_threads(1);  // as the service by default
+  nn::use_threads(1);  // as the service by default
   const auto model = small(1500);
   for (std::uint32_t seed = 1; seed <= 6; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) { any_company_changes_nothing(model, seed, 40); }
@@ -400,7 +400,7 @@ BOOST_AUTO_TEST_CASE(who_asks_for_an_end_takes_no_blocks_along_that_have_time) {
 /// Streams that join, leave in mid-utterance, lose their caller or their budget between two parts of a reading, ask for
 /// ends and end: every answer at an end is that of a stream that was alone.
 BOOST_AUTO_TEST_CASE(every_end_is_answered_as_if_the_stream_had_been_alone) {
-  at::set_num_threads(1);
+  nn::use_threads(1);
   const auto model = small(1500);
   int answers = 0, cancelled = 0, expired = 0;
   for (std::uint32_t seed = 1; seed <= 15; ++seed) {
