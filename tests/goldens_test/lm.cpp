@@ -486,7 +486,10 @@ bool run_lm(const fs::path& folder) {
   for (const auto& c : file.at("cases"))
     if (c.contains("model")) models.insert(c["model"].get<std::string>());
   for (const auto& name : models) cuda(report, folder, name);
-  if (Step1Cuda::devices() == 0) fmt::print("lm         cuda: skipped, no device\n");
+  if (const auto why = Step1Cuda::broken(); !why.empty())
+    report.begin("cuda", "library"), report.fail("open", why);
+  else if (Step1Cuda::devices() == 0)
+    fmt::print("lm         cuda: skipped, no device\n");
   prompts(report, folder, tokenizer_model);
   shards(report, folder);
   return report.print();

@@ -13,6 +13,7 @@ namespace {
 struct Library {
   void* handle = nullptr;
   std::string problem;
+  bool driver = false;
   decltype(&parlando_cuda_devices) devices = nullptr;
   decltype(&parlando_cuda_error) error = nullptr;
   decltype(&parlando_cuda_create) create = nullptr;
@@ -20,6 +21,22 @@ struct Library {
   decltype(&parlando_cuda_forward) forward = nullptr;
   decltype(&parlando_cuda_destroy) destroy = nullptr;
 };
+
+std::filesystem::path beside_the_program() {
+  std::error_code code;
+  return std::filesystem::read_symlink("/proc/self/exe", code).parent_path().parent_path() / "lib/libparlando_cuda.so";
+}
+
+void find_functions(Library& l) {
+  auto symbol = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(l.handle, name));
+    if (function == nullptr) l.problem = fmt::format("libparlando_cuda.so lacks {}", name);
+  };
+  symbol(l.devices, "parlando_cuda_devices"), symbol(l.error, "parlando_cuda_error"),
+      symbol(l.create, "parlando_cuda_create");
+  symbol(l.upload, "parlando_cuda_upload"), symbol(l.forward, "parlando_cuda_forward"),
+      symbol(l.destroy, "parlando_cuda_destroy");
+}
 
 /// Opened once. Without the driver the library is not touched: it needs cuBLAS, which a CPU machine does not have.
 const Library& library() {
@@ -30,28 +47,33 @@ const Library& library() {
       l.problem = "this machine has no CUDA driver";
       return l;
     }
-    std::error_code code;
-    const auto folder = std::filesystem::read_symlink("/proc/self/exe", code).parent_path().parent_path() / "lib";
-    for (const auto& name : {(folder / "libparlando_cuda.so").string(), std::string("libparlando_cuda.so")})
+    l.driver = true;
+    for (const auto& name : {beside_the_program().string(), std::string("libparlando_cuda.so")})
       if (l.handle == nullptr) l.handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (l.handle == nullptr) {
       l.problem = fmt::format("libparlando_cuda.so cannot be opened: {}", dlerror());
       return l;
     }
-    auto symbol = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(l.handle, name));
-      if (function == nullptr) l.problem = fmt::format("libparlando_cuda.so lacks {}", name);
-    };
-    symbol(l.devices, "parlando_cuda_devices"), symbol(l.error, "parlando_cuda_error"),
-        symbol(l.create, "parlando_cuda_create");
-    symbol(l.upload, "parlando_cuda_upload"), symbol(l.forward, "parlando_cuda_forward"),
-        symbol(l.destroy, "parlando_cuda_destroy");
+    find_functions(l);
     return l;
   }();
   return loaded;
 }
 
 }  // namespace
+
+std::string Step1Cuda::broken(const std::filesystem::path& file) {
+  std::error_code code;
+  if (!std::filesystem::exists(file, code)) return {};
+  Library l;
+  l.handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (l.handle == nullptr) return fmt::format("'{}' cannot be opened: {}", file.string(), dlerror());
+  find_functions(l);
+  dlclose(l.handle);
+  return l.problem;
+}
+
+std::string Step1Cuda::broken() { return library().driver ? broken(beside_the_program()) : std::string(); }
 
 int Step1Cuda::devices() { return library().problem.empty() ? library().devices() : 0; }
 

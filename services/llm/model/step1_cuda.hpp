@@ -1,6 +1,8 @@
 #pragma once
 /// The Step-1 forward pass on a GPU through libparlando_cuda.so, which is opened only where a device exists.
+#include <filesystem>
 #include <memory>
+#include <string>
 
 #include "services/llm/model/step1.hpp"
 
@@ -24,6 +26,11 @@ class Step1Cuda {
   Result<std::vector<float>> forward(std::span<const Chunk> chunks);
   /// Number of devices, 0 without a driver or without the library.
   static int devices();
+  /// Why a library that is there cannot be used. @return empty when it can, when there is none, or when no driver is
+  /// there that it would be opened for
+  static std::string broken();
+  /// The same of any file, whether there is a driver or not.
+  static std::string broken(const std::filesystem::path& library);
 
  private:
   Step1Cuda() = default;

@@ -5,8 +5,10 @@
 
 #include <fstream>
 
+#include "common/base/mapped_file.hpp"
 #include "common/checkpoint/safetensors.hpp"
 #include "kernels/vector/isa.hpp"
+#include "services/llm/model/step1_cuda.hpp"
 #include "tests/services/llm/dense_step1.hpp"
 #include "tests/support/temporary_directory.hpp"
 
@@ -202,6 +204,16 @@ BOOST_AUTO_TEST_CASE(packed_files_that_lack_something_are_refused_by_name) {
              }).find("lm_head.packed") != std::string::npos);
   BOOST_TEST(refused([](auto& t, auto&) { t["more"] = t.at("model.norm.weight"); }).find("more") != std::string::npos);
   BOOST_TEST(refused([](auto&, auto& m) { m["parlando_weights"] = "int3"; }).find("int3") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(a_cuda_library_that_is_there_and_cannot_be_opened_is_broken) {
+  const TemporaryDirectory folder;
+  const auto file = folder.path() / "libparlando_cuda.so";
+  BOOST_TEST(Step1Cuda::broken(file).empty());  // none is built where there is no compiler for it
+  BOOST_REQUIRE(write_file(file, "no library").has_value());
+  BOOST_TEST(Step1Cuda::broken(file).find(file.string()) != std::string::npos);
+  // One without our functions.
+  BOOST_TEST(Step1Cuda::broken("/proc/self/exe") != "");
 }
 
 BOOST_AUTO_TEST_SUITE_END()
