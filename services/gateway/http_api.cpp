@@ -109,19 +109,30 @@ HttpApi::Caller HttpApi::caller_of(const http::Request& request) const {
     name = name.substr(0, name.find_last_not_of(' ') + 1);
     if (name.starts_with(kProtocolKey)) key = name.substr(kProtocolKey.size());
   }
-  if (!key.starts_with(ClientSecrets::kPrefix)) return {keys_.empty() ? std::nullopt : keys_.find_key(key), {}};
+  const bool one = !key.empty();
+  if (!key.starts_with(ClientSecrets::kPrefix)) return {keys_.empty() ? std::nullopt : keys_.find_key(key), {}, one};
   auto secret = secrets_.find(key, std::time(nullptr));
-  if (!secret) return {};
+  if (!secret) return {{}, {}, one};
   const auto of = keys_.empty() ? std::nullopt : keys_.find_name(secret->key);
-  return {of, std::move(secret)};
+  return {of, std::move(secret), one};
 }
 
 std::string HttpApi::owner_of(std::optional<KeyId> key) const { return key ? keys_.name(*key) : std::string(); }
 std::string HttpApi::owner_of(const http::Request& request) const { return owner_of(caller_of(request).key); }
 
-std::optional<http::Response> HttpApi::admit_key(const http::Request& request, Time now) {
+/// @param address  empty where addresses are not told apart (behind a proxy)
+std::optional<http::Response> HttpApi::admit_key(const http::Request& request, const std::string& address, Time now) {
   if (keys_.empty()) return {};
   const auto caller = caller_of(request);
+  if (!address.empty() && caller.came_with_one)
+    if (const auto wait = wrong_keys_.take(address, caller.key, now)) {
+      ++counters_.limited;
+      return refuse(request, {429,
+                              "this address has come with too many keys that are not known",
+                              {},
+                              "rate_limit_exceeded",
+                              wait->count()});
+    }
   if (caller.secret && !(is_upgrade(request) && request.path() == kRealtimePath)) {
     ++counters_.unauthorised;
     return refuse(request, {401, "a client secret opens WebSockets of /v1/realtime only", {}, "invalid_api_key"});
@@ -190,7 +201,7 @@ std::optional<http::Response> HttpApi::admit(const http::Request& request, http:
   if (!is_upgrade(request) && !origin.empty() && !http::origin_allowed(origin, request.header("host"), origins_))
     return refuse(request,
                   {403, fmt::format("pages of '{}' may not use this server", origin.substr(0, 100)), {}, "origin"});
-  if (auto refused = admit_key(request, now)) return refused;
+  if (auto refused = admit_key(request, admission.share, now)) return refused;
   if (const auto owner = owner_of(request); !owner.empty()) admission.share = "key " + owner;
   if (is_upgrade(request)) return admit_socket(request, now);
   if (route == nullptr)

@@ -10,6 +10,7 @@
 #include "services/gateway/http_keys.hpp"
 #include "services/gateway/sessions.hpp"
 #include "services/gateway/voice_store.hpp"
+#include "services/gateway/wrong_keys.hpp"
 
 namespace parlando::gateway {
 
@@ -103,6 +104,7 @@ class HttpApi {
   struct Caller {
     std::optional<KeyId> key;
     std::optional<SecretClaims> secret;  ///< instead of a key
+    bool came_with_one = false;          ///< known or not
   };
   /// A request that the helper has. It stays when its client goes, because its body does.
   struct Job {
@@ -114,7 +116,7 @@ class HttpApi {
   Caller caller_of(const http::Request& request) const;
   std::string owner_of(const http::Request& request) const;
   std::string owner_of(std::optional<KeyId> key) const;
-  std::optional<http::Response> admit_key(const http::Request& request, Time now);
+  std::optional<http::Response> admit_key(const http::Request& request, const std::string& address, Time now);
   std::optional<http::Response> admit_socket(const http::Request& request, Time now);
   std::optional<http::Response> refuse_if_full(const http::Request& request, Time now);
   http::Response start(http::Request& request, Endpoint endpoint, Time now);
@@ -139,6 +141,7 @@ class HttpApi {
   Sessions& sessions_;
   HttpReplies replies_;
   ApiKeys keys_;
+  WrongKeys wrong_keys_;
   const ClientSecrets secrets_;
   const VoiceStore voices_;  ///< on the helper's thread
   std::vector<std::string> origins_;
