@@ -65,7 +65,7 @@ def check_pages():
     for group in RULES["groups"]:
         for rule in group["rules"]:
             if "alert" in rule:
-                check(f"{rule['alert']} has a chapter in the runbook", rule["annotations"]["runbook"] in chapters and f"*{rule['alert']}.*" in readme, rule["annotations"]["runbook"])
+                check(f"{rule['alert']} has a chapter in the runbook", rule["annotations"]["runbook"].removeprefix("k8s/README.md#") in chapters and rule["annotations"]["runbook"].startswith("k8s/") and f"*{rule['alert']}.*" in readme, rule["annotations"]["runbook"])
                 check(f"{rule['alert']} says how bad it is", rule["labels"]["severity"] in ("page", "ticket"), "")
     ids = [p["id"] for p in DASHBOARD["panels"]]
     check("every panel has a number of its own", len(ids) == len(set(ids)), "")
