@@ -49,6 +49,8 @@ IMAGES = [
     Image("parlando-models-nano", "parlando-pod", "The bundled model, for a volume", LIGHT_MB, listens=False, writes=["volume"],
           data=[("models/nano", "models/nano"), ("models/silero-vad", "models/silero-vad")]),
 ]
+# Code that is compiled in and lies in no library: what scanners must know of all the same.
+HEADERS = ["/usr/include/boost/asio.hpp", "/usr/include/nlohmann/json.hpp", "/usr/include/zmq.hpp", "/usr/include/CLI/CLI.hpp", "/usr/include/tl/expected.hpp"]
 SHELLS = re.compile(r"(^|/)(sh|bash|dash|ash|busybox|zsh|perl|python[0-9.]*|apt|dpkg)$")
 
 
@@ -188,6 +190,26 @@ class Tree:
         return sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.is_symlink())
 
 
+COPYRIGHT_BYTES_MAX = 200_000  # of Boost it is 2 MB, and its licence asks for no copy beside programs
+
+
+def tell(tree, package):
+    """That a tree holds something of a package of the distribution: for lists, people and scanners."""
+    name = package["name"]
+    copyright_file = pathlib.Path("/usr/share/doc") / name / "copyright"
+    if copyright_file.exists() and copyright_file.stat().st_size <= COPYRIGHT_BYTES_MAX:
+        tree.copy(copyright_file.resolve(), f"/usr/share/doc/{name}/copyright")
+    # As images without a package manager tell scanners what they hold.
+    tree.write(f"/var/lib/dpkg/status.d/{name}", package["status"])
+    purl = f"pkg:deb/debian/{name}@{package['version'].replace('+', '%2B').replace(':', '%3A')}?arch={package['architecture']}"
+    tree.parts[purl] = {"type": "library", "name": name, "version": package["version"], "licences": licences(name), "files": []}
+
+
+def headers(project):
+    """-> packages whose code the programs of ours have compiled in"""
+    return sorted({owner for h in HEADERS if (owner := project.owner(pathlib.Path(h)))})
+
+
 def make_libraries(project, tree, programs):
     packages = {}
     for name, file in sorted({k: v for p in programs for k, v in project.needs(project.program(p)).items()}.items()):
@@ -209,14 +231,7 @@ def make_libraries(project, tree, programs):
         if subprocess.run(["dpkg-query", "-W", name], capture_output=True).returncode == 0:
             packages[name] = project.package(name)
     for package in packages.values():
-        name = package["name"]
-        copyright_file = pathlib.Path("/usr/share/doc") / name / "copyright"
-        if copyright_file.exists():
-            tree.copy(copyright_file.resolve(), f"/usr/share/doc/{name}/copyright")
-        # As images without a package manager tell scanners what they hold.
-        tree.write(f"/var/lib/dpkg/status.d/{name}", package["status"])
-        purl = f"pkg:deb/debian/{name}@{package['version'].replace('+', '%2B').replace(':', '%3A')}?arch={package['architecture']}"
-        tree.parts[purl] = {"type": "library", "name": name, "version": package["version"], "licences": licences(name), "files": []}
+        tell(tree, package)
     tree.copy(pathlib.Path("/etc/os-release").resolve(), "/usr/lib/os-release")
     tree.write("/etc/passwd", f"root:x:0:0:root:/:/nowhere\nparlando:x:{UID}:{UID}:parlando:/:/nowhere\n")
     tree.write("/etc/group", f"root:x:0:\nparlando:x:{UID}:\n")
@@ -292,6 +307,8 @@ def make_trees(project, out, images):
         tree = Tree(out / image.name)
         for program in sorted({image.program, "parlando-pod"}):
             install(project, tree, program)
+        for name in headers(project) if image.program != "parlando-pod" else ():
+            tell(tree, project.package(name))
         for source, path in image.data:
             tree.copy_folder(SOURCE / source, path)
         tree.copy(SOURCE / "LICENSE", "/usr/share/doc/parlando/LICENSE")

@@ -74,7 +74,7 @@ def look_at_elf(name, file):
     imported = subprocess.run(["readelf", "-W", "--dyn-syms", file], capture_output=True, text=True).stdout
     check(f"{name} guards its stack", "__stack_chk_fail" in imported, "no __stack_chk_fail")
     # A program as small as `parlando-pod` has no call that could be checked.
-    check(f"{name} checks the bounds of buffers", "-models-" in name or re.search(r"__(mem\w+|str\w+|read|recv|fdelt|\w*printf)_chk", imported), "no fortified call")
+    check(f"{name} checks the bounds of buffers", pathlib.Path(file).name == "parlando-pod" or re.search(r"__(mem\w+|str\w+|read|recv|fdelt|\w*printf)_chk", imported), "no fortified call")
     check(f"{name} does not tell where it was compiled", str(a.source.resolve()).encode() not in pathlib.Path(file).read_bytes(), str(a.source))
     check(f"{name} has a stack without code", re.search(r"GNU_STACK.*\n?.*RWE", head) is None, "GNU_STACK is RWE")
     paths = re.findall(r"(?:RPATH|RUNPATH)\).*\[(.*)\]", head)
@@ -82,6 +82,8 @@ def look_at_elf(name, file):
 
 
 def look_at(name, libraries, tree):
+    brought = {c["name"] for c in json.loads((tree / "usr/share/doc/parlando/sbom.cdx.json").read_text())["components"] if c["type"] == "library"}
+    check(f"{name}: its list has the code of headers", name == "parlando-models-nano" or {"nlohmann-json3-dev", "cppzmq-dev", "libcli11-dev"} <= brought and any("boost" in b for b in brought), str(sorted(brought)))
     listed = {c["name"]: c["hashes"][0]["content"] for c in json.loads((tree / "usr/share/doc/parlando/sbom.cdx.json").read_text())["components"] if c["type"] == "file"}
     there = {"/" + p.relative_to(t).as_posix(): p for t in (libraries, tree) for p in t.rglob("*") if p.is_file() and not p.is_symlink()}
     unlisted = [p for p in there if not p.startswith(("/usr/share/doc/", "/var/lib/dpkg/")) and p not in listed]
@@ -91,7 +93,9 @@ def look_at(name, libraries, tree):
     check(f"{name} has nothing setuid or writable by others", not any(p.stat().st_mode & 0o6022 for p in there.values()), "")
     if name in LIGHT:
         check(f"{name} has no shell", not any(images.SHELLS.search(p) for p in there), "")
-    look_at_elf(name, there[program])
+    for path, file in there.items():
+        if path.startswith("/usr/bin/"):
+            look_at_elf(f"{name} {path}" if path != program else name, file)
 
 
 def check_lists(folder):
@@ -165,7 +169,7 @@ def start_all(folder, made, models):
         if "data" in image_of[image].writes:
             volumes.append((new_volume(folder / f"{role}-data", made[image], "/data"), "/data", True))
         box = sandbox.Sandbox([f"/usr/bin/{image}", "--config", "/etc/parlando/instance.json", "--drain-seconds", "20"], made[image], volumes,
-                              log=open(folder / f"{role}.log", "w"), hostname=role)
+                              log=open(folder / f"{role}.log", "w"), hostname=role, environment={"PATH": "/usr/bin", "OMP_NUM_THREADS": "1", "PARLANDO_LOG": "debug"})
         box.start()
         boxes[role] = (box, addresses[role])
     return boxes
@@ -214,7 +218,8 @@ def talk(address, source):
 
 
 def look_for_secrets(boxes, folder, event):
-    """Nothing secret and nothing that was said is in arguments, environments or logs."""
+    """Nothing secret and nothing that was said is in arguments, environments or logs, which tell all they can here."""
+    check("logs tell all they can", any(" info " in (folder / f"{role}.log").read_text() for role in boxes), "no line below warnings")
     secrets = {f"the secret of {role}": (folder / f"keys/{role}/secret_key").read_text() for role in boxes} | {"an API key": KEY}
     words = {"what was understood": event["user"], "what was answered": event["assistant"]}
     for role, (box, _) in boxes.items():
