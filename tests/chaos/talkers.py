@@ -185,7 +185,7 @@ class Session:
                 self.crowd.stray(self, f"it is back with {event['turns']} turns, expected {self.turns}")
             if event.get("turn", self.claim.turn) != self.claim.turn:
                 self.claim.begin(event["turn"])
-            if self.turn:
+            if self.turn and self.turn.end is None:
                 self.turn.resumed += 1
             # What was said and did not arrive is said again.
             missing = self.said - event["input_samples"] * 2 // FRAME
@@ -246,7 +246,7 @@ class Session:
                 if self.expired:
                     self.token = ""
                     self.cut(str(error))
-                elif not self.may_be_cut:
+                elif not self.may_be_cut and not (self.turn and self.turn.end):  # a door may close right behind the end of a turn
                     self.crowd.stray(self, f"its socket was closed: {error}")
                 self.expired = False
             if not self.crowd.stopping or self.turn:

@@ -147,7 +147,7 @@ class Pod(threading.Thread):
         self.crashed = True
         if self.cable:
             self.kubelet.network.cut(self.cable)
-        if self.box:
+        if self.box and self.box.pid:  # one that is just being made finds out by itself
             self.box.signal(signal.SIGKILL)
         self.deleting.set()
 
