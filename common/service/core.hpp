@@ -62,6 +62,9 @@ class Core {
   /// Sessions or utterances at work, and how many more are possible; told to callers by heartbeats.
   virtual std::int64_t load() const { return 0; }
   virtual std::int64_t slots() const { return 1; }
+  /// The same for metrics, which autoscalers go by: whatever those that it calls have room for. More of this service do
+  /// not help where another one is full.
+  virtual std::int64_t own_slots() const { return slots(); }
   /// No new sessions from now on. @return true when nothing is under way any more
   virtual bool drain() { return load() == 0; }
 

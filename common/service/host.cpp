@@ -94,7 +94,7 @@ struct Shared {
   std::atomic<std::uint64_t> link_steps{0}, worker_steps{0};
   std::atomic<bool> worker_busy{false};
   std::atomic<pid_t> link_thread{0}, worker_thread{0};
-  std::atomic<std::int64_t> load{0}, slots{0}, waiting{0}, tick_interval_ms{500};
+  std::atomic<std::int64_t> load{0}, slots{0}, own_slots{0}, waiting{0}, tick_interval_ms{500};
   std::atomic<bool> is_ready{false}, draining{false}, drained{false};
   std::int64_t waiting_max = 4096;
   milliseconds step_limit{2000};
@@ -107,6 +107,7 @@ struct Shared {
   void describe(Core& core, const RunnerCounters& counters) {
     load = core.load();
     slots = core.slots();
+    own_slots = core.own_slots();
     tick_interval_ms = draining ? 20 : core.tick_interval().count();
     if (draining) drained = core.drain();
     auto why = core.why_not_ready();
@@ -273,6 +274,7 @@ caf::behavior worker(caf::stateful_actor<WorkerState>* self, std::shared_ptr<Wor
     for (auto& place : s.runner->take_handled()) done.handled.push_back(std::move(place));
     s.shared->load = s.core->load();
     s.shared->slots = s.core->slots();
+    s.shared->own_slots = s.core->own_slots();
     if (!s.shared->draining) s.shared->tick_interval_ms = s.core->tick_interval().count();
     if (!done.out.empty() || !done.handled.empty() || done.events > 0) self->send(s.link, std::move(done));
     if (!s.stepping) {
@@ -487,7 +489,7 @@ class LinkActor final : public caf::blocking_actor {
     f.directory = setup_->sockets->directory();
     f.streams = static_cast<std::int64_t>(setup_->mesh->streams());
     f.load = shared.load;
-    f.slots = shared.slots;
+    f.slots = shared.own_slots;
     f.waiting = shared.waiting + static_cast<std::int64_t>(setup_->remote != nullptr ? setup_->remote->held() : 0);
     f.ready = shared.is_ready;
     f.draining = shared.draining;

@@ -213,6 +213,7 @@ class Recorded final : public Core {
   }
   std::int64_t load() const override { return core_->load(); }
   std::int64_t slots() const override { return core_->slots(); }
+  std::int64_t own_slots() const override { return core_->own_slots(); }
   bool drain() override {
     file_.record('d', now_, {});
     const bool done = core_->drain();

@@ -32,6 +32,7 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.size()); }
   /// For new sessions: its own places, as long as every model that answers has some free (`sessions_per_slot`).
   std::int64_t slots() const override;
+  std::int64_t own_slots() const override;
   /// True when no session and no waiting turn is left; gateways move idle sessions away.
   bool drain() override;
   void add_metrics(telemetry::Metrics& metrics) override;
@@ -66,7 +67,6 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   void attach(const ClientStream& client, protocol::Message message, Time now);
   void part(Sessions::iterator at, Time now);
   void tick_detached(Time now);
-  std::int64_t own_slots() const;
   std::int64_t slots_of_models() const;
   void make_room(Time now);
   void drop_detached(SessionId id, std::string_view why, Time now);

@@ -426,6 +426,12 @@ std::string GatewayCore::why_not_ready() const {
   return sessions_.any_controller() ? "" : "no controller takes sessions";
 }
 
+std::int64_t GatewayCore::load() const {
+  const auto clients = static_cast<std::int64_t>(sessions_.clients());
+  if (config_.streams_max > 0 || !server_) return clients;
+  return std::max(clients, static_cast<std::int64_t>(server_->connections()));
+}
+
 std::int64_t GatewayCore::slots() const {
   if (config_.streams_max > 0 || !server_) return static_cast<std::int64_t>(zmq_.room());
   return std::max<std::int64_t>(0, config_.connections_max - static_cast<std::int64_t>(server_->connections()));

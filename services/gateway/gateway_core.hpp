@@ -83,7 +83,8 @@ class GatewayCore final : public service::Core {
   int api_port() const { return api_port_; }
 
   std::string why_not_ready() const override;
-  std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.clients()); }
+  /// Clients; where none come over the mesh (`streams_max` 0), connections, the idle ones too: they take the places.
+  std::int64_t load() const override;
   /// Places for clients of the mesh, who are told of them; where none are taken (`streams_max` 0), for connections.
   std::int64_t slots() const override;
   bool drain() override;

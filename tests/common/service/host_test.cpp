@@ -245,6 +245,24 @@ BOOST_AUTO_TEST_CASE(metrics_are_set_and_named_after_the_role) {
   BOOST_TEST(p.echo->metrics_text().find("parlando_echo_ready 1") != std::string::npos);
 }
 
+/// Callers are told what whom it calls leaves it, metrics what it has room for itself.
+BOOST_AUTO_TEST_CASE(metrics_tell_a_services_own_slots) {
+  struct Waiting : Caller {
+    std::int64_t slots() const override { return 0; }
+    std::int64_t own_slots() const override { return 7; }
+  };
+  Runtime runtime;
+  WireConfig wire;
+  wire.bind = "inproc://waiting";
+  wire.metrics = "127.0.0.1:0";
+  const auto host = start(runtime, "echo", wire, std::make_unique<Waiting>());
+  SteadyClock clock;
+  const auto end = clock.now() + std::chrono::seconds(10);
+  const auto told = [&] { return host->metrics_text().find("parlando_echo_slots 7") != std::string::npos; };
+  while (!told() && clock.now() < end) ::poll(nullptr, 0, 20);
+  BOOST_TEST(told());
+}
+
 BOOST_AUTO_TEST_CASE(work_that_stands_still_ends_the_process) {
   for (const bool heavy : {false, true}) {
     const auto child = ::fork();

@@ -478,6 +478,21 @@ BOOST_AUTO_TEST_CASE(a_full_front_door_has_no_slots) {
   BOOST_TEST(door.until([&] { return door.core.slots() == 1; }));
 }
 
+BOOST_AUTO_TEST_CASE(connections_that_do_nothing_are_load_where_they_take_the_places) {
+  auto config = config_of_tests();
+  config.connections_max = 2;
+  config.streams_max = 0;
+  Door door(config);
+  std::vector<Browser> idle;
+  for (int n = 1; n <= 2; ++n) {
+    idle.emplace_back(door.core.listening_port());
+    idle.back().send("GET / HTTP/1.1\r\nHost: localhost:" + std::to_string(door.core.listening_port()) + "\r\n\r\n");
+    BOOST_REQUIRE(door.until([&] { return idle.back().pump().in.starts_with("HTTP/1.1 200"); }));
+    BOOST_TEST(door.core.load() == n);
+    BOOST_TEST(door.core.slots() == 2 - n);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(clients_of_the_mesh_are_told_of_their_own_places) {
   auto config = config_of_tests();
   config.connections_max = 1;
