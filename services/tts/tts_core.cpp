@@ -460,13 +460,16 @@ Result<std::vector<float>> TtsCore::decode(Piece& piece, bool& last) const {
     if (!last) return std::vector<float>();
     return piece.decoder->synthesise(piece.codes, piece.voice->prompt, piece.seed);
   }
-  PARLANDO_TRY(auto wave, piece.stream->push(std::exchange(piece.codes, {})));
-  last = piece.codes_done && !piece.stream->pending();
-  if (last) {
-    PARLANDO_TRY(const auto rest, piece.stream->finish());
-    wave.insert(wave.end(), rest.begin(), rest.end());
+  auto& stream = *piece.stream;
+  if (!piece.codes.empty() || stream.pending()) {
+    const auto before = stream.frames();
+    PARLANDO_TRY(auto wave, stream.push(std::exchange(piece.codes, {})));
+    // A step is one chunk, or what is left behind the last: others wait for it.
+    if (stream.frames() != before || !piece.codes_done) return wave;
   }
-  return wave;
+  last = piece.codes_done;
+  if (!last) return std::vector<float>();
+  return stream.finish();
 }
 
 /// Decodes what has come of the first piece and sends it. @error when the decoder fails

@@ -492,6 +492,26 @@ BOOST_AUTO_TEST_CASE(the_first_chunk_of_an_utterance_comes_before_later_ones_of_
   BOOST_TEST((speakers() == std::vector<std::uint32_t>{4}));
 }
 
+BOOST_AUTO_TEST_CASE(the_end_of_a_piece_is_a_step_of_its_own) {
+  constexpr std::size_t kGroup = 2646, kFirst = 1,
+                        kLargest = 33;  // samples of 120 ms; groups: one short of a chunk is left at most
+  for (const int groups : {4, 25, 83, 86}) {
+    TwoReplicas w;
+    w.speak(3, "Clara");
+    w.give(w.request(), groups);
+    Sound sound;
+    for (int step = 0; sound.ends == 0; ++step) {
+      BOOST_REQUIRE(step < 20);
+      const auto before = sound.pcm.size() / 2;
+      w.driver.work(1);
+      sound.hear(w.driver.take());
+      const auto made = sound.pcm.size() / 2 - before;
+      BOOST_TEST(made <= (step == 0 ? kFirst : kLargest) * kGroup + 256, groups << " groups, step " << step);
+    }
+    BOOST_TEST(sound.pcm.size() / 2 > (static_cast<std::size_t>(groups) - 1) * kGroup);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_piece_that_fails_ahead_does_not_cut_off_the_one_before) {
   for (const bool by_link : {false, true}) {
     Ahead w;
