@@ -72,7 +72,7 @@ void Pool::expect(int helpers) {
       threads_.emplace_back([this, &seat] { serve(seat); });
       ::pthread_setname_np(threads_.back().native_handle(), "compute");
     }
-  } catch (const std::system_error&) {  // as many as the system allows
+  } catch (const std::exception&) {  // as many as the system and the memory allow
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   started_.store(static_cast<int>(threads_.size()), std::memory_order_release);
@@ -138,7 +138,7 @@ void Pool::run(Call call, void* work, std::int64_t count, std::int64_t parts) {
     }
     seat->job = &job, seat->next = mine, mine = seat;
     asked_.fetch_add(1, std::memory_order_relaxed);
-    seat->state.store(offered, std::memory_order_release);
+    seat->state.store(offered, std::memory_order_seq_cst);
     seat->state.notify_one();
   }
   job.work_on();
@@ -170,7 +170,8 @@ void Pool::serve(Seat& seat) {
     if (job.niceness > own_niceness && ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), job.niceness) == 0)
       own_niceness = job.niceness;
     job.work_on();
-    seat.state.store(done, std::memory_order_release);
+    // In order with the look at who waits that `notify_one` begins with.
+    seat.state.store(done, std::memory_order_seq_cst);
     seat.state.notify_one();
   }
 }
