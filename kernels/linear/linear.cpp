@@ -23,6 +23,12 @@ static_assert(kBlockColumns * 127 * 32767 < (std::int64_t{1} << 31));
 std::int64_t blocks_of(std::int64_t columns) { return (columns + kBlockColumns - 1) / kBlockColumns; }
 std::int64_t groups_of(const PackedShape& s) { return (s.columns + s.group - 1) / s.group; }
 
+/// Where a column of eight stands among those that a word of int4 becomes: its bytes, the lower halves first.
+std::int64_t int4_place(std::int64_t column) {
+  constexpr std::int64_t kPlaces[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+  return column / 8 * 8 + kPlaces[column % 8];
+}
+
 float round_one(float x) { return float_of_bf16(bf16_of(x)); }
 
 }  // namespace
@@ -30,6 +36,8 @@ float round_one(float x) { return float_of_bf16(bf16_of(x)); }
 
 #define PARLANDO_BODY "kernels/linear/linear.inc"
 #include "kernels/vector/for_each_isa.inc"
+#define PARLANDO_BODY "kernels/linear/linear_tiles.inc"
+#include "kernels/vector/tiles.inc"
 
 namespace parlando::kernels {
 
@@ -251,11 +259,26 @@ void copy_part(const PackedShape& from, const std::byte* packed, std::int64_t fi
 }
 
 void LinearInput::set(Team& team, const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride) {
-  PARLANDO_DISPATCH(begin_input, *this, shape, count);
+  PARLANDO_DISPATCH_TILES(begin_input, *this, shape, count);
   constexpr std::int64_t kRowsForAThread = 32;
   team.run(count, kRowsForAThread, [&](std::int64_t first, std::int64_t last) {
-    PARLANDO_DISPATCH(fill_input, *this, shape, x, stride, first, last);
+    PARLANDO_DISPATCH_TILES(fill_input, *this, shape, x, stride, first, last);
   });
+}
+
+float LinearInput::value_in_tiles(std::int64_t n, std::int64_t c) const {
+  const auto begin = n / tile_ * tile_, wide = std::min(tile_, count_ - begin);
+  const auto* tile = reinterpret_cast<const std::byte*>(words.data() + begin * words_);
+  if (format_ == WeightFormat::bf16) {
+    std::uint16_t half;
+    std::memcpy(&half, tile + (c / 32 * wide + n - begin) * 64 + c % 32 * 2, 2);
+    return float_of_bf16(half);
+  }
+  const auto* at = tile + c / depth_ * 2 * wide * depth_ + (n - begin) * depth_ +
+                   (format_ == WeightFormat::int4 ? int4_place(c % depth_) : c % depth_);
+  const auto upper = static_cast<std::int8_t>(at[0]);
+  const auto whole = 256 * upper + static_cast<std::uint8_t>(at[wide * depth_]);
+  return scales[static_cast<std::size_t>(n * blocks_of(columns_) + c / kBlockColumns)] * static_cast<float>(whole);
 }
 
 void LinearInput::values(float* x) const {
@@ -264,6 +287,10 @@ void LinearInput::values(float* x) const {
     const auto begin = n / tile_ * tile_, wide = std::min(tile_, count_ - begin);
     const auto* from = words.data() + begin * words_ + (n - begin);
     for (std::int64_t c = 0; c < columns_; ++c) {
+      if (tiles_) {
+        x[n * columns_ + c] = value_in_tiles(n, c);
+        continue;
+      }
       const bool floats = format_ == WeightFormat::f32 || floats_;
       const auto bits = from[(floats ? c : c / 2) * wide];
       const auto half = static_cast<std::uint16_t>(c % 2 == 0 ? bits : bits >> 16);
@@ -286,7 +313,7 @@ void linear(Team& team, const PackedShape& shape, const std::byte* packed, const
   const auto least =
       std::max<std::int64_t>(1, (std::int64_t{1} << 17) / std::max<std::int64_t>(1, shape.panel_bytes()));
   team.run(shape.panels(), least, [&](std::int64_t first, std::int64_t last) {
-    PARLANDO_DISPATCH(product, shape, packed, x, first, last, y, stride);
+    PARLANDO_DISPATCH_TILES(product, shape, packed, x, first, last, y, stride);
   });
 }
 

@@ -56,11 +56,14 @@ class LinearInput {
   std::int64_t count() const { return count_; }
   /// What the rows stand for, after rounding. @param x  [count, columns]
   void values(float* x) const;
+  float value_in_tiles(std::int64_t n, std::int64_t column) const;
 
   std::int64_t count_ = 0, columns_ = 0, tile_ = 0;  ///< rows that lie together
   std::int64_t words_ = 0;                           ///< of a row
   WeightFormat format_ = WeightFormat::f32;
-  bool floats_ = false;              ///< bf16 numbers, widened: this instruction set multiplies no pairs
+  bool floats_ = false;     ///< bf16 numbers, widened: this instruction set multiplies no pairs
+  bool tiles_ = false;      ///< laid out for tiles: steps of [rows of the tile][64 bytes], see linear_tiles.inc
+  std::int64_t depth_ = 0;  ///< then, of integers: columns of a step
   std::vector<std::uint32_t> words;  ///< tiles of [words_][rows of the tile]
   std::vector<float> scales;         ///< [count][blocks of 256]
   std::vector<std::int32_t> sums;    ///< int4: [count][groups] of the integers

@@ -7,6 +7,7 @@
 #define PARLANDO_DISPATCH(function, ...)           \
   [&] {                                            \
     switch (isa()) {                               \
+      case Isa::amx:                               \
       case Isa::avx512_bf16:                       \
         return avx512_bf16::function(__VA_ARGS__); \
       case Isa::avx512_vnni:                       \
@@ -20,6 +21,10 @@
     }                                              \
     return plain::function(__VA_ARGS__);           \
   }()
+/// The same of a kernel that has a variant for tiles (behind tiles.inc, too).
+#define PARLANDO_DISPATCH_TILES(function, ...) \
+  (isa() == Isa::amx ? amx::function(__VA_ARGS__) : PARLANDO_DISPATCH(function, __VA_ARGS__))
 #else
+#define PARLANDO_DISPATCH_TILES(function, ...) plain::function(__VA_ARGS__)
 #define PARLANDO_DISPATCH(function, ...) plain::function(__VA_ARGS__)
 #endif

@@ -2,13 +2,41 @@
 
 #include <hwy/targets.h>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstring>
 
 namespace parlando::kernels {
 
 namespace {
-constexpr const char* kNames[kIsas] = {"plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+constexpr const char* kNames[kIsas] = {"plain", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"};
+
+enum class Tiles { absent, refused, usable };
+
+Tiles tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kProducts = 1u << 22 | 1u << 24 | 1u << 25;  // of bf16 numbers, tiles, of bytes
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kProducts) != kProducts) return Tiles::absent;
+  constexpr unsigned kOsSaves = 1u << 27, kTileState = 1u << 17 | 1u << 18;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & kOsSaves) == 0) return Tiles::absent;
+  unsigned low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if ((low & kTileState) != kTileState) return Tiles::refused;
+  // Of the whole process, threads to come included; children have it, too. Asking twice costs nothing.
+  constexpr long kRequest = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0 ? Tiles::usable : Tiles::refused;
+#else
+  return Tiles::absent;
+#endif
+}
+
+const Tiles kTiles = tiles();
 
 Isa best() {
 #if defined(__x86_64__)
@@ -18,7 +46,8 @@ Isa best() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512vnni")) return Isa::avx512;
-  return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512_vnni;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512_vnni;
+  return kTiles == Tiles::usable ? Isa::amx : Isa::avx512_bf16;
 #else
   return Isa::plain;
 #endif
@@ -53,10 +82,12 @@ std::vector<Isa> isas() {
 
 bool force_isa(std::optional<Isa> wanted) {
   if (wanted && *wanted > kBest) return false;
-  limit_highway(wanted.value_or(Isa::avx512_bf16));
+  limit_highway(wanted.value_or(Isa::amx));
   forced = wanted ? static_cast<int>(*wanted) : kNone;
   return true;
 }
+
+bool tiles_refused() { return kTiles == Tiles::refused; }
 
 const char* name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 

@@ -13,9 +13,10 @@ enum class Isa : int {
   avx2,         ///< AVX2, FMA, F16C
   avx512,       ///< F, BW, DQ, VL
   avx512_vnni,  ///< and products of pairs of 16-bit integers
-  avx512_bf16   ///< and products of pairs of bf16 numbers
+  avx512_bf16,  ///< and products of pairs of bf16 numbers
+  amx           ///< and of tiles, of bf16 numbers and of bytes; the system lets a process use them when it asks
 };
-inline constexpr int kIsas = 5;
+inline constexpr int kIsas = 6;
 
 /// The one in use: the best of this processor, or what was forced.
 Isa isa();
@@ -25,6 +26,8 @@ std::vector<Isa> isas();
 /// for all of them.
 /// @return false when this processor cannot run it; nothing changes then
 bool force_isa(std::optional<Isa> wanted);
+/// This processor has tiles, but the system does not let this process use them.
+bool tiles_refused();
 const char* name(Isa isa);
 /// As `name` says it. @return nullopt for an unknown name
 std::optional<Isa> isa_named(const char* name);

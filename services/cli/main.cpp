@@ -339,7 +339,7 @@ void add_bench(Commands& commands, CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::IsMember({"silence", "semantic", "both"}));
   sub.add_option("--instruction-set", o->instruction_set,
-                 "lm: plain, avx2, avx512, avx512_vnni or avx512_bf16 instead of the best one");
+                 "lm: plain, avx2, avx512, avx512_vnni, avx512_bf16 or amx instead of the best one");
   sub.add_option("--model-path", o->model_path);
   sub.add_flag("--json", o->as_json);
   c.run = [o, sub = &sub] {
