@@ -17,7 +17,8 @@ namespace parlando::kernels {
 namespace {
 
 constexpr std::int64_t kTilePositions = 128, kTileBlocks = kTilePositions / KvLayout::kBlock;
-constexpr std::int64_t kRowsMax = 48;  // of an item of work: with 128 positions they stay in the first cache
+constexpr std::int64_t kRowsMax = 48;       // of an item of work: with 128 positions they stay in the first cache
+constexpr std::int64_t kRowsOfTiles = 192;  // more of them are worth the values' other layout
 
 /// What a thread needs for an item of work; keeps its memory.
 struct Scratch {
@@ -51,6 +52,8 @@ struct Scratch {
 
 #define PARLANDO_BODY "kernels/attention/paged_attention.inc"
 #include "kernels/vector/for_each_isa.inc"
+#define PARLANDO_BODY "kernels/attention/paged_attention_tiles.inc"
+#include "kernels/vector/tiles.inc"
 
 namespace parlando::kernels {
 
@@ -99,10 +102,12 @@ struct Items {
 void cut(const KvLayout& layout, std::span<const PagedAttention> batch, Items& out) {
   out.all.clear(), out.until.clear();
   std::int64_t positions = 0;
+  const auto rows = isa() == Isa::amx && layout.bf16 ? kRowsOfTiles : kRowsMax;
   for (const auto& a : batch) {
-    const auto tokens = std::max<std::int64_t>(1, kRowsMax / std::max<std::int64_t>(1, a.heads / layout.groups));
-    for (std::int64_t first = 0; first < a.tokens; first += tokens)
-      for (std::int64_t g = 0; g < layout.groups; ++g) {
+    const auto tokens = std::max<std::int64_t>(1, rows / std::max<std::int64_t>(1, a.heads / layout.groups));
+    // Group by group: what a group has cached is read again by its next tokens while it is near.
+    for (std::int64_t g = 0; g < layout.groups; ++g)
+      for (std::int64_t first = 0; first < a.tokens; first += tokens) {
         const auto last = std::min(a.tokens, first + tokens);
         out.all.push_back({&a, g, first, last});
         positions += (last - first) * (2 * a.first_position + first + last + 1) / 2;
@@ -121,7 +126,7 @@ void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAt
   auto attend = [&](std::int64_t first, std::int64_t last) {
     thread_local Scratch scratch;
     for (auto i = first; i < last; ++i)
-      PARLANDO_DISPATCH(attend, layout, *all[i].a, all[i].group, all[i].first, all[i].last, scratch);
+      PARLANDO_DISPATCH_TILES(attend, layout, *all[i].a, all[i].group, all[i].first, all[i].last, scratch);
   };
   // Waking a thread costs as much as some thousand positions do.
   const auto parts = std::min<std::int64_t>({team.size(), count, items.until.back() / 2048});
