@@ -13,6 +13,7 @@
 #include "common/http/server.hpp"
 #include "common/service/host.hpp"
 #include "kernels/gemv/gemv.hpp"
+#include "kernels/vector/isa.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
@@ -32,7 +33,8 @@ int doctor(const fs::path& model_path, bool as_json) {
   __builtin_cpu_init();
   cpu["features"] = {{"avx2", static_cast<bool>(__builtin_cpu_supports("avx2"))},
                      {"avx512f", static_cast<bool>(__builtin_cpu_supports("avx512f"))},
-                     {"avx512_bf16", static_cast<bool>(__builtin_cpu_supports("avx512bf16"))}};
+                     {"avx512_bf16", static_cast<bool>(__builtin_cpu_supports("avx512bf16"))},
+                     {"amx", kernels::isas().back() == kernels::Isa::amx}};
   std::ifstream memory("/proc/meminfo");
   for (std::string key; memory >> key;)
     if (key == "MemAvailable:") {
@@ -74,8 +76,8 @@ int doctor(const fs::path& model_path, bool as_json) {
   }
   fmt::print("processor   {} ({} threads), kernels for {}\n", cpu.value("model", "unknown"),
              cpu["threads"].get<unsigned>(), cpu["kernels"].get<std::string>());
-  fmt::print("            AVX2 {}, AVX-512 {}, bf16 {}\n", cpu["features"]["avx2"].dump(),
-             cpu["features"]["avx512f"].dump(), cpu["features"]["avx512_bf16"].dump());
+  fmt::print("            AVX2 {}, AVX-512 {}, bf16 {}, AMX {}\n", cpu["features"]["avx2"].dump(),
+             cpu["features"]["avx512f"].dump(), cpu["features"]["avx512_bf16"].dump(), cpu["features"]["amx"].dump());
   fmt::print("memory      {:.1f} GB available\n", out.value("memory_available_bytes", std::int64_t{0}) / 1e9);
   fmt::print("GPUs        {}\n", devices == 0 ? "none (the CPU is used)" : std::to_string(devices));
   std::string libraries;

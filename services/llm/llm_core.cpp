@@ -12,6 +12,7 @@
 #include "common/nn/threads.hpp"
 #include "common/telemetry/log.hpp"
 #include "kernels/team/pool.hpp"
+#include "kernels/vector/isa.hpp"
 
 namespace parlando::llm {
 namespace fs = std::filesystem;
@@ -221,6 +222,10 @@ Result<void> LlmModel::start_speech(const std::string& name, const Speech& speec
 }
 
 Result<std::unique_ptr<service::Core>> LlmCore::make(const LlmConfig& config) {
+  if (kernels::tiles_refused())
+    telemetry::log(telemetry::Level::warning,
+                   "llm computes without tiles (AMX): the system does not let this process use them instruction_set={}",
+                   kernels::name(kernels::isa()));
   // A rank is a second start of this program.
   std::error_code ignored;
   const auto program = fs::read_symlink("/proc/self/exe", ignored).filename().string();
