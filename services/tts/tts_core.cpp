@@ -50,9 +50,10 @@ Result<std::unique_ptr<service::Core>> TtsCore::make(const TtsConfig& config) {
   nn::use_threads(config.threads);  // loading computes, too
   std::unique_ptr<TtsCore> out(new TtsCore(config));
   const fs::path root = config.model;
-  PARLANDO_TRY(out->common_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz", at::kFloat));
+  const auto dtype = config.bf16 ? at::kBFloat16 : at::kFloat;
+  PARLANDO_TRY(out->common_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz", dtype));
   if (fs::is_directory(root / "CosyVoice-300M-25Hz-Music")) {
-    PARLANDO_TRY(out->music_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz-Music", at::kFloat));
+    PARLANDO_TRY(out->music_, SpeechDecoder::load(root / "CosyVoice-300M-25Hz-Music", dtype));
   }
   auto speakers = fs::is_directory(root / "speakers") ? root / "speakers" : root.parent_path() / "speakers";
   if (!config.speakers.empty()) {

@@ -21,7 +21,8 @@
 namespace parlando::tts {
 
 struct TtsConfig {
-  int threads = 1;  ///< of the process's pool that one call takes at most, its own included
+  int threads = 1;    ///< of the process's pool that one call takes at most, its own included
+  bool bf16 = false;  ///< the flow's estimator computes in bf16
   std::string model = "models/nano/Step-Audio-TTS-3B";
   int utterances_max = 64;
   int text_bytes_max = 4000;
@@ -32,7 +33,8 @@ struct TtsConfig {
   int prompt_memory_mb = 4096;  ///< for what utterances under way keep of their prompts
   template <class V>
   void fields(V&& v) {
-    v("threads", threads), v("model", model), v("utterances_max", utterances_max), v("text_bytes_max", text_bytes_max);
+    v("threads", threads), v("model", model), v("bf16", bf16), v("utterances_max", utterances_max),
+        v("text_bytes_max", text_bytes_max);
     v("speakers", speakers), v("whole", whole);
     v("voices", voices), v("voices_cached_max", voices_cached_max);
     v("prompt_memory_mb", prompt_memory_mb);

@@ -26,13 +26,13 @@ class Vocoder {
  public:
   Vocoder(const fs::path& folder, const json& manifest) : folder_(folder), manifest_(manifest) {}
 
-  const SpeechDecoder& model(const std::string& key) {
-    auto& slot = models_[key];
+  const SpeechDecoder& model(const std::string& key, at::ScalarType dtype = at::kFloat) {
+    auto& slot = models_[key + (dtype == at::kFloat ? "" : " in bf16")];
     if (!slot) {
       const auto directory = folder_ / manifest_.at("models").at(key).at("dir").get<std::string>();
       const auto imported = temporary_.path() / key;
       if (auto done = checkpoint::import_directory(directory, imported); !done) throw Failure{done.error()};
-      auto loaded = SpeechDecoder::load(imported, at::kFloat);
+      auto loaded = SpeechDecoder::load(imported, dtype);
       if (!loaded) throw Failure{loaded.error()};
       slot = *loaded;
     }
@@ -92,8 +92,16 @@ class Vocoder {
   }
 
   void run(Report& report, const json& c) {
+    run(report, c, at::kFloat);
+    // What the reference computed in bf16 holds for both types of the estimator.
+    const auto& params = c.at("params");
+    if (params.value("dtype", "") == "bf16" && c.at("model").is_string()) run(report, c, at::kBFloat16);
+  }
+
+ private:
+  void run(Report& report, const json& c, at::ScalarType dtype) {
     const auto kind = c.at("kind").get<std::string>(), name = c.at("name").get<std::string>();
-    report.begin(kind, name);
+    report.begin(kind + (dtype == at::kFloat ? "" : " bf16"), name);
     const auto t = load_tensors(folder_ / c.at("file").get<std::string>());
     for (const auto& [tensor, info] : c.at("tensors").items())
       if (!t.contains(tensor)) report.fail(tensor, "listed in the manifest, missing in the file");
@@ -199,7 +207,7 @@ class Vocoder {
       vector_out("t_span", s.span), vector_out("t", s.t), vector_out("dt", s.dt);
     } else if (kind == "estimator") {
       const auto dump = bf16 ? Flow::Trace{} : Flow::Trace(trace);
-      out("y", model(key).flow().estimate(in("x"), in("mu"), in("t"), in("spks"), in("cond"), dump));
+      out("y", model(key, dtype).flow().estimate(in("x"), in("mu"), in("t"), in("spks"), in("cond"), dump));
     } else if (kind == "cfm") {
       std::vector<at::Tensor> steps;
       const auto x = model(key).flow().solve(in("z"), in("mu"), in("spks"), in("cond"),
@@ -211,7 +219,7 @@ class Vocoder {
                                              });
       out("x_steps", at::stack(steps)), out("x", x);
     } else if (kind == "flow" || kind == "tokens2wav") {
-      const auto& m = model(key);
+      const auto& m = model(key, dtype);
       const auto mel = m.flow().mel(in("token")[0], in("prompt_token")[0], in("prompt_feat"), in("embedding"), in("z"));
       out("mel", mel);
       if (kind == "tokens2wav" && !bf16)
@@ -302,7 +310,6 @@ class Vocoder {
         report.fail(tensor, "no value was computed for it");
   }
 
- private:
   template <class In, class Out>
   void stream(Report& report, const json& c, const std::string& key, In&& in, Out&& out) {
     const auto& p = c.at("params");

@@ -51,9 +51,9 @@ Schedule flow_schedule(int steps, ScheduleType type) {
 
 at::Tensor Flow::norm(const at::Tensor& x, const Norm& n) { return at::layer_norm(x, {x.size(-1)}, n.w, n.b, 1e-5); }
 
-Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source, at::ScalarType dtype)
-    : dtype_(dtype) {
-  tensor::Weights w(std::move(tensors), source, dtype);
+Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source,
+           at::ScalarType dtype) {
+  tensor::Weights w(std::move(tensors), source);
   const auto& flow = config.at("flow");
   rate_ = flow.at("input_frame_rate").get<double>();
   if (!(rate_ > 1 && rate_ < 1000)) raise(Errc::bad_format, "{}: input_frame_rate is {}", source, rate_);
@@ -124,6 +124,24 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
   time_inputs_ = size(e + "time_mlp.linear_1.weight", 1);
   time1_ = linear(e + "time_mlp.linear_1", {time, time_inputs_}),
   time2_ = linear(e + "time_mlp.linear_2", {time, time});
+  const auto fix = [&](const std::string& at) {
+    const auto conv = at + ".0.block1.block.0", res = at + ".0.res_conv";
+    const auto out = size(conv + ".weight", 0), in = size(conv + ".weight", 1);
+    const auto conv_w = w.take(conv + ".weight", {out, in, 3}), res_w = w.take(res + ".weight", {out, in, 1}),
+               conv_b = w.take(conv + ".bias", {out}), res_b = w.take(res + ".bias", {out});
+    if (!conv_w.defined() || !res_w.defined()) return;
+    if (in <= kMelBins)
+      raise(Errc::checkpoint_mismatch, "{}: {} reads {} channels, expected more than {}", source, conv, in, kMelBins);
+    fixed_conv_ = {conv_w.narrow(1, kMelBins, in - kMelBins), conv_b};
+    fixed_res_ = {res_w.narrow(1, kMelBins, in - kMelBins), res_b};
+  };
+  if (dtype == at::kBFloat16) {
+    bf16_ = std::make_shared<Bf16Estimator>(w, e, heads_, dim_, kMelBins);
+    stride_ = bf16_->stride();
+    fix(e + "down_blocks.0");
+    w.finish();
+    return;
+  }
   auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) {
     if (out > 0 && out % kGroups != 0)
       raise(Errc::checkpoint_mismatch, "{}: {} has {} channels, expected a multiple of {}", source, at, out, kGroups);
@@ -136,17 +154,12 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     if (first) {
       // A convolution of channels side by side is the sum of those of its parts: what is the same in every step of the
       // solver is convolved once.
-      const auto conv = at + ".0.block1.block.0", res = at + ".0.res_conv";
-      const auto conv_w = w.take(conv + ".weight", {out, in, 3}), res_w = w.take(res + ".weight", {out, in, 1}),
-                 conv_b = w.take(conv + ".bias", {out}), res_b = w.take(res + ".bias", {out});
+      fix(at);
+      const auto conv_w = w.take(at + ".0.block1.block.0.weight", {out, in, 3}),
+                 res_w = w.take(at + ".0.res_conv.weight", {out, in, 1});
       if (conv_w.defined() && res_w.defined()) {
-        if (in <= kMelBins)
-          raise(Errc::checkpoint_mismatch, "{}: {} reads {} channels, expected more than {}", source, conv, in,
-                kMelBins);
         s.resnet.block1 = {{conv_w.narrow(1, 0, kMelBins), {}}, norm_of(at + ".0.block1.block.1", out)};
         s.resnet.res = {res_w.narrow(1, 0, kMelBins), {}};
-        fixed_conv_ = {conv_w.narrow(1, kMelBins, in - kMelBins), conv_b};
-        fixed_res_ = {res_w.narrow(1, kMelBins, in - kMelBins), res_b};
       }
     } else {
       s.resnet.block1 = block_of(at + ".0.block1", in, out),
@@ -203,7 +216,7 @@ at::Tensor Flow::encode(const at::Tensor& tokens, const Trace& trace) const {
   const auto r = at::arange(T - 1, -T, -1, at::kFloat).unsqueeze(1);
   const auto omega = at::exp(at::arange(0, width_, 2, at::kFloat) *
                              static_cast<float>(-std::log(10000.0) / static_cast<double>(width_)));
-  const auto table = at::stack({(r * omega).sin(), (r * omega).cos()}, 2).view({2 * T - 1, width_}).to(dtype_);
+  const auto table = at::stack({(r * omega).sin(), (r * omega).cos()}, 2).view({2 * T - 1, width_});
   for (std::size_t l = 0; l < encoder_.size(); ++l) {
     const auto& e = encoder_[l];
     const auto qkv = e.qkv(norm(x, e.norm_mha)).view({T, 3, encoder_heads_, d});
@@ -241,7 +254,7 @@ at::Tensor Flow::stretch_v1(const at::Tensor& h, std::int64_t frames) const {
 
 at::Tensor Flow::regulate(const at::Tensor& stretched) const {
   const c10::InferenceMode guard;
-  auto x = stretched.to(dtype_);
+  auto x = stretched;
   for (std::size_t n = 0; n < 4; ++n) x = activated(regulator_conv_[n](x), 1, regulator_norm_[n]);
   return regulator_conv_[4](x).to(at::kFloat);
 }
@@ -249,12 +262,11 @@ at::Tensor Flow::regulate(const at::Tensor& stretched) const {
 at::Tensor Flow::speaker(const at::Tensor& embedding) const {
   const c10::InferenceMode guard;
   const auto e = embedding / embedding.norm(2, 1, true).clamp_min(1e-12);
-  return speaker_(e.to(dtype_)).to(at::kFloat);
+  return speaker_(e).to(at::kFloat);
 }
 
 at::Tensor Flow::activated(const at::Tensor& x, std::int64_t groups, const Norm& n, PastStep* past) {
-  const auto in = x.to(at::kFloat).contiguous(), w = n.w.to(at::kFloat).contiguous(),
-             b = n.b.to(at::kFloat).contiguous();
+  const auto in = x.contiguous(), w = n.w.contiguous(), b = n.b.contiguous();
   auto out = at::empty_like(in);
   const auto each = in.size(1) * in.size(2);
   const bool known = past != nullptr && past->known != nullptr;
@@ -268,7 +280,7 @@ at::Tensor Flow::activated(const at::Tensor& x, std::int64_t groups, const Norm&
                              out.data_ptr<float>() + k * each, known ? before : nullptr);
   }
   if (past != nullptr && !known) past->made.push_back(moments);
-  return out.to(x.scalar_type());
+  return out;
 }
 
 /// The frame in front of x, where it is not computed again; undefined: x begins with the window.
@@ -322,11 +334,13 @@ at::Tensor Flow::estimate(const at::Tensor& x_in, const at::Tensor& mu, const at
 }
 
 at::Tensor Flow::fixed_inputs(const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond) const {
-  return at::cat({mu, spk.unsqueeze(2).expand({-1, -1, mu.size(2)}), cond}, 1).to(dtype_);
+  return at::cat({mu, spk.unsqueeze(2).expand({-1, -1, mu.size(2)}), cond}, 1);
 }
 
 Flow::Fixed Flow::fixed(const at::Tensor& inputs, const at::Tensor& before) const {
-  return {fixed_conv_(inputs, before), fixed_res_(inputs)};
+  const auto conv = fixed_conv_(inputs, before), res = fixed_res_(inputs);
+  if (!bf16_) return {conv, res};
+  return {conv.transpose(1, 2).contiguous(), res.transpose(1, 2).contiguous()};
 }
 
 at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at::Tensor& t, const Trace& trace,
@@ -335,11 +349,12 @@ at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at:
   const auto f =
       at::exp(at::arange(half, at::kFloat) * static_cast<float>(-std::log(10000.0) / static_cast<double>(half - 1)));
   const auto angle = 1000.0 * t.to(at::kFloat).unsqueeze(1) * f.unsqueeze(0);
-  const auto embedded = at::cat({angle.sin(), angle.cos()}, 1).to(dtype_);
+  const auto embedded = at::cat({angle.sin(), angle.cos()}, 1);
   const auto raw = time2_(at::silu(time1_(embedded)));
   if (trace) trace("time_mlp", raw);
   const auto time = at::mish(raw);  // every resnet starts with the same activation of it
-  auto x = x_in.to(dtype_);
+  if (bf16_) return (*bf16_)(x_in, inputs.conv, inputs.res, time, past);
+  auto x = x_in;
   std::vector<at::Tensor> skips;
   int n = 0;
   for (const auto& s : down_) {

@@ -12,6 +12,7 @@
 #include "common/checkpoint/tensor_data.hpp"
 #include "common/nn/convolution.hpp"
 #include "common/nn/linear.hpp"
+#include "services/tts/model/bf16_estimator.hpp"
 #include "services/tts/model/flow_past.hpp"
 
 namespace parlando::tts {
@@ -32,6 +33,7 @@ Schedule flow_schedule(int steps, ScheduleType type);
 class Flow {
  public:
   using Trace = std::function<void(const std::string&, const at::Tensor&)>;
+  /// @param dtype  at::kBFloat16: the estimator in bf16 (`Bf16Estimator`), the rest in fp32 either way
   /// @throws Failure on a bad checkpoint or configuration
   Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const std::string& source,
        at::ScalarType dtype = at::kFloat);
@@ -105,7 +107,8 @@ class Flow {
     nn::Convolution conv;  ///< that keeps the length, or
     Norm resample;         ///< weights of one that halves or doubles it
   };
-  /// What the first resnet makes of those inputs that are the same in every step: mu, speaker, condition.
+  /// What the first resnet makes of those inputs that are the same in every step: mu, speaker, condition. In bf16 frame
+  /// by frame.
   struct Fixed {
     at::Tensor conv, res;
   };
@@ -128,7 +131,6 @@ class Flow {
   std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0, stride_ = 1;
   int steps_ = kFlowSteps;
   bool single_ = false;
-  at::ScalarType dtype_;
   at::Tensor embedding_;
   nn::Linear embed_, encoder_proj_, speaker_, time1_, time2_;
   Norm embed_norm_, after_norm_;
@@ -138,6 +140,7 @@ class Flow {
   nn::Convolution fixed_conv_, fixed_res_, final_proj_;  ///< the first two: of `Fixed`
   std::vector<Stage> down_, mid_, up_;
   Block final_block_;
+  std::shared_ptr<const Bf16Estimator> bf16_;  ///< in the place of the three lines before
 };
 
 }  // namespace parlando::tts

@@ -184,6 +184,37 @@ BOOST_AUTO_TEST_CASE(a_window_behind_its_own_beginning_is_the_rest_of_it) {
   }
 }
 
+/// In bf16 the estimator is what it is in fp32, up to that type's rounding, in one piece and behind a past.
+BOOST_AUTO_TEST_CASE(in_bf16_the_flow_is_what_it_is_in_fp32) {
+  const c10::InferenceMode guard;
+  for (const char* folder :
+       {"tests/goldens/vocoder/models/CosyVoice-300M-25Hz", "models/nano/Step-Audio-TTS-3B/CosyVoice-300M-25Hz"}) {
+    const auto full = *SpeechDecoder::load(kRoot / folder, at::kFloat),
+               half = *SpeechDecoder::load(kRoot / folder, at::kBFloat16);
+    BOOST_TEST(half->flow().stride() == full->flow().stride());
+    for (const auto& [frames, before] : {std::pair{90, 40}, {91, 40}, {41, 2}}) {
+      at::manual_seed(2);
+      const auto z = at::randn({1, 80, frames}), mu = at::randn({1, 80, frames}), speaker = at::randn({1, 80}),
+                 cond = at::randn({1, 80, frames});
+      const auto want = full->flow().solve(z, mu, speaker, cond);
+      FlowPast past;
+      const auto got = half->flow().solve(z, mu, speaker, cond, before, past);
+      BOOST_TEST(at::equal(got, half->flow().solve(z, mu, speaker, cond)));
+      const auto error = (got - want).abs();
+      BOOST_TEST_MESSAGE(frames << " frames: mean difference " << error.mean().item<double>() << ", largest "
+                                << error.max().item<double>() << " of " << want.abs().mean().item<double>());
+      BOOST_TEST(error.mean().item<double>() < 0.01);
+      BOOST_TEST(error.max().item<double>() < 0.1);
+      BOOST_TEST(error.max().item<double>() > 0.0);
+      const auto rest = [n = before, count = frames - before](const at::Tensor& x) { return x.narrow(2, n, count); };
+      const auto behind = half->flow().solve_behind(past, rest(z), rest(mu), speaker, rest(cond));
+      const auto apart = (behind - rest(got)).abs().max().item<double>();
+      BOOST_TEST_MESSAGE(before << " of " << frames << " frames known: largest difference " << apart);
+      BOOST_TEST(apart < 0.04);  // sums in another order fall to other sides of a border of bf16
+    }
+  }
+}
+
 /// What the estimator computes at official size, in multiplications for each step: its products for each frame and, in
 /// attention, for each pair of frames (docs/vocoder.md §12).
 double work(std::int64_t frames, std::int64_t pairs) {
