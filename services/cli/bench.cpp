@@ -292,9 +292,10 @@ double gemm_rate(int threads) {
 }
 
 Result<Decoder> decoder_of(const BenchOptions& o) {
+  const auto dtype = o.bf16 ? at::kBFloat16 : at::kFloat;
   if (o.random_weights.empty()) {
     PARLANDO_TRY(const auto loaded,
-                 tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", at::kFloat));
+                 tts::SpeechDecoder::load(o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz", dtype));
     const auto folder = o.model_path / "Step-Audio-TTS-3B/CosyVoice-300M-25Hz";
     Decoder out{std::shared_ptr<const tts::Flow>(loaded, &loaded->flow()), loaded->hift()};
     PARLANDO_TRY(const auto flow, checkpoint::read_safetensors(folder / "flow.safetensors"));
@@ -307,7 +308,7 @@ Result<Decoder> decoder_of(const BenchOptions& o) {
   auto flow = random_flow(c), hift = random_hift(c);
   Decoder out;
   count_operations(out, flow, hift, c);
-  out.flow = std::make_shared<tts::Flow>(std::move(flow), c, "random flow weights"),
+  out.flow = std::make_shared<tts::Flow>(std::move(flow), c, "random flow weights", dtype),
   out.hift = std::make_shared<tts::Hift>(std::move(hift), c, "random vocoder weights");
   return out;
 }
@@ -318,36 +319,45 @@ Result<json> bench_decoder(const BenchOptions& o) {
   const auto tokens_count = static_cast<std::int64_t>(std::llround(o.seconds * decoder.flow->token_rate() / 5) * 5);
   const auto frames = decoder.flow->frames_of(tokens_count);
   const auto tokens = at::arange(tokens_count).remainder(decoder.flow->vocabulary());
-  const auto z = tts::flow_noise(1, 0, 0, frames);
-  const auto embedding = at::ones({1, 192}), none = at::zeros({0}, at::kLong), no_mel = at::zeros({1, 0, 80});
+  const auto prompt_count =
+      static_cast<std::int64_t>(std::llround(o.prompt_seconds * decoder.flow->token_rate() / 5) * 5);
+  const auto prompt_frames = decoder.flow->frames_of(prompt_count);
+  const auto embedding = at::ones({1, 192}), prompt = at::arange(prompt_count).remainder(decoder.flow->vocabulary()),
+             prompt_mel = at::randn({1, prompt_frames, 80}) - 5, z = tts::flow_noise(1, 0, 0, prompt_frames + frames);
   at::Tensor mel = at::randn({1, 80, frames}) - 5;
   const tts::SourceNoise noise(1);
   const auto source_noise = noise.noise(0, frames * tts::kHop);
   const auto phase = noise.phase();
-  json out{{"bench", o.name}, {"seconds", o.seconds}, {"threads", o.threads}};
+  json out{{"bench", o.name},
+           {"seconds", o.seconds},
+           {"threads", o.threads},
+           {"prompt_seconds", o.prompt_seconds},
+           {"bf16", o.bf16}};
   const double audio = static_cast<double>(frames * tts::kHop) / tts::kMelRate;
-  fmt::print("decoder, {:.2f} s of speech, {} thread(s), fp32\n", audio, o.threads);
+  fmt::print("decoder, {:.2f} s of speech, {} thread(s), {}\n", audio, o.threads,
+             o.bf16 ? "estimator of the flow in bf16" : "fp32");
   Spread flow, hift;
   const double gemm = gemm_rate(o.threads);
-  auto share = [&](const char* key, double per_frame, const Spread& s) {
-    const double rate = per_frame * static_cast<double>(frames) / s.median;
+  auto share = [&](const char* key, double per_frame, std::int64_t count, const Spread& s) {
+    const double rate = per_frame * static_cast<double>(count) / s.median;
     fmt::print("{:30}{:.1f} of {:.1f} GFLOP/s of a 1024³ matrix product: {:.0f} %\n", "", rate / 1e9, gemm / 1e9,
                100 * rate / gemm);
     out[key] = rate / gemm;
   };
   if (with_flow) {
-    flow = measure(o.runs, [&] { mel = decoder.flow->mel(tokens, none, no_mel, embedding, z); });
-    fmt::print("  flow, 10 steps, no prompt   {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n",
-               1e3 * flow.median, 1e3 * flow.low, 1e3 * flow.high, flow.median / audio);
+    flow = measure(o.runs, [&] { mel = decoder.flow->mel(tokens, prompt, prompt_mel, embedding, z); });
+    fmt::print("  flow, prompt of {:4.1f} s      {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n",
+               static_cast<double>(prompt_frames * tts::kHop) / tts::kMelRate, 1e3 * flow.median, 1e3 * flow.low,
+               1e3 * flow.high, flow.median / audio);
     out["flow_s"] = spread_json(flow);
-    share("flow_gemm_share", decoder.flow_operations_per_frame, flow);
+    share("flow_gemm_share", decoder.flow_operations_per_frame, prompt_frames + frames, flow);
   }
   if (with_hift) {
     hift = measure(o.runs, [&] { (*decoder.hift)(mel, phase, source_noise); });
     fmt::print("  vocoder                     {:9.1f} ms ({:.1f}…{:.1f})   real-time factor {:.3f}\n",
                1e3 * hift.median, 1e3 * hift.low, 1e3 * hift.high, hift.median / audio);
     out["vocoder_s"] = spread_json(hift);
-    share("vocoder_gemm_share", decoder.hift_operations_per_frame, hift);
+    share("vocoder_gemm_share", decoder.hift_operations_per_frame, frames, hift);
   }
   fmt::print("  peak memory {:.2f} GB\n", static_cast<double>(peak_memory_bytes()) / 1e9);
   out["peak_bytes"] = peak_memory_bytes();

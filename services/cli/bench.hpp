@@ -18,6 +18,8 @@ struct BenchOptions {
   int threads = 1, runs = 5;
   int sessions = 0;    ///< tokenizer: streams that are read one after the other and side by side; 0: not measured
   double seconds = 3;  ///< of audio
+  double prompt_seconds = 0;  ///< flow, tts: of a voice prompt in front of it
+  bool bf16 = false;          ///< flow, tts: the estimator in bf16
 };
 
 /// @return one JSON object with the figures that were also printed

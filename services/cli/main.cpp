@@ -316,6 +316,8 @@ void add_bench(Commands& commands, CLI::App& app) {
   sub.add_option("--seconds", o->bench.seconds,
                  "audio per run; mesh: time of a run, default 10; turn: of each number of live sessions, default 25")
       ->capture_default_str();
+  sub.add_option("--prompt-seconds", o->bench.prompt_seconds, "flow, tts: of a voice prompt in front of the speech");
+  sub.add_flag("--bf16", o->bench.bf16, "flow, tts: the estimator of the flow in bf16");
   sub.add_option("--sessions", o->mesh.sessions,
                  "mesh: sessions that listen; tokenizer: streams that are read side by side; turn: live sessions, "
                  "default 20, 50, 100, 150, 200, 240")
