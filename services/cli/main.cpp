@@ -442,6 +442,15 @@ void add_quantize(Commands& commands, CLI::App& app) {
   c.sub.add_option("target", o->target, "a new directory")->required();
   c.sub.add_option("--format", o->format, "bf16, int8 or int4")->capture_default_str();
   c.sub.add_option("--check-tokens", o->check_tokens, "of text that is compared; 0 for none")->capture_default_str();
+  o->dialogues = find_models("nano") / "dialogues";
+  c.sub
+      .add_option(
+          "--dialogues", o->dialogues,
+          "labelled recordings that source and target write down, where the source is a model that does; \"\" for none")
+      ->capture_default_str();
+  c.sub.add_option("--task-max", o->task_max, "recordings at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 20));
   c.sub.add_option("--threads", o->threads)->capture_default_str()->check(CLI::Range(1, 1024));
   c.sub.add_flag("--json", *as_json, "one JSON object on stdout");
   c.run = [o, as_json] {

@@ -2,7 +2,6 @@
 
 #include <cstdlib>
 
-
 #include <nlohmann/json.hpp>
 
 #include "common/base/codes.hpp"
@@ -162,20 +161,27 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
     PARLANDO_TRY(const auto model, Step1::load(directory, dtype));
     out.engine = std::make_shared<LmEngine>(model, limits);
   }
-  PARLANDO_TRY(out.text, TextTokenizer::load(directory));
-  PARLANDO_TRY(out.chat_sampling, sampling_of(directory, Sampling::chat()));
-  PARLANDO_TRY(out.speech_sampling, sampling_of(directory, Sampling::tts()));
-  out.chat_prompt = "适配用户的语言，用简短口语化的文字回答";  // default of the official demo
-  out.prompts = TtsPrompts::official();
-  if (fs::exists(directory / "prompts.json")) {
-    PARLANDO_TRY(const auto text, read_file(directory / "prompts.json", 1u << 20));
-    const auto p = json::parse(text);
-    out.chat_prompt = p.value("chat", out.chat_prompt);
-    out.prompts = {p.value("sys_prompt_with_spk", out.prompts.with_speaker),
-                   p.value("sys_prompt_wo_spk", out.prompts.without_speaker),
-                   p.value("sys_prompt_for_rap", out.prompts.rap), p.value("sys_prompt_for_vocal", out.prompts.vocal)};
-  }
+  PARLANDO_DO(out.read_words(directory));
   return out;
+} catch (const json::exception& error) {
+  return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", directory.string(), error.what());
+}
+
+Result<void> LlmModel::read_words(const fs::path& directory) try {
+  PARLANDO_TRY(text, TextTokenizer::load(directory));
+  PARLANDO_TRY(chat_sampling, sampling_of(directory, Sampling::chat()));
+  PARLANDO_TRY(speech_sampling, sampling_of(directory, Sampling::tts()));
+  chat_prompt = "适配用户的语言，用简短口语化的文字回答";  // default of the official demo
+  prompts = TtsPrompts::official();
+  if (fs::exists(directory / "prompts.json")) {
+    PARLANDO_TRY(const auto words, read_file(directory / "prompts.json", 1u << 20));
+    const auto p = json::parse(words);
+    chat_prompt = p.value("chat", chat_prompt);
+    prompts = {p.value("sys_prompt_with_spk", prompts.with_speaker),
+               p.value("sys_prompt_wo_spk", prompts.without_speaker), p.value("sys_prompt_for_rap", prompts.rap),
+               p.value("sys_prompt_for_vocal", prompts.vocal)};
+  }
+  return {};
 } catch (const json::exception& error) {
   return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", directory.string(), error.what());
 }

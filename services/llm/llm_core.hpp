@@ -48,6 +48,8 @@ struct LlmModel {
   /// @error Errc::not_found, Errc::checkpoint_mismatch, Errc::bad_json naming the file
   static Result<LlmModel> load(const std::filesystem::path& directory, at::ScalarType dtype, LmEngine::Limits limits,
                                int ranks = 1, int threads = 1, const std::string& program = {});
+  /// What a checkpoint holds besides its weights, for an engine that is there. @error those of `load`
+  Result<void> read_words(const std::filesystem::path& directory);
   /// What a synthesis needs. mode: with_speaker, without_speaker, rap or vocal; codes: the voice's, 0…5119 and known to
   /// this vocabulary.
   struct Speech {

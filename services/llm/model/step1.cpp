@@ -72,8 +72,8 @@ std::vector<float> floats(const at::Tensor& w) {
 }
 }  // namespace
 
-Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, WeightFormat format, int rank,
-                                                 int ranks) try {
+Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, WeightFormat format, int rank, int ranks,
+                                                 const Packed& packed) try {
   PARLANDO_TRY(auto config, Step1Config::load(directory / "config.json"));
   PARLANDO_TRY(auto shard, Shard::plan(config, rank, ranks));
   PARLANDO_TRY(auto file, checkpoint::read_safetensors_model(directory));
@@ -98,13 +98,14 @@ Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, Weig
     Range range;
   };
   // Weights are rounded once, from what the file holds.
-  auto matrix = [&](const std::vector<Part>& parts, WeightFormat as) {
+  auto matrix = [&](const std::string& name, const std::vector<Part>& parts, WeightFormat as) {
     std::vector<at::Tensor> views;
     for (const auto& part : parts) {
       auto view = w.exactly(part.name, {part.rows, part.columns});
       views.push_back(view.defined() ? view.narrow(part.dimension, part.range.first, part.range.count()) : view);
     }
     auto out = pack(views, as);
+    if (packed && std::ranges::all_of(views, &at::Tensor::defined)) packed(name, views, out);
     for (const auto& part : parts) w.drop(part.name);
     return out;
   };
@@ -117,22 +118,26 @@ Result<std::shared_ptr<const Step1>> Step1::load(const fs::path& directory, Weig
     PackedLayer layer;
     layer.input_norm = floats(w.take(at + "input_layernorm.weight", {H}));
     layer.post_norm = floats(w.take(at + "post_attention_layernorm.weight", {H}));
-    layer.qkv = matrix({{at + "self_attn.q_proj.weight", H, H, 0, shard.q_rows},
+    layer.qkv = matrix(at + "qkv",
+                       {{at + "self_attn.q_proj.weight", H, H, 0, shard.q_rows},
                         {at + "self_attn.k_proj.weight", KV, H, 0, shard.kv_rows},
                         {at + "self_attn.v_proj.weight", KV, H, 0, shard.kv_rows}},
                        format);
-    layer.gate_up = matrix({{at + "mlp.gate_proj.weight", I, H, 0, shard.inner_rows},
+    layer.gate_up = matrix(at + "gate_up",
+                           {{at + "mlp.gate_proj.weight", I, H, 0, shard.inner_rows},
                             {at + "mlp.up_proj.weight", I, H, 0, shard.inner_rows}},
                            format);
-    layer.out = matrix({{at + "self_attn.o_proj.weight", H, H, 1, shard.q_rows}}, format);
-    layer.down = matrix({{at + "mlp.down_proj.weight", H, I, 1, shard.inner_rows}}, format);
+    layer.out = matrix(at + "out", {{at + "self_attn.o_proj.weight", H, H, 1, shard.q_rows}}, format);
+    layer.down = matrix(at + "down", {{at + "mlp.down_proj.weight", H, I, 1, shard.inner_rows}}, format);
     m->layers_.push_back(std::move(layer));
   }
   m->final_norm_ = floats(w.take("model.norm.weight", {H}));
   if (w.has("lm_head.weight"))
-    m->head_ = matrix({{"lm_head.weight", V, H, 0, vocabulary}}, head_format(format));
-  else
+    m->head_ = matrix("lm_head", {{"lm_head.weight", V, H, 0, vocabulary}}, head_format(format));
+  else {
     m->head_ = pack({m->embedding_}, head_format(format));
+    if (packed && m->embedding_.defined()) packed("lm_head", {&m->embedding_, 1}, m->head_);
+  }
   w.finish();
   return m;
 } catch (const Failure& failure) {

@@ -28,8 +28,12 @@ class Step1 {
   /// @param format  of the weights in memory; packed ones keep theirs
   /// @param rank, ranks  loads only this rank's part, whose passes need the group (`Group`); of packed ones, too, bit
   /// by bit as they lie
+  /// @param packed  is told each matrix that was packed, by its name ("model.layers.0.qkv", "lm_head"), with the rows
+  /// of the file that went into it; of a checkpoint that is packed already, none
+  using Packed =
+      std::function<void(const std::string& name, std::span<const at::Tensor> rows, const kernels::PackedMatrix& as)>;
   static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, WeightFormat format,
-                                                   int rank = 0, int ranks = 1);
+                                                   int rank = 0, int ranks = 1, const Packed& packed = {});
   static Result<std::shared_ptr<const Step1>> load(const std::filesystem::path& directory, at::ScalarType dtype,
                                                    int rank = 0, int ranks = 1) {
     return load(directory, dtype == at::kBFloat16 ? WeightFormat::bf16 : WeightFormat::f32, rank, ranks);
