@@ -3,6 +3,8 @@
 /// five runs.
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
 
 #include "common/base/result.hpp"
 
@@ -15,6 +17,7 @@ struct BenchOptions {
   std::filesystem::path source;          ///< of the repository: configurations, and the commit that is measured
   std::filesystem::path output;          ///< lm: file for the figures; empty: none
   std::filesystem::path baseline;        ///< lm: earlier figures, which these are compared with; empty: none
+  std::vector<std::string> only;         ///< lm: parts of `kLmParts`; empty: all
   int threads = 1, runs = 5;
   int sessions = 0;    ///< tokenizer: streams that are read one after the other and side by side; 0: not measured
   double seconds = 3;  ///< of audio

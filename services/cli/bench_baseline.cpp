@@ -55,4 +55,18 @@ Result<json> read_baseline(const std::filesystem::path& file) {
   return out;
 }
 
+Result<std::optional<json>> baseline_of(const std::filesystem::path& file, const std::filesystem::path& output) {
+  if (file.empty()) return std::optional<json>();
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (!fs::exists(file, ignored)) {
+    if (!output.empty() && fs::weakly_canonical(file, ignored) == fs::weakly_canonical(output, ignored))
+      return std::optional<json>();
+    return fail(Errc::not_found, "there is no baseline '{}', expected figures of an earlier run (-o {} makes them)",
+                file.string(), file.string());
+  }
+  PARLANDO_TRY(auto found, read_baseline(file));
+  return std::optional<json>(std::move(found));
+}
+
 }  // namespace parlando::cli

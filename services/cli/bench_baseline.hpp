@@ -2,6 +2,7 @@
 /// Figures of a benchmark against those of an earlier run.
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,5 +24,9 @@ std::vector<Change> changes(const nlohmann::json& now, const nlohmann::json& bef
 std::string change_table(const nlohmann::json& now, const nlohmann::json& before);
 /// @error Errc::not_found, Errc::bad_format
 Result<nlohmann::json> read_baseline(const std::filesystem::path& file);
+/// Before anything is measured. @return none when no file is named, or when it is to be made: `output` names the same
+/// one. @error those of `read_baseline`: what is not there cannot be compared with
+Result<std::optional<nlohmann::json>> baseline_of(const std::filesystem::path& file,
+                                                  const std::filesystem::path& output);
 
 }  // namespace parlando::cli

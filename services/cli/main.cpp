@@ -13,6 +13,7 @@
 #include "kernels/team/pool.hpp"
 #include "kernels/vector/isa.hpp"
 #include "services/cli/bench.hpp"
+#include "services/cli/bench_lm.hpp"
 #include "services/cli/bench_mesh.hpp"
 #include "services/cli/bench_turn.hpp"
 #include "services/cli/capacity.hpp"
@@ -329,9 +330,12 @@ void add_bench(Commands& commands, CLI::App& app) {
       ->check(CLI::Range(4, 10'000'000));
   std::vector<std::string> parts(std::begin(kMeshParts), std::end(kMeshParts));
   parts.insert(parts.end(), std::begin(kTurnParts), std::end(kTurnParts));
-  sub.add_option("--only", o->only,
-                 "mesh: round_trip, idle, frames, answering, flood, turns; turn: silence, semantic, overhead, "
-                 "interruptions, synthesis, at_once, live")
+  parts.insert(parts.end(), std::begin(kLmParts), std::end(kLmParts));
+  sub.add_option(
+         "--only", o->only,
+         "mesh: round_trip, idle, frames, answering, flood, turns; turn: silence, semantic, overhead, "
+         "interruptions, synthesis, at_once, live; lm: decode, rows, attention, prefill, torch, speakers, fork, ranks, "
+         "load, sampling, nano, threads")
       ->check(CLI::IsMember(parts));
   sub.add_option("-o,--output", o->turn.output,
                  "turn: file of the figures, kept up to date while it runs, default out/bench_turn.json; lm: file of "
@@ -367,6 +371,7 @@ void add_bench(Commands& commands, CLI::App& app) {
     o->bench.model_path = o->model_path;
     o->bench.source = source;
     o->bench.output = o->turn.output;
+    o->bench.only = o->only;
     if (!o->instruction_set.empty()) {
       const auto wanted = kernels::isa_named(o->instruction_set.c_str());
       if (!wanted || !kernels::force_isa(*wanted))

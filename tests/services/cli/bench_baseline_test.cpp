@@ -38,4 +38,23 @@ BOOST_AUTO_TEST_CASE(what_is_no_baseline_is_named) {
   BOOST_TEST(read_baseline(file)->at("a") == 1);
 }
 
+BOOST_AUTO_TEST_CASE(a_baseline_that_is_missing_is_an_error_unless_it_is_made) {
+  const TemporaryDirectory folder;
+  const auto file = folder.path() / "lm.json", other = folder.path() / "other.json";
+  BOOST_TEST(!baseline_of({}, file)->has_value());
+  for (const auto& output : {std::filesystem::path(), other}) {
+    const auto missing = baseline_of(file, output);
+    BOOST_REQUIRE(!missing.has_value());
+    BOOST_TEST(static_cast<int>(missing.error().code) == static_cast<int>(Errc::not_found));
+    BOOST_TEST(missing.error().message.find(file.string()) != std::string::npos);
+  }
+  const auto made = baseline_of(file, folder.path() / "." / "lm.json");
+  BOOST_REQUIRE(made.has_value());
+  BOOST_TEST(!made->has_value());
+  // What is there is read before it is written over.
+  BOOST_REQUIRE(write_file(file, R"({"a": 1})").has_value());
+  for (const auto& output : {std::filesystem::path(), other, file})
+    BOOST_TEST(baseline_of(file, output)->value()["a"] == 1);
+}
+
 }  // namespace parlando::cli
