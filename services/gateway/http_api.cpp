@@ -124,8 +124,8 @@ std::string HttpApi::owner_of(const http::Request& request) const { return owner
 std::optional<http::Response> HttpApi::admit_key(const http::Request& request, const std::string& address, Time now) {
   if (keys_.empty()) return {};
   const auto caller = caller_of(request);
-  if (!address.empty() && caller.came_with_one)
-    if (const auto wait = wrong_keys_.take(address, caller.key, now)) {
+  if (!address.empty() && caller.came_with_one && !caller.key)
+    if (const auto wait = wrong_keys_.take(address, now)) {
       ++counters_.limited;
       return refuse(request, {429,
                               "this address has come with too many keys that are not known",

@@ -223,6 +223,7 @@ BOOST_AUTO_TEST_CASE(sound_of_the_user_is_understood_before_what_follows) {
               user("well?")}}});
   BOOST_TEST((talk.types() == std::vector<std::string>{"open", "item", "sound", "flush"}));
   BOOST_TEST(talk.said[0]["detection"] == json({{"type", "none"}, {"answers", false}}));
+  BOOST_TEST(talk.said[0]["tokenizer"] == "exact");  // it is there as a whole
   BOOST_TEST(talk.sound_bytes == 2u * 40000);
   talk.event({{"type", "noted"}, {"id", "u1"}, {"text", "hello"}, {"first_sample", 0}, {"end_sample", 40000}});
   BOOST_TEST((talk.types() == std::vector<std::string>{"open", "item", "sound", "flush", "text"}));
@@ -231,6 +232,8 @@ BOOST_AUTO_TEST_CASE(sound_of_the_user_is_understood_before_what_follows) {
   // At the very end it is a spoken turn.
   auto last = chat({{"messages", {user("listen"), {{"role", "user"}, {"content", {audio_part(wav(1))}}}}}});
   BOOST_TEST(last.said[0]["detection"] == json({{"type", "none"}, {"answers", true}}));
+  BOOST_TEST(last.said[0]["tokenizer"] == "exact");
+  BOOST_TEST(!chat({{"messages", {user("hi")}}}).said[0].contains("tokenizer"));
   BOOST_TEST((last.types() == std::vector<std::string>{"open", "item", "sound", "flush"}));
   last.text("transcript", "hello").text("text", "yes").turn();
   BOOST_TEST(json::parse(last.body)["choices"][0]["message"]["content"] == "yes");
@@ -544,6 +547,7 @@ Talk& two(Talk& talk) {
 BOOST_AUTO_TEST_CASE(utterances_are_collected_until_flush_finds_no_more) {
   auto talk = hear({});
   BOOST_TEST((talk.types() == std::vector<std::string>{"open", "sound", "flush"}));
+  BOOST_TEST(talk.said[0]["tokenizer"] == "exact");
   BOOST_TEST(talk.said[0]["detection"]["answers"] == false);
   BOOST_TEST(talk.sound_bytes == 2u * (48000 + 32000));  // with the silence behind
   talk.event({{"type", "speech_started"}, {"sample", 1600}}).event({{"type", "speech_ended"}, {"sample", 16000}});
