@@ -13,7 +13,8 @@
 
 namespace parlando::kernels {
 
-/// Processors that this process may use: of its affinity mask, and at most its quota (`cpu.max` of its control group).
+/// Processors that this process may use: of its affinity mask, and at most its quota (`/sys/fs/cgroup/cpu.max`: that of
+/// a container; a unit of systemd has it elsewhere, and all cores count).
 int usable_cores();
 
 class Pool {

@@ -73,6 +73,11 @@ Result<Plan> read_plan(const UpOptions& options, const Places& places) {
         out.cores = cores.get<int>();
       else
         problems.push_back({"cores", fmt::format("is {}, expected a number of 0 to {}", cores.dump(), kCoresMax)});
+      if (out.cores > 0 && options.processes)
+        problems.push_back(
+            {"cores", fmt::format("is {}, expected 0 with --processes: a process of one service computes "
+                                  "on its `threads`",
+                                  out.cores)});
     }
   }
   const auto known = definitions();

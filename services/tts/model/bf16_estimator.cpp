@@ -245,7 +245,7 @@ std::vector<float> Bf16Estimator::stage(kernels::Team& team, Frames& in, const S
 
 at::Tensor Bf16Estimator::operator()(const at::Tensor& x_in, const at::Tensor& conv, const at::Tensor& res,
                                      const at::Tensor& time, PastStep* past) const {
-  auto& team = kernels::Team::of_this_thread(at::get_num_threads());
+  auto& team = kernels::Team::of_this_thread();
   const auto batch = x_in.size(0), size = x_in.size(2);
   const auto first = x_in.transpose(1, 2).contiguous(), other = conv.contiguous(), passed = res.contiguous();
   Frames in(batch, size, inputs_);
