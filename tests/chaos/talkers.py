@@ -189,6 +189,8 @@ class Session:
                 self.turn.resumed += 1
             # What was said and did not arrive is said again.
             missing = self.said - event["input_samples"] * 2 // FRAME
+            if missing < 0:
+                self.crowd.stray(self, f"it is back with {-missing} frames of a voice more than were said")
             if missing > len(self.kept):
                 self.crowd.stray(self, f"{missing} frames of its voice did not arrive, it has {len(self.kept)}")
             for frame in list(self.kept)[max(0, len(self.kept) - missing):] if missing > 0 else ():

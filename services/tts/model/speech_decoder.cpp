@@ -117,7 +117,7 @@ SpeechStream::SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePr
   context_mel_ = at::zeros({kMelBins, 0});
 }
 
-/// Every window computes the prompt again. What is kept are its last whole groups with their share of the mel and of
+/// The first window computes the prompt, encoder and regulator in every one. What is kept are its last whole groups with their share of the mel and of
 /// the noise, so that they are to the speech behind them what they are in the whole prompt.
 void SpeechStream::cut_prompt() {
   const auto frames = prompt_.mel.size(1), tokens = prompt_tokens_.size(0);
@@ -227,7 +227,7 @@ Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> code
   const auto fresh = decoder_->flow().usable({codes.begin(), codes.end()}, &dropped_);
   tokens_.insert(tokens_.end(), fresh.begin(), fresh.end());
   if (!pending()) return std::vector<float>{};
-  // Every chunk computes prompt, context and look-ahead again, so small ones cost most: each is as large as the lead
+  // Every chunk computes context and look-ahead again, so small ones cost most: each is as large as the lead
   // allows, what has been sent and not yet played. The lead is reckoned, not measured, so that edges depend on nothing
   // but position: another replica makes the same samples.
   auto out = chunk(static_cast<std::int64_t>(hop_groups_) * per_group_,

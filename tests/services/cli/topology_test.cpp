@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "services/controller/config.hpp"
+
 namespace parlando::cli {
 namespace {
 
@@ -62,6 +64,12 @@ BOOST_AUTO_TEST_CASE(turns_that_wait_for_a_store_on_the_disk_wait_there) {
       if (entry["role"] == "controller") found.push_back(entry["core"].value("commit_queue_file", ""));
     BOOST_TEST(found == files, boost::test_tools::per_element());
   }
+}
+
+BOOST_AUTO_TEST_CASE(speech_is_tokenised_while_it_is_spoken) {
+  for (const auto& entry : topology(UpOptions{}, {"inproc://", {}}))
+    if (entry["role"] == "controller")
+      BOOST_TEST(entry["core"].value("tokenizer_mode", controller::ControllerConfig{}.tokenizer_mode) == "stable");
 }
 
 BOOST_AUTO_TEST_CASE(the_second_address_is_the_first_gateways_alone) {

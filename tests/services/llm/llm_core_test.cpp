@@ -391,7 +391,6 @@ BOOST_AUTO_TEST_CASE(history_and_system_prompt_are_computed_once) {
   }
 }
 
-/// Each key of the configuration that is the engine's is there, and changes nothing else.
 /// What autoscalers go by: a cache that is full of a few long conversations has no slots, whatever sequences are left.
 BOOST_AUTO_TEST_CASE(a_slot_is_room_for_a_usual_conversation) {
   World w(load(kNano / "Step-Audio-TTS-3B", 2048, 64), {.sequences_max = 64, .conversation_tokens = 256});
@@ -420,6 +419,7 @@ BOOST_AUTO_TEST_CASE(a_slot_is_room_for_a_usual_conversation) {
   BOOST_TEST(small.core.slots() == 0);
 }
 
+/// Each key of the configuration that is the engine's is there, and changes nothing else.
 BOOST_AUTO_TEST_CASE(the_configuration_reaches_the_engine) {
   const auto made = [](const LlmConfig& config) {
     auto core = LlmCore::make(config);
