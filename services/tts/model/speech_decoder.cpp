@@ -117,8 +117,9 @@ SpeechStream::SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePr
   context_mel_ = at::zeros({kMelBins, 0});
 }
 
-/// The first window computes the prompt, encoder and regulator in every one. What is kept are its last whole groups with their share of the mel and of
-/// the noise, so that they are to the speech behind them what they are in the whole prompt.
+/// The first window computes the prompt, encoder and regulator in every one. What is kept are its last whole groups
+/// with their share of the mel and of the noise, so that they are to the speech behind them what they are in the whole
+/// prompt.
 void SpeechStream::cut_prompt() {
   const auto frames = prompt_.mel.size(1), tokens = prompt_tokens_.size(0);
   if (frames <= kPromptFramesMax || tokens == 0) return;
