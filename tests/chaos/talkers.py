@@ -14,7 +14,7 @@ FRAME = 640        # 20 ms of s16le at 16 kHz
 RATE = 22050       # of answers
 LOUD = 500
 TURN_SECONDS_MAX = 70
-OPEN_SECONDS_MAX = 20
+OPEN_SECONDS_MAX = 45  # what a silent gateway has can be resumed behind 30 s
 KEPT_FRAMES = 3000  # of the microphone: a minute, for as long as a session waits for its client
 
 

@@ -237,7 +237,8 @@ class Trials:
         return f"{refused} times refused"
 
     async def lose(self):
-        """The node with the most pods."""
+        """The node with the most pods; nobody is on the way from one door to another."""
+        await self.wait("everybody is back", lambda: all(s.ws is not None for s in self.crowd.sessions))
         kubelet = max((k for k in self.fleet.kubelets if not k.stopping.is_set()), key=lambda k: sum(not p.done.is_set() for p in k.pods.values()))
         node = kubelet.node
         lost = [p for p in kubelet.pods.values() if not p.done.is_set()]

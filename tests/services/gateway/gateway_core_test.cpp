@@ -486,8 +486,8 @@ BOOST_AUTO_TEST_CASE(connections_that_do_nothing_are_load_where_they_take_the_pl
   std::vector<Browser> idle;
   for (int n = 1; n <= 2; ++n) {
     idle.emplace_back(door.core.listening_port());
-    idle.back().send("GET / HTTP/1.1\r\nHost: localhost:" + std::to_string(door.core.listening_port()) + "\r\n\r\n");
-    BOOST_REQUIRE(door.until([&] { return idle.back().pump().in.starts_with("HTTP/1.1 200"); }));
+    idle.back().send("GET /healthz HTTP/1.1\r\nHost: localhost:" + std::to_string(door.core.listening_port()) + "\r\n\r\n");
+    BOOST_REQUIRE_MESSAGE(door.until([&] { return idle.back().pump().in.starts_with("HTTP/1.1 200"); }), idle.back().in);
     BOOST_TEST(door.core.load() == n);
     BOOST_TEST(door.core.slots() == 2 - n);
   }
