@@ -293,7 +293,7 @@ def one_pool(folder):
             if one["service"] == "context":
                 core["store"] = ":memory:"
             if one["service"] == "gateway":
-                core |= {"listen": "127.0.0.1:0", "api_listen": ""}
+                core |= {"listen": "127.0.0.1:0", "api_listen": "", "page": "", "questions": ""}
         file = folder / f"cores{cores}.json"
         file.write_text(json.dumps(plan))
         engine = Engine(BIN / "parlando", "--config", file)
