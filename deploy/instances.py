@@ -54,7 +54,7 @@ def official(role):
             "tokenizer": {"model": "/models/Step-Audio-Tokenizer"},
             "llm-chat": {"model": "/models/Step-Audio-Chat", "bf16": True, "cache_tokens": 61440, "conversation_tokens": 2048},
             "llm-tts": {"model": "/models/Step-Audio-TTS-3B", "bf16": True, "cache_tokens": 262144},
-            "tts": {"model": "/models/Step-Audio-TTS-3B", "prompt_memory_mb": 1024}}[role]
+            "tts": {"model": "/models/Step-Audio-TTS-3B", "bf16": True, "prompt_memory_mb": 1024}}[role]
 
 
 def instance(role, where="dns", **folders):
