@@ -15,12 +15,16 @@ build: setup ## build everything (PRESET=dev|release|asan|tsan|cuda|fuzz)
 	@cmake --preset $(PRESET) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	@cmake --build --preset $(PRESET)
 
-run: build ## take a spoken question through the engine (WAV=my.wav)
+command: setup ## build the command alone, which has all services in it
+	@cmake --preset $(PRESET) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@cmake --build --preset $(PRESET) --target parlando
+
+run: command ## take a spoken question through the engine (WAV=my.wav)
 	@mkdir -p out
 	@$(BUILD)/bin/parlando talk $(WAV) -o out/answer.wav
 	@echo "Talk to it yourself: make serve, then http://127.0.0.1:7860/"
 
-serve: build ## run the engine and open its page at http://127.0.0.1:7860
+serve: command ## run the engine and open its page at http://127.0.0.1:7860
 	@mkdir -p out
 	@$(BUILD)/bin/parlando serve
 
@@ -101,4 +105,4 @@ FILES ?= $(shell git diff --name-only HEAD~1 -- '*.cpp')
 tidy: build .deps/venv/bin/clang-format ## static analysis of the sources of the last commit (FILES="…" for others)
 	@[ -z "$(FILES)" ] || .deps/venv/bin/clang-tidy -p $(BUILD) --quiet $(FILES)
 
-.PHONY: help setup build run serve test clients door fuzz images sbom manifests chaos soak asan tsan sanitized bench nano format check tidy
+.PHONY: help setup build command run serve test clients door fuzz images sbom manifests chaos soak asan tsan sanitized bench nano format check tidy
