@@ -30,11 +30,4 @@ struct GemmOut {
 void gemm_bf16(Team& team, const PackedShape& shape, const std::byte* packed, const std::uint16_t* x,
                std::int64_t count, std::int64_t stride, const GemmOut& out);
 
-/// This processor multiplies bf16 numbers: with AMX, or pairs of them.
-bool multiplies_bf16();
-/// AMX is in use: the processor and the system have it, and no lesser instruction set is forced.
-bool has_tiles();
-/// For tests, to see the way without AMX. @return what was set before
-bool allow_tiles(bool allowed);
-
 }  // namespace parlando::kernels

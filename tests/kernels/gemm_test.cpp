@@ -13,18 +13,6 @@ namespace {
 double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
 double mish(double x) { return x * std::tanh(std::log1p(std::exp(x))); }
 
-/// Every way that a product can go here.
-template <class F>
-void for_each_way(F&& check) {
-  for_each_isa([&] {
-    check();
-    if (!has_tiles()) return;
-    allow_tiles(false);
-    BOOST_TEST_CONTEXT("without AMX") { check(); }
-    allow_tiles(true);
-  });
-}
-
 struct Case {
   std::int64_t rows, columns, count, stride;
 };
@@ -52,7 +40,7 @@ BOOST_AUTO_TEST_CASE(products_are_those_of_double_precision) {
     std::vector<std::byte> packed(static_cast<std::size_t>(shape.bytes()));
     pack_rows(shape, w.data(), 0, c.rows, packed.data());
     const auto bias = random_floats(c.rows, 3), more = random_floats(c.count * c.rows, 4);
-    for_each_way([&] {
+    for_each_isa([&] {
       for (const bool activated : {false, true}) {
         for (const int threads : {1, 2}) {
           Team team(threads);

@@ -1,7 +1,6 @@
 #include "services/tts/model/bf16_estimator.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
