@@ -55,7 +55,7 @@ Result<ApiKeys> ApiKeys::parse(std::string_view text, const std::string& path) {
     key.name = next_word(line);
     if (key.name.empty()) return fail(Errc::bad_format, "{} names nobody", where);
     for (auto word = next_word(line); !word.empty(); word = next_word(line)) PARLANDO_DO(read_limit(key, word, where));
-    key.credit = key.requests_per_minute;
+    if (key.requests_per_minute > 0) key.requests.emplace(key.requests_per_minute);
     for (const auto& other : out.keys_)
       if (other.digest == key.digest) return fail(Errc::bad_format, "{} repeats the key of '{}'", where, other.name);
     out.keys_.push_back(std::move(key));
@@ -94,17 +94,8 @@ std::optional<KeyId> ApiKeys::find_name(std::string_view name) const {
 }
 
 std::optional<milliseconds> ApiKeys::take_request(KeyId id, Time now) {
-  auto& key = keys_[id];
-  if (key.requests_per_minute == 0) return {};
-  const double rate = key.requests_per_minute / 60000.0;  // a millisecond
-  if (key.counted) {
-    const auto passed = std::chrono::duration<double, std::milli>(now - *key.counted).count();
-    key.credit = std::min<double>(key.requests_per_minute, key.credit + rate * std::max(0.0, passed));
-  }
-  key.counted = now;
-  if (key.credit < 1) return milliseconds(static_cast<std::int64_t>((1 - key.credit) / rate) + 1);
-  key.credit -= 1;
-  return {};
+  auto& requests = keys_[id].requests;
+  return requests ? requests->take(now) : std::nullopt;
 }
 
 bool ApiKeys::begin_session(KeyId id) {

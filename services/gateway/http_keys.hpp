@@ -9,6 +9,7 @@
 
 #include "common/base/clock.hpp"
 #include "common/base/result.hpp"
+#include "services/gateway/rate_credit.hpp"
 
 namespace parlando::gateway {
 
@@ -44,8 +45,7 @@ class ApiKeys {
     std::string digest, name;
     int sessions_max = 0, requests_per_minute = 0;  ///< 0: no limit
     int sessions = 0;
-    double credit = 0;  ///< requests; a minute's worth at most
-    std::optional<Time> counted;
+    std::optional<RateCredit> requests;  ///< none: no limit
   };
   static Result<void> read_limit(Key& key, std::string_view word, const std::string& where);
   std::vector<Key> keys_;

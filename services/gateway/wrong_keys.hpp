@@ -8,6 +8,7 @@
 #include <string>
 
 #include "common/base/clock.hpp"
+#include "services/gateway/rate_credit.hpp"
 
 namespace parlando::gateway {
 
@@ -22,10 +23,10 @@ class WrongKeys {
 
  private:
   struct Address {
-    double credit = kPerMinute;
-    Time heard;
+    RateCredit credit{kPerMinute};
+    Time heard{};
   };
-  Address& of(const std::string& address, Time now);
+  Address& of(const std::string& address);
   std::map<std::string, Address> addresses_;
 };
 
