@@ -7,7 +7,6 @@ there: namespaces of our own, an engine, the schema.
 """
 import argparse
 import hashlib
-import http.server
 import json
 import os
 import pathlib
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,8 +35,8 @@ if why:
     sys.exit(77)
 import images  # noqa: E402
 import keys  # noqa: E402
-from engine import pcm  # noqa: E402
-from ws import WebSocket  # noqa: E402
+from collector import Collector  # noqa: E402
+from engine import Client, pcm  # noqa: E402
 
 LIGHT = {"parlando-gateway", "parlando-controller", "parlando-vad", "parlando-context", "parlando-traces"}
 KEY = "key-of-these-tests"
@@ -199,22 +197,10 @@ def look_at_process(role, box):
 
 def talk(address, source):
     os.environ["PARLANDO_TEST_KEY"] = KEY
-    ws = WebSocket(address, 7860, "/v1/dialogue", timeout=120)
-    ws.send({"type": "open", "speak": True})
-    sound = pcm(source / "models/nano/questions/capital_of_france.wav")
-    for at in range(0, len(sound), 640):
-        ws.send(sound[at:at + 640])
-    ws.send({"type": "flush"})
-    heard = 0
-    while True:
-        data = ws.receive()
-        if isinstance(data, bytes):
-            heard += len(data)
-            continue
-        event = json.loads(data)
-        if event["type"] in ("turn", "error"):
-            ws.close()
-            return event, heard
+    client = Client(7860, host=address, timeout=120, speak=True)
+    event = client.ask(pcm(source / "models/nano/questions/capital_of_france.wav"))
+    client.ws.close()
+    return event, len(client.audio)
 
 
 def look_for_secrets(boxes, folder, event):
@@ -230,39 +216,19 @@ def look_for_secrets(boxes, folder, event):
                 check(f"{role}: {what} is not in {where}", secret.encode() not in text, "it is")
 
 
-class Collector(http.server.ThreadingHTTPServer):
-    """Takes traces; `texts` is what came."""
-
-    def __init__(self, address):
-        self.texts = []
-        super().__init__((address, 4318), CollectorHandler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class CollectorHandler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):  # noqa: N802
-        self.server.texts.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_):
-        pass
-
-
 def bring_turns(folder, layers, controller, event):
     """The image that brings turns to a collector: its one turn arrives, without a word of it."""
-    collector = Collector("127.0.0.30")
+    collector = Collector("127.0.0.30", 4318)
     box = sandbox.Sandbox(["/usr/bin/parlando-traces", "--controllers", f"http://{controller}:9100", "--collector", "http://127.0.0.30:4318/v1/traces", "--seconds", "1"],
                           layers, log=open(folder / "traces.log", "w"), hostname="traces")
     box.start()
     try:
         until = time.monotonic() + 20
-        while not collector.texts and box.poll() is None and time.monotonic() < until:
+        while not collector.requests and box.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
-        text = "".join(collector.texts)
-        spans = [s for t in collector.texts for r in json.loads(t)["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]]
+        texts = [body.decode() for _, _, body in collector.requests]
+        text = "".join(texts)
+        spans = [s for t in texts for r in json.loads(t)["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]]
         check("the turn reaches a collector", len({s["traceId"] for s in spans}) == 1, f"{len(spans)} spans {(folder / 'traces.log').read_text()[-300:]}")
         check("no word of it does", event["user"] not in text and event["assistant"] not in text, text[:300])
         if box.poll() is None:

@@ -3,7 +3,6 @@
 `units_test.py BIN SOURCE_DIR [TREES]`. systemd is the first process of namespaces of its own, over a copy of this machine's root in which the checkout, what it was
 built with and /home are not there. Exit code 77 where there is no systemd, or no right to such namespaces; the units are verified without.
 """
-import json
 import os
 import pathlib
 import re
@@ -21,8 +20,7 @@ import instances  # noqa: E402
 import keys  # noqa: E402
 import sandbox  # noqa: E402
 from checks import check, finish  # noqa: E402
-from engine import pcm  # noqa: E402
-from ws import WebSocket  # noqa: E402
+from engine import Client, pcm  # noqa: E402
 
 READY_SECONDS, END_SECONDS = 90, 120
 UNITS = [f"parlando@{role}.service" for role in instances.ROLES]
@@ -187,21 +185,10 @@ def outer_pid(machine, inner):
 
 def talk(key):
     os.environ["PARLANDO_TEST_KEY"] = key
-    ws = WebSocket("127.0.0.1", instances.HTTP, "/v1/dialogue", timeout=60)
-    ws.send({"type": "open", "speak": True})
-    sound, heard = pcm(source / "models/nano/questions/capital_of_france.wav"), 0
-    for at in range(0, len(sound), 640):
-        ws.send(sound[at:at + 640])
-    ws.send({"type": "flush"})
-    while True:
-        data = ws.receive()
-        if isinstance(data, bytes):
-            heard += len(data)
-            continue
-        event = json.loads(data)
-        if event["type"] in ("turn", "error"):
-            ws.close()
-            return event, heard
+    client = Client(instances.HTTP, speak=True)
+    event = client.ask(pcm(source / "models/nano/questions/capital_of_france.wav"))
+    client.ws.close()
+    return event, len(client.audio)
 
 
 def check_host(folder):

@@ -4,7 +4,6 @@ real Prometheus that scrapes the engine evaluates all of them and every panel wi
 `observability_test.py BIN SOURCE_DIR`, by the Python of .deps/deploy. Where promtool or prometheus is not installed (tools/setup.sh --test does that)
 their parts are left out, with a line, and the exit code is 77 when nothing else is wrong.
 """
-import http.server
 import json
 import pathlib
 import re
@@ -13,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -25,6 +23,7 @@ import yaml
 bins, source = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 sys.path[:0] = [str(source / p) for p in ("tests/support", "tests/chaos")]
 from checks import check, finish  # noqa: E402
+from collector import Collector  # noqa: E402
 from engine import Client, Engine, pcm  # noqa: E402
 from fleet import free_ports  # noqa: E402
 
@@ -214,35 +213,14 @@ REQUEST = shape({"resourceSpans": {"type": "array", "minItems": 1, "items": shap
     {"resource": shape({"attributes": ATTRIBUTES}), "scopeSpans": {"type": "array", "minItems": 1, "items": shape({"scope": shape({"name": TEXT}), "spans": {"type": "array", "minItems": 1, "items": SPAN}})}})}})
 
 
-class Collector(http.server.BaseHTTPRequestHandler):
-    requests, refuse = [], 0
-
-    def do_POST(self):  # noqa: N802
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if Collector.refuse > 0:
-            Collector.refuse -= 1
-            self.send_response(503)
-        else:
-            Collector.requests.append((self.path, self.headers["Content-Type"], body))
-            self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
-
-    def log_message(self, *_):
-        pass
-
-
 def check_traces(controller, said):
     """The engine's turns reach a collector, which is away at first, once each and in the protocol's form."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Collector.refuse = 1
+    server = Collector("127.0.0.1", refuse=1)
     program = next(b for b in (bins / "parlando-traces", source / "build/bin/parlando-traces") if b.exists())
     sender = subprocess.Popen([program, "--controllers", f"http://127.0.0.1:{controller}", "--collector", f"http://127.0.0.1:{server.server_port}/v1/traces", "--seconds", "1"],
                               stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 30
-    while not Collector.requests and time.monotonic() < until:
+    while not server.requests and time.monotonic() < until:
         time.sleep(0.1)
     time.sleep(2.5)  # another look at the same turns
     sender.terminate()
@@ -250,10 +228,11 @@ def check_traces(controller, said):
     server.shutdown()
     check("the sender ends when it is asked to", code == 0, told)
     check("it says that the collector was away", "503" in told, told)
-    if not Collector.requests:
+    if not server.requests:
         return check("turns reach the collector", False, told)
     spans = []
-    for path, kind, body in Collector.requests:
+    for path, kind, text in server.requests:
+        body = json.loads(text)
         check("they go where collectors listen", path == "/v1/traces" and kind == "application/json", f"{path} {kind}")
         problems = [f"{list(e.absolute_path)}: {e.message}"[:200] for e in jsonschema.Draft202012Validator(REQUEST).iter_errors(body)]
         check("they have the protocol's form", not problems, str(problems[:3]))

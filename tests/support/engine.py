@@ -45,8 +45,8 @@ def pcm(path):
 
 
 class Client:
-    def __init__(self, port, resume=None, first="opened", **options):
-        self.ws = WebSocket("127.0.0.1", port, "/v1/dialogue")
+    def __init__(self, port, resume=None, first="opened", host="127.0.0.1", timeout=60, **options):
+        self.ws = WebSocket(host, port, "/v1/dialogue", timeout=timeout)
         self.ws.send(resume or {"type": "open", **options})
         self.events, self.audio = [], b""
         self.wait(first)
