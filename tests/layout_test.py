@@ -114,7 +114,7 @@ else:
                 keep += [w, words[i + 1]]
         flags[str(pathlib.Path(c["file"]).parent)] = keep
     widest = max(flags.values(), key=len)
-    # The build has compiled what its own source includes first.
+    # The build has compiled what its own source includes first, where that source is not compiled behind others.
     compiled = {pathlib.Path(c["file"]) for c in json.load(open(commands))}
 
     def is_included_first(header):

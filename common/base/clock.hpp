@@ -7,6 +7,8 @@ namespace parlando {
 using Time = std::chrono::steady_clock::time_point;
 using std::chrono::milliseconds;
 
+inline double ms_between(Time from, Time to) { return std::chrono::duration<double, std::milli>(to - from).count(); }
+
 class Clock {
  public:
   virtual ~Clock() = default;

@@ -12,7 +12,6 @@
 namespace parlando::http {
 namespace {
 
-constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  // of a response that is not cut
 constexpr std::size_t kLingerBytesMax = 64 << 20;  // read and dropped: a client hears its refusal behind its upload
 constexpr std::size_t kSmallBodyBytes = 64 << 10;  // not counted against bodies_bytes_max
 constexpr std::size_t kEarlyBytesMax = 64 << 10;   // of further requests while one is being answered

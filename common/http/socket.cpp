@@ -9,10 +9,9 @@ namespace {
 // Bookkeeping of a queued frame, so that empty frames count against the limit, too.
 constexpr std::size_t kFrameBytes = 64;
 constexpr std::size_t kReasonBytesMax = 123;
-constexpr std::size_t kKeptBytes = 128 << 10;             // of a buffer that a large message has made larger
-constexpr std::size_t kSmallBytes = 64 << 10;             // of a message, not counted against bodies_bytes_max
-constexpr std::size_t kPartBytes = 64 << 10;              // read of a message at a time
-constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  // of a message that is not cut
+constexpr std::size_t kKeptBytes = 128 << 10;  // of a buffer that a large message has made larger
+constexpr std::size_t kSmallBytes = 64 << 10;  // of a message, not counted against bodies_bytes_max
+constexpr std::size_t kPartBytes = 64 << 10;   // read of a message at a time
 
 /// Cut between characters: the reason must be UTF-8.
 std::string_view shortened(std::string_view text) {

@@ -15,6 +15,8 @@ namespace parlando::http {
 namespace beast = boost::beast;
 namespace ssl = asio::ssl;
 
+inline constexpr std::size_t kSlowestBytesPerSecond = 16 << 10;  ///< of a message or response that is not cut
+
 /// The certificate that connections are begun with.
 class Tls {
  public:

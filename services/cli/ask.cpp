@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "common/audio/resampler.hpp"
+#include "common/base/units.hpp"
 #include "services/cli/client.hpp"
 
 namespace parlando::cli {
@@ -15,11 +16,10 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr int kRate = 16000;
 constexpr double kSecondsMin = 0.1;
-constexpr std::ptrdiff_t kSilence = kRate;  // of it at either end is enough
-constexpr std::size_t kBlock = kRate / 10;  // sent at once
-constexpr std::size_t kFrame = kRate / 50;  // live: 20 ms
+constexpr std::ptrdiff_t kSilence = kInputRate;  // of it at either end is enough
+constexpr std::size_t kBlock = kInputRate / 10;  // sent at once
+constexpr std::size_t kFrame = kInputRate / 50;  // live: 20 ms
 constexpr milliseconds kFrameTime{20};
 constexpr milliseconds kQuietMax{900'000};  // that an engine says nothing: large models on a processor
 constexpr milliseconds kSendMax{60'000};
@@ -72,7 +72,7 @@ Result<Question> question_of(const audio::Recording& recording) {
   if (recording.seconds() < kSecondsMin)
     return fail(Errc::no_speech, "the recording has {:.3f} s, at least {} s are needed", recording.seconds(),
                 kSecondsMin);
-  const auto wave = audio::resample(recording.wave, recording.rate, kRate);
+  const auto wave = audio::resample(recording.wave, recording.rate, kInputRate);
   Question out;
   out.pcm.resize(wave.size());
   std::transform(wave.begin(), wave.end(), out.pcm.begin(), [](float x) {

@@ -24,16 +24,16 @@ constexpr double kIdleSeconds = 6;
 constexpr double kCalmSeconds = 3;  // after it is ready: what starts late has started
 constexpr double kFloodSeconds = 5;
 constexpr double kAckSecondsMax = 10;
-constexpr milliseconds kAskEvery{1000};
+constexpr milliseconds kMeshAskEvery{1000};
 constexpr int kAnswering = 10;
 constexpr int kFloodNeighbours = 49;
 constexpr int kTalkers = 4;  // of the long conversation, at a time
 constexpr int kTurnsPerSession = 10;
-constexpr std::int64_t kWarmUpTurns = 20;
-constexpr double kTurnSecondsMax = 20;
+constexpr std::int64_t kMeshWarmUpTurns = 20;
+constexpr double kMeshTurnSecondsMax = 20;
 constexpr std::int64_t kLongRun = 2000;  // turns from which a tenth is long enough to tell 5 %
 constexpr double kStreamSecondsMax = 3;
-constexpr std::size_t kNameWidth = 46;
+constexpr std::size_t kMeshNameWidth = 46;
 
 const std::vector<std::string> kTexts{"what is seven plus nine", "what is the capital of france", "hello",
                                       "what is your name", "what is the weather in paris today"};
@@ -56,7 +56,7 @@ class Report {
       judged = fmt::format("≤ {:<8.4g}{}", *most, met ? "" : "MISSED");
       if (!met) missed_.push_back(name);
     }
-    fmt::print("{:<{}} {:>9} {:<5} {:<22} {}\n", name, kNameWidth, number(median), unit,
+    fmt::print("{:<{}} {:>9} {:<5} {:<22} {}\n", name, kMeshNameWidth, number(median), unit,
                fmt::format("{}…{}", number(low), number(high)), judged);
     std::fflush(stdout);
     figures_[name] = std::move(figure);
@@ -74,7 +74,7 @@ class Report {
 void rest(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
 
 /// One run after the other; a link that just carried sound is not what is measured.
-struct Bench {
+struct MeshBench {
   const MeshBenchOptions& options;
   const fs::path folder;
   Report report;
@@ -224,7 +224,7 @@ struct Bench {
     report.note("the frames, which takes waiting frames along: a frame alone may wait up to 5 ms for company");
     PARLANDO_TRY(const auto* const engine, engine());
     WsLoad load(engine->port());
-    PARLANDO_DO(load.add(options.sessions, {.sound = true, .ask_every = kAskEvery}));
+    PARLANDO_DO(load.add(options.sessions, {.sound = true, .ask_every = kMeshAskEvery}));
     PARLANDO_DO(load.add(kAnswering, {.speak = true, .texts = kTexts}));
     PARLANDO_TRY(const auto u, under_load(*engine, load, options.seconds, runs()));
     report.add("frame_to_controller_ms.p50", "ms", u.p50);
@@ -281,14 +281,14 @@ struct Bench {
     {
       WsLoad load(engine.port());
       PARLANDO_DO(load.add(kTalkers, {.texts = kTexts, .turns_per_session = kTurnsPerSession}));
-      PARLANDO_DO(load.run_turns(kWarmUpTurns, kTurnSecondsMax * static_cast<double>(kWarmUpTurns)));
+      PARLANDO_DO(load.run_turns(kMeshWarmUpTurns, kMeshTurnSecondsMax * static_cast<double>(kMeshWarmUpTurns)));
       const auto processes = engine.processes();
       const auto tenth = std::max<std::int64_t>(1, options.turns / 10);
       for (int n = 1; n <= 10; ++n) {
         const double before = cpu_seconds(processes);
         const auto start = std::chrono::steady_clock::now();
         load.take();
-        PARLANDO_DO(load.run_turns(kWarmUpTurns + n * tenth, kTurnSecondsMax * static_cast<double>(tenth)));
+        PARLANDO_DO(load.run_turns(kMeshWarmUpTurns + n * tenth, kMeshTurnSecondsMax * static_cast<double>(tenth)));
         const auto made = static_cast<double>(load.take().turns);
         tenths.push_back({1e3 * (cpu_seconds(processes) - before) / made,
                           static_cast<double>(resident_bytes(processes)) / 1e6,
@@ -318,22 +318,22 @@ struct Bench {
 Result<json> bench_mesh(const MeshBenchOptions& options) {
   const Scratch scratch;
   if (scratch.path().empty()) return fail(Errc::io, "no folder can be made in /tmp");
-  Bench bench{options, scratch.path(), {}, {}};
+  MeshBench bench{options, scratch.path(), {}, {}};
   auto out = machine_of(options.source);
   fmt::print("{} · {} cores · {} · {} · load {}\n", out["processor"].get<std::string>(), out["cores"].get<unsigned>(),
              out["instruction_set"].get<std::string>(), out["commit"].get<std::string>(),
              out["load_before"].get<std::string>());
-  fmt::print("{:<{}} {:>9} {:<5} {:<22} {}\n", "figure", kNameWidth, "median", "", "low…high", "target");
-  const std::pair<const char*, Result<void> (Bench::*)()> parts[] = {
-      {"round_trip", &Bench::round_trip}, {"idle", &Bench::idle},   {"frames", &Bench::frames},
-      {"answering", &Bench::answering},   {"flood", &Bench::flood}, {"turns", &Bench::turns}};
+  fmt::print("{:<{}} {:>9} {:<5} {:<22} {}\n", "figure", kMeshNameWidth, "median", "", "low…high", "target");
+  const std::pair<const char*, Result<void> (MeshBench::*)()> parts[] = {
+      {"round_trip", &MeshBench::round_trip}, {"idle", &MeshBench::idle},   {"frames", &MeshBench::frames},
+      {"answering", &MeshBench::answering},   {"flood", &MeshBench::flood}, {"turns", &MeshBench::turns}};
   for (const auto& [name, measure] : parts) {
     if (!options.only.empty() && std::find(options.only.begin(), options.only.end(), name) == options.only.end())
       continue;
     // One part that cannot be measured does not keep the others from it; it counts as missed.
     const auto done = (bench.*measure)();
     if (done) continue;
-    fmt::print("{:<{}} could not be measured: {}\n", name, kNameWidth, done.error().message);
+    fmt::print("{:<{}} could not be measured: {}\n", name, kMeshNameWidth, done.error().message);
     bench.report.missed_.push_back(name);
     bench.report.figures_[name] = {{"error", done.error().message}};
   }

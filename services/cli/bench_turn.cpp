@@ -33,8 +33,8 @@ constexpr int kOneSpeaks = 20;              // of so many
 constexpr double kCrowdMs = 1000;           // of 95 % of the answers: then it goes well
 constexpr std::int64_t kTellEvery = 5;      // turns
 constexpr int kSynthesisRuns = 12;
-constexpr const char* kSentences[] = {"the weather in paris is sunny and twenty degrees today.",
-                                      "seven plus nine is sixteen.", "hello, what can i do for you this morning?"};
+constexpr const char* kTurnSentences[] = {"the weather in paris is sunny and twenty degrees today.",
+                                          "seven plus nine is sixteen.", "hello, what can i do for you this morning?"};
 constexpr std::chrono::milliseconds kAskEvery{50};
 constexpr double kOverheadSeconds = 10;
 constexpr double kTakingSecondsMax = 30;
@@ -172,7 +172,7 @@ class TurnBench {
   Result<void> synthesis() {
     ClientPlan plan;
     plan.speak = true;
-    plan.utters.assign(std::begin(kSentences), std::end(kSentences));
+    plan.utters.assign(std::begin(kTurnSentences), std::end(kTurnSentences));
     PARLANDO_TRY(auto run, measure(1, kSynthesisRuns, plan));
     const json told{{"synthesis_ms", distribution(run.figures.synthesis)}};
     return take(std::move(run), told);

@@ -16,7 +16,7 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr milliseconds kLook{20};
+constexpr milliseconds kNextWait{20};
 constexpr milliseconds kSend{2'000};
 constexpr int kLeadMs = 300;  // of sound in front of the loudspeaker
 constexpr std::size_t kLineMax = 60'000;
@@ -115,7 +115,7 @@ class Chat {
   /// What is told, for a moment. @return false: the conversation has ended
   Result<bool> look() {
     try {
-      const auto told = conversation_.next(kLook);
+      const auto told = conversation_.next(kNextWait);
       if (!told) return false;
       if (const auto* sound = std::get_if<sdk::Sound>(&*told)) {
         if (loudspeaker_) loudspeaker_->play(sound->samples);

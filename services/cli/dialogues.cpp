@@ -8,6 +8,7 @@
 #include "common/audio/audio_file.hpp"
 #include "common/audio/resampler.hpp"
 #include "common/base/mapped_file.hpp"
+#include "common/base/units.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
@@ -15,9 +16,8 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kRate = 16000;
 constexpr int kRoomLevel = 3;  // of 32768, as the frames between two utterances
-constexpr double kSecondsMax = 30;
+constexpr double kRecordingSecondsMax = 30;
 constexpr std::size_t kTextBytesMax = 4u << 20;
 constexpr double kLoud = 0.02;  // of the loudest sample: what is softer behind the last word is no speech
 
@@ -35,9 +35,9 @@ Result<Utterance> sound_of(const fs::path& folder, const json& label, const std:
   if (!label.contains("file") || !label["file"].is_string()) return fail(Errc::bad_json, "{} names no 'file'", where);
   const auto name = label["file"].get<std::string>();
   if (fs::path(name).filename() != name) return fail(Errc::bad_json, "{}: '{}' is no file name", where, name);
-  PARLANDO_TRY(const auto recording, audio::read_audio(folder / name, kSecondsMax));
-  if (recording.rate != kRate)
-    return fail(Errc::bad_format, "'{}' has {} Hz, expected {}", name, recording.rate, kRate);
+  PARLANDO_TRY(const auto recording, audio::read_audio(folder / name, kRecordingSecondsMax));
+  if (recording.rate != kInputRate)
+    return fail(Errc::bad_format, "'{}' has {} Hz, expected {}", name, recording.rate, kInputRate);
   const auto size = static_cast<std::int64_t>(recording.wave.size());
   Utterance out;
   PARLANDO_TRY(out.begin_sample, number(label, "begin_sample", 0, size, where));
@@ -59,7 +59,7 @@ Result<Utterance> sound_of(const fs::path& folder, const json& label, const std:
 }  // namespace
 
 Result<Utterance> read_recording(const fs::path& file, int rate) {
-  PARLANDO_TRY(const auto recording, audio::read_audio(file, kSecondsMax));
+  PARLANDO_TRY(const auto recording, audio::read_audio(file, kRecordingSecondsMax));
   const auto wave = audio::resample(recording.wave, recording.rate, rate);
   const auto window = static_cast<std::size_t>(rate / 100);
   float peak = 0;
@@ -122,7 +122,7 @@ std::vector<Utterance> redrawn(std::vector<Utterance> dialogues, unsigned seed) 
     if (said.into_answer.count() >= 0) said.into_answer = std::chrono::milliseconds(between(300, 700, 50));
     for (std::size_t n = 0; n < said.silences.size(); ++n) {
       const auto [begin, end] = said.silences[n];
-      const auto samples = std::int64_t{kRate} * between(300, 900, 20) / 1000;
+      const auto samples = std::int64_t{kInputRate} * between(300, 900, 20) / 1000;
       const auto silence =
           said.pcm.substr(static_cast<std::size_t>(2 * begin), static_cast<std::size_t>(2 * (end - begin)));
       std::string drawn;

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "common/base/clock.hpp"
 #include "common/base/mapped_file.hpp"
 #include "services/cli/bench_setting.hpp"
 #include "services/cli/dialogues.hpp"
@@ -26,10 +27,6 @@ namespace {
 constexpr milliseconds kLastAnswers{15'000};
 constexpr int kGoodbyeMs = 200;  // for all sessions together
 constexpr std::size_t kEvents = 64;
-
-double ms_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double, std::milli>(to - from).count();
-}
 
 Result<std::vector<Utterance>> read_utterances(const std::vector<fs::path>& say) {
   std::vector<Utterance> out;

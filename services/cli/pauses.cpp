@@ -10,6 +10,7 @@
 #include "common/audio/audio_file.hpp"
 #include "common/audio/resampler.hpp"
 #include "common/base/pcm.hpp"
+#include "common/base/units.hpp"
 #include "services/tokenizer/model/live.hpp"
 #include "services/vad/model/silero.hpp"
 #include "services/vad/turn_detector.hpp"
@@ -20,8 +21,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kRate = 16000;
-constexpr std::int64_t kPrerollSamples = 4800;  // as the controller keeps them
+constexpr std::int64_t kBeforeVoiceSamples = 4800;  // as the controller keeps them
 constexpr int kSilenceMs = 4000;
 
 /// @param live  the stream that has heard it, in mode `stable`; none: as at the end of an utterance in mode `exact`, of
@@ -35,7 +35,7 @@ Result<HeardPause::Heard> hear(const tokenizer::SpeechTokenizer& model, std::spa
     PARLANDO_TRY(const auto end, live->stable(wave.size()));
     states = end.states;
   } else {
-    PARLANDO_TRY(said, model.preprocess(wave, kRate, {}));
+    PARLANDO_TRY(said, model.preprocess(wave, kInputRate, {}));
     const auto& encoder = *model.linguistic();
     states = tokenizer::latest_rows({}, encoder.encode(encoder.features(said)));
   }
@@ -58,7 +58,7 @@ Result<std::vector<HeardPause>> pauses_of(std::vector<float> wave, const std::sh
                                           const PausesOptions& options) {
   const auto pcm = to_pcm16(wave);
   wave = from_pcm16(pcm);
-  wave.resize((wave.size() + kRate + vad::kFrameSamples - 1) / vad::kFrameSamples * vad::kFrameSamples, 0.0f);
+  wave.resize((wave.size() + kInputRate + vad::kFrameSamples - 1) / vad::kFrameSamples * vad::kFrameSamples, 0.0f);
   vad::Silero net(vad);
   vad::TurnConfig config;
   config.silence_ms = kSilenceMs;
@@ -76,7 +76,7 @@ Result<std::vector<HeardPause>> pauses_of(std::vector<float> wave, const std::sh
     const auto heard = at + vad::kFrameSamples;
     using Kind = vad::TurnEvent::Kind;
     if (event && event->kind == Kind::started) {
-      begun = std::max<std::int64_t>(0, event->sample - kPrerollSamples);
+      begun = std::max<std::int64_t>(0, event->sample - kBeforeVoiceSamples);
       stream.emplace(model, tokenizer::LiveTokenizer::Options{});
     }
     if (event && event->kind == Kind::paused) out.push_back({begun, event->sample});
@@ -92,7 +92,7 @@ Result<std::vector<HeardPause>> pauses_of(std::vector<float> wave, const std::sh
     for (auto i = open; i < out.size(); ++i) {
       auto& pause = out[i];
       for (auto tail = pause.heard.size(); tail < options.tails_ms.size(); ++tail) {
-        const auto until = pause.sample + options.tails_ms[tail] * kRate / 1000;
+        const auto until = pause.sample + options.tails_ms[tail] * kInputRate / 1000;
         if (heard < until) break;
         const auto said = std::span(wave).subspan(static_cast<std::size_t>(pause.begun),
                                                   static_cast<std::size_t>(until - pause.begun));
@@ -127,7 +127,7 @@ Result<void> print_pauses(const PausesOptions& options, bool as_json) {
   for (const auto& name : recordings) {
     PARLANDO_TRY(const auto recording, audio::read_audio(name));
     PARLANDO_TRY(const auto pauses,
-                 pauses_of(audio::resample(recording.wave, recording.rate, kRate), vad, model, options));
+                 pauses_of(audio::resample(recording.wave, recording.rate, kInputRate), vad, model, options));
     json list = json::array();
     for (const auto& p : pauses) {
       for (std::size_t tail = 0; tail < p.heard.size(); ++tail) {
@@ -139,7 +139,7 @@ Result<void> print_pauses(const PausesOptions& options, bool as_json) {
                         {"rows", heard.rows.defined() ? heard.rows.size(0) : 0},
                         {"completeness", heard.completeness < 0 ? json() : json(heard.completeness)}});
         if (!as_json)
-          fmt::print("{:<40} {:6.2f} s  {:>4} ms  {}\n", name, static_cast<double>(p.sample) / kRate,
+          fmt::print("{:<40} {:6.2f} s  {:>4} ms  {}\n", name, static_cast<double>(p.sample) / kInputRate,
                      options.tails_ms[tail],
                      heard.completeness < 0 ? "completeness is not known" : fmt::format("{:.3f}", heard.completeness));
         if (states.is_open() && heard.rows.defined()) write_states(states, heard.rows);

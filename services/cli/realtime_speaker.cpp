@@ -6,6 +6,7 @@
 #include <span>
 
 #include "common/base/base64.hpp"
+#include "common/base/clock.hpp"
 #include "services/cli/dialogues.hpp"
 
 namespace parlando::cli {
@@ -14,18 +15,14 @@ using std::chrono::milliseconds;
 
 namespace {
 
-constexpr std::size_t kFrameBytes = 2 * RealtimePlan::kRate / 50;
-constexpr std::size_t kNoiseBytes = 64 * kFrameBytes;
-constexpr milliseconds kBeforeSpeech{700};  // behind an answer that has been heard
-constexpr milliseconds kLoudspeaker{200};   // its buffer
-constexpr milliseconds kAgreeMax{10'000};   // until the session stands
-constexpr milliseconds kRest{3'000};        // behind an utterance that was cut off: its rest may be answered or not
-constexpr std::size_t kErrorsMax = 50;      // kinds of them
+constexpr std::size_t kMicrophoneBytes = 2 * RealtimePlan::kRate / 50;
+constexpr std::size_t kNoiseBytes = 64 * kMicrophoneBytes;
+constexpr milliseconds kBeforeQuestion{700};  // behind an answer that has been heard
+constexpr milliseconds kAhead{200};           // its buffer
+constexpr milliseconds kAgreeMax{10'000};     // until the session stands
+constexpr milliseconds kRest{3'000};          // behind an utterance that was cut off: its rest may be answered or not
+constexpr std::size_t kErrorsMax = 50;        // kinds of them
 constexpr std::size_t kWordsMax = 200;
-
-double ms_between(RealtimeSpeaker::Time from, RealtimeSpeaker::Time to) {
-  return std::chrono::duration<double, std::milli>(to - from).count();
-}
 
 std::string text_of(const json& from, const char* key) {
   const auto found = from.find(key);
@@ -67,8 +64,8 @@ std::string RealtimeSpeaker::append(std::string_view pcm) const {
 }
 
 std::string_view RealtimeSpeaker::next_noise() {
-  noise_at_ = (noise_at_ + kFrameBytes) % kNoiseBytes;
-  return std::string_view(noise_).substr(noise_at_, kFrameBytes);
+  noise_at_ = (noise_at_ + kMicrophoneBytes) % kNoiseBytes;
+  return std::string_view(noise_).substr(noise_at_, kMicrophoneBytes);
 }
 
 bool RealtimeSpeaker::is_idle() const { return failure_ || (!speaking_ && !open_ && responses_ == 0); }
@@ -88,7 +85,7 @@ std::vector<std::string> RealtimeSpeaker::on_event(std::string_view text, Time n
   }
   if (type == "session.updated" && state_ == State::updated) {
     state_ = State::talking;
-    speak_at_ = now + kBeforeSpeech;
+    speak_at_ = now + kBeforeQuestion;
   } else if (type == "error") {
     const auto words = words_of(event.value("error", json()));
     if (errors_.size() < kErrorsMax || errors_.contains(words)) ++errors_[words];
@@ -116,7 +113,7 @@ void RealtimeSpeaker::hear(std::size_t bytes, Time now) {
     first_audio_ = now;
     heard_seconds_ = play_lag_ = 0;
   }
-  const double late = ms_between(first_audio_ + kLoudspeaker, now) / 1e3 - heard_seconds_ - play_lag_;
+  const double late = ms_between(first_audio_ + kAhead, now) / 1e3 - heard_seconds_ - play_lag_;
   if (late > 0) {
     ++open_->underruns;
     play_lag_ += late;
@@ -145,8 +142,8 @@ void RealtimeSpeaker::end_turn(Time now, std::string failure) {
   // The rest of the sound is in the loudspeaker.
   const auto heard = std::chrono::duration<double>(heard_seconds_ + play_lag_);
   const bool sounds = !std::isnan(open_->first_audio);
-  const auto quiet = sounds ? first_audio_ + kLoudspeaker + std::chrono::duration_cast<Time::duration>(heard) : now;
-  speak_at_ = std::max(now, quiet) + kBeforeSpeech;
+  const auto quiet = sounds ? first_audio_ + kAhead + std::chrono::duration_cast<Time::duration>(heard) : now;
+  speak_at_ = std::max(now, quiet) + kBeforeQuestion;
   turns_.push_back(*std::exchange(open_, {}));
 }
 
@@ -170,7 +167,7 @@ std::vector<std::string> RealtimeSpeaker::on_frame(Time now) {
     said_bytes_ = 0;
   }
   if (!speaking_) return {append(next_noise())};
-  std::string pcm = said().pcm.substr(said_bytes_, kFrameBytes);
+  std::string pcm = said().pcm.substr(said_bytes_, kMicrophoneBytes);
   said_bytes_ += pcm.size();
   pcm.append(next_noise().substr(pcm.size()));
   if (const auto end = static_cast<std::int64_t>(said_bytes_ / 2); !ended_ && end >= said().end_sample)

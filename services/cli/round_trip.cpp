@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "common/base/units.hpp"
 #include "common/protocol/codec.hpp"
 #include "common/service/host.hpp"
 
@@ -19,7 +20,6 @@ using Clock = std::chrono::steady_clock;
 namespace {
 
 constexpr std::size_t kFrameBytes = 640;
-constexpr int kRate = 22050;
 constexpr std::chrono::seconds kPatience{10};
 constexpr Envelope kHead{.session = {1, 1}, .stream = {1}};
 
@@ -49,7 +49,7 @@ class EchoCore final : public service::Core {
     if (message.head.type != MessageType::audio) return;
     const auto head = message.head;
     if (auto audio = read<Audio>(message))
-      answer(peer, head, Speech{0, audio->first_sample, kRate, false, std::move(audio->payload)});
+      answer(peer, head, Speech{0, audio->first_sample, kSpeechRate, false, std::move(audio->payload)});
   }
 };
 

@@ -12,14 +12,15 @@
 #include <chrono>
 #include <cstring>
 
+#include "common/base/units.hpp"
+
 namespace parlando::cli {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 namespace {
 
-constexpr int kRate = 16000;
-constexpr std::size_t kFrame = kRate / 50;
+constexpr std::size_t kDeviceFrame = kInputRate / 50;
 constexpr int kFirstMs = 3000;  // until a microphone has given something
 constexpr milliseconds kPiece{20};
 constexpr milliseconds kAhead{60};
@@ -109,7 +110,8 @@ void PipedProgram::end() {
 // ------------------------------------------------------------------------------------------------ microphone
 
 Result<std::unique_ptr<Microphone>> Microphone::open(const std::string& device, Hear hear) {
-  std::vector<std::string> words{"arecord", "-q", "-t", "raw", "-f", "S16_LE", "-r", std::to_string(kRate), "-c", "1"};
+  std::vector<std::string> words{"arecord", "-q", "-t", "raw", "-f", "S16_LE", "-r", std::to_string(kInputRate),
+                                 "-c",      "1"};
   if (!device.empty()) words.insert(words.end(), {"-D", device});
   auto program = PipedProgram::start(words, true);
   if (!program) return fail(Errc::unavailable, "{}", help("microphone", "arecord", program.error().message));
@@ -131,13 +133,13 @@ Microphone::~Microphone() {
 }
 
 void Microphone::run() {
-  std::vector<std::int16_t> frame(kFrame);
+  std::vector<std::int16_t> frame(kDeviceFrame);
   auto* const bytes = reinterpret_cast<char*>(frame.data());
   std::size_t filled = 0;
   while (!stop_) {
     pollfd item{program_.fd(), POLLIN, 0};
     if (::poll(&item, 1, 100) <= 0) continue;
-    const auto got = ::read(program_.fd(), bytes + filled, 2 * kFrame - filled);
+    const auto got = ::read(program_.fd(), bytes + filled, 2 * kDeviceFrame - filled);
     if (got <= 0) {
       const auto why = program_.complaint();
       const std::lock_guard lock(mutex_);
@@ -145,7 +147,7 @@ void Microphone::run() {
       return;
     }
     filled += static_cast<std::size_t>(got);
-    if (filled < 2 * kFrame) continue;
+    if (filled < 2 * kDeviceFrame) continue;
     filled = 0;
     hear_(frame);
   }

@@ -85,7 +85,7 @@ Result<SpeechJob> read_job(const std::string& line, std::size_t number, const st
   return out;
 }
 
-struct BatchLine {
+struct SpeechLine {
   std::size_t number = 0;
   Result<SpeechJob> job = fail(Errc::internal, "not read");
 };
@@ -122,7 +122,7 @@ int speak_batch(const Common& common, const SpeakOptions& options) {
   const auto lines = read_lines(options.batch_file);
   if (!lines) return report(lines.error(), common.as_json);
   ClonedVoices voices;  // outlives the engine
-  std::vector<BatchLine> todo;
+  std::vector<SpeechLine> todo;
   int made = 0, skipped = 0, failed = 0;
   for (std::size_t n = 0; n < lines->size(); ++n) {
     auto job = read_job((*lines)[n], n + 1, options.out_dir);

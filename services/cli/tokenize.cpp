@@ -8,6 +8,7 @@
 #include "common/audio/audio_file.hpp"
 #include "common/audio/resampler.hpp"
 #include "common/base/codes.hpp"
+#include "common/base/units.hpp"
 #include "services/tokenizer/model/live.hpp"
 #include "services/vad/model/silero.hpp"
 #include "services/vad/turn_detector.hpp"
@@ -18,13 +19,12 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kRate = 16000;
 constexpr std::int64_t kPrerollSamples = 4800, kTailSamples = 3200;  // as the controller keeps them
 
 /// What a conversation whose end the client tells would hear: from the first start of speech to its last end.
 Result<audio::Recording> speech_of(const audio::Recording& recording, const fs::path& weights) {
   PARLANDO_TRY(const auto loaded, vad::SileroWeights::load(weights));
-  auto wave = audio::resample(recording.wave, recording.rate, kRate);
+  auto wave = audio::resample(recording.wave, recording.rate, kInputRate);
   const auto size = static_cast<std::int64_t>(wave.size());
   wave.resize((wave.size() + vad::kFrameSamples - 1) / vad::kFrameSamples * vad::kFrameSamples, 0.0f);
   vad::Silero net(loaded);
@@ -39,9 +39,9 @@ Result<audio::Recording> speech_of(const audio::Recording& recording, const fs::
     note(detector.push(net(std::span(wave).subspan(static_cast<std::size_t>(at)).first<vad::kFrameSamples>()), at));
   note(detector.flush());
   if (first < 0)
-    return fail(Errc::no_speech, "no speech was found in {:.2f} s of audio", static_cast<double>(size) / kRate);
+    return fail(Errc::no_speech, "no speech was found in {:.2f} s of audio", static_cast<double>(size) / kInputRate);
   const auto begin = std::max<std::int64_t>(0, first - kPrerollSamples), end = std::min(size, last + kTailSamples);
-  return audio::Recording{kRate, {wave.begin() + begin, wave.begin() + end}};
+  return audio::Recording{kInputRate, {wave.begin() + begin, wave.begin() + end}};
 }
 
 int compare_live(const Common& common, const std::shared_ptr<const tokenizer::SpeechTokenizer>& tokenizer,

@@ -1,13 +1,10 @@
 #pragma once
 /// What `ws_load` knows of one client; shared by its two sources.
+#include "common/base/clock.hpp"
 #include "services/cli/ws_load.hpp"
 #include "services/cli/ws_socket.hpp"
 
 namespace parlando::cli {
-
-inline double ms_between(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
-  return std::chrono::duration<double, std::milli>(to - from).count();
-}
 
 inline constexpr std::size_t kFrameSamples = 320;               // 20 ms
 inline constexpr std::chrono::milliseconds kBeforeSpeech{700};  // behind an answer that has been heard

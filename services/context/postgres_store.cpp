@@ -12,10 +12,10 @@ namespace parlando::context {
 namespace {
 
 /// In parlando_schema. 1: the tables below.
-constexpr std::int64_t kSchema = 1;
+constexpr std::int64_t kPostgresSchema = 1;
 constexpr int kServerMin = 120000;
 /// How far behind the turns that are asked for a history is still verified; they have to be sent.
-constexpr std::size_t kVerifiedBytes = 2 * 1024 * 1024;
+constexpr std::size_t kPostgresVerifiedBytes = 2 * 1024 * 1024;
 /// Others that change the same session at the same moment; each of them has done its work then.
 constexpr int kTriesMax = 16;
 constexpr milliseconds kRetryRace{100};
@@ -32,7 +32,7 @@ constexpr const char* kMakeTables = R"(
     record bytea NOT NULL, digest text NOT NULL, PRIMARY KEY(session, turn));
   CREATE TABLE IF NOT EXISTS parlando_schema(one boolean PRIMARY KEY DEFAULT true CHECK (one), version bigint NOT NULL);
   INSERT INTO parlando_schema(version) VALUES(1) ON CONFLICT DO NOTHING;)";
-static_assert(kSchema == 1);
+static_assert(kPostgresSchema == 1);
 
 constexpr const char* kLook = R"(
   SELECT s.epoch, s.owner, s.turns, s.digest, s.seal, l.digest, a.record, a.digest,
@@ -41,7 +41,7 @@ constexpr const char* kLook = R"(
   LEFT JOIN parlando_turns l ON l.session = $1 AND l.turn = s.turns
   LEFT JOIN parlando_turns a ON a.session = $1 AND a.turn = $2)";
 
-// The told turns and kVerifiedBytes of those before them: one that begins within the limits is the last.
+// The told turns and kPostgresVerifiedBytes of those before them: one that begins within the limits is the last.
 constexpr const char* kHistory = R"(
   SELECT s.epoch, s.owner, s.turns, s.digest, s.seal, t.turn, t.record, t.digest,
     (SELECT min(turn) FROM parlando_turns WHERE session = $1)
@@ -104,9 +104,9 @@ Stored<Connection> connected(const std::string& conninfo, milliseconds operation
                    "the store's server does not synchronise its disk (fsync is off): turns may be lost with its power");
   if (settings.number(0, 5) != 0) PARLANDO_DO(c.run_all(kMakeTables, until));
   PARLANDO_TRY(const auto schema, c.run("SELECT version FROM parlando_schema", {}, until));
-  if (schema.size() != 1 || schema.number(0, 0) != kSchema)
+  if (schema.size() != 1 || schema.number(0, 0) != kPostgresSchema)
     return fail(Errc::unsupported, "the database has schema {}, this build knows up to {}",
-                schema.size() == 1 ? schema.number(0, 0) : 0, kSchema);
+                schema.size() == 1 ? schema.number(0, 0) : 0, kPostgresSchema);
   return c;
 }
 
@@ -247,14 +247,14 @@ Stored<Store::Past> PostgresStore::history(const std::string& session, std::int6
                                                              .number(turns_max)
                                                              .number(limit(bytes_max))
                                                              .number(limit(overhead))
-                                                             .number(limit(kVerifiedBytes)),
+                                                             .number(limit(kPostgresVerifiedBytes)),
                                                          until));
     const bool any = !rows.is_null(0, 5);
     Seen seen;
     if (!rows.is_null(0, 0)) seen.entry = entry_of(rows);
     seen.has_turns = any;
     PARLANDO_TRY(const auto entry, checked(session, seen));
-    HistoryReader reader(session, entry, {turns_max, bytes_max, overhead, kVerifiedBytes});
+    HistoryReader reader(session, entry, {turns_max, bytes_max, overhead, kPostgresVerifiedBytes});
     int row = 0;
     for (; any && row < rows.size() && !reader.is_enough(); ++row)
       PARLANDO_DO(reader.push({rows.number(row, 5), rows.text(row, 6)}, rows.text(row, 7)));

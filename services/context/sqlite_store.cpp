@@ -12,13 +12,13 @@ namespace {
 
 /// In `PRAGMA user_version`. 1 (and 0 with tables, which is how it was written): sessions(id, epoch), turns.
 /// 2: sessions have owner, number and digest of their last turn, and a seal over all of it.
-constexpr std::int64_t kSchema = 2;
+constexpr std::int64_t kSqliteSchema = 2;
 constexpr milliseconds kRetryBusy{500};
 constexpr milliseconds kRetryDisk{1000};
 /// A start may wait longer than a request: nobody watches its progress yet, and another process may be migrating.
 constexpr int kBusyAtStartMs = 2000;
 /// How far behind the turns that are asked for a history is still verified: about 10 ms.
-constexpr std::size_t kVerifiedBytes = 16 * 1024 * 1024;
+constexpr std::size_t kSqliteVerifiedBytes = 16 * 1024 * 1024;
 
 }  // namespace
 
@@ -196,12 +196,12 @@ Stored<void> SqliteStore::Impl::use_write_ahead_log() {
 
 Stored<void> SqliteStore::Impl::migrate() {
   PARLANDO_TRY(auto version, number_of("PRAGMA user_version"));
-  if (version == kSchema) return {};
+  if (version == kSqliteSchema) return {};
   return transact("BEGIN IMMEDIATE", [&]() -> Stored<void> {
     PARLANDO_TRY(version, number_of("PRAGMA user_version"));  // another process may have been first
-    if (version == kSchema) return {};
-    if (version > kSchema || version < 0)
-      return fail(Errc::unsupported, "'{}' has schema {}, this build knows up to {}", file, version, kSchema);
+    if (version == kSqliteSchema) return {};
+    if (version > kSqliteSchema || version < 0)
+      return fail(Errc::unsupported, "'{}' has schema {}, this build knows up to {}", file, version, kSqliteSchema);
     PARLANDO_DO(
         run("CREATE TABLE IF NOT EXISTS sessions(id TEXT PRIMARY KEY, epoch INTEGER NOT NULL);"
             "CREATE TABLE IF NOT EXISTS turns(session TEXT NOT NULL, turn INTEGER NOT NULL, record TEXT NOT NULL, "
@@ -226,7 +226,7 @@ Stored<void> SqliteStore::Impl::migrate() {
       PARLANDO_TRY(auto seal, seal_of(session, entry));
       PARLANDO_DO(save(session, {std::move(entry), std::move(seal)}));
     }
-    return run(fmt::format("PRAGMA user_version = {}", kSchema).c_str());
+    return run(fmt::format("PRAGMA user_version = {}", kSqliteSchema).c_str());
   });
 }
 
@@ -288,7 +288,7 @@ Stored<Store::Past> SqliteStore::history(const std::string& session, std::int64_
   return impl_->transact("BEGIN", [&]() -> Stored<Past> {
     PARLANDO_TRY(const auto seen, impl_->look(session));
     PARLANDO_TRY(const auto entry, checked(session, seen));
-    HistoryReader reader(session, entry, {turns_max, bytes_max, overhead, kVerifiedBytes});
+    HistoryReader reader(session, entry, {turns_max, bytes_max, overhead, kSqliteVerifiedBytes});
     Statement s(impl_->db, "SELECT turn, record, digest FROM turns WHERE session = ?1 ORDER BY turn DESC");
     s.bind(session);
     int code;

@@ -9,7 +9,7 @@ using nlohmann::json;
 
 namespace {
 constexpr int kCallsDepthMax = 20;
-std::size_t bytes_of(const json& item) { return item.dump(-1, ' ', false, json::error_handler_t::replace).size(); }
+std::size_t item_bytes(const json& item) { return item.dump(-1, ' ', false, json::error_handler_t::replace).size(); }
 }  // namespace
 
 Result<void> Items::add(const Item& item, std::uint64_t input) {
@@ -28,7 +28,7 @@ Result<void> Items::add(const Item& item, std::uint64_t input) {
     return fail(Errc::invalid_argument, "item '{}' is there already", id);
   json out{{"id", id}, {"role", names_of<ItemRole>()[static_cast<std::size_t>(item.role)]}, {"text", item.text}};
   if (!calls.is_null()) out["calls"] = calls;
-  const auto size = bytes_of(out);
+  const auto size = item_bytes(out);
   if (items_.size() >= kItemsMax || bytes_ + size > kBytesMax)
     return fail(Errc::overloaded, "{} items of {} bytes wait for a turn, at most {} and {} may", items_.size(), bytes_,
                 kItemsMax, kBytesMax);
@@ -47,7 +47,7 @@ void Items::insert(WaitingItem item) {
 std::vector<WaitingItem> Items::take_before(std::uint64_t input) {
   std::vector<WaitingItem> out;
   for (; !items_.empty() && items_.front().input < input; items_.pop_front()) {
-    bytes_ -= bytes_of(items_.front().item);
+    bytes_ -= item_bytes(items_.front().item);
     out.push_back(std::move(items_.front()));
   }
   return out;
@@ -55,7 +55,7 @@ std::vector<WaitingItem> Items::take_before(std::uint64_t input) {
 
 void Items::give_back(std::vector<WaitingItem> items) {
   for (auto& w : items) {
-    bytes_ += bytes_of(w.item);
+    bytes_ += item_bytes(w.item);
     insert(std::move(w));
   }
 }
@@ -64,7 +64,7 @@ bool Items::forget(const std::string& id) {
   const auto found =
       std::find_if(items_.begin(), items_.end(), [&](const WaitingItem& w) { return w.item["id"] == id; });
   if (found == items_.end()) return false;
-  bytes_ -= bytes_of(found->item);
+  bytes_ -= item_bytes(found->item);
   items_.erase(found);
   return true;
 }

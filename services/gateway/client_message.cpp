@@ -13,7 +13,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kDepthMax = 32;
+constexpr int kMessageDepthMax = 32;
 constexpr std::size_t kShownMax = 40;
 constexpr std::uint64_t kLeadLeastMs = 50, kLeadMostMs = 10000;
 
@@ -303,7 +303,7 @@ std::string event_of_turn(std::string_view type, TurnId turn) {
 }  // namespace
 
 Result<ClientMessage> read_client_message(std::string_view text) {
-  const auto body = nested_deeper_than(text, kDepthMax) ? json() : json::parse(text, nullptr, false);
+  const auto body = nested_deeper_than(text, kMessageDepthMax) ? json() : json::parse(text, nullptr, false);
   if (!body.is_object() || !body.contains("type") || !body["type"].is_string())
     return fail(Errc::bad_json, "the message is not a JSON object with a type");
   const auto type = body["type"].get<std::string>();
@@ -387,7 +387,7 @@ std::string text_event(TurnId turn, protocol::TextKind kind, std::string_view te
 
 std::string turn_event(const protocol::TurnDone& done) {
   const std::string_view record(reinterpret_cast<const char*>(done.payload.data()), done.payload.size());
-  auto e = nested_deeper_than(record, kDepthMax) ? json() : json::parse(record, nullptr, false);
+  auto e = nested_deeper_than(record, kMessageDepthMax) ? json() : json::parse(record, nullptr, false);
   if (!e.is_object()) e = json::object();
   e["type"] = "turn";
   e["turn"] = done.turn;

@@ -11,7 +11,7 @@ using namespace protocol;
 namespace {
 constexpr std::size_t kErasuresMax = 64;          // at a time, as many as a controller takes
 constexpr std::chrono::seconds kErasureTime{15};  // a controller gives up after 10
-constexpr milliseconds kRetry{1000};
+constexpr milliseconds kEraseRetry{1000};
 }  // namespace
 
 void Sessions::erase(Client& client, EraseOptions wish, Time now) {
@@ -20,7 +20,8 @@ void Sessions::erase(Client& client, EraseOptions wish, Time now) {
   if (wish.session && !config_.tokens.is_right(wish.token, id, client.traits.owner))
     return complain(client, {Errc::not_found, "nothing is stored of a session with this token"}, now);
   if (erasures_.size() >= kErasuresMax)
-    return say(client, error_event(to_string(Errc::overloaded), "too many sessions are being erased", kRetry.count()));
+    return say(client,
+               error_event(to_string(Errc::overloaded), "too many sessions are being erased", kEraseRetry.count()));
   auto* holder = find(id);
   const auto controller = holder != nullptr ? holder->session->controller : std::string();
   if (holder != nullptr) {
@@ -53,7 +54,7 @@ void Sessions::ask_to_erase(Erasure erasure, const std::string& first) {
         best = peer;
   if (best.empty()) {
     return erasure_failed(erasure, {std::string(to_string(Errc::unavailable)),
-                                    "no controller can erase the session now; ask again", kRetry.count()});
+                                    "no controller can erase the session now; ask again", kEraseRetry.count()});
   }
   Envelope head;
   head.session = erasure.session;
@@ -125,8 +126,8 @@ void Sessions::review_erasures(Time now) {
   for (const auto& [stream, erasure] : over) {
     close_erasure(erasure, {stream});
     erasures_.erase(stream);
-    erasure_failed(erasure,
-                   {std::string(to_string(Errc::unavailable)), "the store does not answer; ask again", kRetry.count()});
+    erasure_failed(erasure, {std::string(to_string(Errc::unavailable)), "the store does not answer; ask again",
+                             kEraseRetry.count()});
   }
 }
 

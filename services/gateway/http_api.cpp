@@ -22,7 +22,7 @@ constexpr std::size_t kUploadBytesMax = (25 << 20) + (64 << 10);  // as publishe
 constexpr std::array<std::string_view, 3> kModels{"parlando-chat", "parlando-tts", "parlando-transcribe"};
 constexpr std::size_t kJobsMax = 16;           // that the helper has at a time
 constexpr std::size_t kLargeBytes = 64 << 10;  // of a body that is read elsewhere: 2 ms and more
-constexpr std::size_t kVoiceBytesMax = (10 << 20) + (64 << 10), kSecretBytesMax = 64 << 10;
+constexpr std::size_t kVoiceBytesMax = (10 << 20) + (64 << 10), kSecretBodyMax = 64 << 10;
 constexpr std::string_view kSessionsPath = "/v1/sessions/", kSessionTokenHeader = "x-session-token";
 constexpr std::string_view kModelsPath = "/v1/models", kVoicesPath = "/v1/audio/voices";
 constexpr std::string_view kDialoguePath = "/v1/dialogue", kRealtimePath = "/v1/realtime";
@@ -40,7 +40,7 @@ constexpr std::array<Route, 11> kRoutes{{
     {"/v1/audio/transcriptions", "POST", Endpoint::transcriptions, kUploadBytesMax, "multipart/form-data"},
     {kVoicesPath, "GET, POST", Endpoint::voices, kVoiceBytesMax, "multipart/form-data"},
     {"/v1/audio/voices/", "GET, DELETE", Endpoint::voices},
-    {"/v1/realtime/client_secrets", "POST", Endpoint::secrets, kSecretBytesMax},
+    {"/v1/realtime/client_secrets", "POST", Endpoint::secrets, kSecretBodyMax},
     {kSessionsPath, "DELETE", Endpoint::sessions},
     {kModelsPath, "GET", Endpoint::models},
     {"/healthz", "GET", Endpoint::other},

@@ -10,8 +10,8 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kDepthMax = 64;
-constexpr std::size_t kMessagesMax = 2000, kPartsMax = 100, kToolsMax = 128, kSystemBytesMax = 32768,
+constexpr int kChatDepthMax = 64;
+constexpr std::size_t kMessagesMax = 2000, kChatPartsMax = 100, kToolsMax = 128, kSystemBytesMax = 32768,
                       kTextBytesMax = 60000;
 constexpr double kSoundSecondsMax = 30;  // of an utterance
 constexpr double kTopPLeast = 0.001;     // of a session's settings
@@ -236,7 +236,7 @@ class ChatCompletion::Reading {
     const auto* content = f.any("content");
     if (content == nullptr) return {};
     if (content->is_string()) return f.text("content", kTextBytesMax);
-    const auto* parts = f.array("content", kPartsMax);
+    const auto* parts = f.array("content", kChatPartsMax);
     std::string out;
     for (std::size_t i = 0; parts != nullptr && i < parts->size() && !problem; ++i) {
       Fields part((*parts)[i], fmt::format("{}.content[{}]", path, i), problem);
@@ -258,7 +258,7 @@ class ChatCompletion::Reading {
       if (const auto text = f.text("content", kTextBytesMax)) add_user(f, *text);
       return;
     }
-    const auto* parts = f.array("content", kPartsMax);
+    const auto* parts = f.array("content", kChatPartsMax);
     std::string text;
     for (std::size_t i = 0; parts != nullptr && i < parts->size() && !problem; ++i) {
       const auto where = fmt::format("{}.content[{}]", path, i);
@@ -312,7 +312,7 @@ class ChatCompletion::Reading {
 
 ApiResult<std::unique_ptr<ChatCompletion>> ChatCompletion::make(std::string_view body, RequestHead head,
                                                                 SpokenAnswers& spoken) {
-  const auto parsed = nested_deeper_than(body, kDepthMax) ? json() : json::parse(body, nullptr, false);
+  const auto parsed = nested_deeper_than(body, kChatDepthMax) ? json() : json::parse(body, nullptr, false);
   if (!parsed.is_object()) return tl::unexpected(ApiError{400, "the body is not a JSON object", {}, "bad_json"});
   std::unique_ptr<ChatCompletion> out(new ChatCompletion(std::move(head), spoken));
   Reading reading(*out);

@@ -8,15 +8,15 @@ namespace parlando::gateway {
 using nlohmann::json;
 
 namespace {
-constexpr int kDepthMax = 32;
+constexpr int kSecretDepthMax = 32;
 constexpr std::int64_t kSecondsLeast = 10, kSecondsMost = 7200, kSecondsUsual = 600;  // as published
 }  // namespace
 
 http::Response answer_client_secret(std::string_view text, const ClientSecrets& secrets, const std::string& key,
                                     const std::string& id, std::int64_t now) {
-  const auto body = text.empty()                          ? json::object()
-                    : nested_deeper_than(text, kDepthMax) ? json()
-                                                          : json::parse(text, nullptr, false);
+  const auto body = text.empty()                                ? json::object()
+                    : nested_deeper_than(text, kSecretDepthMax) ? json()
+                                                                : json::parse(text, nullptr, false);
   if (!body.is_object()) return error_response({400, "the body is not a JSON object", {}, "bad_json"});
   std::optional<ApiError> problem;
   Fields f(body, "", problem);

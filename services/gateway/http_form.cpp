@@ -5,7 +5,7 @@
 namespace parlando::gateway {
 namespace {
 
-constexpr std::size_t kPartsMax = 64, kHeadBytesMax = 4096, kBoundaryMax = 70;  // the last by RFC 2046
+constexpr std::size_t kFormPartsMax = 64, kHeadBytesMax = 4096, kBoundaryMax = 70;  // the last by RFC 2046
 
 char low(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 'a' - 'A') : c; }
 
@@ -95,7 +95,7 @@ Result<std::vector<FormPart>> read_form(std::string_view content_type, std::stri
     part.data = body.substr(0, end);
     body.remove_prefix(end + next.size());
     out.push_back(std::move(part));
-    if (out.size() > kPartsMax) return fail(Errc::bad_format, "the form has more than {} parts", kPartsMax);
+    if (out.size() > kFormPartsMax) return fail(Errc::bad_format, "the form has more than {} parts", kFormPartsMax);
   }
   return out;
 }

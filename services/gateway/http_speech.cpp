@@ -11,7 +11,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kDepthMax = 16;
+constexpr int kSpeechDepthMax = 16;
 constexpr std::size_t kInputBytesMax = 60000;   // of a message `utter`
 constexpr std::int64_t kGroupsPerMinute = 500;  // of 120 ms
 
@@ -38,7 +38,7 @@ std::string read_style(Fields& f) {
 }  // namespace
 
 ApiResult<std::unique_ptr<SpeechRequest>> SpeechRequest::make(std::string_view body, RequestHead) {
-  const auto parsed = nested_deeper_than(body, kDepthMax) ? json() : json::parse(body, nullptr, false);
+  const auto parsed = nested_deeper_than(body, kSpeechDepthMax) ? json() : json::parse(body, nullptr, false);
   if (!parsed.is_object()) return tl::unexpected(ApiError{400, "the body is not a JSON object", {}, "bad_json"});
   std::optional<ApiError> problem;
   Fields f(parsed, "", problem);

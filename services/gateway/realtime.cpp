@@ -7,6 +7,7 @@
 
 #include "common/base/base64.hpp"
 #include "common/base/nesting.hpp"
+#include "services/gateway/realtime_fields.hpp"
 
 namespace parlando::gateway {
 
@@ -14,24 +15,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kDepthMax = 32;
+constexpr int kEventDepthMax = 32;
 constexpr std::size_t kMessageBytesMax = 1u << 20;      // of an event without sound
 constexpr std::size_t kSoundBytesMax = 32u << 10;       // of a message to the conversation
 constexpr std::int64_t kCommitLeast = kInputRate / 10;  // samples: what is shorter holds no word
 constexpr std::size_t kMetadataMax = 16, kMetadataKeyMax = 64, kMetadataValueMax = 512;
 constexpr std::size_t kInputItemsMax = 512;
 constexpr std::string_view kAppend = "input_audio_buffer.append";
-
-const json& field(const json& object, const char* name) {
-  static const json kNone;
-  const auto found = object.is_object() ? object.find(name) : object.end();
-  return !object.is_object() || found == object.end() ? kNone : *found;
-}
-
-std::string text_of(const json& object, const char* name) {
-  const auto& value = field(object, name);
-  return value.is_string() ? value.get<std::string>() : std::string();
-}
 
 RealtimeResult<json> read_metadata(const json& value) {
   if (value.is_null()) return json();
@@ -122,11 +112,11 @@ void Realtime::client_message(std::string_view message, bool binary) {
     return events_.send(RealtimeError{"invalid_value", fmt::format("The event has {} bytes, expected at most {}.",
                                                                    message.size(), kMessageBytesMax)},
                         {});
-  const auto event = nested_deeper_than(message, kDepthMax) ? json() : json::parse(message, nullptr, false);
+  const auto event = nested_deeper_than(message, kEventDepthMax) ? json() : json::parse(message, nullptr, false);
   if (!event.is_object())
     return events_.send(
         RealtimeError{"invalid_json",
-                      fmt::format("The event is not a JSON object, or nested deeper than {}.", kDepthMax)},
+                      fmt::format("The event is not a JSON object, or nested deeper than {}.", kEventDepthMax)},
         {});
   on_client_event(event);
 }

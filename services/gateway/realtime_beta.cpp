@@ -10,7 +10,7 @@ using nlohmann::json;
 
 namespace {
 
-constexpr int kDepthMax = 32;
+constexpr int kBetaDepthMax = 32;
 using Names = std::pair<std::string_view, std::string_view>;
 constexpr std::array<Names, 7> kEvents{{
     {"response.output_audio.delta", "response.audio.delta"},
@@ -114,7 +114,7 @@ void flatten(json& told, bool is_session) {
 }  // namespace
 
 std::string from_beta(std::string_view text) {
-  auto event = nested_deeper_than(text, kDepthMax) ? json() : json::parse(text, nullptr, false);
+  auto event = nested_deeper_than(text, kBetaDepthMax) ? json() : json::parse(text, nullptr, false);
   if (!event.is_object()) return std::string(text);
   const auto type = event.contains("type") && event["type"].is_string() ? event["type"].get<std::string>() : "";
   if (type == "session.update" && has(event, "session") && event["session"].is_object()) nest(event["session"], true);

@@ -2,32 +2,22 @@
 
 #include "common/base/nesting.hpp"
 #include "services/gateway/realtime_events.hpp"
+#include "services/gateway/realtime_fields.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
 
 namespace {
 
-constexpr std::size_t kTextMax = 60000;  // of a text in a conversation
-constexpr std::size_t kIdMax = 64, kNameMax = 64;
+constexpr std::size_t kItemTextMax = 60000;  // of a text in a conversation
+constexpr std::size_t kIdMax = 64, kCallNameMax = 64;
 constexpr std::size_t kPartsMax = 256;
-constexpr int kDepthMax = 24;  // of the arguments of a call
-
-const json& field(const json& object, const char* name) {
-  static const json kNone;
-  const auto found = object.find(name);
-  return found == object.end() ? kNone : *found;
-}
-
-std::string text_of(const json& object, const char* name) {
-  const auto& value = field(object, name);
-  return value.is_string() ? value.get<std::string>() : std::string();
-}
+constexpr int kArgumentsDepthMax = 24;  // of the arguments of a call
 
 RealtimeResult<void> check_length(std::string_view text, const std::string& param) {
-  if (text.size() > kTextMax)
+  if (text.size() > kItemTextMax)
     return refuse("string_above_max_length", param, "{} has {} bytes, expected at most {}", param, text.size(),
-                  kTextMax);
+                  kItemTextMax);
   return {};
 }
 
@@ -134,8 +124,8 @@ RealtimeResult<RealtimeItem> read_realtime_item(const json& value, const std::st
     item.arguments = text_of(value, "arguments");
     if (item.name.empty())
       return refuse("missing_required_parameter", param + ".name", "Missing required parameter: '{}.name'.", param);
-    if (item.name.size() > kNameMax)
-      return refuse("invalid_value", param + ".name", "{}.name: expected a text of 1 to {} bytes", param, kNameMax);
+    if (item.name.size() > kCallNameMax)
+      return refuse("invalid_value", param + ".name", "{}.name: expected a text of 1 to {} bytes", param, kCallNameMax);
     const auto fits = check_length(item.arguments, param + ".arguments");
     if (!fits) return tl::unexpected(fits.error());
   } else if (type == "function_call_output") {
@@ -166,7 +156,7 @@ json dialogue_item(const RealtimeItem& item) {
     return out;
   }
   if (item.kind == RealtimeItem::Kind::call) {
-    const bool deep = nested_deeper_than(item.arguments, kDepthMax);
+    const bool deep = nested_deeper_than(item.arguments, kArgumentsDepthMax);
     auto arguments = deep ? json(json::value_t::discarded) : json::parse(item.arguments, nullptr, false);
     out["role"] = "assistant";
     out["text"] = "";

@@ -5,6 +5,7 @@
 
 #include "common/base/nesting.hpp"
 #include "services/gateway/realtime_events.hpp"
+#include "services/gateway/realtime_fields.hpp"
 
 namespace parlando::gateway {
 using nlohmann::json;
@@ -20,12 +21,6 @@ constexpr std::int64_t kTokensMax = 1000000;
 /// with.
 const std::set<std::string, std::less<>> kAliasVoices{"alloy", "ash",  "ballad",  "coral", "echo",  "fable", "onyx",
                                                       "nova",  "sage", "shimmer", "verse", "marin", "cedar"};
-
-const json& field(const json& object, const char* name) {
-  static const json kNone;
-  const auto found = object.find(name);
-  return found == object.end() ? kNone : *found;
-}
 
 tl::unexpected<RealtimeError> wrong_type(const std::string& param, std::string_view expected, const json& value) {
   return refuse("invalid_type", param, "Invalid type for '{}': expected {}, but got {} instead.", param, expected,

@@ -3,6 +3,7 @@
 
 #include "common/telemetry/log.hpp"
 #include "services/gateway/realtime.hpp"
+#include "services/gateway/realtime_fields.hpp"
 
 namespace parlando::gateway {
 
@@ -16,17 +17,6 @@ constexpr std::size_t kCallsMax = 128;
 constexpr std::int64_t kBeforeCommit = kInputRate / 10;
 // The codes that the model hears and speaks: five in 120 ms.
 constexpr std::int64_t kCodesPerGroup = 5, kGroupMs = 120;
-
-const json& field(const json& object, const char* name) {
-  static const json kNone;
-  const auto found = object.find(name);
-  return found == object.end() ? kNone : *found;
-}
-
-std::string text_of(const json& object, const char* name) {
-  const auto& value = field(object, name);
-  return value.is_string() ? value.get<std::string>() : std::string();
-}
 
 std::int64_t number_of(const json& object, const char* name, std::int64_t otherwise = 0) {
   const auto& value = field(object, name);

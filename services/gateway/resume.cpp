@@ -11,7 +11,7 @@ using namespace protocol;
 namespace {
 constexpr std::size_t kAskedMax = 64;
 constexpr milliseconds kLeadDefault{400};  // of a client that had one and does not say it again
-constexpr milliseconds kRetry{500};        // before the same is asked again; asking took `resume_wait` already
+constexpr milliseconds kResumeRetry{500};  // before the same is asked again; asking took `resume_wait` already
 }  // namespace
 
 void Sessions::resume(Client& client, ResumeOptions options, Time now) {
@@ -132,7 +132,7 @@ void Sessions::decide(Client& client, Time now) {
     say(client, error_event(to_string(Errc::not_found), "no session is kept for this token; open another one"));
   else
     say(client, error_event(to_string(Errc::unavailable), "what may have the session is silent; resume it again",
-                            kRetry.count()));
+                            kResumeRetry.count()));
   end_attempt(client);
 }
 

@@ -13,7 +13,7 @@ namespace parlando::tokenizer {
 
 namespace {
 constexpr double kNormEps = 1e-12;
-constexpr int kStack = 7, kSkip = 6, kBins = 80, kInputs = kStack * kBins;
+constexpr int kBins = 80, kInputs = kStack * kBins;
 
 at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
   return at::layer_norm(x, {x.size(-1)}, w, b, kNormEps);

@@ -19,6 +19,8 @@ inline constexpr int kWindowRows = 9, kOverlapRows = 5, kNewRows = 4, kLookBackR
 
 /// Ids of an utterance of `samples` at 16 kHz; a tail under 880 samples gives none.
 std::int64_t linguistic_count(std::int64_t samples);
+inline constexpr int kStack = 7,
+                     kSkip = 6;  ///< Filter-bank frames that one input row stacks, and how far apart rows are.
 
 /// What one session carries from window to window; rebuilt by replaying the utterance.
 struct LinguisticState {

@@ -16,7 +16,6 @@ constexpr std::size_t kBlockSamples = 7680;  // 480 ms: two windows of the lingu
 constexpr std::size_t kStatesKept = 4;
 constexpr std::int64_t kMelShift = 160, kMelReach = 200, kMelBins = 128, kRowMs = 40;
 constexpr std::int64_t kPieceFrames = kPieceSamples / kMelShift;
-constexpr int kStack = 7, kSkip = 6;
 const float kFbankFloor = std::log(1.1920928955078125e-7f);
 
 float peak_of(std::span<const float> wave) {

@@ -11,7 +11,6 @@
 namespace parlando::tts {
 
 namespace {
-constexpr std::int64_t kGroups = 8;  // of the norms
 constexpr float kEpsilon = 1e-5f;
 
 std::uint16_t* bits(const at::Tensor& x) { return reinterpret_cast<std::uint16_t*>(x.data_ptr<at::BFloat16>()); }
@@ -80,7 +79,7 @@ Bf16Estimator::Bf16Estimator(tensor::Weights& w, const std::string& prefix, std:
     const auto block = at + ".0.block1.block.0", res = at + ".0.res_conv";
     const auto out = size_of(block + ".weight", 0), in = size_of(block + ".weight", 1),
                time = size_of(at + ".0.mlp.1.weight", 1);
-    if (out % kGroups != 0 || (first && in <= inputs))
+    if (out % kNormGroups != 0 || (first && in <= inputs))
       raise(Errc::checkpoint_mismatch, "{} has {} channels of {}", at, out, in);
     s.time = nn::Linear(w.take(at + ".0.mlp.1.weight", {out, time}), w.take(at + ".0.mlp.1.bias", {out}));
     if (first) {  // the other inputs are the same in every step; so is their bias
@@ -162,19 +161,19 @@ void Bf16Estimator::normed(kernels::Team& team, const float* y, std::int64_t bat
   const auto channels = static_cast<std::int64_t>(norm.w.size());
   const bool known = past != nullptr && past->known != nullptr;
   at::Tensor part;
-  if (past != nullptr) part = known ? past->take() : at::empty({batch, kGroups, 3}, at::kDouble);
+  if (past != nullptr) part = known ? past->take() : at::empty({batch, kNormGroups, 3}, at::kDouble);
   team.run(batch, 1, [&](std::int64_t first, std::int64_t last) {
     for (auto b = first; b < last; ++b) {
       const auto at = b * size * channels;
-      kernels::Moments moments[kGroups];
-      kernels::frames_moments(y + at, size, channels, kGroups, moments);
+      kernels::Moments moments[kNormGroups];
+      kernels::frames_moments(y + at, size, channels, kNormGroups, moments);
       auto* kept =
-          past == nullptr ? nullptr : reinterpret_cast<kernels::Moments*>(part.data_ptr<double>()) + b * kGroups;
+          past == nullptr ? nullptr : reinterpret_cast<kernels::Moments*>(part.data_ptr<double>()) + b * kNormGroups;
       if (known)
-        for (int g = 0; g < kGroups; ++g) moments[g] = kernels::together(kept[g], moments[g]);
+        for (int g = 0; g < kNormGroups; ++g) moments[g] = kernels::together(kept[g], moments[g]);
       else if (past != nullptr)
-        kernels::frames_moments(y + at, past->frames, channels, kGroups, kept);
-      kernels::frames_norm_mish(y + at, size, channels, kGroups, moments, norm.w.data(), norm.b.data(), kEpsilon,
+        kernels::frames_moments(y + at, past->frames, channels, kNormGroups, kept);
+      kernels::frames_norm_mish(y + at, size, channels, kNormGroups, moments, norm.w.data(), norm.b.data(), kEpsilon,
                                 shift == nullptr ? nullptr : shift + b * channels, add == nullptr ? nullptr : add + at,
                                 to == nullptr ? nullptr : to + at, rounded == nullptr ? nullptr : rounded->row(b, 0));
     }

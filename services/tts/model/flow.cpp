@@ -13,7 +13,6 @@
 namespace parlando::tts {
 
 namespace {
-constexpr std::int64_t kGroups = 8;  // of the norms in the estimator
 constexpr std::int64_t kMomentNumbers = 3;
 static_assert(sizeof(kernels::Moments) == kMomentNumbers * sizeof(double));
 
@@ -143,8 +142,9 @@ Flow::Flow(checkpoint::TensorMap tensors, const nlohmann::json& config, const st
     return;
   }
   auto block_of = [&](const std::string& at, std::int64_t in, std::int64_t out) {
-    if (out > 0 && out % kGroups != 0)
-      raise(Errc::checkpoint_mismatch, "{}: {} has {} channels, expected a multiple of {}", source, at, out, kGroups);
+    if (out > 0 && out % kNormGroups != 0)
+      raise(Errc::checkpoint_mismatch, "{}: {} has {} channels, expected a multiple of {}", source, at, out,
+            kNormGroups);
     return Block{convolution(at + ".block.0", {out, in, 3}), norm_of(at + ".block.1", out)};
   };
   auto stage_of = [&](const std::string& at, bool has_conv, bool transposed, bool first) {
@@ -292,7 +292,7 @@ at::Tensor Flow::before(const at::Tensor& x, PastStep* past) {
 }
 
 at::Tensor Flow::block(const at::Tensor& x, const Block& b, PastStep* past) const {
-  return activated(b.conv(x, before(x, past)), kGroups, b.norm, past);
+  return activated(b.conv(x, before(x, past)), kNormGroups, b.norm, past);
 }
 
 /// @param qkv  [3, batch, heads, frames, dim]
@@ -312,7 +312,7 @@ at::Tensor Flow::stage(at::Tensor x, const Stage& s, const at::Tensor& time, con
   const auto& r = s.resnet;
   auto narrow = r.block1.conv(x, before(x, past)), passed = r.res(x);
   if (inputs != nullptr) narrow = narrow + inputs->conv, passed = passed + inputs->res;
-  x = block(activated(narrow, kGroups, r.block1.norm, past) + r.mlp(time).unsqueeze(2), r.block2, past) + passed;
+  x = block(activated(narrow, kNormGroups, r.block1.norm, past) + r.mlp(time).unsqueeze(2), r.block2, past) + passed;
   if (trace) trace(name + "_resnet", x);
   if (s.transformers.empty()) return x;
   x = x.transpose(1, 2).contiguous();

@@ -7,6 +7,8 @@
 
 namespace parlando::tts {
 
+inline constexpr std::int64_t kNormGroups = 8;  ///< of each norm of the estimator
+
 /// What frames (a voice's prompt) are to those behind them, in every step of the solver: keys and values of each
 /// attention (bf16), moments of each norm, the last frame that each convolution reads.
 struct FlowPast {
