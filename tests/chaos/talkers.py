@@ -16,6 +16,7 @@ LOUD = 500
 TURN_SECONDS_MAX = 70
 OPEN_SECONDS_MAX = 45  # what a silent gateway has can be resumed behind 30 s
 KEPT_FRAMES = 3000  # of the microphone: a minute, for as long as a session waits for its client
+OVERLAP_BYTES = RATE // 10 * 2  # of sound that was heard a client asks for once more when it resumes: the same has to come
 
 
 def question(path):
@@ -35,13 +36,19 @@ def questions(source):
 
 
 class Claim:
-    """What has come of the turn under way: what a client says when it resumes, so that nothing of it is told twice and nothing is missing."""
+    """What has come of the turn under way: what a client says when it resumes, so that nothing of it is told twice and nothing is missing. Only
+    of its sound it leaves out the last, to see that what comes goes on where the other ended."""
 
     def __init__(self, turn):
         self.begin(turn)
 
     def begin(self, turn):
         self.turn, self.samples, self.bytes, self.tool_calls = turn, 0, {"transcript": 0, "text": 0}, 0
+        self.last = b""  # of its sound
+
+    def sound(self, data):
+        self.samples += len(data) // 2
+        self.last = (self.last + data)[-OVERLAP_BYTES:]
 
     def event(self, e):
         if e["type"] == "text":
@@ -57,7 +64,7 @@ class Claim:
             self.begin(e["turn"])
 
     def fields(self):
-        return {"turn": self.turn, "samples": self.samples, "transcript_bytes": self.bytes["transcript"], "reply_bytes": self.bytes["text"], "tool_calls": self.tool_calls}
+        return {"turn": self.turn, "samples": self.samples - len(self.last) // 2, "transcript_bytes": self.bytes["transcript"], "reply_bytes": self.bytes["text"], "tool_calls": self.tool_calls}
 
 
 class Turn:
@@ -68,11 +75,32 @@ class Turn:
         self.session, self.gateway, self.said = session.number, session.gateway, said
         self.played_until, self.dry, self.resumed = None, 0.0, 0
         self.start, self.end, self.speech_end = time.monotonic(), None, None
-        self.texts, self.audio, self.heard_at, self.max_gap = {}, 0, None, 0.0
+        self.texts, self.tool_calls, self.audio, self.heard_at, self.max_gap = {}, [], 0, None, 0.0
+        self.again = b""  # sound that was heard and is to come once more
         self.event, self.problems, self.excused, self.told = {}, [], False, {}
         self.done = asyncio.get_running_loop().create_future()
 
-    def sound(self, size):
+    def text(self, kind, text):
+        if kind == "tool_call":
+            self.tool_calls.append(json.loads(text))
+        else:
+            self.texts[kind] = self.texts.get(kind, "") + text
+
+    def resume(self, again):
+        """It goes on at another socket. @param again  sound that was heard and comes once more"""
+        self.resumed, self.again = self.resumed + 1, again
+
+    def sound(self, data):
+        """-> what of it was not heard before"""
+        known = data[:len(self.again)]
+        if not self.again.startswith(known):
+            self.problems.append(f"behind the resume came other sound than had been heard, {len(self.again)} bytes before what is new")
+        self.again, data = self.again[len(known):], data[len(known):]
+        if data:
+            self.play(len(data))
+        return data
+
+    def play(self, size):
         now = time.monotonic()
         since = self.heard_at or self.speech_end
         if since is not None:
@@ -112,8 +140,12 @@ class Turn:
         for kind, key in (("transcript", "user"), ("text", "assistant")):
             if self.texts.get(kind, "") != e[key]:
                 self.problems.append(f"{key} is {e[key]!r}, the client was told {self.texts.get(kind, '')!r}")
-        if not e["assistant"] and not e.get("tool_calls"):
+        if self.tool_calls != e["tool_calls"]:
+            self.problems.append(f"tool_calls is {json.dumps(e['tool_calls'])}, the client was told {json.dumps(self.tool_calls)}")
+        if not e["assistant"] and not e["tool_calls"]:
             self.problems.append("the answer is empty")
+        if self.again:
+            self.problems.append(f"{len(self.again)} bytes of sound that had been heard did not come once more")
         if abs(self.audio / 2 / RATE - e["audio_seconds"]) > 0.001:
             self.problems.append(f"{self.audio / 2 / RATE:.3f} s of sound came, the turn has {e['audio_seconds']:.3f} s")
 
@@ -186,11 +218,11 @@ class Session:
             if event.get("turn", self.claim.turn) != self.claim.turn:
                 self.claim.begin(event["turn"])
             if self.turn and self.turn.end is None:
-                self.turn.resumed += 1
+                self.turn.resume(self.claim.last)
             # What was said and did not arrive is said again.
             missing = self.said - event["input_samples"] * 2 // FRAME
-            if missing < 0:
-                self.crowd.stray(self, f"it is back with {-missing} frames of a voice more than were said")
+            if event["input_samples"] * 2 > self.said * FRAME:
+                self.crowd.stray(self, f"it is back with {event['input_samples']} samples of a voice, {self.said * FRAME // 2} were said")
             if missing > len(self.kept):
                 self.crowd.stray(self, f"{missing} frames of its voice did not arrive, it has {len(self.kept)}")
             for frame in list(self.kept)[max(0, len(self.kept) - missing):] if missing > 0 else ():
@@ -209,9 +241,8 @@ class Session:
 
     def hear(self, data):
         if isinstance(data, bytes):
-            self.claim.samples += len(data) // 2
             if self.turn:
-                self.turn.sound(len(data))
+                self.claim.sound(self.turn.sound(data))
             else:
                 self.crowd.stray(self, f"{len(data)} bytes of sound without a question")
             return
@@ -228,8 +259,7 @@ class Session:
         if not self.turn:
             self.crowd.stray(self, f"without a question: {data[:200]}")
         elif kind == "text":
-            texts = self.turn.texts
-            texts[event["kind"]] = texts.get(event["kind"], "") + event["text"]
+            self.turn.text(event["kind"], event["text"])
         elif kind in ("turn", "error"):
             if kind == "turn":
                 self.crowd.history.tell(self.id, event)
@@ -248,7 +278,7 @@ class Session:
                 if self.expired:
                     self.token = ""
                     self.cut(str(error))
-                elif not self.may_be_cut and not (self.turn and self.turn.end):  # a door may close right behind the end of a turn
+                elif not self.may_be_cut:
                     self.crowd.stray(self, f"its socket was closed: {error}")
                 self.expired = False
             if not self.crowd.stopping or self.turn:
@@ -283,6 +313,7 @@ class Session:
             self.turns += 1
         if not turn.excused:
             turn.judge(self.turns)
+            self.crowd.compare(turn)
         self.turn, self.frames = None, []
         self.crowd.ended(turn)
 
@@ -324,6 +355,7 @@ class Crowd:
         self.came_again = []  # (when, how many seconds behind the loss of its socket) of sessions whose gateway died
         self.resumed, self.known, self.looking = 0, {}, None  # of them as the session that it was; gateways and their ports
         self.not_kept = []  # sessions that were lost, and might be
+        self.understood, self.doubtful = set(), []  # questions that are heard as they are said; resumed turns that heard another one, as long as that is not known
 
     def ports(self):
         """Of gateways as they were last seen: a client has a list of addresses."""
@@ -346,6 +378,22 @@ class Crowd:
 
     def ended(self, turn):
         pass
+
+    def compare(self, turn):
+        """A question that is understood where no socket was lost is understood across two of them as well: nothing of the voice was lost or came twice."""
+        if turn.event["type"] != "turn":
+            return
+        if turn.resumed and turn.event["user"] != turn.said:
+            self.doubtful.append(turn)
+        elif not turn.resumed and turn.event["user"] == turn.said:
+            self.understood.add(turn.said)
+        known, self.doubtful = [t for t in self.doubtful if t.said in self.understood], [t for t in self.doubtful if t.said not in self.understood]
+        for t in known:
+            text = f"a resumed turn heard {t.event['user']!r} for {t.said!r}"
+            if t is turn:
+                t.problems.append(text)
+            else:  # its trial is over
+                self.strays.append((time.monotonic(), f"session {t.session} at {t.gateway}: {text}"))
 
     def stray(self, session, text):
         self.strays.append((time.monotonic(), f"session {session.number} at {session.gateway}: {text}"))

@@ -26,35 +26,36 @@ def stop(role, seconds):
     return fault
 
 
-async def replace(fleet, crowd, victim, number):
-    """Ends a process by a signal and waits for the one that the supervisor starts in its place. -> a problem, or ''"""
+async def replace(fleet, crowd, victim, number, count):
+    """Ends a process by a signal and waits for the one that the supervisor starts in its place. @param count  of the role's replicas. -> a problem, or ''"""
     crowd.closing = victim.name if victim.role == "gateway" else None
-    count = len(await asyncio.to_thread(fleet.children, victim.role))
     victim.signal(number)
     back = await asyncio.to_thread(fleet.wait_ready, victim.role, count, [victim.pid], READY_SECONDS)
     return "" if back else f"{victim.name} is not back within {READY_SECONDS} s"
 
 
 def kill(role):
-    """The replica that has most to do; a gateway while somebody hears an answer there, so that a turn is cut in its middle."""
+    """The replica that has most to do; a gateway while somebody hears an answer there, so that a turn is cut in its middle and has to be resumed."""
     async def fault(fleet, crowd):
+        there = await asyncio.to_thread(fleet.children, role)
         victim = await asyncio.to_thread(fleet.busiest, role)
         if role == "gateway":
             heard_at = await crowd.wait_hearing()
-            victim = next((c for c in await asyncio.to_thread(fleet.children, role) if c.name == heard_at), victim)
-        problem = await replace(fleet, crowd, victim, signal.SIGKILL)
+            victim = next((c for c in there if c.name == heard_at), victim)
+        problem = await replace(fleet, crowd, victim, signal.SIGKILL, len(there))
         if problem:
             raise RuntimeError(problem)
         return f"{victim.name} pid {victim.pid}"
-    fault.__name__ = f"kill -9 {role}"
+    fault.__name__, fault.resumes = f"kill -9 {role}", role == "gateway"
     return fault
 
 
 def roll(role, while_=""):
     """@param while_  what its name says of the load"""
     async def fault(fleet, crowd):
-        for victim in await asyncio.to_thread(fleet.children, role):
-            problem = await replace(fleet, crowd, victim, signal.SIGTERM)
+        victims = await asyncio.to_thread(fleet.children, role)
+        for victim in victims:
+            problem = await replace(fleet, crowd, victim, signal.SIGTERM, len(victims))
             if problem:
                 raise RuntimeError(problem)
         return "all, one after the other"
@@ -109,6 +110,7 @@ class Trials:
     def __init__(self, fleet, crowd):
         self.fleet, self.crowd, self.problems, self.count = fleet, crowd, [], 0
         self.cut = 0  # turns of the last trial that went with their gateway
+        self.resumed = {}  # fault in which turns have to be resumed -> how many were, of all its trials
 
     def row(self, name, passed, turns=(), note="", cut=0):
         """@param cut  turns that went with their gateway and could not be resumed: not among `turns`, nor judged"""
@@ -142,9 +144,15 @@ class Trials:
         if not counted and not problem:
             found.append("nobody talked meanwhile")
         self.cut = len(turns) - len(counted)
+        if getattr(fault, "resumes", False):
+            self.resumed[fault.__name__] = self.resumed.get(fault.__name__, 0) + sum(t.resumed > 0 for t in counted)
         self.row(fault.__name__, not found, counted, note, self.cut)
         self.problems += [f"{fault.__name__}: {text}" for text in found]
         return counted, not found
+
+    def not_tried(self):
+        """What was to be tried and was not, in any trial. -> problems"""
+        return [f"{name}: no turn was resumed in all its trials" for name, count in self.resumed.items() if count == 0]
 
     async def calm(self, name, gateway_died):
         """The load ends; what it held is given back."""
@@ -159,4 +167,5 @@ class Trials:
             still, later = await asyncio.to_thread(self.fleet.above_baseline, LEAK_SECONDS)
             note = f"not back after {limit} s, {'nor' if still else 'but'} after {limit + later:.0f} s"
         self.row(name, not found, note=note)
-        self.problems += [f"{name}: {text}" for text in found]
+        self.problems += [f"{name}: {text}" for text in found] + self.not_tried()
+        self.resumed = {}

@@ -91,7 +91,8 @@ class PodCrowd(Crowd):
     def may_close(self, session):
         if self.stopping or session.gateway in self.killed:
             return True
-        return session.gateway in self.leaving and (session.turn is None or session.turn.speech_end is None)
+        turn = session.turn
+        return session.gateway in self.leaving and (turn is None or turn.speech_end is None or turn.end is not None)
 
     def may_lose(self, session):
         """A gateway that is gone without a word has its sessions until its link is given up (30 s), and a controller may have gone with it."""

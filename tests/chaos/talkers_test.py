@@ -1,0 +1,227 @@
+"""The judge of tests/chaos against an engine of this file: a few lines behind a fake socket, which lose, repeat or exchange something on purpose.
+
+`talkers_test.py SOURCE_DIR`. A conversation of one turn whose socket is lost in the middle of its answer, and that goes on at another gateway: as it should it passes,
+and with each fault the judge says what it is.
+"""
+import asyncio
+import dataclasses
+import json
+import pathlib
+import sys
+
+SOURCE = pathlib.Path(sys.argv[1])
+sys.path[:0] = [str(SOURCE / "tests/support"), str(SOURCE / "tests/chaos"), str(SOURCE / "tests/k8s")]
+import talkers  # noqa: E402
+import trials  # noqa: E402
+from checks import check, finish  # noqa: E402
+
+SAID = "what is seven plus nine"
+CALL = {"name": "add", "arguments": {"a": 7, "b": 9}, "result": {"sum": 16}}
+SOUND = bytes((17 * i * i + i // 251) % 251 for i in range(2 * talkers.RATE))  # a second, no two stretches of it alike
+HEARD_BYTES = len(SOUND) // 2  # when the socket is lost
+FRAMES = 10
+
+
+@dataclasses.dataclass
+class Engine:
+    """What it does wrong; as it stands, nothing."""
+    user: str = SAID                # as the resumed turn heard it
+    calm_user: str = SAID           # as a turn without a fault heard it
+    calm_first: bool = True         # that turn comes first
+    frames_more: int = 0            # that it says it has heard
+    calls_told: tuple = (1, 0)      # before and behind the loss
+    calls: int = 1                  # in the turn's end
+    goes_on_at: int = 0             # bytes from where the client has it, behind the loss
+    stretch: tuple = (0, 0)         # of the sound that comes then: another one of the same length
+    lost: bool = True               # the socket, in the answer
+    closes_behind: bool = False     # each socket right behind a turn's end
+    dead: str = "gateway-1"         # whose sockets may close
+
+    def __post_init__(self):
+        self.frames, self.turns, self.lost_in = 0, 0, 0
+
+
+class Socket:
+    """Of a client, at `engine`."""
+    engine = None
+
+    @classmethod
+    async def connect(cls, host, port, path, timeout=30):
+        self = cls()
+        self.events, self.name, self.here = asyncio.Queue(), f"gateway-{port}", 0
+        return self
+
+    def tell(self, event):
+        self.events.put_nowait(event if isinstance(event, bytes) else json.dumps(event))
+
+    def lose(self):
+        self.events.put_nowait(None)
+
+    async def receive(self):
+        event = await self.events.get()
+        if event is None:
+            raise ConnectionError("closed")
+        return event
+
+    def close(self):
+        pass
+
+    def send(self, data):
+        e = self.engine
+        if not isinstance(data, bytes):
+            return self.open(data)
+        e.frames += 1
+        self.here += any(data)
+        if self.here == FRAMES:
+            self.here = 0
+            self.answer()
+
+    def open(self, wanted):
+        e = self.engine
+        event = {"type": "opened", "session": "s", "resume_token": "t", "turns": e.turns}
+        if wanted["type"] == "open":
+            return self.tell(event)
+        open_turn = {"turn": e.turns + 1} if e.lost_in == e.turns + 1 else {}
+        self.tell(event | {"resumed": True, "input_samples": (e.frames + e.frames_more) * talkers.FRAME // 2, **open_turn})
+        if not open_turn:
+            return
+        for _ in range(e.calls_told[1]):
+            self.tell({"type": "text", "turn": e.turns + 1, "kind": "tool_call", "text": json.dumps(CALL)})
+        at = 2 * wanted["samples"] + e.goes_on_at
+        sound = SOUND[:e.stretch[0]] + bytes(b ^ 1 for b in SOUND[e.stretch[0]:e.stretch[1]]) + SOUND[e.stretch[1]:]
+        rest = sound[at:]
+        for i in range(0, len(rest), 1764):
+            self.tell(rest[i:i + 1764])
+        self.end(e.user)
+
+    def answer(self):
+        e = self.engine
+        turn = e.turns + 1
+        e.lost_in = turn if e.lost and turn == (2 if e.calm_first else 1) else 0
+        user = e.user if e.lost_in else e.calm_user
+        self.tell({"type": "text", "turn": turn, "kind": "transcript", "text": user})
+        self.tell({"type": "text", "turn": turn, "kind": "text", "text": "sixteen"})
+        for _ in range(e.calls_told[0] if e.lost_in else e.calls):
+            self.tell({"type": "text", "turn": turn, "kind": "tool_call", "text": json.dumps(CALL)})
+        self.tell(SOUND[:HEARD_BYTES])
+        if e.lost_in:
+            return self.lose()
+        self.tell(SOUND[HEARD_BYTES:])
+        self.end(user)
+
+    def end(self, user):
+        e = self.engine
+        e.turns += 1
+        self.tell({"type": "turn", "turn": e.turns, "user": user, "assistant": "sixteen", "tool_calls": [CALL] * e.calls, "audio_seconds": len(SOUND) / 2 / talkers.RATE})
+        if e.closes_behind:
+            self.lose()
+
+
+class Fleet:
+    def gateways(self):
+        return {"gateway-1": ("", 1), "gateway-2": ("", 2)}
+
+
+async def talk(engine, turns):
+    """-> all that the judge found of so many turns, and the crowd"""
+    Socket.engine, talkers.AsyncWebSocket = engine, Socket
+    crowd = talkers.Crowd(Fleet(), {"q": ([b"\1" * talkers.FRAME] * FRAMES, SAID)}, 1, 1)
+    crowd.closing = engine.dead
+    await crowd.start()
+    for _ in range(1000):
+        ended = [t for t in crowd.turns if t.end is not None]
+        if len(ended) >= turns and not crowd.under_way() or crowd.strays:
+            break
+        await asyncio.sleep(0.01)
+    crowd.stopping = True
+    await asyncio.sleep(0.1)
+    for task in crowd.tasks:
+        task.cancel()
+    await asyncio.gather(*crowd.tasks, return_exceptions=True)
+    return [p for t in crowd.turns[:turns] for p in t.problems] + [text for _, text in crowd.strays], crowd
+
+
+async def cases():
+    async def case(name, expected, turns=2, **faults):
+        found, crowd = await talk(Engine(**faults), turns)
+        wanted = f"a problem with {expected!r}" if expected else "none"
+        check(name, any(expected in p for p in found) if expected else not found, f"expected {wanted}, found {found}")
+        return crowd
+
+    crowd = await case("as it should be", "")
+    check("one of two turns was resumed, and its sound is whole", [t.resumed for t in crowd.turns[:2]] == [0, 1] and crowd.turns[1].audio == len(SOUND))
+    await case("the question is half heard", "heard 'what is' for", user="what is")
+    await case("the question is heard twice", f"heard '{SAID} {SAID}' for", user=f"{SAID} {SAID}")
+    await case("a question that is never understood", "", user="what", calm_user="what")
+    await case("half heard, before anybody knows that it can be understood", "heard 'what is' for", turns=3, user="what is", calm_first=False, lost=True)
+    await case("more of the voice has arrived than was said", "samples of a voice", frames_more=5)
+    await case("a tool call is told twice", "tool_calls is", calls_told=(1, 1))
+    await case("a tool call is not told", "tool_calls is", calls_told=(0, 0))
+    await case("a tool call is told behind the loss", "", calls_told=(0, 1))
+    await case("the sound goes on too late", "other sound", goes_on_at=882)
+    await case("the sound goes on too early", "other sound", goes_on_at=-882)
+    await case("the sound begins again", "other sound", goes_on_at=-(HEARD_BYTES - talkers.OVERLAP_BYTES))
+    await case("other sound of the same length", "other sound", stretch=(HEARD_BYTES - 400, HEARD_BYTES))
+    await case("a gateway closes behind each turn and does not leave", "its socket was closed", turns=1, lost=False, closes_behind=True, dead="gateway-2")
+    await case("a gateway that leaves closes behind a turn", "", turns=1, lost=False, closes_behind=True)
+
+
+class Child:
+    role, pid = "gateway", 0
+
+    def __init__(self, name, fleet):
+        self.name, self.fleet = name, fleet
+
+    def signal(self, number):
+        self.fleet.killed.append(self.name)
+
+
+class KilledFleet(Fleet):
+    def __init__(self):
+        self.killed = []
+
+    def children(self, role=None):
+        return [Child(n, self) for n in self.gateways()]
+
+    def busiest(self, role):
+        return self.children()[0]
+
+    def wait_ready(self, *words):
+        return True
+
+
+async def kills():
+    """The fault itself: a gateway is killed where somebody hears an answer; when no turn was resumed in all its trials, it was not tried."""
+    fleet = KilledFleet()
+    crowd = talkers.Crowd(fleet, {}, 1, 1)
+    runner = trials.Trials(fleet, crowd)
+    trials.AFTERMATH_SECONDS = 0
+
+    def turn(resumed):
+        t = talkers.Turn(type("S", (), {"number": 1, "gateway": "gateway-2"}), SAID)
+        t.audio, t.resumed = 10, resumed
+        return t
+
+    async def once(resumed):
+        t = turn(resumed)
+        crowd.turns = [t]
+        session = talkers.Session(crowd, 1, "gateway-2")
+        session.turn, crowd.sessions = t, [session]
+        fault = trials.kill("gateway")
+
+        async def and_ends(f, c):
+            note = await fault(f, c)
+            t.finish({"type": "turn", "user": SAID})
+            return note
+        and_ends.__name__, and_ends.resumes = fault.__name__, fault.resumes
+        await runner.trial(and_ends)
+    await once(0)
+    check("killed is the gateway where somebody hears an answer", fleet.killed == ["gateway-2"], fleet.killed)
+    check("a kill behind which nothing was resumed is told", len(runner.not_tried()) == 1, runner.not_tried())
+    await once(1)
+    check("one that was resumed is enough", not runner.not_tried(), runner.not_tried())
+
+
+asyncio.run(cases())
+asyncio.run(kills())
+finish()
