@@ -39,7 +39,7 @@ struct SessionsConfig {
   milliseconds resume_settle{400};         ///< nor behind the first that keeps it, who may be stale
   milliseconds resume_again{50};           ///< when nobody keeps it, all are asked again, then after twice that …
   milliseconds resume_again_max{500};      ///< … up to this
-  milliseconds resume_again_kept{2000};    ///< when one has it, at a gateway that is silent
+  milliseconds resume_again_kept{250};     ///< when one has it, at a gateway that is silent and mostly dead
   SessionTokens tokens;                    ///< of sessions; without a key clients are given none
   InputLimits inputs;
   UploadLimits upload;

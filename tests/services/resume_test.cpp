@@ -146,6 +146,28 @@ BOOST_AUTO_TEST_CASE(a_gateway_is_killed_at_any_moment_of_a_turn_and_the_client_
   BOOST_TEST(stages.size() == 3u);
 }
 
+/// Whenever it asks: before anybody has noticed, while controllers take the gateway for silent, and behind that.
+BOOST_AUTO_TEST_CASE(a_client_is_back_within_two_seconds_of_the_death_of_its_gateway) {
+  milliseconds slowest{0};
+  for (int at = 0; at < 1600; at += 25) {
+    BOOST_TEST_CONTEXT("asked " << at << " ms behind the death") {
+      Town town(8);
+      BOOST_REQUIRE(town.ready());
+      const auto first = town.gateway("1").add({step::open(), step::wait_for("opened"), step::sleep(60s)});
+      BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("1").client(first).count("opened") == 1; }, 5000ms));
+      const auto had = town.gateway("1").client(first);
+      const auto died = town.w.now();
+      town.w.kill("gateway-1");
+      town.w.run(milliseconds(at));
+      const auto then = town.gateway("2").add({resume(had, 0), step::wait_for("opened"), step::sleep(60s)});
+      BOOST_REQUIRE(town.w.run_until([&] { return town.gateway("2").client(then).count("opened") == 1; }, 5000ms));
+      slowest = std::max(slowest, std::chrono::ceil<milliseconds>(town.w.now() - died));
+    }
+  }
+  BOOST_TEST(slowest <= 2000ms);
+  BOOST_TEST_MESSAGE("at the latest after " << slowest.count() << " ms");
+}
+
 BOOST_AUTO_TEST_CASE(when_the_owner_dies_too_the_session_is_not_found) {
   Town town(4);
   BOOST_REQUIRE(town.ready());
