@@ -3,6 +3,7 @@ grace, autoscalers, configurations. No cluster and no network. `manifests_test.p
 
 What is checked is k8s/rendered (`make manifests` writes it). `--rendered`: whether that is what kubectl makes of k8s/ now; exit code 77 where there is no kubectl.
 """
+import copy
 import json
 import pathlib
 import re
@@ -24,6 +25,7 @@ import render  # noqa: E402
 from checks import check, finish  # noqa: E402
 
 VERSIONS = ["1.31", "1.34", "1.37"]
+REPLICAS_MAX = 50  # what a cell is for (k8s/README.md)
 K8S = source / "k8s"
 OURS = {file.stem: json.loads(file.read_text()) for file in (K8S / "schemas").glob("*.json")}
 
@@ -106,12 +108,19 @@ def check_times(variant, name, labels, spec, configs):
     paths = ("/readyz", "/healthz") if role in ("gateway", "edge", "controller") else ("/healthz", "/readyz")
     for probe, path in zip(("startupProbe", "readinessProbe", "livenessProbe"), (*paths, "/healthz")):
         check(f"{variant}: {name} has a {probe}", container[probe]["httpGet"] == {"path": path, "port": "metrics"}, str(container.get(probe)))
+    patience = {probe: container[probe]["periodSeconds"] * container[probe]["failureThreshold"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    check(f"{variant}: {name} has time to load its model, is out of the way soon, and is not killed at once",
+          patience["startupProbe"] >= 300 and patience["readinessProbe"] <= 10 and patience["livenessProbe"] >= 20, str(patience))
     check(f"{variant}: {name} shows its ports", {"name": "metrics", "containerPort": 9100} in container["ports"], "")
     # What a configuration names must be mounted.
     mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
     paths = re.findall(r'"(/(?:models|data|etc/parlando/[a-z]+)[/"])', json.dumps(configs[role]))
     for path in {p.rstrip('/"') for p in paths} | ({"/etc/parlando/store"} if "/etc/parlando/store" in json.dumps(configs[role]) else set()):
         check(f"{variant}: {name} mounts {path}", path in mounts, str(sorted(mounts)))
+    empty = {v["name"] for v in spec.get("volumes", []) if "emptyDir" in v}
+    if "/models" in mounts and mounts["/models"]["name"] in empty:
+        filled = {m["name"] for c in spec.get("initContainers", []) for m in c.get("volumeMounts", [])}
+        check(f"{variant}: {name} brings its model", mounts["/models"]["name"] in filled, str(sorted(filled)))
 
 
 def check_network(variant, documents):
@@ -150,7 +159,7 @@ def check_references(variant, documents, configs):
             role = d["metadata"]["name"]
             key = instances.SLOTS[role][0]
             check(f"{variant}: {role} says how much a replica holds, which its autoscaler goes by", key in configs[role]["core"], f"no {key}")
-            check(f"{variant}: {name_of(d)} has room", 2 <= low < high, f"{low} {high}")
+            check(f"{variant}: {name_of(d)} has room, and an end", 2 <= low < high <= REPLICAS_MAX, f"{low} {high}")
             scaled = next(x for x in documents if (x["kind"], x["metadata"]["name"]) == target)
             check(f"{variant}: {name_of(d)} alone says how many", scaled["kind"] == "LeaderWorkerSet" or "replicas" not in scaled["spec"], "")
     for name, _, spec in pod_specs(documents):
@@ -192,8 +201,10 @@ def check_budgets(variant, documents):
         check(f"{variant}: a node with {role} on it can be drained", not stuck, f"none of {stuck} may go")
 
 
-def check_values(variant, documents):
-    """What no schema knows: ports, names of metrics, aims of autoscalers, and whose keys somebody has."""
+def check_values(variant, documents, configs):
+    """What no schema knows: ports, names of metrics, aims of autoscalers, places, and whose keys somebody has."""
+    store = re.match(r"postgresql://[^/]*:(\d+)/", configs["context"]["core"]["store"])
+    meant_by_name = {"dns": {("UDP", 53), ("TCP", 53)}, "metrics": {("TCP", instances.METRICS)}, "store": {("TCP", int(store[1]))} if store else set()}
     shown = {}  # component -> {name of a port: number}
     for name, labels, spec in pod_specs(documents):
         role = labels["app.kubernetes.io/component"]
@@ -219,6 +230,13 @@ def check_values(variant, documents):
             for rule in spec.get("egress", []):
                 if any("podSelector" in peer for peer in rule.get("to", [])):
                     check(f"{variant}: {name_of(d)} reaches the mesh", {p["port"] for p in rule["ports"]} == {instances.PORT}, str(rule))
+        if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] in meant_by_name:
+            rules = spec.get("ingress", spec.get("egress"))
+            of = {(p["protocol"], p["port"]) for rule in rules for p in rule["ports"]}
+            check(f"{variant}: {name_of(d)} opens the port that is meant", of == meant_by_name[d["metadata"]["name"]], str(of))
+        if d["kind"] == "NetworkPolicy" and d["metadata"]["name"] == "metrics":
+            of = [peer.get("namespaceSelector", {}).get("matchLabels") for rule in spec["ingress"] for peer in rule["from"]]
+            check(f"{variant}: {name_of(d)} lets in whoever the runbook puts Prometheus with", of == [{"kubernetes.io/metadata.name": "monitoring"}], str(of))
         if d["kind"] == "HorizontalPodAutoscaler":
             of = [(m["pods"]["metric"]["name"], m["pods"]["target"]["averageValue"]) for m in spec["metrics"]]
             check(f"{variant}: {name_of(d)} follows the load", of == [("parlando_load_ratio", "700m")], str(of))
@@ -230,6 +248,14 @@ def check_values(variant, documents):
             check(f"{variant}: {name_of(d)} rolls one more, then one less", spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}, str(spec["strategy"]))
         if d["kind"] == "ServiceMonitor":
             check(f"{variant}: {name_of(d)} asks the port for metrics", all(e["port"] == "metrics" for e in spec["endpoints"]), str(spec["endpoints"]))
+            component = {"sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_component"], "targetLabel": "component"}
+            check(f"{variant}: {name_of(d)} tells the component, which rules and autoscalers go by", all(component in e.get("relabelings", []) for e in spec["endpoints"]), str(spec["endpoints"]))
+    for role, config in configs.items():
+        wanted = instances.instance(role)["wire"].get("connect", {})
+        check(f"{variant}: {role} asks for whom it calls by the names of their Services", config["wire"].get("connect", {}) == wanted, str(config["wire"].get("connect")))
+        if role in instances.SLOTS:
+            key, places = instances.SLOTS[role]
+            check(f"{variant}: {role} has the places that autoscalers and the simulator go by", config["core"].get(key) == places, str(config["core"].get(key)))
 
 
 def check_rotation(variant, documents):
@@ -271,6 +297,95 @@ def check_configs(variant, documents, folder):
     return configs
 
 
+def configs_of(documents):
+    data = next(d["data"] for d in documents if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith("parlando-config"))
+    return {file.removesuffix(".json"): json.loads(text) for file, text in data.items()}
+
+
+def check_promises(variant, documents, configs):
+    for name, labels, spec in pod_specs(documents):
+        check_locks(variant, name, labels, spec)
+        if not name.endswith(("workerTemplate", " traces")):
+            check_times(variant, name, labels, spec, configs)
+    check_network(variant, documents)
+    check_references(variant, documents, configs)
+    check_budgets(variant, documents)
+    check_values(variant, documents, configs)
+    check_rotation(variant, documents)
+    check_runbook(documents)
+
+
+# ---- the checks themselves
+def named(documents, kind, name):
+    return next(d for d in documents if d["kind"] == kind and d["metadata"]["name"].startswith(name))
+
+
+def container_of(documents, name):
+    return named(documents, "Deployment", name)["spec"]["template"]["spec"]["containers"][0]
+
+
+def text(kind, name, before, after):
+    """-> a fault: other text in an object"""
+    def fault(documents):
+        d = named(documents, kind, name)
+        changed = json.loads(json.dumps(d).replace(before, after))
+        if changed == d:
+            raise ValueError(f"'{before}' is not in {kind} {name}")
+        documents[documents.index(d)] = changed
+    return fault
+
+
+# All of them are valid by the schemas. -> (variant, fault)
+FAULTS = {
+    "a policy's port of the mesh": ("prod-cpu", text("NetworkPolicy", "controller", '"port": 5555', '"port": 5556')),
+    "the port of names": ("prod-cpu", text("NetworkPolicy", "dns", "53", "54")),
+    "the port of metrics": ("prod-cpu", text("NetworkPolicy", "metrics", "9100", "9101")),
+    "who may read metrics": ("prod-cpu", text("NetworkPolicy", "metrics", "monitoring", "default")),
+    "the port of the store": ("prod-cpu", text("NetworkPolicy", "store", "5432", "5433")),
+    "the port of the front door": ("prod-cpu", text("NetworkPolicy", "gateway", "7860", "7861")),
+    "a policy for everybody": ("prod-cpu", lambda ds: named(ds, "NetworkPolicy", "vad")["spec"]["ingress"][0].pop("from")),
+    "a metric misspelt": ("prod-cpu", text("HorizontalPodAutoscaler", "tts", "parlando_load_ratio", "parlando_load_rato")),
+    "an autoscaler's aim": ("prod-cpu", text("HorizontalPodAutoscaler", "tts", "700m", "7")),
+    "an autoscaler without an end": ("prod-cpu", lambda ds: named(ds, "HorizontalPodAutoscaler", "tts")["spec"].update(maxReplicas=2000)),
+    "an autoscaler that goes down at once": ("prod-cpu", text("HorizontalPodAutoscaler", "gateway", '"stabilizationWindowSeconds": 600', '"stabilizationWindowSeconds": 0')),
+    "another role's load": ("prod-cpu-keda", text("ScaledObject", "tts", 'component=\\"tts\\"', 'component=\\"vad\\"')),
+    "a Service's port": ("dev", text("Service", "gateway", '"targetPort": "http"', '"targetPort": "htp"')),
+    "a Service that hides who is not ready": ("dev", lambda ds: named(ds, "Service", "tts")["spec"].pop("publishNotReadyAddresses")),
+    "a Service with one address": ("dev", lambda ds: named(ds, "Service", "tts")["spec"].pop("clusterIP")),
+    "a budget that lets nobody go": ("prod-cpu", text("PodDisruptionBudget", "tts", '"maxUnavailable": 1', '"maxUnavailable": 0')),
+    "the port that is scraped": ("prod-cpu", text("ServiceMonitor", "parlando", '"port": "metrics"', '"port": "metric"')),
+    "metrics without a component": ("prod-cpu", lambda ds: named(ds, "ServiceMonitor", "parlando")["spec"]["endpoints"][0].pop("relabelings")),
+    "readiness every ten minutes": ("dev", lambda ds: container_of(ds, "tts")["readinessProbe"].update(periodSeconds=600)),
+    "no time to load": ("dev", lambda ds: container_of(ds, "llm-chat")["startupProbe"].update(failureThreshold=1)),
+    "killed at once": ("dev", lambda ds: container_of(ds, "tts")["livenessProbe"].update(periodSeconds=1, failureThreshold=1)),
+    "another role's keys": ("dev", text("Deployment", "tts", "parlando-keys-tts", "parlando-keys-controller")),
+    "no model": ("dev", lambda ds: named(ds, "Deployment", "llm-chat")["spec"]["template"]["spec"].pop("initContainers")),
+    "a name that nobody has": ("dev", text("ConfigMap", "parlando-config", "dns:tcp://tokenizer:5555", "dns:tcp://tokeniser:5555")),
+    "other places than are scaled by": ("prod-cpu", text("ConfigMap", "parlando-config", 'connections_max\\": 512', 'connections_max\\": 5000')),
+    "one less in a roll": ("dev", lambda ds: named(ds, "Deployment", "tts")["spec"]["strategy"]["rollingUpdate"].update(maxUnavailable=1)),
+    "no wait for load balancers": ("dev", lambda ds: container_of(ds, "edge").pop("lifecycle")),
+    "too short a drain": ("dev", text("Deployment", "controller", '"100"]', '"60"]')),
+}
+
+
+def check_checks():
+    """Each fault in a copy has to be found by one of the checks at least, as it is found in nothing that is right."""
+    global check
+    real, of_pods, found = check, problem_of, []
+    check = lambda name, good, detail="": None if good else found.append(name)  # noqa: E731
+    globals()["problem_of"] = lambda d, version: ""  # schemas find none of these
+    results = {}
+    for name, (variant, fault) in FAULTS.items():
+        documents = copy.deepcopy(json.loads((K8S / f"rendered/{variant}.json").read_text())["items"])
+        fault(documents)
+        found.clear()
+        check_promises(variant, documents, configs_of(documents))
+        results[name] = list(found)
+    check, globals()["problem_of"] = real, of_pods
+    for name, of in results.items():
+        check(f"a fault is found: {name}", bool(of), "no check fails")
+
+
 def check_rendered():
     if not shutil.which("kubectl") or not render.can_render():
         print("the rendered manifests are not made again: there is no kubectl with kustomize 5")
@@ -290,17 +405,7 @@ def main():
         for variant in render.VARIANTS:
             documents = json.loads((K8S / f"rendered/{variant}.json").read_text())["items"]
             check_schemas(variant, documents)
-            configs = check_configs(variant, documents, folder)
-            for name, labels, spec in pod_specs(documents):
-                check_locks(variant, name, labels, spec)
-                if not name.endswith(("workerTemplate", " traces")):
-                    check_times(variant, name, labels, spec, configs)
-            check_network(variant, documents)
-            check_references(variant, documents, configs)
-            check_budgets(variant, documents)
-            check_values(variant, documents)
-            check_rotation(variant, documents)
-            check_runbook(documents)
+            check_promises(variant, documents, check_configs(variant, documents, folder))
             namespace = next(d for d in documents if d["kind"] == "Namespace")
             check(f"{variant}: the namespace is restricted", namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted", "")
             check(f"{variant}: no secret stands in the repository", not any(d["kind"] == "Secret" for d in documents), "")
@@ -312,6 +417,7 @@ def main():
     # The schemas do find what is wrong.
     wrong = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 1}], "selektor": {}}}
     check("a misspelt field is found", problem_of(wrong, VERSIONS[0]) != "", "it passed")
+    check_checks()
     finish()
 
 
