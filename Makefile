@@ -30,7 +30,7 @@ serve: command ## run the engine and open its page at http://127.0.0.1:7860
 
 test: build ## build and run all tests
 	@tools/setup.sh --test
-	@cd $(BUILD) && ctest --output-on-failure -j 2
+	@cd $(BUILD) && { ctest --output-on-failure -j 2 --output-junit tests.xml; code=$$?; python3 $(CURDIR)/tests/skipped.py tests.xml; exit $$code; }
 
 clients: build ## run all stock clients against the engine, the large ones too (700 MB to fetch)
 	@tools/setup.sh --clients

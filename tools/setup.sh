@@ -36,12 +36,17 @@ if [ "${1:-}" = --check ]; then
   exit 0
 fi
 
-# Those of its arguments that are missing.
+# -> those of its arguments that are missing
+missing_of() {
+  local p
+  for p in "$@"; do dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q "ok installed" || echo "$p"; done
+}
 install_packages() {
   [ -z "${PARLANDO_SKIP_APT:-}" ] || return 0
-  local missing="" sudo="" p
-  for p in "$@"; do dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q "ok installed" || missing="$missing $p"; done
+  local missing sudo=""
+  missing=$(missing_of "$@")
   [ -n "$missing" ] || return 0
+  missing=" $(echo $missing)"
   if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || fail "these packages are missing and there is neither root nor sudo to install them:$missing"
     sudo=sudo
@@ -49,6 +54,43 @@ install_packages() {
   step "installing $(echo $missing | wc -w) system packages:$missing"
   $sudo apt-get update -qq || fail "the package lists could not be fetched; is there a network?"
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove $missing >/dev/null || fail "apt-get could not install:$missing"
+}
+
+# What tests can do without: one by one, and one that cannot be had is told, not waited for. Servers among them are for tests to start: they are not
+# started by being installed, nor with the machine.
+install_if_possible() {
+  local missing sudo="" p policy=/usr/sbin/policy-rc.d made="" got=""
+  missing=$(missing_of "$@")
+  [ -n "$missing" ] || return 0
+  if [ -n "${PARLANDO_SKIP_APT:-}" ]; then
+    step "not installed (PARLANDO_SKIP_APT), so tests that need them are skipped:" $missing
+    return 0
+  fi
+  if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      step "there is neither root nor sudo to install these, so tests that need them are skipped:" $missing
+      return 0
+    fi
+    sudo=sudo
+  fi
+  $sudo apt-get update -qq || step "the package lists could not be fetched"
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null && $sudo chmod 755 $policy && made=1
+  fi
+  for p in $missing; do
+    step "installing $p"
+    if $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove "$p" >/dev/null; then
+      got="$got $p"
+    else
+      step "$p could not be installed, so tests that need it are skipped"
+    fi
+  done
+  [ -z "$made" ] || $sudo rm -f $policy
+  for p in $got; do
+    case $p in
+      prometheus | postgresql) if command -v systemctl >/dev/null; then $sudo systemctl disable -q "$p" 2>/dev/null || true; fi ;;
+    esac
+  done
 }
 
 [ "$(uname -m)" = x86_64 ] || fail "this processor is $(uname -m); only x86_64 is supported"
@@ -67,7 +109,7 @@ if [ "${1:-}" = --images ]; then
 fi
 
 if [ "${1:-}" = --test ]; then
-  install_packages $(grep -v '^#' tests/packages.txt)
+  install_if_possible $(grep -v '^#' tests/packages.txt)
   stamp=.deps/stamp-test-$(cat tests/requirements.txt tools/clients_requirements.txt tests/deploy/requirements.txt | sha256sum | cut -c1-16)
   [ -f "$stamp" ] && exit 0
   make_venv
