@@ -2,7 +2,7 @@
 """Installs the engine on this host, to run under systemd: `host.py install`, as root, behind `make sbom`.
 
     host.py install [--trees build/images] [--root /]    programs, libraries, data, units, users, keys; configurations that are there stay as they are
-    host.py own [--root /]                               each role's keys to its user again, behind a change by keys.py
+    host.py own [--root /]                               each role's keys for its group to read again, behind a change by keys.py
 
 The programs are those of the trees of images.py: they find libtorch in /usr/lib/parlando, so nothing of the checkout is needed afterwards, wherever it
 lies. Libraries of the distribution are the host's own.
@@ -71,21 +71,30 @@ def install_units(root):
         fail(f"systemd-sysusers made no users: {done.stderr.strip()}")
 
 
-def users(root):
-    """-> {name: (user, group)} as the installed system has them"""
+def groups(root):
+    """-> {user: its group} as the installed system has them"""
     words = [line.split(":") for line in (root / "etc/passwd").read_text().splitlines()]
-    return {w[0]: (int(w[2]), int(w[3])) for w in words if len(w) > 3}
+    return {w[0]: int(w[3]) for w in words if len(w) > 3}
+
+
+def give(path, group, mode):
+    """It is root's: whoever runs as a role reads its keys and changes nothing. A link is refused, wherever it leads."""
+    if path.is_symlink():
+        fail(f"'{path}' is a link, expected a file or a folder")
+    os.chown(path, 0, group, follow_symlinks=False)
+    path.chmod(mode)
 
 
 def own(root):
-    folder, known = root / "etc/parlando/keys", users(root)
-    os.chmod(folder, 0o711)
-    for role in keys.CALLS:
-        for place in (folder / role, folder / f"{role}-next"):
-            if place.is_dir():
-                for path in [place, *place.iterdir()]:
-                    os.chown(path, *known[f"parlando-{role}"])
-                place.chmod(0o500)
+    folder, known = root / "etc/parlando/keys", groups(root)
+    give(folder, 0, 0o711)
+    for place in sorted(folder.iterdir()):
+        role = place.name.removesuffix("-next")
+        its = place.is_dir() and role in keys.CALLS
+        group = known[f"parlando-{role}"] if its else 0  # those of clients are for root to hand out
+        give(place, group, (0o550 if its else 0o500) if place.is_dir() else 0o400)
+        for path in sorted(place.iterdir()) if place.is_dir() else []:
+            give(path, group, 0o440 if its else 0o400)
 
 
 def main():

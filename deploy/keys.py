@@ -94,7 +94,8 @@ def make(root):
     for role, called in CALLS.items():
         for other in called:
             admit(root, (root / role / "public_key").read_text(), role, other)
-            write(root / role / f"server-{other}", (root / other / "public_key").read_text())
+            if not (root / role / f"server-{other}").exists():  # in a rotation it may be the next pair's
+                write(root / role / f"server-{other}", (root / other / "public_key").read_text())
     if not (root / "gateway/session_secret").exists():
         write(root / "gateway/session_secret", secrets.token_hex(32), 0o400)
     if not (root / "gateway/api_keys").exists():
@@ -139,6 +140,8 @@ def retire(root, role):
 def client(root, name):
     if (root / f"client-{name}").exists():
         sys.exit(f"keys: '{root}/client-{name}' exists, expected a new name")
+    if (root / "gateway-next").exists():
+        sys.exit(f"keys: '{root}/gateway-next' exists: the gateway's pair is being changed, expected `finish` first")
     public = new_pair(root / f"client-{name}")
     write(root / f"client-{name}/server-gateway", (root / "gateway/public_key").read_text())
     admit(root, public, f"client {name}", "gateway")

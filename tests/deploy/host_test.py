@@ -1,7 +1,9 @@
 """One host: compose.yaml, the configurations of all deployments and the keys. `host_test.py BIN SOURCE_DIR`, by the Python of .deps/deploy."""
 import json
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ import yaml
 
 bins, source = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 sys.path[:0] = [str(source / "tests/support"), str(source / "deploy")]
+import host  # noqa: E402
 import images  # noqa: E402
 import instances  # noqa: E402
 import keys  # noqa: E402
@@ -77,6 +80,49 @@ def check_configurations():
         check_keys(secrets)
 
 
+def check_own(root):
+    """What host.py gives to whom, as root; of a machine whose users have numbers of this test's."""
+    if os.geteuid() != 0:
+        print("whose keys are whose under systemd is not tried: that needs root")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        machine = pathlib.Path(folder)
+        place = machine / "etc/parlando/keys"
+        shutil.copytree(root, place)
+        (machine / "etc/passwd").write_text("".join(f"parlando-{role}:x:{70000 + n}:{80000 + n}::/:/bin/false\n" for n, role in enumerate(keys.CALLS)))
+        for path in [place, *place.rglob("*")]:
+            os.chown(path, 70000, 70000)  # an old recipe gave all to one user
+        host.own(machine)
+        for n, role in enumerate(keys.CALLS):
+            of = {path.name: path.stat() for path in [place / role, *(place / role).iterdir()]}
+            right = all((s.st_uid, s.st_gid, s.st_mode & 0o777) == (0, 80000 + n, 0o550 if name == role else 0o440) for name, s in of.items())
+            check(f"keys of {role} are root's, for its group to read", right, str(of))
+        top = place.stat()
+        check("no role puts another folder in the place of one", (top.st_uid, top.st_mode & 0o777) == (0, 0o711), str(top))
+        (place / "tts/secret_key").unlink()
+        target = machine / "other"
+        target.write_text("")
+        os.chown(target, 12345, 12345)
+        (place / "tts/secret_key").symlink_to(target)
+        try:
+            host.own(machine)
+            refused = ""
+        except SystemExit as error:
+            refused = str(error)
+        check("a link among the keys is refused, and what it leads to stays whose it is", "is a link" in refused and target.stat().st_uid == 12345, f"{refused} {target.stat()}")
+
+
+def check_units():
+    """What of the units holds without a systemd."""
+    template = (source / "deploy/systemd/parlando@.service").read_text()
+    check("a wrong configuration is not started again", "RestartPreventExitStatus=2 78" in template and "\nExecStartPre=" not in template, "")
+    check("units reach this host alone", "IPAddressDeny=any\nIPAddressAllow=localhost\n" in template, "")
+    for role in instances.ROLES:
+        config = json.loads((source / f"deploy/systemd/{role}.json").read_text())
+        places = re.findall(r'tcp://([^:"]+):|"(?:listen|metrics)": "([^:"]+):', json.dumps(config))
+        check(f"{role} is and asks there", places and all("".join(p) == "127.0.0.1" for p in places), str(places))
+
+
 def check_keys(root):
     admitted = lambda role: {line.split()[0]: line.split()[1] for line in keys.lines(root / role / "callers") if not line.startswith("# ")}  # noqa: E731
     public = lambda role: (root / role / "public_key").read_text()  # noqa: E731
@@ -85,6 +131,7 @@ def check_keys(root):
         check(f"{role} admits its callers alone", admitted(role) == expected, str(admitted(role)))
         check(f"the secret of {role} is its owner's alone", (root / role / "secret_key").stat().st_mode & 0o777 == 0o400, "")
     check("the graph is the same for keys and configurations", {k: v for k, v in keys.CALLS.items() if v} == {k: v for k, v in instances.CALLS.items() if k != "edge"}, "")
+    check_own(root)
     # A rotation of one that calls and is called, step by step.
     old = public("tts")
     keys.begin(root, "tts")
@@ -92,6 +139,7 @@ def check_keys(root):
     check("step 1: both pairs of the caller are admitted", admitted("llm-tts") == {old: "tts", new: "tts"}, str(admitted("llm-tts")))
     check("step 1: nobody believes the new pair yet", (root / "controller/server-tts").read_text() == old, "")
     keys.point(root, "tts")
+    keys.make(root)  # an installation in the middle of it
     check("step 2: callers believe the new pair", (root / "controller/server-tts").read_text() == new, "")
     keys.finish(root, "tts")
     check("step 3: the role has the new pair, the old one may end in peace", public("tts") == new and set(admitted("llm-tts")) == {old, new} and not (root / "tts-next").exists(), str(admitted("llm-tts")))
@@ -106,6 +154,12 @@ def check_keys(root):
     check("gateway, step 1: controllers admit both pairs, clients believe the old one", set(admitted("controller")) == {old, new} and believed() == old, str(admitted("controller")))
     check("gateway, step 1: clients are admitted by both", admitted("gateway-next") == admitted("gateway"), str(admitted("gateway-next")))
     check("gateway, step 1: tokens of both are signed alike", (root / "gateway-next/session_secret").read_text() == (root / "gateway/session_secret").read_text(), "")
+    try:
+        keys.client(root, "early")
+        refused = ""
+    except SystemExit as error:
+        refused = str(error)
+    check("gateway, between two pairs: no client is made that would believe the old one", "expected `finish` first" in refused and not (root / "client-early").exists(), refused)
     keys.point(root, "gateway")
     check("gateway, step 2: clients believe the new pair", believed() == new, "")
     keys.finish(root, "gateway")
@@ -115,4 +169,5 @@ def check_keys(root):
 
 check_compose()
 check_configurations()
+check_units()
 finish()

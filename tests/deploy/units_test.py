@@ -16,6 +16,7 @@ bins, source = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).re
 sys.path[:0] = [str(source / "tests/support"), str(source / "deploy")]
 import shutil  # noqa: E402
 
+import host  # noqa: E402
 import instances  # noqa: E402
 import keys  # noqa: E402
 import sandbox  # noqa: E402
@@ -159,6 +160,8 @@ def check_secrets(machine):
         check(f"{role} reads its own key", own.returncode == 0 and len(own.stdout) == 40, own.stderr)
         listed = machine.run("ls", "/etc/parlando/keys", pid=outer, user=user).stdout.split()
         check(f"{role} sees no other's keys", listed == [role], str(listed))
+        changed = machine.run("sh", "-c", f"echo other > /etc/parlando/keys/{role}/public_key || chmod u+w /etc/parlando/keys/{role}", user=user)
+        check(f"{role} changes none of its own", changed.returncode != 0, changed.stdout)
         for other in instances.ROLES:
             if other == role:
                 continue
@@ -191,6 +194,37 @@ def talk(key):
     return event, len(client.audio)
 
 
+def check_wrong_configuration(machine):
+    """It is started once, and again as soon as it is right."""
+    unit, file = "parlando@vad.service", "/etc/parlando/vad.json"
+    machine.run("sh", "-c", f"cp {file} /run/vad.json && sed -i s/weights/waits/ {file}")
+    machine.run("systemctl", "restart", unit)
+    until = time.monotonic() + READY_SECONDS
+    while (of := machine.of(unit, "ActiveState", "NRestarts", "ExecMainStatus"))["ActiveState"] != "failed" and time.monotonic() < until:
+        time.sleep(0.5)
+    check("a role whose configuration is wrong ends with 78 and is not started again", of == {"ActiveState": "failed", "NRestarts": "0", "ExecMainStatus": "78"}, f"{of} {machine.said('vad')}")
+    machine.run("cp", "/run/vad.json", file)
+    done = machine.run("systemctl", "restart", unit)
+    check("one that is right again starts at once", done.returncode == 0 and not wait_active(machine), f"{done.stderr} {machine.said('vad')}")
+
+
+def check_rotation(machine):
+    """As deploy/README.md says it of one host: files, whose they are, role and callers at once, and only then the end of the old pair."""
+    root = pathlib.Path(f"/proc/{machine.first()}/root")
+    folder = root / "etc/parlando/keys"
+    old = (folder / "tts/public_key").read_text()
+    for step in (keys.begin, keys.point, keys.finish):
+        step(folder, "tts")
+    host.own(root)
+    done = machine.run("systemctl", "restart", "parlando@tts.service", "parlando@controller.service")
+    check("role and callers start with the new pair", done.returncode == 0 and not wait_active(machine), done.stderr)
+    keys.retire(folder, "tts")
+    host.own(root)
+    time.sleep(3)  # a key that is not admitted any more ends its connections within a second
+    event, heard = talk(os.environ["PARLANDO_TEST_KEY"])
+    check("behind the end of the old pair a question is answered", event["type"] == "turn" and heard > 10000 and old not in (folder / "llm-tts/callers").read_text(), f"{event} {heard}")
+
+
 def check_host(folder):
     try:
         key = install(folder)
@@ -216,6 +250,8 @@ def check_machine(machine, key):
         after = machine.of("parlando@tts.service", "MainPID", "Result")
         check("a role is drained and started again", done.returncode == 0 and after["Result"] == "success" and after["MainPID"] != before["MainPID"], f"{done.stderr} {after}")
         check("all are ready again", not wait_active(machine), "")
+        check_wrong_configuration(machine)
+        check_rotation(machine)
         done = machine.run("systemctl", "stop", "parlando.target")
         until = time.monotonic() + END_SECONDS
         while True:
