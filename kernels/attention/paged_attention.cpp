@@ -117,6 +117,14 @@ void cut(const KvLayout& layout, std::span<const PagedAttention> batch, Items& o
 }
 }  // namespace
 
+Cost attention_cost(const KvLayout& layout, std::int64_t heads, std::int64_t positions) {
+  const auto each = static_cast<double>(layout.group_key_bytes() + layout.group_value_bytes()) / KvLayout::kBlock;
+  // A key and a value for each head; an exponential is as much as some forty products.
+  const auto products = static_cast<double>(heads / layout.groups * (2 * layout.dim + 40));
+  const double per_nanosecond = isa() == Isa::plain ? 2 : isa() == Isa::avx2 ? 25 : isa() == Isa::amx ? 100 : 50;
+  return Cost::of(static_cast<double>(positions) * each, static_cast<double>(positions) * products, per_nanosecond);
+}
+
 void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAttention> batch) {
   thread_local Items items;
   cut(layout, batch, items);
@@ -128,8 +136,8 @@ void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAt
     for (auto i = first; i < last; ++i)
       PARLANDO_DISPATCH_TILES(attend, layout, *all[i].a, all[i].group, all[i].first, all[i].last, scratch);
   };
-  // Waking a thread costs as much as some thousand positions do.
-  const auto parts = std::min<std::int64_t>({team.size(), count, items.until.back() / 2048});
+  const auto parts = std::min<std::int64_t>(
+      count, threads_worth(attention_cost(layout, batch.front().heads, items.until.back()), team.size()));
   if (parts <= 1) return attend(0, count);
   const auto borders = cut_by_work(items.until, parts);
   team.run(parts, 1, [&](std::int64_t first, std::int64_t last) {

@@ -49,6 +49,9 @@ struct PagedAttention {
   const float* slopes = nullptr;  ///< [heads]
 };
 
+/// About the time of one thread for all of a batch, on the instruction set in use.
+/// @param positions  looked at by all tokens and groups together
+Cost attention_cost(const KvLayout& layout, std::int64_t heads, std::int64_t positions);
 /// All sequences of a batch; threads share them by sequence, group and tokens, each about as many products. The bits of
 /// a token do not depend on the number of threads, nor on what else is in the batch or in its sequence's piece.
 void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAttention> batch);

@@ -260,8 +260,9 @@ void copy_part(const PackedShape& from, const std::byte* packed, std::int64_t fi
 
 void LinearInput::set(Team& team, const PackedShape& shape, const float* x, std::int64_t count, std::int64_t stride) {
   PARLANDO_DISPATCH_TILES(begin_input, *this, shape, count);
-  constexpr std::int64_t kRowsForAThread = 32;
-  team.run(count, kRowsForAThread, [&](std::int64_t first, std::int64_t last) {
+  constexpr double kNumbersPerNanosecond = 4;
+  const auto cost = Cost::of(0, static_cast<double>(count * shape.columns), kNumbersPerNanosecond);
+  team.run(count, cost, [&](std::int64_t first, std::int64_t last) {
     PARLANDO_DISPATCH_TILES(fill_input, *this, shape, x, stride, first, last);
   });
 }
@@ -306,13 +307,25 @@ void LinearInput::values(float* x) const {
   }
 }
 
+Cost product_cost(const PackedShape& s, std::int64_t count) {
+  // Products of a nanosecond, some more than a core does: whose work is taken for less than it is wakes nobody in vain.
+  //                                  f32  bf16  int8  int4
+  constexpr double kProducts[][4] = {{3, 3, 2, 2},          // plain
+                                     {40, 30, 30, 25},      // avx2
+                                     {80, 60, 60, 50},      // avx512
+                                     {80, 60, 120, 100},    // avx512_vnni
+                                     {80, 120, 120, 100},   // avx512_bf16
+                                     {80, 500, 400, 200}};  // amx
+  static_assert(std::size(kProducts) == kIsas);
+  const auto products = static_cast<double>(s.rows * s.columns * count);
+  return Cost::of(static_cast<double>(s.bytes()), products,
+                  kProducts[static_cast<int>(isa())][static_cast<int>(s.format)]);
+}
+
 void linear(Team& team, const PackedShape& shape, const std::byte* packed, const LinearInput& x, float* y,
             std::int64_t stride) {
   if (x.count() == 0) return;
-  // A part that is worth waking a thread for: 128 KiB of weights.
-  const auto least =
-      std::max<std::int64_t>(1, (std::int64_t{1} << 17) / std::max<std::int64_t>(1, shape.panel_bytes()));
-  team.run(shape.panels(), least, [&](std::int64_t first, std::int64_t last) {
+  team.run(shape.panels(), product_cost(shape, x.count()), [&](std::int64_t first, std::int64_t last) {
     PARLANDO_DISPATCH_TILES(product, shape, packed, x, first, last, y, stride);
   });
 }

@@ -69,6 +69,8 @@ class LinearInput {
   std::vector<std::int32_t> sums;    ///< int4: [count][groups] of the integers
 };
 
+/// About the time of one thread for a product with so many rows of x, on the instruction set in use.
+Cost product_cost(const PackedShape& shape, std::int64_t count);
 /// y[n] = W x[n] for all rows n.
 /// @param y  [count, rows], rows `stride` apart
 void linear(Team& team, const PackedShape& shape, const std::byte* packed, const LinearInput& x, float* y,

@@ -22,8 +22,10 @@ Team::~Team() {
   if (pool_ != nullptr) pool_->expect_no_more(threads_ - 1);
 }
 
-std::int64_t Team::parts_of(std::int64_t count, std::int64_t least) const {
-  return std::min<std::int64_t>(size(), count / std::max<std::int64_t>(1, least));
+int threads_worth(Cost all, int most) {
+  constexpr double kNanosecondsForAThread = 60'000;
+  return static_cast<int>(
+      std::clamp(all.nanoseconds / kNanosecondsForAThread, 1.0, static_cast<double>(std::max(1, most))));
 }
 
 std::vector<std::int64_t> cut_by_work(std::span<const std::int64_t> until, std::int64_t parts) {

@@ -1,14 +1,28 @@
 #pragma once
 /// How many threads do the parts of a piece of work: what a call takes at most of a pool.
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <type_traits>
 #include <vector>
 
 #include "kernels/team/pool.hpp"
 
 namespace parlando::kernels {
+
+/// About how long one thread takes for a piece of work. Estimated from its bytes and operations and never measured, so
+/// that the same work is always shared in the same way.
+struct Cost {
+  double nanoseconds = 0;
+  /// @param bytes  that come from a cache which cores share, or from memory
+  static Cost of(double bytes, double operations, double operations_per_nanosecond) {
+    constexpr double kBytesPerNanosecond = 20;
+    return {std::max(bytes / kBytesPerNanosecond, operations / operations_per_nanosecond)};
+  }
+};
+/// How many threads that is worth. A helper that sleeps begins some 40 µs after it was asked, and who waits for its end
+/// lies down and has to be woken, too: two threads break even at about 100 µs of work. Each must have 60.
+int threads_worth(Cost all, int most);
 
 class Team {
  public:
@@ -25,14 +39,12 @@ class Team {
   /// within the work of another call.
   template <class F>
   void run(std::int64_t count, std::int64_t least, F&& work) {
-    const auto parts = parts_of(count, least);
-    if (parts <= 1) {
-      if (count > 0) work(std::int64_t{0}, count);
-      return;
-    }
-    pool_->run([](void* f, std::int64_t first,
-                  std::int64_t last) { (*static_cast<std::remove_reference_t<F>*>(f))(first, last); },
-               const_cast<void*>(static_cast<const void*>(&work)), count, parts);
+    run_parts(count, std::min<std::int64_t>(size(), count / std::max<std::int64_t>(1, least)), work);
+  }
+  /// The same with a part for each thread that all of it is worth.
+  template <class F>
+  void run(std::int64_t count, Cost all, F&& work) {
+    run_parts(count, std::min<std::int64_t>(count, threads_worth(all, size())), work);
   }
 
   /// The team of the calling thread: a share of the process's pool, of one thread unless `use` said else.
@@ -41,7 +53,15 @@ class Team {
   static void use(int threads);
 
  private:
-  std::int64_t parts_of(std::int64_t count, std::int64_t least) const;
+  template <class F>
+  void run_parts(std::int64_t count, std::int64_t parts, F& work) {
+    if (parts <= 1) {
+      if (count > 0) work(std::int64_t{0}, count);
+      return;
+    }
+    pool_->run([](void* f, std::int64_t first, std::int64_t last) { (*static_cast<F*>(f))(first, last); },
+               const_cast<void*>(static_cast<const void*>(&work)), count, parts);
+  }
   int threads_;
   std::unique_ptr<Pool> own_;
   Pool* pool_ = nullptr;  ///< none for one thread

@@ -214,10 +214,35 @@ BOOST_AUTO_TEST_CASE(parts_of_a_matrix_are_packed_as_the_whole) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(a_product_wakes_as_many_as_it_is_worth) {
+  const auto threads = [](WeightFormat format, std::int64_t rows, std::int64_t columns, std::int64_t count) {
+    return threads_worth(product_cost({format, rows, columns}, count), 2);
+  };
+  for_each_isa([&] {
+    if (isa() == Isa::plain) return;
+    // Nano speaks with one stream: no product of a step is worth a second thread, as floats.
+    for (const auto& [rows, columns] : {std::pair{320, 160}, {160, 160}, {896, 160}, {160, 448}, {2334, 160}}) {
+      BOOST_TEST(threads(WeightFormat::f32, rows, columns, 1) == 1);
+    }
+    // Of TTS-3B all are, in every format.
+    for (const auto& [rows, columns] : {std::pair{3584, 3072}, {3072, 3072}, {16384, 3072}, {3072, 8192}})
+      for (const auto format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4})
+        BOOST_TEST(threads(format, rows, columns, 1) == 2, name(format));
+    // The same weights with more rows: what is computed counts, not only what is read.
+    BOOST_TEST(threads(WeightFormat::f32, 2334, 160, 32) == 2);
+    BOOST_TEST(threads(WeightFormat::f32, 160, 160, 4) == 1);
+    BOOST_TEST(product_cost({WeightFormat::f32, 896, 160}, 300).nanoseconds >
+               2 * product_cost({WeightFormat::f32, 896, 160}, 100).nanoseconds);
+  });
+}
+
 BOOST_AUTO_TEST_CASE(threads_make_what_one_makes) {
-  Team one, three(3);
+  Team one;
+  Pool pool(3);
+  Team three(pool, 3);
   for (auto s : kFormats) {
-    s.rows = 1000, s.columns = 512;  // enough for a part for each
+    s.rows = 20000, s.columns = 512;  // worth more than one
+    const auto asked = pool.asked();
     const auto bytes = packed(s, random_floats(s.rows * s.columns, 9));
     for (const std::int64_t count : {1, 13}) {
       const auto x = random_floats(count * s.columns, 10);
@@ -228,6 +253,7 @@ BOOST_AUTO_TEST_CASE(threads_make_what_one_makes) {
       linear(three, s, bytes.data(), in, b.data(), s.rows);
       BOOST_TEST((a == b), name(s.format));
     }
+    BOOST_TEST(pool.asked() >= asked + 2, name(s.format));
   }
 }
 

@@ -42,6 +42,39 @@ BOOST_AUTO_TEST_CASE(what_is_too_small_to_share_is_done_by_the_caller) {
   BOOST_TEST(shares == 2);
 }
 
+BOOST_AUTO_TEST_CASE(a_helper_is_woken_for_what_is_worth_it) {
+  // A rule of numbers alone: two from 120 µs on, one more with each 60 µs, never more than there are.
+  for (const auto& [nanoseconds, most, threads] : {std::tuple{0.0, 4, 1},
+                                                   {119'999.0, 4, 1},
+                                                   {120'000.0, 4, 2},
+                                                   {179'000.0, 4, 2},
+                                                   {180'000.0, 4, 3},
+                                                   {1e12, 4, 4},
+                                                   {1e12, 1, 1},
+                                                   {1e30, 2, 2},
+                                                   {120'000.0, 0, 1}})
+    BOOST_TEST(threads_worth({nanoseconds}, most) == threads, nanoseconds << " ns of " << most);
+  // The slower of reading and computing.
+  BOOST_TEST(Cost::of(2e6, 0, 1).nanoseconds == 1e5);
+  BOOST_TEST(Cost::of(0, 1e6, 50).nanoseconds == 2e4);
+  BOOST_TEST(Cost::of(2e6, 1e7, 50).nanoseconds == 2e5);
+  Pool pool(3);
+  Team team(pool, 3);
+  const auto parts = [&](std::int64_t count, double nanoseconds) {
+    std::atomic<std::int64_t> parts{0}, items{0};
+    team.run(count, Cost{nanoseconds}, [&](std::int64_t first, std::int64_t last) { ++parts, items += last - first; });
+    BOOST_TEST(items == count);
+    return parts.load();
+  };
+  BOOST_TEST(parts(100, 100'000) == 1);
+  BOOST_TEST(pool.asked() == 0);
+  BOOST_TEST(parts(100, 130'000) == 2);
+  BOOST_TEST(pool.asked() == 1);
+  BOOST_TEST(parts(100, 1e9) == 3);
+  BOOST_TEST(parts(2, 1e9) == 2);
+  BOOST_TEST(parts(0, 1e9) == 0);
+}
+
 BOOST_AUTO_TEST_CASE(who_has_no_part_is_not_asked) {
   Pool pool(8);
   Team team(pool, 8);

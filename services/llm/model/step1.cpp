@@ -24,8 +24,8 @@ constexpr const char* kFormatKey = "parlando_weights";  // in the metadata of a 
 constexpr std::int64_t kRowsAtOnce = 256;               // of a matrix that is packed; a multiple of 16
 static_assert(kRowsAtOnce % kernels::kPanelRows == 0);
 constexpr std::chrono::seconds kExchangeMax{
-    30};                                      // ranks are at the same place within this; who is dead is noticed sooner
-constexpr std::int64_t kRowsForAThread = 16;  // of activations; fewer are not worth waking one
+    30};                                     // ranks are at the same place within this; who is dead is noticed sooner
+constexpr double kNumbersPerNanosecond = 2;  // of activations, in what is done to rows between products
 
 PackedShape shape_of(WeightFormat format, std::int64_t rows, std::int64_t columns) {
   return {format, rows, columns, kInt4Group};
@@ -415,8 +415,9 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
         *gated = work.sized(work.gated, total * down_columns) + beside_.down;
   if (out_columns != q_rows) std::ranges::fill(work.attended, 0.0f);
   if (down_columns != I) std::ranges::fill(work.gated, 0.0f);
+  const auto cost_of_rows = kernels::Cost::of(0, static_cast<double>(total * (H + 2 * I)), kNumbersPerNanosecond);
   auto rows = [&](auto&& each) {
-    team.run(total, kRowsForAThread, [&](std::int64_t first, std::int64_t last) {
+    team.run(total, cost_of_rows, [&](std::int64_t first, std::int64_t last) {
       for (auto t = first; t < last; ++t) each(t);
     });
   };
