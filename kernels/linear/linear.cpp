@@ -12,6 +12,7 @@
 
 #include "kernels/vector/bf16.hpp"
 #include "kernels/vector/dispatch.hpp"
+#include "kernels/vector/f16.hpp"
 
 namespace parlando::kernels {
 namespace {
@@ -136,7 +137,7 @@ std::int64_t PackedShape::panel_bytes() const {
   std::int64_t bytes = 0;
   switch (format) {
     case WeightFormat::f32:
-      bytes = columns * kPanelRows * 4;
+      bytes = columns * kPanelRows * (halves ? 2 : 4);
       break;
     case WeightFormat::bf16:
       bytes = (columns + 1) / 2 * kPanelRows * 4;
@@ -161,7 +162,12 @@ void pack_rows(const PackedShape& s, const float* w, std::int64_t first, std::in
       const float* row = w + (r + i - first) * s.columns;
       switch (s.format) {
         case WeightFormat::f32:
-          for (std::int64_t c = 0; c < s.columns; ++c) reinterpret_cast<float*>(panel)[element(s, i, c)] = row[c];
+          for (std::int64_t c = 0; c < s.columns; ++c) {
+            if (s.halves)
+              reinterpret_cast<std::uint16_t*>(panel)[element(s, i, c)] = f16_of(row[c]);
+            else
+              reinterpret_cast<float*>(panel)[element(s, i, c)] = row[c];
+          }
           break;
         case WeightFormat::bf16:
           for (std::int64_t c = 0; c < s.columns; ++c)
@@ -187,7 +193,8 @@ void unpack(const PackedShape& s, const std::byte* packed, float* w) {
       float value = 0;
       switch (s.format) {
         case WeightFormat::f32:
-          value = reinterpret_cast<const float*>(panel)[element(s, i, c)];
+          value = s.halves ? float_of_f16(reinterpret_cast<const std::uint16_t*>(panel)[element(s, i, c)])
+                           : reinterpret_cast<const float*>(panel)[element(s, i, c)];
           break;
         case WeightFormat::bf16:
           value = float_of_bf16(reinterpret_cast<const std::uint16_t*>(panel)[element(s, i, c)]);
@@ -226,7 +233,7 @@ std::array<Words, 2> words_of(const PackedShape& s, std::int64_t column, std::in
   const auto pairs = (columns + 1) / 2, groups = (columns + s.group - 1) / s.group;
   switch (s.format) {
     case WeightFormat::f32:
-      return {{{0, 4, column, columns}, {}}};
+      return {{{0, s.halves ? 2 : 4, column, columns}, {}}};
     case WeightFormat::bf16:
       return {{{0, 4, column / 2, pairs}, {}}};
     case WeightFormat::int8:

@@ -2,7 +2,7 @@
 /// Products with packed weights, y = W x for one row or many: what a decode step spends its time in. Weights lie in
 /// panels of 16 output rows, one behind the other, so that a thread reads one stream; a panel comes from memory once
 /// for all rows of x.
-///   f32   weights and x in fp32
+///   f32   weights and x in fp32; weights that are fp16 numbers may lie as these (`halves`), to the same bits
 ///   bf16  weights in bf16, x rounded to bf16, products exact, sums in fp32
 ///   int8  weights in 8 bits with a scale for each output row; x in 16 bits with a scale for each 256 columns; sums of
 ///         256 products exact
@@ -26,6 +26,7 @@ struct PackedShape {
   WeightFormat format = WeightFormat::f32;
   std::int64_t rows = 0, columns = 0;
   std::int64_t group = 32;  ///< columns that share a scale in int4: 32 or 64
+  bool halves = false;      ///< f32 whose weights are all fp16 numbers: they lie as these
   std::int64_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   std::int64_t panel_bytes() const;
   std::int64_t bytes() const { return panels() * panel_bytes(); }

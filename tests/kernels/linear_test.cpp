@@ -7,16 +7,15 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/vector/f16.hpp"
 #include "tests/kernels/each_isa.hpp"
 
 namespace parlando::kernels {
 namespace {
 
-constexpr PackedShape kFormats[] = {{WeightFormat::f32},
-                                    {WeightFormat::bf16},
-                                    {WeightFormat::int8},
-                                    {WeightFormat::int4, 0, 0, 32},
-                                    {WeightFormat::int4, 0, 0, 64}};
+constexpr PackedShape kFormats[] = {
+    {WeightFormat::f32},  {WeightFormat::f32, 0, 0, 32, true}, {WeightFormat::bf16},
+    {WeightFormat::int8}, {WeightFormat::int4, 0, 0, 32},      {WeightFormat::int4, 0, 0, 64}};
 constexpr std::int64_t kRows[] = {1, 15, 16, 33}, kColumns[] = {1, 2, 7, 31, 64, 257, 513};
 
 std::vector<std::byte> packed(const PackedShape& s, const std::vector<float>& w) {
@@ -92,8 +91,8 @@ BOOST_AUTO_TEST_CASE(rounding_keeps_the_promise_of_each_format) {
         const double v = w[r * s.columns + c], e = std::abs(got[r * s.columns + c] - v);
         squares += v * v, error += e * e;
         switch (s.format) {
-          case WeightFormat::f32:
-            worst = std::max(worst, e);
+          case WeightFormat::f32:  // halves lose digits of what is no fp16 number
+            worst = std::max(worst, s.halves ? e - std::abs(v) / 2048 - 0x1p-25 : e);
             break;
           case WeightFormat::bf16:
             worst = std::max(worst, e - std::abs(v) / 256);
@@ -214,15 +213,52 @@ BOOST_AUTO_TEST_CASE(parts_of_a_matrix_are_packed_as_the_whole) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(numbers_of_16_bits_lie_as_halves_to_the_same_bits) {
+  // Every fp16 number but those that are none is the same there and back.
+  for (std::uint32_t h = 0; h < 0x10000; ++h)
+    if (const float x = float_of_f16(static_cast<std::uint16_t>(h)); x == x) BOOST_REQUIRE(f16_of(x) == h);
+  BOOST_TEST(std::isnan(float_of_f16(f16_of(std::numeric_limits<float>::quiet_NaN()))));
+  BOOST_TEST(f16_of(1.0f + 0x1p-11f) == f16_of(1.0f));  // ties to even
+  BOOST_TEST(f16_of(1.0f + 0x3p-11f) == f16_of(1.0f + 0x4p-11f));
+  BOOST_TEST(f16_of(65519.0f) == f16_of(65504.0f));
+  BOOST_TEST(std::isinf(float_of_f16(f16_of(65520.0f))));
+  Team one, two(2);
+  for_each_isa([&] {
+    // The last one is too large to be taken for cached as floats, and is not as halves.
+    for (const auto& [rows, columns] : {std::pair{1, 1}, {40, 7}, {90, 257}, {320, 160}, {4500, 500}}) {
+      if (rows == 4500 && isa() == Isa::plain) continue;  // seconds
+      const PackedShape plain{WeightFormat::f32, rows, columns}, halves{WeightFormat::f32, rows, columns, 32, true};
+      auto w = random_floats(plain.rows * plain.columns, 15);
+      for (auto& v : w) v = float_of_f16(f16_of(v * 0x1p-9f));  // small ones have fewer digits
+      const auto floats = packed(plain, w), half = packed(halves, w);
+      BOOST_TEST(halves.bytes() <= plain.bytes() / 2 + 32 * plain.panels());  // whole lines
+      for (const std::int64_t count : {1, 2, 3, 5, 12, 13, 33, 61}) {
+        const auto x = random_floats(count * columns, 16);
+        std::vector<float> a(static_cast<std::size_t>(count * rows)), b(a.size());
+        LinearInput in;
+        in.set(one, plain, x.data(), count, columns);
+        linear(one, plain, floats.data(), in, a.data(), rows);
+        for (auto* team : {&one, &two}) {
+          in.set(*team, halves, x.data(), count, columns);
+          linear(*team, halves, half.data(), in, b.data(), rows);
+          BOOST_TEST(std::memcmp(a.data(), b.data(), a.size() * 4) == 0,
+                     rows << " × " << columns << ", " << count << " rows of x, " << team->size() << " threads");
+        }
+      }
+    }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(a_product_wakes_as_many_as_it_is_worth) {
   const auto threads = [](WeightFormat format, std::int64_t rows, std::int64_t columns, std::int64_t count) {
     return threads_worth(product_cost({format, rows, columns}, count), 2);
   };
   for_each_isa([&] {
     if (isa() == Isa::plain) return;
-    // Nano speaks with one stream: no product of a step is worth a second thread, as floats.
+    // Nano speaks with one stream: no product of a step is worth a second thread, as floats or as halves.
     for (const auto& [rows, columns] : {std::pair{320, 160}, {160, 160}, {896, 160}, {160, 448}, {2334, 160}}) {
       BOOST_TEST(threads(WeightFormat::f32, rows, columns, 1) == 1);
+      BOOST_TEST(threads_worth(product_cost({WeightFormat::f32, rows, columns, 32, true}, 1), 2) == 1);
     }
     // Of TTS-3B all are, in every format.
     for (const auto& [rows, columns] : {std::pair{3584, 3072}, {3072, 3072}, {16384, 3072}, {3072, 8192}})

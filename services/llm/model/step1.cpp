@@ -47,7 +47,10 @@ class Packer {
     if (memory_.size() < floats * sizeof(float)) memory_ = kernels::LargeMemory(floats * sizeof(float));
     auto* held = reinterpret_cast<float*>(memory_.data());
     const auto all = at::from_blob(held, {kRowsAtOnce, columns}, at::TensorOptions(at::kFloat));
-    PackedMatrix out(shape_of(format, rows, columns));
+    auto shape = shape_of(format, rows, columns);
+    shape.halves = format == WeightFormat::f32 &&
+                   std::ranges::all_of(parts, [](const auto& part) { return part.scalar_type() == at::kHalf; });
+    PackedMatrix out(shape);
     std::int64_t first = 0, count = 0;
     for (const auto& part : parts)
       for (std::int64_t r = 0, n = 0; r < part.size(0); r += n) {
@@ -229,7 +232,11 @@ Result<std::shared_ptr<const Step1>> Step1::load_packed(Step1Config config, Shar
   const auto H = m->config_.hidden, V = m->config_.vocabulary;
   // Plain tensors are checked as those of any checkpoint; the packed ones by their size.
   tensor::Weights w(std::move(tensors), source, m->type());
-  each_matrix(*m, [&](const std::string& name, PackedMatrix& matrix, const Cut& own) {
+  each_matrix(*m, [&](const std::string& name, PackedMatrix& matrix, Cut own) {
+    // How floats lie is told by how many bytes there are.
+    auto halves = own.whole;
+    halves.halves = halves.format == WeightFormat::f32;
+    if (w.shape_of(name) == checkpoint::Shape{halves.bytes()}) own.whole = halves;
     const auto cut = own.as_packed();
     const auto bytes = w.take(name, {cut.whole.bytes()});
     if (!bytes.defined()) return;

@@ -7,6 +7,7 @@
 
 #include "common/base/mapped_file.hpp"
 #include "common/checkpoint/safetensors.hpp"
+#include "common/tensor/weights.hpp"
 #include "kernels/vector/isa.hpp"
 #include "services/llm/model/step1_cuda.hpp"
 #include "tests/services/llm/dense_step1.hpp"
@@ -114,6 +115,44 @@ BOOST_AUTO_TEST_CASE(what_is_saved_is_loaded_again_bit_by_bit) {
     BOOST_TEST(at::equal(a, b));
     BOOST_TEST(at::equal(m->logits(a), (*again)->logits(b)));
   }
+}
+
+BOOST_AUTO_TEST_CASE(weights_of_16_bits_are_read_as_such_to_the_same_bits) {
+  // Nano's file has fp16 numbers. The same ones in a file of floats make the same model, at twice the bytes.
+  const fs::path nano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano/Step-Audio-TTS-3B";
+  auto file = checkpoint::read_safetensors(nano / "model.safetensors");
+  BOOST_REQUIRE(file.has_value());
+  std::vector<at::Tensor> kept;
+  int halves = 0;
+  for (auto& [name, tensor] : file->tensors) {
+    halves += tensor.dtype == checkpoint::Dtype::f16;
+    kept.push_back(tensor::to_torch(tensor).to(at::kFloat).contiguous());
+    const auto& x = kept.back();
+    tensor.dtype = checkpoint::Dtype::f32;
+    tensor.bytes = {static_cast<const std::byte*>(x.data_ptr()), x.nbytes()};
+  }
+  BOOST_REQUIRE(halves > 20);
+  const TemporaryDirectory folder, saved;
+  BOOST_REQUIRE(checkpoint::write_safetensors(folder.path() / "model.safetensors", file->tensors, {}).has_value());
+  fs::copy_file(nano / "config.json", folder.path() / "config.json");
+  const auto a = *Step1::load(nano, WeightFormat::f32), b = *Step1::load(folder.path(), WeightFormat::f32);
+  BOOST_TEST(static_cast<double>(a->decode_bytes()) < 0.51 * static_cast<double>(b->decode_bytes()));
+  // What is written and read again stays as it lies.
+  BOOST_REQUIRE(a->save(saved.path()).has_value());
+  fs::copy_file(nano / "config.json", saved.path() / "config.json");
+  const auto c = *Step1::load(saved.path(), WeightFormat::f32);
+  BOOST_TEST(c->decode_bytes() == a->decode_bytes());
+  const auto ids = some_ids(70);
+  for (const auto isa : kernels::isas()) {
+    BOOST_REQUIRE(kernels::force_isa(isa));
+    for (const std::size_t size : {1u, 33u}) {
+      const auto x = in_pieces(*a, ids, size), y = in_pieces(*b, ids, size), z = in_pieces(*c, ids, size);
+      BOOST_TEST(at::equal(x, y), kernels::name(isa));
+      BOOST_TEST(at::equal(x, z), kernels::name(isa));
+      BOOST_TEST(at::equal(a->logits(x), b->logits(y)), kernels::name(isa));
+    }
+  }
+  kernels::force_isa(std::nullopt);
 }
 
 namespace {
