@@ -16,16 +16,21 @@ std::vector<Step1::Piece> pieces_of(const StepPlan& plan) {
   return pieces;
 }
 
-at::Tensor drawn_rows(const StepPlan& plan, const at::Tensor& hidden) {
-  std::vector<std::int64_t> rows;
-  for (const auto& draw : plan.draws) rows.push_back(draw.row);
-  return hidden.index_select(0, at::tensor(rows));
+std::span<const float> drawn_logits(const Step1& model, const StepPlan& plan, const at::Tensor& hidden) {
+  thread_local std::vector<float> rows, logits;
+  const auto* all = hidden.data_ptr<float>();
+  const auto size = model.config().hidden;
+  rows.clear();
+  for (const auto& draw : plan.draws) rows.insert(rows.end(), all + draw.row * size, all + (draw.row + 1) * size);
+  logits.resize(plan.draws.size() * static_cast<std::size_t>(model.shard().vocabulary_rows.count()));
+  model.logits(rows.data(), static_cast<std::int64_t>(plan.draws.size()), logits.data());
+  return logits;
 }
 
-std::vector<Drawn> draw(const StepPlan& plan, const at::Tensor& logits) {
+std::vector<Drawn> draw(const StepPlan& plan, std::span<const float> logits) {
   std::vector<Drawn> out;
-  const auto size = static_cast<std::size_t>(logits.size(1));
-  const float* row = logits.data_ptr<float>();
+  const auto size = logits.size() / plan.draws.size();
+  const float* row = logits.data();
   auto history = plan.histories.begin();
   for (const auto& draw : plan.draws) {
     auto drawn = sample({row, size}, {history, static_cast<std::size_t>(draw.history)}, draw.sampling, draw.position);
@@ -44,7 +49,7 @@ Result<std::vector<Drawn>> CpuBackend::run(const StepPlan& plan) try {
   const auto pieces = pieces_of(plan);
   PARLANDO_TRY(const auto hidden, model_->pass(store_, pieces));
   if (plan.draws.empty()) return std::vector<Drawn>();
-  return draw(plan, model_->logits(drawn_rows(plan, hidden)).contiguous());
+  return draw(plan, drawn_logits(*model_, plan, hidden));
 } catch (const std::exception& e) {
   return fail(Errc::internal, "a plan could not be run: {}", e.what());
 }

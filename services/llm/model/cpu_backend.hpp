@@ -7,10 +7,11 @@ namespace parlando::llm {
 
 /// The pieces of a plan that was checked, as a pass takes them; they point into the plan.
 std::vector<Step1::Piece> pieces_of(const StepPlan& plan);
-/// Of the rows of a pass those that a plan draws behind. @return [draws, H]
-at::Tensor drawn_rows(const StepPlan& plan, const at::Tensor& hidden);
-/// The ids behind the rows that a plan draws behind. @param logits  [draws, vocabulary], fp32
-std::vector<Drawn> draw(const StepPlan& plan, const at::Tensor& logits);
+/// Logits of the rows of a pass that a plan draws behind, in memory of this thread until it asks for others.
+/// @return [draws, vocabulary] of the part that the model has
+std::span<const float> drawn_logits(const Step1& model, const StepPlan& plan, const at::Tensor& hidden);
+/// The ids behind the rows that a plan draws behind. @param logits  [draws, vocabulary]
+std::vector<Drawn> draw(const StepPlan& plan, std::span<const float> logits);
 
 class CpuBackend : public Backend {
  public:

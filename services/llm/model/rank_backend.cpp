@@ -66,7 +66,7 @@ Result<std::vector<Drawn>> RankPart::run(const StepPlan& plan, parallel::Communi
       const auto pieces = pieces_of(plan);
       PARLANDO_TRY(const auto hidden, part_->pass(store_, pieces, {}, &group));
       if (plan.draws.empty()) return std::vector<Drawn>();
-      return draw(plan, part_->logits(drawn_rows(plan, hidden)).contiguous(), group);
+      return draw(plan, drawn_logits(*part_, plan, hidden), group);
     } catch (const std::exception& e) {
       return fail(Errc::internal, "a plan could not be run: {}", e.what());
     }
@@ -76,7 +76,7 @@ Result<std::vector<Drawn>> RankPart::run(const StepPlan& plan, parallel::Communi
   return done;
 }
 
-Result<std::vector<Drawn>> RankPart::draw(const StepPlan& plan, const at::Tensor& logits,
+Result<std::vector<Drawn>> RankPart::draw(const StepPlan& plan, std::span<const float> logits,
                                           parallel::Communicator& group) {
   const auto vocabulary = part_->config().vocabulary;
   const auto first = part_->shard().vocabulary_rows.first, size = part_->shard().vocabulary_rows.count();
@@ -84,7 +84,7 @@ Result<std::vector<Drawn>> RankPart::draw(const StepPlan& plan, const at::Tensor
   own_.resize(plan.draws.size());
   std::vector<Told> heads;
   std::vector<std::uint32_t> words;
-  const float* row = logits.data_ptr<float>();
+  const float* row = logits.data();
   auto history = plan.histories.begin();
   for (std::size_t n = 0; n < plan.draws.size(); ++n) {
     const auto& d = plan.draws[n];

@@ -26,7 +26,7 @@ class RankPart {
 
  private:
   /// Of the vocabulary each rank tells candidates alone.
-  Result<std::vector<Drawn>> draw(const StepPlan& plan, const at::Tensor& logits, parallel::Communicator& group);
+  Result<std::vector<Drawn>> draw(const StepPlan& plan, std::span<const float> logits, parallel::Communicator& group);
   std::shared_ptr<const Step1> part_;
   KvStore store_;
   std::vector<Candidates> own_;  ///< of each draw; keeps its memory

@@ -505,15 +505,19 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
   return fail(Errc::internal, "the forward pass failed: {}", e.what());
 }
 
+void Step1::logits(const float* rows, std::int64_t count, float* out) const {
+  auto& team = Team::of_this_thread();
+  thread_local LinearInput input;
+  input.set(team, head_.shape(), rows, count, config_.hidden);
+  kernels::linear(team, head_, input, out);
+  if (format_ == WeightFormat::bf16) kernels::round_to_bf16(out, count * head_.shape().rows);
+}
+
 at::Tensor Step1::logits(const at::Tensor& hidden) const {
   const c10::InferenceMode guard;
-  auto& team = Team::of_this_thread();
   const auto rows = hidden.to(at::kFloat).contiguous();
-  thread_local LinearInput input;
-  input.set(team, head_.shape(), rows.data_ptr<float>(), rows.size(0), rows.size(1));
   auto out = at::empty({rows.size(0), head_.shape().rows});
-  kernels::linear(team, head_, input, out.data_ptr<float>());
-  if (format_ == WeightFormat::bf16) kernels::round_to_bf16(out.data_ptr<float>(), out.numel());
+  logits(rows.data_ptr<float>(), rows.size(0), out.data_ptr<float>());
   return out;
 }
 

@@ -79,6 +79,8 @@ class Step1 {
                           parallel::Communicator* group = nullptr) const;
   /// [n, H] -> fp32 [n, V]; of a rank only its part of the vocabulary, `shard().vocabulary_rows`
   at::Tensor logits(const at::Tensor& hidden) const;
+  /// The same of [count, H] rows. @param out  [count, V]
+  void logits(const float* rows, std::int64_t count, float* out) const;
 
   std::int64_t weight_bytes() const;
   /// Bytes of weights read by one decode step.
