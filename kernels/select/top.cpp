@@ -19,13 +19,18 @@ void note_bad(const float* x, std::int64_t size, std::int64_t from, std::int64_t
     if (!(x[i] <= std::numeric_limits<float>::max())) bad = i;
 }
 
+/// The k-th largest of some numbers less its slack; leaves them in another order.
+float border_of(float* x, std::int64_t size, std::int64_t count, float slack) {
+  auto* nth = x + (count - 1);
+  std::nth_element(x, nth, x + size, std::greater<>());
+  return std::isinf(*nth) ? *nth : *nth - slack * std::abs(*nth);
+}
+
 /// Drops what is below the k-th largest and its slack. @return the border
 float keep_largest(TopCandidates& c, std::int64_t count, float slack) {
   thread_local std::vector<float> sorted;
   sorted = c.values;
-  const auto nth = sorted.begin() + (count - 1);
-  std::nth_element(sorted.begin(), nth, sorted.end(), std::greater<>());
-  const float border = std::isinf(*nth) ? *nth : *nth - slack * std::abs(*nth);
+  const float border = border_of(sorted.data(), static_cast<std::int64_t>(sorted.size()), count, slack);
   std::size_t kept = 0;
   for (std::size_t i = 0; i < c.ids.size(); ++i)
     if (c.values[i] >= border) c.ids[kept] = c.ids[i], c.values[kept++] = c.values[i];

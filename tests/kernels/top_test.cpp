@@ -51,6 +51,20 @@ BOOST_AUTO_TEST_CASE(slack_takes_what_lies_closely_below) {
     TopCandidates got;
     top_candidates(x, 2, 1e-3f, got);
     BOOST_TEST((got.ids == std::vector<std::int32_t>{0, 1, 3}));
+    // Of many, some of which lie that close to the border.
+    for (const std::int64_t size : {2334, 3001, 74752}) {
+      auto many = random_floats(size, 5);
+      for (auto& v : many) v -= 6.0f;
+      auto sorted = many;
+      std::sort(sorted.begin(), sorted.end(), std::greater<>());
+      const float border = sorted[49] - 0.02f * std::abs(sorted[49]);
+      top_candidates(many, 50, 0.02f, got);
+      std::vector<std::int32_t> want;
+      for (std::int64_t i = 0; i < size; ++i)
+        if (many[static_cast<std::size_t>(i)] >= border) want.push_back(static_cast<std::int32_t>(i));
+      BOOST_TEST(want.size() > 50u);
+      BOOST_TEST((got.ids == want), size << " numbers");
+    }
   });
 }
 
