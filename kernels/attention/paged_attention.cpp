@@ -20,6 +20,12 @@ constexpr std::int64_t kTilePositions = 128, kTileBlocks = kTilePositions / KvLa
 constexpr std::int64_t kRowsMax = 48;       // of an item of work: with 128 positions they stay in the first cache
 constexpr std::int64_t kRowsOfTiles = 192;  // more of them are worth the values' other layout
 
+/// Tokens [first, last) of a sequence, for one group of heads.
+struct Item {
+  const PagedAttention* a;
+  std::int64_t group, first, last;
+};
+
 /// What a thread needs for an item of work; keeps its memory.
 struct Scratch {
   std::vector<std::uint32_t> q;
@@ -89,11 +95,6 @@ void read_position(const KvLayout& l, const std::byte* keys, const std::byte* va
 }
 
 namespace {
-/// Tokens of a sequence, for one group of heads.
-struct Item {
-  const PagedAttention* a;
-  std::int64_t group, first, last;
-};
 struct Items {
   std::vector<Item> all;
   std::vector<std::int64_t> until;  ///< positions that are looked at for all items up to this one
@@ -134,7 +135,7 @@ void paged_attention(Team& team, const KvLayout& layout, std::span<const PagedAt
   auto attend = [&](std::int64_t first, std::int64_t last) {
     thread_local Scratch scratch;
     for (auto i = first; i < last; ++i)
-      PARLANDO_DISPATCH_TILES(attend, layout, *all[i].a, all[i].group, all[i].first, all[i].last, scratch);
+      PARLANDO_DISPATCH_TILES(attend, layout, all[i], i + 1 < last ? &all[i + 1] : nullptr, scratch);
   };
   const auto parts = std::min<std::int64_t>(
       count, threads_worth(attention_cost(layout, batch.front().heads, items.until.back()), team.size()));

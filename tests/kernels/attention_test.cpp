@@ -141,6 +141,18 @@ BOOST_AUTO_TEST_CASE(threads_have_about_the_same_work) {
   for (const auto share : attention_shares(prompt.layout, mixed, 2)) BOOST_TEST(share < 0.62);
 }
 
+BOOST_AUTO_TEST_CASE(attention_wakes_as_many_as_it_is_worth) {
+  const KvLayout nano{false, 2, 40}, large{true, 4, 64};
+  for_each_isa([&] {
+    if (isa() == Isa::plain) return;
+    // Positions of all groups: nano at 512, and 32 streams of it at 250; the 3B shape at 256 and at 4096.
+    BOOST_TEST(threads_worth(attention_cost(nano, 4, 2 * 512), 2) == 1);
+    BOOST_TEST(threads_worth(attention_cost(nano, 4, 32 * 2 * 250), 2) == 2);
+    BOOST_TEST(threads_worth(attention_cost(large, 48, 4 * 256), 2) == 1);
+    BOOST_TEST(threads_worth(attention_cost(large, 48, 4 * 4096), 2) == 2);
+  });
+}
+
 BOOST_AUTO_TEST_CASE(sequences_of_a_batch_do_not_touch_each_other) {
   Team team(3);
   for_each_isa([&] {
