@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import zlib
 from dataclasses import dataclass, field
 
@@ -252,6 +253,15 @@ FIRST_HEARD = ("hello", "hi there", "good morning", "good evening", "how are you
 
 def first_heard() -> set[str]:
     return {SMALL_TALK[said] for said in FIRST_HEARD}
+
+
+def pieces(text: str) -> list[str]:
+    """What the engine speaks one after the other (services/controller/text_chunker): the text's sentences. None here is so long that it is cut at a comma."""
+    return re.split(r"(?<=[.!?]) ", text)
+
+
+def pieces_of(texts) -> list[str]:
+    return sorted({piece for text in texts for piece in pieces(text)})
 
 
 WEIGHTED = [(_math, 28), (_timer, 10), (_weather, 13), (_clock, 9), (_capital, 8), (_fact, 9), (_talk, 8), (_introduce, 3),

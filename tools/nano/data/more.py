@@ -1,6 +1,6 @@
 """More speech for the language models, once the tokenizers are trained: `python -m tools.nano.data.more WORK {replies|questions} [--count N]`.
 
-replies: sentences in the target voice for train.tts and train.flow, words before sentences. The fixed replies of the closed intents in every style;
+replies: sentences in the target voice for train.tts and train.flow, words before sentences. The sentences of the fixed replies in every style;
 sentences mixed from the domain's words, in turn one around every word, so that none is known from one sentence alone, some of those happy and
 sung; last, sentences of the domain that the first data set does not hold. questions: users in many voices for train.lm, half with more noise than the first data
 set, half through channels (tools.nano.data.channel), some about numbers that are easily mistaken.
@@ -31,14 +31,13 @@ FOLDERS = dict(replies="more", questions="heard")
 
 def mixed(rng, word, words, spans):
     """A sentence around `word`: beside it one to three pieces, single words or two to four words in a row of a sentence that is not held out. Between
-    pieces a comma now and then, or the end of a sentence: replies of two sentences are what people hear first."""
+    pieces a comma now and then; never the end of a sentence, since the engine speaks sentence by sentence."""
     near = spans.get(word, ())
     pieces = [rng.choice(words) if rng.random() < 0.45 else rng.choice(rng.choice(spans[""])) for _ in range(rng.randint(1, 3))]
     pieces.insert(rng.randint(0, len(pieces)), word if not near or rng.random() < 0.6 else rng.choice(near))
     text = pieces[0]
     for piece in pieces[1:]:
-        draw = rng.random()
-        text += (rng.choice(".!?") if draw < 0.12 else "," if draw < 0.25 else "") + " " + piece
+        text += ("," if rng.random() < 0.13 else "") + " " + piece
     return text + rng.choice("...!?")
 
 
@@ -70,7 +69,7 @@ def plan_replies(work, count):
     results = sorted({domain.tool_result(rng)[2] for _ in range(10000)})
     words = sorted({w for s in answers + results for w in prepare.words(s)})
     spans, turns = spans_of(answers, results), in_turn(rng, words)
-    for text in domain.fixed_replies()[:count]:
+    for text in domain.pieces_of(domain.fixed_replies())[:count]:
         jobs += [dict(text=text, style=style, fixed=True, voiced=True) for style in ("neutral", "fast", "slow", "happy")]
     for _ in range(round(count * (1 - DOMAIN_SHARE))):
         style = rng.choices(["neutral", "fast", "slow", "happy", "sing"], [60, 8, 8, 13, 11])[0]
@@ -78,7 +77,10 @@ def plan_replies(work, count):
     size = len(jobs) + round(count * DOMAIN_SHARE)
     while len(jobs) < size:
         style, text = domain.spoken_reply(rng)
-        if style == "sing" or text in known or domain.held_out(text):
+        if style == "sing" or domain.held_out(text):
+            continue
+        text = rng.choice(domain.pieces(text))
+        if text in known:
             continue
         known.add(text)
         jobs.append(dict(text=text, style=style))

@@ -1,6 +1,6 @@
 """Where the word errors of the speaking path come from: `python -m tools.nano.judge.ablate WORK [--count 60] [--how domain,open,phones] [--model models/nano]`.
 
-All fixed replies and `count` held-out sentences, spoken by the synthesiser; then its mel through the vocoder alone; its codes through flow and vocoder
+The sentences of all fixed replies and `count` held-out ones, spoken by the synthesiser; then its mel through the vocoder alone; its codes through flow and vocoder
 behind Clara's recording, as the engine serves them; the same with the flow's prior mu; and, with `--model`, the whole path in the C++ runtime. Each judged by tools.nano.judge.sphinx.
 """
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .runtime import at16, say
 
 
 def texts_of(count):
-    """-> (all fixed replies, `count` held-out sentences of the open intents)."""
-    fixed, rng, held = domain.fixed_replies(), random.Random(77), []
+    """-> (the sentences of all fixed replies, `count` held-out ones of the open intents)."""
+    fixed, rng, held = domain.pieces_of(domain.fixed_replies()), random.Random(77), []
     while len(held) < count:
         style, text = domain.spoken_reply(rng)
-        if style != "sing" and domain.held_out(text) and text not in fixed and text not in held:
+        if style != "sing" and domain.held_out(text) and text not in domain.fixed_replies() and text not in held:
             held.append(text)
     return fixed, held
 

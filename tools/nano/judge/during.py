@@ -1,6 +1,6 @@
 """The judge beside a stage that is being trained: `Ear(work, "flow")` says what is misheard of what the stage would say now.
 
-Every other fixed reply, all that people hear first, and held-out sentences that the last evaluation does not use; spoken by the synthesiser once, its codes
+Every other sentence of the fixed replies, all that people hear first, and held-out sentences that the last evaluation does not use; spoken by the synthesiser once, its codes
 through flow and vocoder behind Clara's recording, or its mel through the vocoder alone while there is no flow. The language model that speaks makes codes of its own.
 A stage keeps the weights that the judge likes best.
 """
@@ -21,14 +21,14 @@ HELD_OUT = 30
 
 
 def texts_of(work, count=HELD_OUT):
-    """-> fixed replies and `count` held-out sentences that are not among the utterances of the last evaluation."""
-    first = domain.first_heard()
-    fixed = [t for i, t in enumerate(domain.fixed_replies()) if t in first or i % 2]
+    """-> sentences of fixed replies and `count` held-out ones that are not among the utterances of the last evaluation."""
+    first = domain.pieces_of(domain.first_heard())
+    fixed = [t for i, t in enumerate(domain.pieces_of(domain.fixed_replies())) if t in first or i % 2]
     last = {r["text"] for r, _ in runtime.test_items(work, "reply_test")} | set(ablate.texts_of(60)[1])
     rng, held = random.Random(78), []
     while len(held) < count:
         style, text = domain.spoken_reply(rng)
-        if style != "sing" and domain.held_out(text) and text not in last and text not in held and text not in fixed:
+        if style != "sing" and domain.held_out(text) and text not in last and text not in held and text not in domain.fixed_replies():
             held.append(text)
     return fixed + held
 

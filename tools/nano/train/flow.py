@@ -111,8 +111,8 @@ def main():
     for d in data:
         d.pop("wave22", None)
     data += [d for d in more.load(args.work, "replies", voiced=True) if 20 <= len(d["codes"]) <= 220]
-    fixed = [d for d in data if d.get("fixed")]      # what is said over and over must be clear
-    data += fixed * FIXED_MORE + [d for d in fixed if d["text"] in domain.first_heard()] * FIXED_MORE
+    fixed, first = [d for d in data if d.get("fixed")], domain.pieces_of(domain.first_heard())      # what is said over and over must be clear
+    data += fixed * FIXED_MORE + [d for d in fixed if d["text"] in first] * FIXED_MORE
     vector = speaker_encoder(args.work)
     train, test = [d for d in data if d["split"] == "reply"], [d for d in data if d["split"] == "reply_test"][:24]
     torch.manual_seed(5)

@@ -70,8 +70,9 @@ def main():
     rng.seed(run.steps + 1)
     print(f"tts: {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters, target voice {len(data.slt)} + {len(data.more)}, other voices {len(data.others)}", flush=True)
     # Mixed sentences most of all: in them every word is as frequent as every other.
+    first = domain.pieces_of(domain.first_heard())
     fixed, rest = ([d for d in data.more if bool(d.get("fixed")) == is_fixed] for is_fixed in (True, False))
-    fixed += [d for d in fixed if d["text"] in domain.first_heard()]
+    fixed += [d for d in fixed if d["text"] in first]
     sources = [data.others, data.slt, [d for d in rest if not d["voiced"]], [d for d in rest if d["voiced"]], fixed]
     weights = [w if s else 0 for w, s in zip([8, 6, 18, 38, 30], sources)]
     net.train()
