@@ -16,7 +16,7 @@ namespace {
 constexpr PackedShape kFormats[] = {
     {WeightFormat::f32},  {WeightFormat::f32, 0, 0, 32, true}, {WeightFormat::bf16},
     {WeightFormat::int8}, {WeightFormat::int4, 0, 0, 32},      {WeightFormat::int4, 0, 0, 64}};
-constexpr std::int64_t kRows[] = {1, 15, 16, 33}, kColumns[] = {1, 2, 7, 31, 64, 257, 513};
+constexpr std::int64_t kProductRows[] = {1, 15, 16, 33}, kProductColumns[] = {1, 2, 7, 31, 64, 257, 513};
 
 std::vector<std::byte> packed(const PackedShape& s, const std::vector<float>& w) {
   // Nothing may depend on what the memory held before.
@@ -28,8 +28,8 @@ std::vector<std::byte> packed(const PackedShape& s, const std::vector<float>& w)
 template <class F>
 void for_each_shape(F&& check) {
   for (auto shape : kFormats)
-    for (const auto rows : kRows)
-      for (const auto columns : kColumns) {
+    for (const auto rows : kProductRows)
+      for (const auto columns : kProductColumns) {
         shape.rows = rows, shape.columns = columns;
         BOOST_TEST_CONTEXT(name(shape.format)
                            << ", group " << shape.group << ", " << rows << " rows, " << columns << " columns") {

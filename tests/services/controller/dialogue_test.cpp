@@ -9,14 +9,6 @@
 namespace parlando::controller {
 namespace {
 
-constexpr int kLimit = 600;  // steps: twelve seconds
-
-ControllerConfig with_tools() {
-  ControllerConfig config;
-  config.tools = "demo";
-  return config;
-}
-
 struct Outcome {
   Bytes audio;
   std::string record, reply, transcript;
@@ -26,22 +18,11 @@ struct Outcome {
 
 using Fault = std::function<void(Rig&, int step)>;
 
-std::string stored(const Rig& rig, std::int64_t turn = 1) {
-  const auto& turns = rig.store->sessions[kSession].turns;
-  return turns.contains(turn) ? turns.at(turn) : "";
-}
-
 /// What was said; not how much silence it took to notice the end of it.
 std::string content(const std::string& record) {
   auto object = json::parse(record);
   object.erase("last_input");
   return object.dump();
-}
-
-void check_calm(Rig& rig) {
-  const auto complaints = rig.complaints();
-  BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
-  BOOST_TEST(rig.store->doubled == 0u);
 }
 
 /// One spoken turn with a fault in it; it must be reported once, and stored.

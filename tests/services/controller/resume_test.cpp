@@ -6,14 +6,7 @@
 namespace parlando::controller {
 namespace {
 
-constexpr int kLimit = 600;
 const std::string kFirst(64, '1'), kSecond(64, '2'), kThird(64, '3'), kWrong(64, '9');
-
-ControllerConfig with_tools() {
-  ControllerConfig config;
-  config.tools = "demo";
-  return config;
-}
 
 /// The client's microphone, from any position on: what has not arrived is said again.
 void speak(FakeGateway& gateway, std::int64_t frame) {
@@ -37,17 +30,6 @@ FakeGateway& second(Rig& rig) {
   return rig.gateway("gateway-2");
 }
 
-std::string stored(const Rig& rig, std::int64_t turn = 1) {
-  const auto& turns = rig.store->sessions[kSession].turns;
-  return turns.contains(turn) ? turns.at(turn) : "";
-}
-
-void check_calm(Rig& rig) {
-  const auto complaints = rig.complaints();
-  BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
-  BOOST_TEST(rig.store->doubled == 0u);
-}
-
 struct Heard {
   Bytes audio;
   std::string transcript, reply;
@@ -63,7 +45,7 @@ struct Loss {
 };
 
 /// One spoken turn, heard wholly, with a gateway that dies in it.
-Heard converse(const Loss& loss) {
+Heard lose_gateway(const Loss& loss) {
   Rig rig(with_tools());
   furnish(rig);
   auto* g = &rig.gateway();
@@ -126,17 +108,17 @@ std::string error_of(const FakeGateway& g) {
 BOOST_AUTO_TEST_SUITE(resume)
 
 BOOST_AUTO_TEST_CASE(a_gateway_may_die_at_any_step_and_nothing_is_heard_twice_or_missing) {
-  const auto want = converse({});
+  const auto want = lose_gateway({});
   for (const int gap : {1, 4, 120})
     for (const int had : {100, 55, 0})
       for (int at = 0; at < want.steps - 1; ++at) {
         BOOST_TEST_CONTEXT("dies at step " << at << ", back after " << gap << ", had " << had << " %")
-        check_same(converse({at, gap, had}), want);
+        check_same(lose_gateway({at, gap, had}), want);
       }
 }
 
 BOOST_AUTO_TEST_CASE(a_turn_whose_end_was_lost_on_the_way_is_told_to_its_end) {
-  const auto want = converse({});
+  const auto want = lose_gateway({});
   for (const int had : {100, 70, 0}) {
     Rig rig(with_tools());
     furnish(rig);
@@ -233,7 +215,7 @@ BOOST_AUTO_TEST_CASE(a_turn_that_the_store_alone_knows_is_told_to_its_end) {
 }
 
 BOOST_AUTO_TEST_CASE(behind_an_adoption_the_client_may_have_less_than_was_told_in_pieces_of_unknown_length) {
-  const auto want = converse({});
+  const auto want = lose_gateway({});
   for (int at = 0; at < 6; ++at) {
     BOOST_TEST_CONTEXT("the gateway dies " << at << " steps behind the adoption") {
       Rig rig(with_tools());

@@ -4,6 +4,8 @@
 /// with seeded time.
 #include <functional>
 
+#include <boost/test/unit_test.hpp>
+
 #include "common/service/runner.hpp"
 #include "common/transport/owners.hpp"
 #include "services/controller/controller_core.hpp"
@@ -296,5 +298,26 @@ class Speaker {
   Microphone microphone_;
   int frames_ = 0;
 };
+
+// -------------------------------------------------------------------------------------------- what tests look at
+
+inline constexpr int kLimit = 600;  // steps: twelve seconds
+
+inline ControllerConfig with_tools() {
+  ControllerConfig config;
+  config.tools = "demo";
+  return config;
+}
+
+inline std::string stored(const Rig& rig, std::int64_t turn = 1) {
+  const auto& turns = rig.store->sessions[kSession].turns;
+  return turns.contains(turn) ? turns.at(turn) : "";
+}
+
+inline void check_calm(Rig& rig) {
+  const auto complaints = rig.complaints();
+  BOOST_TEST(complaints.empty(), (complaints.empty() ? "" : complaints.front()));
+  BOOST_TEST(rig.store->doubled == 0u);
+}
 
 }  // namespace parlando::controller

@@ -14,7 +14,7 @@ using protocol::Open;
 namespace {
 
 const SessionTokens kTokens("a key of tests");
-const SessionId kSession{7, 9};
+const SessionId kErased{7, 9};
 
 SessionsConfig config() {
   SessionsConfig out;
@@ -22,7 +22,7 @@ SessionsConfig config() {
   return out;
 }
 
-std::string named(const std::string& type, const std::string& token, SessionId session = kSession) {
+std::string named(const std::string& type, const std::string& token, SessionId session = kErased) {
   return R"({"type":")" + type + R"(","session":")" + session.text() + R"(","token":")" + token + "\"}";
 }
 
@@ -44,29 +44,29 @@ struct Erasing {
 BOOST_AUTO_TEST_SUITE(erase_test)
 
 BOOST_AUTO_TEST_CASE(a_token_is_of_one_session_one_owner_and_one_key) {
-  const auto token = kTokens.of(kSession, "anna");
+  const auto token = kTokens.of(kErased, "anna");
   BOOST_TEST(token.size() == SessionTokens::kDigits);
-  BOOST_TEST(kTokens.is_right(token, kSession, "anna"));
-  BOOST_TEST(!kTokens.is_right(token, kSession, "ben"));
+  BOOST_TEST(kTokens.is_right(token, kErased, "anna"));
+  BOOST_TEST(!kTokens.is_right(token, kErased, "ben"));
   BOOST_TEST(!kTokens.is_right(token, {7, 10}, "anna"));
-  BOOST_TEST(!kTokens.is_right("", kSession, "anna"));
-  BOOST_TEST(!SessionTokens("another").is_right(token, kSession, "anna"));
-  BOOST_TEST(SessionTokens().of(kSession, "anna").empty());
-  BOOST_TEST(!SessionTokens().is_right("", kSession, "anna"));
+  BOOST_TEST(!kTokens.is_right("", kErased, "anna"));
+  BOOST_TEST(!SessionTokens("another").is_right(token, kErased, "anna"));
+  BOOST_TEST(SessionTokens().of(kErased, "anna").empty());
+  BOOST_TEST(!SessionTokens().is_right("", kErased, "anna"));
 }
 
 BOOST_AUTO_TEST_CASE(who_has_the_token_erases_a_session_that_nobody_holds) {
   Erasing e;
   e.rig.connect();
-  e.rig.text(named("erase", kTokens.of(kSession, "")));
+  e.rig.text(named("erase", kTokens.of(kErased, "")));
   BOOST_TEST(e.rig.all<Erase>().size() == 1u);
-  BOOST_TEST((e.asked().head.session == kSession));
+  BOOST_TEST((e.asked().head.session == kErased));
   e.erased(3);
   BOOST_TEST(e.rig.story() == "erased");
   BOOST_TEST(e.rig.events[1].back()["turns"] == 3);
-  BOOST_TEST(e.rig.events[1].back()["session"] == kSession.text());
+  BOOST_TEST(e.rig.events[1].back()["session"] == kErased.text());
   BOOST_TEST(e.rig.all<Close>().size() == 1u);  // of its stream
-  e.rig.text(named("erase", kTokens.of(kSession, "")));
+  e.rig.text(named("erase", kTokens.of(kErased, "")));
   e.refused("not_found");
   BOOST_TEST(e.rig.story() == "erased error:not_found");
 }
@@ -75,7 +75,7 @@ BOOST_AUTO_TEST_CASE(a_wrong_token_asks_nobody) {
   Erasing e;
   e.rig.connect();
   e.rig.text(named("erase", std::string(32, '0')));
-  e.rig.text(named("erase", kTokens.of(kSession, "ben")));
+  e.rig.text(named("erase", kTokens.of(kErased, "ben")));
   e.rig.text(named("open", std::string(32, '0')));
   e.rig.text(R"({"type":"erase"})");
   e.rig.text(R"({"type":"erase","session":"7"})");
@@ -131,7 +131,7 @@ BOOST_AUTO_TEST_CASE(what_is_not_stored_is_gone_with_its_session) {
 BOOST_AUTO_TEST_CASE(another_controller_is_asked_when_one_is_lost_and_what_it_may_have_done_counts) {
   Erasing e;
   e.rig.connect();
-  e.rig.text(named("erase", kTokens.of(kSession, "")));
+  e.rig.text(named("erase", kTokens.of(kErased, "")));
   const auto first = e.asked();
   e.rig.down(first.peer);
   BOOST_TEST(e.asked().peer != first.peer);
@@ -140,7 +140,7 @@ BOOST_AUTO_TEST_CASE(another_controller_is_asked_when_one_is_lost_and_what_it_ma
   e.refused("not_found");
   BOOST_TEST(e.rig.story() == "erased");
   // None is left.
-  e.rig.text(named("erase", kTokens.of(kSession, "")));
+  e.rig.text(named("erase", kTokens.of(kErased, "")));
   e.rig.down(e.asked().peer);
   BOOST_TEST(e.rig.story() == "erased error:unavailable");
 }
@@ -148,14 +148,14 @@ BOOST_AUTO_TEST_CASE(another_controller_is_asked_when_one_is_lost_and_what_it_ma
 BOOST_AUTO_TEST_CASE(a_store_that_does_not_answer_is_not_waited_for_and_a_client_that_goes_changes_nothing) {
   Erasing e;
   e.rig.connect();
-  e.rig.text(named("erase", kTokens.of(kSession, "")));
+  e.rig.text(named("erase", kTokens.of(kErased, "")));
   e.rig.tick(14'000);
   BOOST_TEST(e.rig.story().empty());
   e.rig.tick(2'000);
   BOOST_TEST(e.rig.story() == "error:unavailable");
   e.erased(1);  // too late
   BOOST_TEST(e.rig.story() == "error:unavailable");
-  e.rig.text(named("erase", kTokens.of(kSession, "")));
+  e.rig.text(named("erase", kTokens.of(kErased, "")));
   e.rig.leave();
   e.erased(1);
   BOOST_TEST(e.rig.all<Close>().size() == 2u);
@@ -172,9 +172,9 @@ BOOST_AUTO_TEST_CASE(only_so_many_are_erased_at_a_time) {
 BOOST_AUTO_TEST_CASE(a_stored_session_is_opened_again_by_its_name) {
   Erasing e;
   e.rig.connect();
-  e.rig.text(named("open", kTokens.of(kSession, "")));
+  e.rig.text(named("open", kTokens.of(kErased, "")));
   const auto first = e.rig.all<Open>().back();
-  BOOST_TEST((first.head.session == kSession));
+  BOOST_TEST((first.head.session == kErased));
   // The store has an epoch, which its controller tells.
   e.rig.from(first.peer, protocol::ErrorMessage{"stale_epoch", "it is 4", 0}, first.head, 4);
   const auto again = e.rig.all<Open>().back();
@@ -198,7 +198,7 @@ BOOST_AUTO_TEST_CASE(a_stored_session_is_opened_again_by_its_name) {
   BOOST_TEST(audio.head.sequence == open.first_input);
   // Somebody else comes with the token.
   e.rig.connect(2);
-  e.rig.text(named("open", kTokens.of(kSession, "")), 2);
+  e.rig.text(named("open", kTokens.of(kErased, "")), 2);
   BOOST_TEST(e.rig.story(1) == "opened error:not_found");
   BOOST_TEST(std::get<Open>(e.rig.all<Open>().back().body).first_input >> kOpeningShift != opening);
 }
@@ -206,7 +206,7 @@ BOOST_AUTO_TEST_CASE(a_stored_session_is_opened_again_by_its_name) {
 BOOST_AUTO_TEST_CASE(a_session_that_was_opened_again_tells_its_next_owner_what_its_client_knows) {
   Erasing e;
   e.rig.connect();
-  e.rig.text(named("open", kTokens.of(kSession, "")));
+  e.rig.text(named("open", kTokens.of(kErased, "")));
   const auto refused = e.rig.all<Open>().back();
   e.rig.from(refused.peer, protocol::ErrorMessage{"stale_epoch", "it is 4", 0}, refused.head, 4);
   const auto first = e.rig.all<Open>().back();
@@ -222,7 +222,7 @@ BOOST_AUTO_TEST_CASE(a_session_that_was_opened_again_tells_its_next_owner_what_i
 BOOST_AUTO_TEST_CASE(a_session_that_its_controller_still_keeps_is_asked_for_again) {
   Erasing e;
   e.rig.connect();
-  e.rig.text(named("open", kTokens.of(kSession, "")));
+  e.rig.text(named("open", kTokens.of(kErased, "")));
   const auto refuse = [&] {
     const auto asked = e.rig.all<Open>().back();
     e.rig.from(asked.peer, protocol::ErrorMessage{"not_found", "it goes on elsewhere", 0}, asked.head, 0);

@@ -14,7 +14,7 @@ using protocol::Release;
 
 namespace {
 
-constexpr std::int64_t kSecond = kSpeechRate, kLead = 400 * kSpeechRate / 1000;
+constexpr std::int64_t kHeardSecond = kSpeechRate, kHeardLead = 400 * kSpeechRate / 1000;
 const std::string kOpen = R"({"type":"open","lead_ms":400})";
 
 /// A client with a lead of 400 ms whose session "a" owns under epoch 1.
@@ -95,23 +95,23 @@ BOOST_AUTO_TEST_CASE(a_lead_is_asked_for_with_open) {
 
 BOOST_AUTO_TEST_CASE(sound_is_sent_a_lead_ahead_texts_at_once_and_the_turn_behind_its_sound) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.reply("a", 1, 1, 0, "hello");
   play.done("a", 1, 1);
   BOOST_TEST(play.tape[1] == " ~ text");
-  BOOST_TEST(play.sent_samples() <= kLead);
+  BOOST_TEST(play.sent_samples() <= kHeardLead);
   BOOST_TEST(play.answers() == "");
-  BOOST_TEST(play.sessions.counters().held_samples > kSecond);
+  BOOST_TEST(play.sessions.counters().held_samples > kHeardSecond);
   play.run(1000);
-  BOOST_TEST(play.sent_samples() <= kSecond + kLead);
-  BOOST_TEST(play.sent_samples() >= kSecond + kLead - kSecond / 20);
+  BOOST_TEST(play.sent_samples() <= kHeardSecond + kHeardLead);
+  BOOST_TEST(play.sent_samples() >= kHeardSecond + kHeardLead - kHeardSecond / 20);
   play.run(620);
   BOOST_TEST(play.tape[1] == " ~ text ~ turn");
   BOOST_TEST(play.answers() == "");
   play.run(400);
   BOOST_TEST(play.answers() == "1:44100 over");
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
-  BOOST_TEST(play.sessions.counters().sent_samples == 2 * kSecond);
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
+  BOOST_TEST(play.sessions.counters().sent_samples == 2 * kHeardSecond);
   BOOST_TEST(play.sessions.counters().held_samples == 0);
   BOOST_TEST(play.sessions.counters().underruns == 0u);
 }
@@ -119,7 +119,7 @@ BOOST_AUTO_TEST_CASE(sound_is_sent_a_lead_ahead_texts_at_once_and_the_turn_behin
 BOOST_AUTO_TEST_CASE(played_is_no_input) {
   Play play;
   play.audio();
-  play.say(1, kSecond);
+  play.say(1, kHeardSecond);
   play.hold(1);
   play.audio();
   BOOST_TEST(play.inputs("a") == (std::vector<std::uint64_t>{1, 2}));
@@ -152,7 +152,7 @@ BOOST_AUTO_TEST_CASE(behind_a_noted_utterance_nothing_is_to_be_heard) {
 
 BOOST_AUTO_TEST_CASE(an_utterance_is_noted_over_an_answer_that_plays_on) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   play.run(500);
   play.from("a", protocol::SpeechStarted{100}, 1, 2);
@@ -164,7 +164,7 @@ BOOST_AUTO_TEST_CASE(an_utterance_is_noted_over_an_answer_that_plays_on) {
   play.run(1200);
   play.tick(20);
   BOOST_TEST(play.all<Open>("b").empty());
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
   play.run(400);
   BOOST_TEST(play.tape[1] == " ~ turn text");
   BOOST_TEST(play.answers() == "1:44100 over");
@@ -175,14 +175,14 @@ BOOST_AUTO_TEST_CASE(an_utterance_is_noted_over_an_answer_that_plays_on) {
 /// Behind an answer that is not remembered the number is used again.
 BOOST_AUTO_TEST_CASE(an_utterance_is_noted_under_the_number_of_an_answer_that_plays_on) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.from("a", protocol::TurnDone{1, false, Rig::to_payload(R"({"user":"u","assistant":"a","stages":{}})"), false}, 1,
             1);
   play.run(500);
   play.from("a", protocol::SpeechStarted{100}, 1, 1);
   play.from("a", protocol::Noted{"utterance_1_100", "hello", 100, 9000}, 1, 1);
   play.run(2000);
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
   BOOST_TEST(play.answers() == "1:44100 over");
   play.up("b");
   play.drains("a");
@@ -193,7 +193,7 @@ BOOST_AUTO_TEST_CASE(an_utterance_is_noted_under_the_number_of_an_answer_that_pl
 /// A new owner can let a voice interrupt what its predecessor has said.
 BOOST_AUTO_TEST_CASE(a_new_owner_is_told_what_plays) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   play.run(500);
   play.up("b");
@@ -218,7 +218,7 @@ BOOST_AUTO_TEST_CASE(a_new_owner_is_told_what_plays) {
 
 BOOST_AUTO_TEST_CASE(held_it_stands_still_is_answered_and_goes_on) {
   Play play;
-  play.say(1, 3 * kSecond);
+  play.say(1, 3 * kHeardSecond);
   play.run(500);
   play.tape[1].clear();
   play.hold(1);
@@ -226,7 +226,7 @@ BOOST_AUTO_TEST_CASE(held_it_stands_still_is_answered_and_goes_on) {
   BOOST_TEST(play.tape[1] == " hold");
   BOOST_TEST(play.events[1].back()["turn"] == 1);
   const auto sent = play.sent_samples();
-  play.say(1, kSecond, 3 * kSecond);
+  play.say(1, kHeardSecond, 3 * kHeardSecond);
   for (int i = 0; i < 100; ++i) play.tick();
   play.run(100);
   BOOST_TEST(play.sent_samples() == sent);
@@ -245,7 +245,7 @@ BOOST_AUTO_TEST_CASE(held_it_stands_still_is_answered_and_goes_on) {
 
 BOOST_AUTO_TEST_CASE(interrupted_it_is_silent_and_its_turn_follows) {
   Play play;
-  play.say(1, 3 * kSecond);
+  play.say(1, 3 * kHeardSecond);
   play.reply("a", 1, 1, 0, "a long answer");
   play.run(500);
   play.hold(1);
@@ -256,7 +256,7 @@ BOOST_AUTO_TEST_CASE(interrupted_it_is_silent_and_its_turn_follows) {
   BOOST_TEST(play.events[1].back()["turn"] == 1);
   BOOST_TEST(play.events[1].back()["samples"] == 11025);
   BOOST_TEST(play.events[1].back()["heard"] == "a long");
-  play.say(1, kSecond, 3 * kSecond);  // was under way
+  play.say(1, kHeardSecond, 3 * kHeardSecond);  // was under way
   play.run(3000);
   play.done("a", 1, 1);
   BOOST_TEST(play.tape[1] == " interrupted turn");
@@ -269,7 +269,7 @@ BOOST_AUTO_TEST_CASE(interrupted_it_is_silent_and_its_turn_follows) {
 
 BOOST_AUTO_TEST_CASE(a_turn_that_was_done_is_interrupted_before_it_was_heard) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   play.run(300);
   const auto sent = play.sent_samples();
@@ -300,7 +300,7 @@ BOOST_AUTO_TEST_CASE(what_was_heard_or_is_unknown_is_not_held) {
 BOOST_AUTO_TEST_CASE(cancelled_and_failed_turns_are_silent_at_once) {
   for (const bool cancelled : {true, false}) {
     Play play;
-    play.say(1, 2 * kSecond);
+    play.say(1, 2 * kHeardSecond);
     play.run(100);
     const auto sent = play.sent_samples();
     play.tape[1].clear();
@@ -319,7 +319,7 @@ BOOST_AUTO_TEST_CASE(cancelled_and_failed_turns_are_silent_at_once) {
 
 BOOST_AUTO_TEST_CASE(a_cancel_names_the_turn_that_is_heard) {
   Play play;
-  play.say(4, 2 * kSecond);
+  play.say(4, 2 * kHeardSecond);
   play.done("a", 1, 4);
   play.text(R"({"type":"cancel"})");
   BOOST_TEST(std::get<protocol::Cancel>(play.all<protocol::Cancel>()[0].body).turn.value == 4u);
@@ -333,7 +333,7 @@ BOOST_AUTO_TEST_CASE(a_cancel_names_the_turn_that_is_heard) {
 /// The history of an answer that is complete ends where its sound did.
 BOOST_AUTO_TEST_CASE(a_cancel_says_how_much_was_heard) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   play.run(500);
   play.text(R"({"type":"cancel"})");
@@ -343,7 +343,7 @@ BOOST_AUTO_TEST_CASE(a_cancel_says_how_much_was_heard) {
   const auto& told = std::get<Played>(heard[0].body);
   BOOST_TEST(told.turn.value == 1u);
   BOOST_TEST(!told.over);
-  BOOST_TEST(std::abs(told.samples - kSecond / 2) <= kSecond / 50);
+  BOOST_TEST(std::abs(told.samples - kHeardSecond / 2) <= kHeardSecond / 50);
   play.interrupt(1, told.samples, "hello");
   play.from("a", protocol::Cancelled{{1}}, 1);
   BOOST_TEST(play.tape[1].ends_with(" interrupted turn cancelled"));
@@ -355,37 +355,37 @@ BOOST_AUTO_TEST_CASE(a_cancel_says_how_much_was_heard) {
 
 BOOST_AUTO_TEST_CASE(without_a_lead_all_leaves_at_once_and_the_words_are_events) {
   Play play(R"({"type":"open"})");
-  play.say(1, 2 * kSecond);
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
   BOOST_TEST((play.sessions.sound_due() == Time::max()));
   play.hold(1);
   play.release(1);
   play.done("a", 1, 1);
   play.hold(1);
-  play.say(2, kSecond);
+  play.say(2, kHeardSecond);
   play.interrupt(2, 100, "x");
-  play.say(2, kSecond, kSecond);
+  play.say(2, kHeardSecond, kHeardSecond);
   play.hold(2);
   play.done("a", 1, 2);
   BOOST_TEST(play.tape[1] == " ~ hold release turn hold ~ interrupted hold turn");
   BOOST_TEST(play.answers() == "1:44100 1:44100 over 2:44100 over");
-  BOOST_TEST(play.sent_samples() == 3 * kSecond);
+  BOOST_TEST(play.sent_samples() == 3 * kHeardSecond);
 }
 
 BOOST_AUTO_TEST_CASE(what_is_held_here_is_not_made_again_by_the_next_owner) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.up("b");
   play.down("a");
   BOOST_TEST(play.open_of("b").plays);
-  BOOST_TEST(play.open_of("b").turn_samples == 2 * kSecond);
-  BOOST_TEST(play.open_of("b").piece_samples == 2 * kSecond);
+  BOOST_TEST(play.open_of("b").turn_samples == 2 * kHeardSecond);
+  BOOST_TEST(play.open_of("b").piece_samples == 2 * kHeardSecond);
   play.run(1000);  // it is played meanwhile
   play.opened("b", 2);
-  play.say(1, 3 * kSecond, 0, "b", 2);  // from the start
+  play.say(1, 3 * kHeardSecond, 0, "b", 2);  // from the start
   play.done("b", 2, 1);
   play.run(5000);
-  BOOST_TEST(play.sent_samples() == 3 * kSecond);
+  BOOST_TEST(play.sent_samples() == 3 * kHeardSecond);
   BOOST_TEST(play.tape[1] == " ~ turn");
   BOOST_TEST(play.answers() == "1:66150 over");
   BOOST_TEST(play.all<Played>("b").size() == 1u);
@@ -394,7 +394,7 @@ BOOST_AUTO_TEST_CASE(what_is_held_here_is_not_made_again_by_the_next_owner) {
 
 BOOST_AUTO_TEST_CASE(a_turn_that_is_done_is_heard_to_its_end_whoever_owns_the_session) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   play.up("b");
   play.down("a");
@@ -402,7 +402,7 @@ BOOST_AUTO_TEST_CASE(a_turn_that_is_done_is_heard_to_its_end_whoever_owns_the_se
   play.from("b", protocol::Opened{1, 0, false}, 2);
   play.run(3000);
   BOOST_TEST(play.tape[1] == " ~ turn");
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
   BOOST_REQUIRE(play.all<Played>("b").size() == 2u);
   BOOST_TEST(!std::get<Played>(play.all<Played>("b")[0].body).over);
   BOOST_TEST(std::get<Played>(play.all<Played>("b")[1].body).over);
@@ -410,7 +410,7 @@ BOOST_AUTO_TEST_CASE(a_turn_that_is_done_is_heard_to_its_end_whoever_owns_the_se
 
 BOOST_AUTO_TEST_CASE(an_owner_that_is_lost_while_it_holds_does_not_hold_for_ever) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.hold(1);
   play.up("b");
   play.down("a");
@@ -423,7 +423,7 @@ BOOST_AUTO_TEST_CASE(an_owner_that_is_lost_while_it_holds_does_not_hold_for_ever
 
 BOOST_AUTO_TEST_CASE(an_answer_that_the_link_refused_is_given_again) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.hold(1);
   play.refuse(play.all<Played>()[0]);
   play.audio();
@@ -438,7 +438,7 @@ BOOST_AUTO_TEST_CASE(an_answer_that_the_link_refused_is_given_again) {
 
 BOOST_AUTO_TEST_CASE(who_is_heard_is_busy) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   BOOST_TEST(!play.sessions.drain(play.now));
   play.run(1900);
@@ -447,12 +447,12 @@ BOOST_AUTO_TEST_CASE(who_is_heard_is_busy) {
   play.run(200);
   play.tick();
   BOOST_TEST(play.closed[1] == 1001);
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
 }
 
 BOOST_AUTO_TEST_CASE(a_session_that_fails_tells_the_turns_that_were_done) {
   Play play;
-  play.say(1, 60 * kSecond);
+  play.say(1, 60 * kHeardSecond);
   play.done("a", 1, 1);
   play.tape[1].clear();
   play.down("a");
@@ -464,7 +464,7 @@ BOOST_AUTO_TEST_CASE(a_session_that_fails_tells_the_turns_that_were_done) {
 
 BOOST_AUTO_TEST_CASE(a_client_that_goes_leaves_nothing_due) {
   Play play;
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   BOOST_TEST((play.sessions.sound_due() != Time::max()));
   play.leave();
   BOOST_TEST((play.sessions.sound_due() == Time::max()));
@@ -472,20 +472,20 @@ BOOST_AUTO_TEST_CASE(a_client_that_goes_leaves_nothing_due) {
 
 BOOST_AUTO_TEST_CASE(ticks_alone_are_enough) {
   Play play;
-  play.say(1, kSecond);
+  play.say(1, kHeardSecond);
   play.done("a", 1, 1);
   for (int i = 0; i < 52; ++i) play.tick();
-  BOOST_TEST(play.sent_samples() == kSecond);
+  BOOST_TEST(play.sent_samples() == kHeardSecond);
   BOOST_TEST(play.answers() == "1:22050 over");
 }
 
 BOOST_AUTO_TEST_CASE(a_socket_that_sends_nothing_holds_at_most_a_lead_and_gives_it_back) {
   Play play;
   StuckSocket socket(play);
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   for (int i = 0; i < 100; ++i) {
     play.run(10);
-    BOOST_TEST(play.sent_samples() <= kLead);
+    BOOST_TEST(play.sent_samples() <= kHeardLead);
   }
   socket.left = StuckSocket::kSlice;  // one message is being written
   play.hold(1);
@@ -504,7 +504,7 @@ BOOST_AUTO_TEST_CASE(a_socket_that_sends_nothing_holds_at_most_a_lead_and_gives_
 BOOST_AUTO_TEST_CASE(what_was_given_back_is_sent_whole_and_in_order) {
   Play play;
   StuckSocket socket(play);
-  play.say(1, 2 * kSecond);
+  play.say(1, 2 * kHeardSecond);
   play.done("a", 1, 1);
   for (int i = 0; i < 500 && play.answers().find("over") == std::string::npos; ++i) {
     play.run(10);
@@ -514,18 +514,18 @@ BOOST_AUTO_TEST_CASE(what_was_given_back_is_sent_whole_and_in_order) {
     play.run(30);
     play.release(1);
   }
-  BOOST_TEST(play.sent_samples() == 2 * kSecond);
-  for (std::int64_t i = 0; i < 2 * kSecond; ++i)
+  BOOST_TEST(play.sent_samples() == 2 * kHeardSecond);
+  for (std::int64_t i = 0; i < 2 * kHeardSecond; ++i)
     BOOST_REQUIRE(play.heard[1][static_cast<std::size_t>(2 * i)] == static_cast<char>(i));
-  BOOST_TEST(play.sessions.counters().sent_samples == 2 * kSecond);
+  BOOST_TEST(play.sessions.counters().sent_samples == 2 * kHeardSecond);
 }
 
 BOOST_AUTO_TEST_CASE(a_client_that_takes_nothing_for_two_minutes_is_closed) {
   SessionsConfig config;
-  config.playout = {2 * kSecond, 4 * kSecond};
+  config.playout = {2 * kHeardSecond, 4 * kHeardSecond};
   Play play(kOpen, config);
   StuckSocket socket(play);
-  for (int i = 0; i < 5 && !play.closed.contains(1); ++i) play.say(1, kSecond, i * kSecond);
+  for (int i = 0; i < 5 && !play.closed.contains(1); ++i) play.say(1, kHeardSecond, i * kHeardSecond);
   BOOST_TEST(play.closed[1] == 1013);
 }
 
@@ -544,8 +544,8 @@ BOOST_AUTO_TEST_CASE(a_session_that_is_resumed_goes_on_with_its_lead_from_what_t
     attached.piece_samples = 1000;
     play.from("a", attached, head, 7);
     BOOST_TEST(play.events[2].back()["lead_ms"] == (says ? 1000 : 400));
-    play.from("a", protocol::Speech{0, 1000, 22050, false, protocol::Bytes(4 * kSecond)}, head, 7, 3);
-    BOOST_TEST(play.sent_samples(2) <= (says ? kSecond : kLead));
+    play.from("a", protocol::Speech{0, 1000, 22050, false, protocol::Bytes(4 * kHeardSecond)}, head, 7, 3);
+    BOOST_TEST(play.sent_samples(2) <= (says ? kHeardSecond : kHeardLead));
     play.run(100);
     play.from("a", Hold{{3}}, head, 7);
     BOOST_TEST(play.answers() == "3:3205");

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::int64_t kBlocks = 24;
 
-std::shared_ptr<const Step1> model() {
+std::shared_ptr<const Step1> cached_model() {
   static const auto loaded =
       Step1::load(std::filesystem::path(PARLANDO_SOURCE_DIR) / "tests/goldens/lm/tiny-step1-np2", at::kFloat);
   BOOST_REQUIRE_MESSAGE(loaded.has_value(), (loaded ? std::string() : loaded.error().message));
@@ -29,7 +29,7 @@ struct World {
     std::vector<std::int32_t> ids;
     Dense want;
   };
-  std::unique_ptr<KvPool> pool = model()->make_pool(kBlocks * kBlockTokens);
+  std::unique_ptr<KvPool> pool = cached_model()->make_pool(kBlocks * kBlockTokens);
   std::map<int, Live> live;
   std::mt19937 random;
   int names = 0;
@@ -70,7 +70,7 @@ struct World {
     }
     if (total == 0) fails_at = -1;  // nothing is computed, nothing throws
     const auto free = pool->blocks_free();
-    const auto done = model()->forward(
+    const auto done = cached_model()->forward(
         *pool, chunks, fails_at < 0 ? Step1::Trace() : [&](int stage, const at::Tensor&) {
           if (stage == fails_at) throw std::runtime_error("the test says so");
         });
@@ -87,7 +87,7 @@ struct World {
       s.ids.insert(s.ids.end(), ids.begin(), ids.end());
       const auto n = static_cast<std::int64_t>(ids.size()), length = static_cast<std::int64_t>(s.ids.size());
       if (n == 0) continue;
-      s.want = dense(*model(), s.ids);
+      s.want = dense(*cached_model(), s.ids);
       BOOST_TEST((done->narrow(0, at, n) - s.want.hidden.narrow(0, length - n, n)).abs().max().item<float>() < 1e-3f);
       at += n;
     }
@@ -111,7 +111,7 @@ struct World {
       used.insert(s.cache.blocks().begin(), s.cache.blocks().end());
       if (length == 0) continue;
       float keys = 0, values = 0;
-      for (std::int64_t l = 0; l < model()->layers(); ++l)
+      for (std::int64_t l = 0; l < cached_model()->layers(); ++l)
         for (std::int64_t j = 0; j < length; ++j) {
           const auto [k, v] = pool->store().read(s.cache.blocks(), l, j);
           keys = std::max(keys, (at::tensor(k) - s.want.keys[l][j].flatten()).abs().max().item<float>());
@@ -150,7 +150,7 @@ BOOST_AUTO_TEST_CASE(a_pass_that_throws_gives_its_room_back) {
   World w(2);
   w.live[0].cache = w.pool->open();
   w.append({{0, w.fresh_ids(0, 20)}});
-  for (int stage = 0; stage <= static_cast<int>(model()->config().layers) + 1; ++stage) {
+  for (int stage = 0; stage <= static_cast<int>(cached_model()->config().layers) + 1; ++stage) {
     w.append({{0, w.fresh_ids(0, 40)}}, stage);
     w.check();
   }
@@ -186,7 +186,7 @@ BOOST_AUTO_TEST_CASE(whatever_happens_each_sequence_keeps_its_content) {
                 std::min<std::int64_t>(w.pick(1, 40), 120 - static_cast<std::int64_t>(w.live.at(name).ids.size())));
           }
           w.append({parts.begin(), parts.end()},
-                   what == 6 ? static_cast<int>(w.pick(0, model()->config().layers + 1)) : -1);
+                   what == 6 ? static_cast<int>(w.pick(0, cached_model()->config().layers + 1)) : -1);
         } else if (what <= 8) {
           const auto from = w.some();
           w.fork(from, w.pick(0, static_cast<std::int64_t>(w.live.at(from).ids.size())));

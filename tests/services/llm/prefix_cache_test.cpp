@@ -15,14 +15,14 @@ using Ids = std::vector<std::int32_t>;
 constexpr SessionId kOne{0, 1}, kTwo{0, 2};
 const Time kNow{std::chrono::hours(1)};
 
-std::shared_ptr<const Step1> tiny() {
+std::shared_ptr<const Step1> prefix_model() {
   static const auto loaded =
       Step1::load(std::filesystem::path(PARLANDO_SOURCE_DIR) / "tests/goldens/lm/tiny-step1-np2", WeightFormat::f32);
   BOOST_REQUIRE(loaded.has_value());
   return *loaded;
 }
 
-Ids ids(int n, int seed) {
+Ids drawn_ids(int n, int seed) {
   Ids out;
   for (int i = 0; i < n; ++i) out.push_back((i * 37 + seed * 101) % 640);
   return out;
@@ -182,7 +182,7 @@ BOOST_AUTO_TEST_CASE(ends_go_before_fronts_and_what_was_used_longest_ago_first) 
   Memory memory(16);
   PrefixCache cache(memory.ledger, {.blocks = 16});
   const Beginning whose{0, kOne};
-  const auto front = ids(32, 1), a = joined(front, ids(16, 2)), b = joined(front, ids(16, 3));
+  const auto front = drawn_ids(32, 1), a = joined(front, drawn_ids(16, 2)), b = joined(front, drawn_ids(16, 3));
   for (const auto& prompt : {a, b}) {
     auto s = memory.ledger.open();
     BOOST_REQUIRE(memory.append(s, prompt));
@@ -207,7 +207,7 @@ BOOST_AUTO_TEST_CASE(what_somebody_uses_is_not_let_go_for_a_block) {
   PrefixCache cache(memory.ledger, {8});
   const Beginning operators{48, kOne};
   auto used = memory.ledger.open(), old = memory.ledger.open();
-  const auto first = ids(40, 1), second = ids(40, 2);
+  const auto first = drawn_ids(40, 1), second = drawn_ids(40, 2);
   BOOST_REQUIRE(memory.append(used, first));
   BOOST_REQUIRE(memory.append(old, second));
   cache.enter(first, used, 40, operators, kNow);
@@ -266,9 +266,9 @@ BOOST_AUTO_TEST_CASE(who_stands_in_the_tree_finds_what_is_there_from_the_root) {
       ManualClock clock;
       PrefixCache cache(memory.ledger, {.blocks = small ? 20 : 4000, .idle = kIdle});
       // Two of the operator's begin alike; whole blocks, and a part of one.
-      const auto persona = ids(40, 1);
+      const auto persona = drawn_ids(40, 1);
       const std::vector<Ids> texts{persona, Ids(persona.begin(), persona.begin() + 32),
-                                   joined(Ids(persona.begin(), persona.begin() + 37), ids(13, 2))};
+                                   joined(Ids(persona.begin(), persona.begin() + 37), drawn_ids(13, 2))};
       struct Said {  // what was entered, and when the tree used it last for sure
         Ids ids;
         Beginning whose;
@@ -423,29 +423,29 @@ BOOST_AUTO_TEST_CASE(who_stands_in_the_tree_finds_what_is_there_from_the_root) {
 BOOST_AUTO_TEST_CASE(a_client_that_says_the_operators_words_first_changes_nothing_of_them) {
   for (const int words : {32, 40}) {
     const auto clock = std::make_shared<ManualClock>();
-    LmEngine engine(tiny(),
+    LmEngine engine(prefix_model(),
                     {.cache_tokens = 2048,
                      .prefix_blocks = 64,
                      .prefix_idle = std::chrono::seconds(100),
                      .step_max = std::chrono::hours(1)},
                     clock);
-    const auto persona = ids(words, 1);
+    const auto persona = drawn_ids(words, 1);
     std::int64_t cached = -1;
     const auto said = [&](const Ids& more, std::int64_t operators, SessionId session) {
       answer(engine, joined(persona, more), {operators, session}, 2, &cached);
       return cached;
     };
-    BOOST_TEST(said(ids(20, 2), 0, kOne) == 0);
+    BOOST_TEST(said(drawn_ids(20, 2), 0, kOne) == 0);
     clock->advance(std::chrono::seconds(30));
-    BOOST_TEST(said(ids(20, 3), words, kOne) == words);  // its own
-    BOOST_TEST(said(ids(20, 4), words, kTwo) == words);
+    BOOST_TEST(said(drawn_ids(20, 3), words, kOne) == words);  // its own
+    BOOST_TEST(said(drawn_ids(20, 4), words, kTwo) == words);
     clock->advance(std::chrono::seconds(40));
-    BOOST_TEST(said(ids(20, 3), words, kOne) == words + 20);
+    BOOST_TEST(said(drawn_ids(20, 3), words, kOne) == words + 20);
     clock->advance(std::chrono::seconds(60));  // what the client said, and the other session, are over; that one is not
     engine.expire_prefixes();
     BOOST_TEST(engine.prefixes().entries(kTwo) == 0);
-    BOOST_TEST(said(ids(20, 3), words, kOne) == words + 20);
-    BOOST_TEST(said(ids(20, 5), words, kTwo) >= words / 16 * 16);
+    BOOST_TEST(said(drawn_ids(20, 3), words, kOne) == words + 20);
+    BOOST_TEST(said(drawn_ids(20, 5), words, kTwo) >= words / 16 * 16);
     clock->advance(std::chrono::seconds(100));
     engine.expire_prefixes();
     BOOST_TEST(engine.prefixes().entries() == 0);
@@ -457,12 +457,12 @@ BOOST_AUTO_TEST_CASE(a_client_that_says_the_operators_words_first_changes_nothin
 BOOST_AUTO_TEST_CASE(a_beginning_that_grows_keeps_its_place) {
   Memory memory(64);
   PrefixCache cache(memory.ledger, {.blocks = 8});
-  const auto all = ids(12, 1);
+  const auto all = drawn_ids(12, 1);
   for (const int length : {4, 8, 12})
     BOOST_TEST(ask(memory, cache, Ids(all.begin(), all.begin() + length), {0, kOne}, kNow) == length - 4);
   BOOST_TEST(cache.entries(kOne) == 1);
   for (int n = 0; n < 20; ++n)
-    ask(memory, cache, ids(16, 10 + n), {0, SessionId{1, static_cast<std::uint64_t>(n)}}, kNow + milliseconds(n));
+    ask(memory, cache, drawn_ids(16, 10 + n), {0, SessionId{1, static_cast<std::uint64_t>(n)}}, kNow + milliseconds(n));
   BOOST_TEST(cache.entries() == 8);
   BOOST_TEST(cache.find(all, {0, kOne}, kNow + milliseconds(20)).length == 12);
 }
@@ -471,7 +471,7 @@ BOOST_AUTO_TEST_CASE(a_beginning_that_grows_keeps_its_place) {
 BOOST_AUTO_TEST_CASE(a_block_is_not_looked_for_where_all_are_in_use) {
   Memory memory(400);
   PrefixCache cache(memory.ledger, {.blocks = 400});
-  const auto prompt = ids(1600, 1), other = ids(48, 2);
+  const auto prompt = drawn_ids(1600, 1), other = drawn_ids(48, 2);
   auto used = memory.ledger.open();
   BOOST_REQUIRE(memory.append(used, prompt));
   cache.enter(prompt, used, used.length(), {800, kOne}, kNow);
@@ -498,9 +498,9 @@ BOOST_AUTO_TEST_CASE(who_gives_way_is_found_in_one_look_at_each) {
     const auto match = cache.find(prompt, whose, now);
     users.push_back(memory.ledger.open_on(match.blocks, match.length));
   };
-  use(ids(800, 1), {800, {}});
-  for (std::uint64_t n = 0; n < 40; ++n) use(ids(16, 10 + static_cast<int>(n)), {0, SessionId{1, n}});
-  use(ids(16, 99), {0, kTwo});
+  use(drawn_ids(800, 1), {800, {}});
+  for (std::uint64_t n = 0; n < 40; ++n) use(drawn_ids(16, 10 + static_cast<int>(n)), {0, SessionId{1, n}});
+  use(drawn_ids(16, 99), {0, kTwo});
   users.pop_back();  // what it said is nobody's now
   BOOST_TEST(cache.entries() == 50 + 40 + 1);
   BOOST_TEST(cache.free_block());
@@ -513,7 +513,7 @@ BOOST_AUTO_TEST_CASE(who_gives_way_is_found_in_one_look_at_each) {
 BOOST_AUTO_TEST_CASE(whole_blocks_of_the_operators_words_expire_without_a_session) {
   Memory memory(64);
   PrefixCache cache(memory.ledger, {.blocks = 64, .idle = std::chrono::seconds(10)});
-  const auto prompt = ids(60, 1);
+  const auto prompt = drawn_ids(60, 1);
   ask(memory, cache, prompt, {48, {}}, kNow);
   BOOST_TEST(cache.entries() == 3);
   BOOST_TEST(ask(memory, cache, prompt, {48, {}}, kNow + milliseconds(9'000)) == 48);
@@ -527,25 +527,26 @@ BOOST_AUTO_TEST_CASE(whole_blocks_of_the_operators_words_expire_without_a_sessio
 BOOST_AUTO_TEST_CASE(many_who_ask_once_do_not_push_out_who_goes_on) {
   Memory memory(400);
   PrefixCache cache(memory.ledger, {.blocks = 64});
-  const auto system = ids(32, 1), history = joined(system, ids(96, 2));
+  const auto system = drawn_ids(32, 1), history = joined(system, drawn_ids(96, 2));
   auto now = kNow;
   ask(memory, cache, history, {32, kOne}, now);
-  BOOST_TEST(ask(memory, cache, joined(history, ids(32, 3)), {32, kOne}, now) == 128);  // it has come back
+  BOOST_TEST(ask(memory, cache, joined(history, drawn_ids(32, 3)), {32, kOne}, now) == 128);  // it has come back
   for (int n = 0; n < 200; ++n)
-    ask(memory, cache, joined(system, ids(64, 10 + n)), {32, SessionId{1, static_cast<std::uint64_t>(n)}},
+    ask(memory, cache, joined(system, drawn_ids(64, 10 + n)), {32, SessionId{1, static_cast<std::uint64_t>(n)}},
         now += milliseconds(1));
   BOOST_TEST(cache.entries() == 64);
-  BOOST_TEST(ask(memory, cache, joined(history, ids(32, 3)), {32, kOne}, now) == 160);
+  BOOST_TEST(ask(memory, cache, joined(history, drawn_ids(32, 3)), {32, kOne}, now) == 160);
   // Of those who came once the last ones are still there, too.
-  BOOST_TEST(cache.find(joined(system, ids(64, 209)), {32, SessionId{1, 199}}, now).length == 96);
-  BOOST_TEST(cache.find(joined(system, ids(64, 10)), {32, SessionId{1, 0}}, now).length == 32);
+  BOOST_TEST(cache.find(joined(system, drawn_ids(64, 209)), {32, SessionId{1, 199}}, now).length == 96);
+  BOOST_TEST(cache.find(joined(system, drawn_ids(64, 10)), {32, SessionId{1, 0}}, now).length == 32);
 }
 
 BOOST_AUTO_TEST_CASE(a_long_session_takes_what_is_free_and_nothing_from_others) {
   Memory memory(400);
   PrefixCache cache(memory.ledger, {.blocks = 40});
-  const auto system = ids(32, 1), second = joined(system, ids(96, 2)), third = joined(system, ids(96, 3));
-  const auto longer = joined(system, ids(1600, 4));
+  const auto system = drawn_ids(32, 1), second = joined(system, drawn_ids(96, 2)),
+             third = joined(system, drawn_ids(96, 3));
+  const auto longer = joined(system, drawn_ids(1600, 4));
   ask(memory, cache, second, {32, kTwo}, kNow);
   ask(memory, cache, third, {32, SessionId{0, 3}}, kNow);
   for (int n = 1; n <= 10; ++n)
@@ -556,8 +557,8 @@ BOOST_AUTO_TEST_CASE(a_long_session_takes_what_is_free_and_nothing_from_others) 
   BOOST_TEST(cache.find(second, {32, kTwo}, now).length == 128);
   BOOST_TEST(cache.find(third, {32, SessionId{0, 3}}, now).length == 128);
   // Others take it back, to a quarter; its front stays.
-  ask(memory, cache, joined(system, ids(160, 5)), {32, SessionId{0, 4}}, now);
-  ask(memory, cache, joined(system, ids(96, 6)), {32, SessionId{0, 5}}, now);
+  ask(memory, cache, joined(system, drawn_ids(160, 5)), {32, SessionId{0, 4}}, now);
+  ask(memory, cache, joined(system, drawn_ids(96, 6)), {32, SessionId{0, 5}}, now);
   BOOST_TEST(cache.entries() == 40);
   BOOST_TEST(cache.find(longer, {32, kOne}, now).length == 10 * 16 + 32);
   BOOST_TEST(cache.find(second, {32, kTwo}, now).length == 128);
@@ -567,7 +568,8 @@ BOOST_AUTO_TEST_CASE(a_long_session_takes_what_is_free_and_nothing_from_others) 
 BOOST_AUTO_TEST_CASE(what_belongs_to_a_session_alone_goes_with_it) {
   Memory memory(64);
   PrefixCache cache(memory.ledger, {.blocks = 64});
-  const auto system = ids(40, 1), first = joined(system, ids(60, 2)), second = joined(system, ids(60, 3));
+  const auto system = drawn_ids(40, 1), first = joined(system, drawn_ids(60, 2)),
+             second = joined(system, drawn_ids(60, 3));
   ask(memory, cache, first, {40, kOne}, kNow);
   ask(memory, cache, second, {40, kTwo}, kNow);
   BOOST_TEST(cache.entries(kOne) == 5);
@@ -584,10 +586,10 @@ BOOST_AUTO_TEST_CASE(what_belongs_to_a_session_alone_goes_with_it) {
 }
 
 BOOST_AUTO_TEST_CASE(what_is_computed_for_a_session_that_is_over_is_not_kept) {
-  LmEngine engine(tiny(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+  LmEngine engine(prefix_model(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
   BOOST_REQUIRE(engine.open("x").has_value());
   engine.share("x", {32, kOne});
-  BOOST_REQUIRE(engine.append("x", 0, ids(80, 1)).has_value());
+  BOOST_REQUIRE(engine.append("x", 0, drawn_ids(80, 1)).has_value());
   BOOST_REQUIRE(engine.generate("x", 80, {Sampling::greedy(), 4, {}}).has_value());
   (void)engine.step();
   engine.forget(kOne);
@@ -598,9 +600,9 @@ BOOST_AUTO_TEST_CASE(what_is_computed_for_a_session_that_is_over_is_not_kept) {
 }
 
 BOOST_AUTO_TEST_CASE(a_session_meets_its_own_history_and_the_operators_words_alone) {
-  const auto system = ids(70, 1), history = ids(60, 2);
+  const auto system = drawn_ids(70, 1), history = drawn_ids(60, 2);
   const auto first = joined(system, history);
-  LmEngine engine(tiny(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+  LmEngine engine(prefix_model(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
   std::int64_t cached = -1;
   const auto cached_for = [&](const Ids& prompt, Beginning whose) {
     answer(engine, prompt, std::move(whose), 2, &cached);
@@ -611,13 +613,13 @@ BOOST_AUTO_TEST_CASE(a_session_meets_its_own_history_and_the_operators_words_alo
   BOOST_TEST(cached_for(first, {70, {}}) == 70);
   BOOST_TEST(cached_for(first, {0, SessionId{0, 3}}) == 0);  // the same words, from a client
   BOOST_TEST(cached_for(first, {70, kOne}) == 130);
-  BOOST_TEST(cached_for(joined(ids(70, 1), ids(30, 9)), {70, kOne}) >= 70);
+  BOOST_TEST(cached_for(joined(drawn_ids(70, 1), drawn_ids(30, 9)), {70, kOne}) >= 70);
 }
 
 BOOST_AUTO_TEST_CASE(a_second_turn_computes_what_is_new) {
-  const auto system = ids(50, 1), asked = ids(21, 2), next = ids(17, 3);
-  LmEngine engine(tiny(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
-  LmEngine plain(tiny(), {.cache_tokens = 2048, .step_max = std::chrono::hours(1)});
+  const auto system = drawn_ids(50, 1), asked = drawn_ids(21, 2), next = drawn_ids(17, 3);
+  LmEngine engine(prefix_model(), {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
+  LmEngine plain(prefix_model(), {.cache_tokens = 2048, .step_max = std::chrono::hours(1)});
   const Beginning whose{50, kOne};
   auto prompt = joined(system, asked);
   const auto first = answer(engine, prompt, whose, 12);
@@ -629,16 +631,16 @@ BOOST_AUTO_TEST_CASE(a_second_turn_computes_what_is_new) {
 }
 
 BOOST_AUTO_TEST_CASE(whoever_comes_while_a_beginning_is_computed_waits_for_no_more_than_that) {
-  const auto system = ids(160, 1);
-  LmEngine engine(tiny(), {.cache_tokens = 2048,
-                           .prefill_chunk = 16,
-                           .batch_tokens = 16,
-                           .prefix_blocks = 64,
-                           .step_max = std::chrono::hours(1)});
+  const auto system = drawn_ids(160, 1);
+  LmEngine engine(prefix_model(), {.cache_tokens = 2048,
+                                   .prefill_chunk = 16,
+                                   .batch_tokens = 16,
+                                   .prefix_blocks = 64,
+                                   .step_max = std::chrono::hours(1)});
   for (const char* name : {"a", "b"}) {
     BOOST_REQUIRE(engine.open(name).has_value());
     engine.share(name, {160, {}});
-    BOOST_REQUIRE(engine.append(name, 0, joined(system, ids(5, name[0]))).has_value());
+    BOOST_REQUIRE(engine.append(name, 0, joined(system, drawn_ids(5, name[0]))).has_value());
     BOOST_REQUIRE(engine.generate(name, 165, {Sampling::greedy(), 1, {}}).has_value());
   }
   while (!engine.idle()) engine.step();
@@ -648,14 +650,14 @@ BOOST_AUTO_TEST_CASE(whoever_comes_while_a_beginning_is_computed_waits_for_no_mo
 
 BOOST_AUTO_TEST_CASE(what_nobody_uses_goes_by_the_clock_and_before_anything_that_is_used) {
   const auto clock = std::make_shared<ManualClock>();
-  LmEngine engine(tiny(),
+  LmEngine engine(prefix_model(),
                   {.cache_tokens = 256,
                    .prefix_blocks = 8,
                    .prefix_idle = std::chrono::seconds(10),
                    .step_max = std::chrono::hours(1)},
                   clock);
   const Beginning whose{0, kOne};
-  answer(engine, ids(60, 1), whose, 4);
+  answer(engine, drawn_ids(60, 1), whose, 4);
   BOOST_TEST(engine.blocks_free() == 12);
   clock->advance(milliseconds(9'999));
   engine.expire_prefixes();
@@ -666,15 +668,15 @@ BOOST_AUTO_TEST_CASE(what_nobody_uses_goes_by_the_clock_and_before_anything_that
   BOOST_TEST(engine.prefixes().counts().expired == 4);
   BOOST_TEST(engine.blocks_free() == 16);
   // More than its share is not kept, and what is kept ends nobody's answer.
-  answer(engine, ids(200, 2), whose, 4);
+  answer(engine, drawn_ids(200, 2), whose, 4);
   BOOST_TEST(engine.prefixes().entries() == 8);
-  BOOST_TEST(answer(engine, ids(240, 3), {}, 4).said.size() == 4u);
+  BOOST_TEST(answer(engine, drawn_ids(240, 3), {}, 4).said.size() == 4u);
   BOOST_TEST(engine.counts().gave_way + engine.counts().parked == 0);
   BOOST_TEST(engine.prefixes().counts().evicted >= 7);
 }
 
 BOOST_AUTO_TEST_CASE(what_gave_logits_that_are_no_numbers_is_forgotten) {
-  const auto broken = Step1::random(tiny()->config(), WeightFormat::f32, 7);
+  const auto broken = Step1::random(prefix_model()->config(), WeightFormat::f32, 7);
   BOOST_REQUIRE(broken.has_value());
   (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());
   LmEngine engine(*broken, {.cache_tokens = 512, .prefix_blocks = 32, .step_max = std::chrono::hours(1)});
@@ -698,7 +700,7 @@ BOOST_AUTO_TEST_CASE(what_gave_logits_that_are_no_numbers_is_forgotten) {
 
 /// Of the operator's words others have drawn numbers behind: what made none is what one session added.
 BOOST_AUTO_TEST_CASE(logits_that_are_no_numbers_cost_others_nothing) {
-  const auto broken = Step1::random(tiny()->config(), WeightFormat::f32, 7);
+  const auto broken = Step1::random(prefix_model()->config(), WeightFormat::f32, 7);
   BOOST_REQUIRE(broken.has_value());
   (*broken)->embedding().select(0, 600).fill_(std::numeric_limits<float>::quiet_NaN());
   LmEngine engine(*broken, {.cache_tokens = 1024, .prefix_blocks = 48, .step_max = std::chrono::hours(1)});
@@ -733,7 +735,7 @@ namespace {
 /// Draws no numbers while it is told so.
 class Spoiled : public Backend {
  public:
-  Spoiled(std::int64_t blocks, const bool* bad) : backend_(tiny(), blocks), bad_(bad) {}
+  Spoiled(std::int64_t blocks, const bool* bad) : backend_(prefix_model(), blocks), bad_(bad) {}
   std::int64_t blocks() const override { return backend_.blocks(); }
   Result<std::vector<Drawn>> run(const StepPlan& plan) override {
     auto out = backend_.run(plan);
@@ -750,12 +752,13 @@ class Spoiled : public Backend {
 
 BOOST_AUTO_TEST_CASE(what_was_sound_and_fails_twice_goes) {
   bool bad = false;
-  LmEngine engine(tiny(), {.prefix_blocks = 32, .step_max = std::chrono::hours(1)}, std::make_shared<ManualClock>(),
-                  std::make_unique<Spoiled>(64, &bad));
-  const auto system = ids(40, 1);
+  LmEngine engine(prefix_model(), {.prefix_blocks = 32, .step_max = std::chrono::hours(1)},
+                  std::make_shared<ManualClock>(), std::make_unique<Spoiled>(64, &bad));
+  const auto system = drawn_ids(40, 1);
   std::int64_t cached = -1;
   const auto ask_for = [&](int seed) {
-    answer(engine, joined(system, ids(20, seed)), {40, SessionId{5, static_cast<std::uint64_t>(seed)}}, 1, &cached);
+    answer(engine, joined(system, drawn_ids(20, seed)), {40, SessionId{5, static_cast<std::uint64_t>(seed)}}, 1,
+           &cached);
     return cached;
   };
   ask_for(1);
@@ -778,7 +781,7 @@ namespace {
 /// Fails now and then, as a machine does.
 class Unreliable : public Backend {
  public:
-  Unreliable(std::int64_t blocks, bool* fails) : backend_(tiny(), blocks), fails_(fails) {}
+  Unreliable(std::int64_t blocks, bool* fails) : backend_(prefix_model(), blocks), fails_(fails) {}
   std::int64_t blocks() const override { return backend_.blocks(); }
   Result<std::vector<Drawn>> run(const StepPlan& plan) override {
     auto out = backend_.run(plan);  // what it had written stays written
@@ -800,7 +803,7 @@ BOOST_AUTO_TEST_CASE(whatever_happens_an_answer_is_that_of_an_engine_without) {
       const auto pick = [&](std::size_t n) { return static_cast<int>(random() % n); };
       bool fails = false;
       const std::int64_t blocks = seed % 3 == 0 ? 64 : 12;
-      LmEngine engine(tiny(),
+      LmEngine engine(prefix_model(),
                       {.prefill_chunk = 24,
                        .batch_tokens = 48,
                        .sequences = 8,
@@ -815,9 +818,9 @@ BOOST_AUTO_TEST_CASE(whatever_happens_an_answer_is_that_of_an_engine_without) {
         bool generates = false;
       };
       std::map<std::string, Live> live;
-      std::vector<Ids> known{ids(37, 1), ids(48, 2)};
+      std::vector<Ids> known{drawn_ids(37, 1), drawn_ids(48, 2)};
       const auto check = [&](const Live& s) {
-        LmEngine plain(tiny(), {.cache_tokens = 1024, .step_max = std::chrono::hours(1)});
+        LmEngine plain(prefix_model(), {.cache_tokens = 1024, .step_max = std::chrono::hours(1)});
         BOOST_REQUIRE(plain.open("x").has_value());
         BOOST_REQUIRE(plain.append("x", 0, s.prompt).has_value());
         BOOST_REQUIRE(
@@ -839,8 +842,8 @@ BOOST_AUTO_TEST_CASE(whatever_happens_an_answer_is_that_of_an_engine_without) {
           // Whole blocks, one id beside them, or anywhere.
           auto at = static_cast<std::size_t>(pick(from.size() + 1));
           if (pick(2) == 0) at = std::min(from.size(), (at + 8) / 16 * 16 + static_cast<std::size_t>(pick(2)));
-          s.prompt =
-              joined(Ids(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(at)), ids(1 + pick(30), pick(50)));
+          s.prompt = joined(Ids(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(at)),
+                            drawn_ids(1 + pick(30), pick(50)));
           s.prompt.resize(std::min<std::size_t>(s.prompt.size(), 150));
           s.whose = {pick(3) * 20, pick(3) == 0 ? kTwo : kOne};
           s.tokens = 1 + pick(12);
@@ -885,8 +888,8 @@ BOOST_AUTO_TEST_CASE(whatever_happens_an_answer_is_that_of_an_engine_without) {
       BOOST_TEST(engine.prefixes().entries() <= blocks / 2);
       BOOST_TEST(blocks - engine.blocks_free() <= engine.prefixes().entries());
       BOOST_REQUIRE(engine.open("all").has_value());
-      BOOST_REQUIRE(
-          engine.append("all", 0, ids(static_cast<int>(std::min<std::int64_t>(256, blocks * 16)), 77)).has_value());
+      BOOST_REQUIRE(engine.append("all", 0, drawn_ids(static_cast<int>(std::min<std::int64_t>(256, blocks * 16)), 77))
+                        .has_value());
       while (!engine.idle()) engine.step();
       engine.release("all");
     }
@@ -914,8 +917,8 @@ BOOST_AUTO_TEST_CASE(a_long_prompt_among_many_is_found_in_few_comparisons) {
     BOOST_TEST(cache.compared() - before == 64);
   }
   // The same in an engine: the ids behind a prompt are those of one that keeps nothing.
-  LmEngine engine(tiny(), {.cache_tokens = 16384, .prefix_blocks = 800, .step_max = std::chrono::hours(1)});
-  LmEngine plain(tiny(), {.step_max = std::chrono::hours(1)});
+  LmEngine engine(prefix_model(), {.cache_tokens = 16384, .prefix_blocks = 800, .step_max = std::chrono::hours(1)});
+  LmEngine plain(prefix_model(), {.step_max = std::chrono::hours(1)});
   for (std::size_t n = 0; n < 50; ++n) {
     prompts[n].resize(200);
     answer(engine, prompts[n], {0, kOne}, 1);
@@ -930,12 +933,12 @@ BOOST_AUTO_TEST_CASE(a_long_prompt_among_many_is_found_in_few_comparisons) {
 
 /// Lookups and entries of a long prompt go on from where they ended.
 BOOST_AUTO_TEST_CASE(a_prompt_in_pieces_is_compared_once) {
-  LmEngine engine(tiny(), {.cache_tokens = 4096,
-                           .prefill_chunk = 16,
-                           .batch_tokens = 16,
-                           .prefix_blocks = 200,
-                           .step_max = std::chrono::hours(1)});
-  const auto prompt = ids(1024, 1);
+  LmEngine engine(prefix_model(), {.cache_tokens = 4096,
+                                   .prefill_chunk = 16,
+                                   .batch_tokens = 16,
+                                   .prefix_blocks = 200,
+                                   .step_max = std::chrono::hours(1)});
+  const auto prompt = drawn_ids(1024, 1);
   for (const std::int64_t operators : {0, 512, 1024}) {
     const SessionId session{7, static_cast<std::uint64_t>(operators)};
     const auto before = engine.prefixes().compared();
@@ -949,19 +952,19 @@ BOOST_AUTO_TEST_CASE(a_prompt_in_pieces_is_compared_once) {
 /// In every format of weights and cache the words are those of an engine that computes all of it.
 BOOST_AUTO_TEST_CASE(in_every_format_an_answer_is_that_of_an_engine_without) {
   for (const auto format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4}) {
-    const auto model = Step1::random(tiny()->config(), format, 5);
+    const auto model = Step1::random(prefix_model()->config(), format, 5);
     BOOST_REQUIRE(model.has_value());
     LmEngine engine(*model, {.cache_tokens = 2048, .prefix_blocks = 64, .step_max = std::chrono::hours(1)});
     LmEngine plain(*model, {.cache_tokens = 2048, .step_max = std::chrono::hours(1)});
-    const auto system = ids(43, 1);
+    const auto system = drawn_ids(43, 1);
     Ids history = system;
     std::int64_t saved = 0;
     for (int turn = 0; turn < 4; ++turn) {
-      history = joined(history, ids(13 + turn, 2 + turn));
+      history = joined(history, drawn_ids(13 + turn, 2 + turn));
       const auto got = answer(engine, history, {43, kOne}, 15), expected = answer(plain, history, {43, kOne}, 15);
       BOOST_TEST(got.said == expected.said, name(format) << ", turn " << turn);
       saved += expected.computed - got.computed;
-      const auto other = joined(system, ids(20, 40 + turn));
+      const auto other = joined(system, drawn_ids(20, 40 + turn));
       const SessionId stranger{3, static_cast<std::uint64_t>(turn)};
       BOOST_TEST(answer(engine, other, {43, stranger}, 9).said == answer(plain, other, {43, stranger}, 9).said,
                  name(format) << ", another session");

@@ -41,7 +41,7 @@ void begin(LmEngine& engine, const std::string& name, int length, std::int64_t t
   BOOST_REQUIRE(engine.generate(name, length, {Sampling::greedy(), tokens, {}, priority}).has_value());
 }
 
-std::shared_ptr<const Step1> tiny() {
+std::shared_ptr<const Step1> cost_model() {
   static const auto loaded =
       Step1::load(std::filesystem::path(PARLANDO_SOURCE_DIR) / "tests/goldens/lm/tiny-step1-np2", WeightFormat::f32);
   BOOST_REQUIRE(loaded.has_value());
@@ -134,7 +134,7 @@ BOOST_AUTO_TEST_CASE(on_a_busy_machine_pieces_stay_what_they_should_be) {
 
 BOOST_AUTO_TEST_CASE(a_long_prompt_does_not_hold_up_those_who_speak) {
   auto clock = std::make_shared<Priced>();
-  LmEngine engine(tiny(), {.cache_tokens = 2048, .step_max = milliseconds(24)}, clock);
+  LmEngine engine(cost_model(), {.cache_tokens = 2048, .step_max = milliseconds(24)}, clock);
   clock->engine = &engine;
   for (int n = 0; n < 4; ++n) begin(engine, "voice " + std::to_string(n), 8, 120, Priority::speech);
   while (engine.step().size() < 4) {
@@ -157,7 +157,7 @@ BOOST_AUTO_TEST_CASE(a_long_prompt_does_not_hold_up_those_who_speak) {
 }
 
 BOOST_AUTO_TEST_CASE(of_one_class_what_is_due_first_goes_first) {
-  LmEngine engine(tiny(), {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 8},
+  LmEngine engine(cost_model(), {.cache_tokens = 1024, .prefill_chunk = 8, .batch_tokens = 8},
                   std::make_shared<ManualClock>());
   begin(engine, "late", 16, 1, Priority::reply), begin(engine, "early", 16, 1, Priority::reply);
   begin(engine, "speech", 16, 1, Priority::speech);
@@ -170,7 +170,7 @@ BOOST_AUTO_TEST_CASE(of_one_class_what_is_due_first_goes_first) {
 }
 
 BOOST_AUTO_TEST_CASE(what_is_cancelled_is_not_in_the_next_step) {
-  LmEngine engine(tiny(), {.cache_tokens = 1024, .prefill_chunk = 8}, std::make_shared<ManualClock>());
+  LmEngine engine(cost_model(), {.cache_tokens = 1024, .prefill_chunk = 8}, std::make_shared<ManualClock>());
   begin(engine, "gone", 200, 5, Priority::speech), begin(engine, "stays", 8, 3, Priority::reply);
   engine.step();
   engine.cancel("gone"), engine.release("gone");

@@ -9,7 +9,7 @@
 namespace parlando::llm {
 namespace {
 
-Step1Config tiny() {
+Step1Config plan_config() {
   Step1Config c;
   c.hidden = 96, c.inner = 192, c.heads = 12, c.groups = 4, c.layers = 2, c.vocabulary = 640, c.length_max = 256;
   return c;
@@ -73,7 +73,7 @@ BOOST_AUTO_TEST_CASE(bytes_give_the_plan_and_a_plan_its_bytes) {
     BOOST_REQUIRE_MESSAGE(again.has_value(), "seed " << seed << ": " << (again ? "" : again.error().message));
     BOOST_TEST((*again == plan), "seed " << seed);
     BOOST_TEST((again->encode() == bytes), "seed " << seed);
-    BOOST_TEST(plan.check(tiny(), 1000).has_value(), "seed " << seed);
+    BOOST_TEST(plan.check(plan_config(), 1000).has_value(), "seed " << seed);
   }
 }
 
@@ -110,7 +110,7 @@ BOOST_AUTO_TEST_CASE(what_a_model_cannot_run_is_named) {
     plan.add(ids, 5, blocks);
     plan.draw({}, Sampling::greedy(), 8);
     change(plan);
-    const auto checked = plan.check(tiny(), 8);
+    const auto checked = plan.check(plan_config(), 8);
     return checked ? std::string() : checked.error().message;
   };
   BOOST_TEST(message([](StepPlan&) {}) == "");
@@ -128,7 +128,7 @@ BOOST_AUTO_TEST_CASE(what_a_model_cannot_run_is_named) {
 
 BOOST_AUTO_TEST_CASE(recorded_plans_give_the_same_ids_elsewhere) {
   for (const auto format : {WeightFormat::f32, WeightFormat::bf16}) {
-    const auto model = *Step1::random(tiny(), format, 5);
+    const auto model = *Step1::random(plan_config(), format, 5);
     std::vector<std::vector<std::byte>> plans;
     std::vector<std::vector<std::int32_t>> ids;
     constexpr std::int64_t kBlocks = 24;

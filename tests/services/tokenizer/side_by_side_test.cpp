@@ -21,11 +21,11 @@ namespace fs = std::filesystem;
 using Work = LiveTokenizer::Work;
 using Reading = LiveTokenizer::Reading;
 
-const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
+const fs::path kBundled = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 constexpr std::int64_t kPart = 7680;  // a block; the first is two
 
 /// Random weights of no round size. @param positions  of the semantic branch: 25 are a second
-std::shared_ptr<const SpeechTokenizer> small(std::int64_t positions) {
+std::shared_ptr<const SpeechTokenizer> short_sighted(std::int64_t positions) {
   checkpoint::TensorMap l, s;
   std::mt19937 random(5);
   const auto add = [&](checkpoint::TensorMap& to, const std::string& name, checkpoint::Shape shape, float scale,
@@ -72,7 +72,7 @@ std::shared_ptr<const SpeechTokenizer> small(std::int64_t positions) {
 }
 
 std::shared_ptr<const SpeechTokenizer> nano() {
-  static const auto loaded = *SpeechTokenizer::load(kNano / "Step-Audio-Tokenizer");
+  static const auto loaded = *SpeechTokenizer::load(kBundled / "Step-Audio-Tokenizer");
   return loaded;
 }
 
@@ -80,7 +80,7 @@ std::shared_ptr<const SpeechTokenizer> nano() {
 const std::vector<float>& speech() {
   static const auto wave = [] {
     std::vector<fs::path> files;
-    for (const auto& entry : fs::directory_iterator(kNano / "questions"))
+    for (const auto& entry : fs::directory_iterator(kBundled / "questions"))
       if (entry.path().extension() == ".wav") files.push_back(entry.path());
     std::sort(files.begin(), files.end());
     std::vector<float> out;
@@ -176,7 +176,7 @@ void any_company_changes_nothing(const std::shared_ptr<const SpeechTokenizer>& t
 
 BOOST_AUTO_TEST_CASE(any_company_changes_nothing_of_what_a_stream_gets) {
   nn::use_threads(1);  // as the service by default
-  const auto model = small(1500);
+  const auto model = short_sighted(1500);
   for (std::uint32_t seed = 1; seed <= 6; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) { any_company_changes_nothing(model, seed, 40); }
   }
@@ -185,7 +185,7 @@ BOOST_AUTO_TEST_CASE(any_company_changes_nothing_of_what_a_stream_gets) {
 
 /// A stream that cannot be read is told so; who was beside it gets what it would have got.
 BOOST_AUTO_TEST_CASE(an_error_is_the_error_of_the_stream_that_has_it) {
-  const auto tokenizer = small(40);  // 1.6 s
+  const auto tokenizer = short_sighted(40);  // 1.6 s
   const auto wave = [](std::size_t from, std::size_t n) { return std::span(speech()).subspan(from, n); };
   LiveTokenizer longer(tokenizer, {}), shorter(tokenizer, {}), alone(tokenizer, {});
   longer.add(wave(0, 40000)), shorter.add(wave(9000, 20000)), alone.add(wave(9000, 20000));
@@ -205,7 +205,7 @@ BOOST_AUTO_TEST_CASE(an_error_is_the_error_of_the_stream_that_has_it) {
 
 /// No memory in the middle of a pass, wherever that is: both are told; the streams stand where they stood and go on.
 BOOST_AUTO_TEST_CASE(a_pass_that_fails_leaves_the_streams_as_they_were) {
-  const auto tokenizer = small(1500);
+  const auto tokenizer = short_sighted(1500);
   // With another second behind the pass that fails: what its blocks leave behind is in what comes then.
   const auto wave = std::span(speech()).first(3 * kPart), other = std::span(speech()).subspan(9000, 3 * kPart);
   const auto rest = [](LiveTokenizer& live, std::span<const float> heard) {
@@ -301,7 +301,7 @@ BOOST_AUTO_TEST_CASE(what_is_due_is_read_side_by_side_up_to_a_number_of_rows) {
       {1, {{1}, {2}, {3}, {4}, {5}}}, {36, {{1}, {2}, {3}, {4}, {5}}}, {72, {{1, 2}, {3, 4}, {5}}},
       {179, {{1, 2, 3, 4}, {5}}},     {180, {{1, 2, 3, 4, 5}}},
   };
-  const auto model = small(1500);
+  const auto model = short_sighted(1500);
   for (const auto& [rows, expected] : limits) {
     BOOST_TEST_CONTEXT(rows << " rows") {
       Service s({.batch_rows_max = rows}, model);
@@ -316,7 +316,7 @@ BOOST_AUTO_TEST_CASE(what_is_due_is_read_side_by_side_up_to_a_number_of_rows) {
 }
 
 BOOST_AUTO_TEST_CASE(an_end_goes_before_blocks_and_no_block_waits_for_ever) {
-  Service s({.batch_rows_max = 1}, small(1500));
+  Service s({.batch_rows_max = 1}, short_sighted(1500));
   for (const std::uint32_t stream : {1, 2, 3}) s.open(stream);
   s.hear(3, 0, pcm(0, 5000));
   s.hear(1, 0, pcm(0, 2 * kPart));
@@ -339,7 +339,7 @@ BOOST_AUTO_TEST_CASE(an_end_goes_before_blocks_and_no_block_waits_for_ever) {
 }
 
 BOOST_AUTO_TEST_CASE(a_block_waits_from_when_it_was_complete) {
-  Service s({.batch_rows_max = 1}, small(1500));
+  Service s({.batch_rows_max = 1}, short_sighted(1500));
   for (const std::uint32_t stream : {1, 2, 3}) s.open(stream);
   const auto check = [&](const Streams& expected) {
     BOOST_TEST(s.next() == expected, boost::test_tools::per_element());
@@ -371,7 +371,7 @@ BOOST_AUTO_TEST_CASE(a_block_waits_from_when_it_was_complete) {
 }
 
 BOOST_AUTO_TEST_CASE(nobody_waits_for_company) {
-  Service s({}, small(1500));
+  Service s({}, short_sighted(1500));
   for (const std::uint32_t stream : {1, 2}) s.open(stream);
   s.hear(2, 0, pcm(0, 2 * kPart - 1));
   s.hear(1, 0, pcm(0, 2 * kPart));
@@ -381,7 +381,7 @@ BOOST_AUTO_TEST_CASE(nobody_waits_for_company) {
 }
 
 BOOST_AUTO_TEST_CASE(who_asks_for_an_end_takes_no_blocks_along_that_have_time) {
-  Service s({}, small(1500));
+  Service s({}, short_sighted(1500));
   for (const std::uint32_t stream : {1, 2, 3}) s.open(stream);
   for (const std::uint32_t stream : {1, 2}) s.hear(stream, 0, pcm(0, 2 * kPart));
   s.hear(3, 0, pcm(0, kPart));
@@ -401,7 +401,7 @@ BOOST_AUTO_TEST_CASE(who_asks_for_an_end_takes_no_blocks_along_that_have_time) {
 /// ends and end: every answer at an end is that of a stream that was alone.
 BOOST_AUTO_TEST_CASE(every_end_is_answered_as_if_the_stream_had_been_alone) {
   nn::use_threads(1);
-  const auto model = small(1500);
+  const auto model = short_sighted(1500);
   int answers = 0, cancelled = 0, expired = 0;
   for (std::uint32_t seed = 1; seed <= 15; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {

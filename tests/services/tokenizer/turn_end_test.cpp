@@ -19,7 +19,7 @@ namespace parlando::tokenizer {
 namespace {
 namespace fs = std::filesystem;
 
-const fs::path kNano = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
+const fs::path kBundledModel = fs::path(PARLANDO_SOURCE_DIR) / "models/nano";
 constexpr std::int64_t kWidth = 7, kSeen = kWidth + kProsodyWidth, kInner = 6, kMemory = 4, kHidden = 5, kNets = 2;
 
 using Numbers = std::map<std::string, std::vector<float>>;
@@ -95,7 +95,7 @@ double reference(const Numbers& w, const std::vector<float>& seen, std::int64_t 
 }
 
 std::vector<float> wave_of(const char* question) {
-  const auto audio = *audio::read_audio(kNano / "questions" / question);
+  const auto audio = *audio::read_audio(kBundledModel / "questions" / question);
   BOOST_REQUIRE(audio.rate == 16000);
   return audio.wave;
 }
@@ -164,9 +164,9 @@ BOOST_AUTO_TEST_CASE(a_tensor_that_is_missing_misshapen_or_left_over_is_named) {
 BOOST_AUTO_TEST_CASE(a_tokenizer_without_the_file_knows_no_completeness_and_has_the_same_codes) {
   const TemporaryDirectory folder;
   for (const char* name : {"tokenizer.json", "linguistic.safetensors", "semantic.safetensors"})
-    fs::copy(kNano / "Step-Audio-Tokenizer" / name, folder.path() / name);
+    fs::copy(kBundledModel / "Step-Audio-Tokenizer" / name, folder.path() / name);
   const auto without = *SpeechTokenizer::load(folder.path()),
-             with = *SpeechTokenizer::load(kNano / "Step-Audio-Tokenizer");
+             with = *SpeechTokenizer::load(kBundledModel / "Step-Audio-Tokenizer");
   BOOST_TEST(!without->knows_completeness());
   BOOST_TEST(with->knows_completeness());
   const auto wave = wave_of("weather_in_paris.wav");
