@@ -74,5 +74,8 @@ std::int64_t Replicas::slots() const {
 bool Replicas::any() const {
   return std::any_of(replicas_.begin(), replicas_.end(), [](const Replica& r) { return can_take(r); });
 }
+bool Replicas::any_live() const {
+  return std::any_of(replicas_.begin(), replicas_.end(), [](const Replica& r) { return is_live(r); });
+}
 
 }  // namespace parlando::service

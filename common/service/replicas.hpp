@@ -28,6 +28,8 @@ class Replicas {
   bool is_draining(const std::string& instance) const;
   /// Some replica can take a session now.
   bool any() const;
+  /// Some replica takes sessions, if it has room: a role that is full is not missing.
+  bool any_live() const;
   /// Free places of those that take new work, as they said last (`transport::Peer::slots`); a suspect one may be back
   /// in a moment.
   std::int64_t slots() const;
@@ -40,6 +42,7 @@ class Replicas {
     transport::Peer peer;
     bool suspect = false;
   };
+  static bool is_live(const Replica& r) { return !r.suspect && r.peer.ready && !r.peer.draining; }
   static bool works(const Replica& r) { return !r.suspect && r.peer.ready && r.peer.slots > 0; }
   static bool can_take(const Replica& r) { return works(r) && !r.peer.draining; }
   std::optional<std::string> best(SessionId session, const std::set<std::string>& except,

@@ -107,7 +107,7 @@ void ControllerCore::add_metrics(telemetry::Metrics& metrics) { tally_.add(metri
 std::string ControllerCore::why_not_ready() const {
   std::string missing;
   for (std::size_t role = 0; role < kRoles; ++role) {
-    if (fleet_.any(static_cast<Role>(role))) continue;
+    if (fleet_.any_live(static_cast<Role>(role))) continue;
     missing += (missing.empty() ? "no live replica of " : ", ") + std::string(kRoleNames[role]);
   }
   return missing;
@@ -124,9 +124,11 @@ milliseconds ControllerCore::tick_interval() const {
 
 std::int64_t ControllerCore::slots() const { return std::min(own_slots(), slots_of_models()); }
 
-/// Of a role that has no replica at all `why_not_ready` tells.
+/// Of a role that has no live replica `why_not_ready` tells; one whose replicas are full takes nobody, either.
 std::int64_t ControllerCore::slots_of_models() const {
   auto out = std::numeric_limits<std::int64_t>::max();
+  for (std::size_t role = 0; role < kRoles; ++role)
+    if (fleet_.any_live(static_cast<Role>(role)) && !fleet_.any(static_cast<Role>(role))) return 0;
   for (const auto role : {Role::chat, Role::tts})
     if (fleet_.linked(role) > 0) out = std::min(out, fleet_.slots(role) * config_.sessions_per_slot);
   return out;
@@ -214,7 +216,7 @@ std::optional<Error> ControllerCore::why_not_open(const Session* known, const Cl
   // One that goes on here has been let in before.
   if (known == nullptr && open.expected_epoch.value == 0 && slots_of_models() <= 0)
     return Error{Errc::overloaded,
-                 fmt::format("{} sessions are open, and llm-chat or tts has no place for another", load())};
+                 fmt::format("{} sessions are open, and a service that answers has no place for another", load())};
   return std::nullopt;
 }
 

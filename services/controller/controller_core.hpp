@@ -30,7 +30,8 @@ class ControllerCore final : public service::Core, public service::Replayable, p
   milliseconds tick_interval() const override;
   std::string why_not_ready() const override;
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.size()); }
-  /// For new sessions: its own places, as long as every model that answers has some free (`sessions_per_slot`).
+  /// For new sessions: its own places, as long as every model that answers has some free (`sessions_per_slot`), and
+  /// none when all replicas of a role are full.
   std::int64_t slots() const override;
   std::int64_t own_slots() const override;
   /// True when no session and no waiting turn is left; gateways move idle sessions away.

@@ -54,6 +54,7 @@ class Fleet {
   bool is_linked(Role role, const std::string& instance) const { return of(role).is_linked(instance); }
   bool is_draining(Role role, const std::string& instance) const { return of(role).is_draining(instance); }
   bool any(Role role) const { return of(role).any(); }
+  bool any_live(Role role) const { return of(role).any_live(); }
   /// Free places of all replicas that take new work, as they said last.
   std::int64_t slots(Role role) const { return of(role).slots(); }
   bool was_ever_linked(Role role) const { return seen_[static_cast<std::size_t>(role)]; }

@@ -422,9 +422,7 @@ void GatewayCore::on_tick(Time now) {
   tell_metrics();
 }
 
-std::string GatewayCore::why_not_ready() const {
-  return sessions_.any_controller() ? "" : "no controller takes sessions";
-}
+std::string GatewayCore::why_not_ready() const { return sessions_.any_controller() ? "" : "no live controller"; }
 
 std::int64_t GatewayCore::load() const {
   const auto clients = static_cast<std::int64_t>(sessions_.clients());

@@ -127,7 +127,7 @@ class Sessions {
 
   std::size_t clients() const { return clients_.size(); }
   std::size_t sessions() const { return by_session_.size(); }
-  bool any_controller() const { return replicas_.any(); }
+  bool any_controller() const { return replicas_.any_live(); }
   /// Why a session that is opened now would find no place; those that are on their way to a controller, and `reserved`
   /// more, have theirs already. Nothing: it would, as far as controllers have said.
   std::optional<protocol::ErrorMessage> why_full(std::size_t reserved, Time now);

@@ -69,6 +69,25 @@ BOOST_AUTO_TEST_CASE(places_are_those_of_replicas_that_take_new_work) {
   BOOST_TEST(r.slots() == 3);
 }
 
+BOOST_AUTO_TEST_CASE(a_full_one_is_live) {
+  Replicas r;
+  BOOST_TEST(!r.any_live());
+  auto peer = named("a");
+  peer.slots = 0;
+  r.on_peer(peer, PeerState::up);
+  BOOST_TEST(!r.any());
+  BOOST_TEST(r.any_live());
+  r.on_peer(peer, PeerState::suspect);
+  BOOST_TEST(!r.any_live());
+  peer.draining = true;
+  r.on_peer(peer, PeerState::up);
+  BOOST_TEST(!r.any_live());
+  peer.draining = false;
+  peer.ready = false;
+  r.on_peer(peer, PeerState::up);
+  BOOST_TEST(!r.any_live());
+}
+
 BOOST_AUTO_TEST_CASE(one_that_drains_is_the_last_resort) {
   auto r = of({"a", "b"});
   auto draining = named("a");

@@ -1307,6 +1307,30 @@ BOOST_AUTO_TEST_CASE(no_more_sessions_are_offered_than_models_can_answer) {
   BOOST_TEST(core.load() == 2);
 }
 
+/// Of any role. A controller that starts meanwhile becomes ready; it offers no place.
+BOOST_AUTO_TEST_CASE(a_full_role_is_not_a_missing_one) {
+  for (const std::string role : {"vad", "tokenizer", "llm-chat", "tts", "context"}) {
+    BOOST_TEST_CONTEXT(role) {
+      Rig rig;
+      rig.furnish();
+      rig.run(8);
+      auto& core = rig.controller();
+      rig.describe(role + "-1", true, false, 0);
+      BOOST_TEST(core.why_not_ready() == "");
+      BOOST_TEST(core.slots() == 0);
+      BOOST_TEST(core.own_slots() > 0);
+      rig.add("gateway-2", "gateway");
+      auto& other = rig.gateway("gateway-2");
+      other.session = {8, 8};
+      other.open("controller-1");
+      rig.run(8);
+      BOOST_TEST(other.last_error()->text == "overloaded");
+      rig.describe(role + "-1", false, false, 0);
+      BOOST_TEST(core.why_not_ready() == "no live replica of " + role);
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(time_passes_slowly_while_nothing_waits) {
   Rig rig;
   rig.furnish();

@@ -486,8 +486,10 @@ BOOST_AUTO_TEST_CASE(connections_that_do_nothing_are_load_where_they_take_the_pl
   std::vector<Browser> idle;
   for (int n = 1; n <= 2; ++n) {
     idle.emplace_back(door.core.listening_port());
-    idle.back().send("GET /healthz HTTP/1.1\r\nHost: localhost:" + std::to_string(door.core.listening_port()) + "\r\n\r\n");
-    BOOST_REQUIRE_MESSAGE(door.until([&] { return idle.back().pump().in.starts_with("HTTP/1.1 200"); }), idle.back().in);
+    idle.back().send("GET /healthz HTTP/1.1\r\nHost: localhost:" + std::to_string(door.core.listening_port()) +
+                     "\r\n\r\n");
+    BOOST_REQUIRE_MESSAGE(door.until([&] { return idle.back().pump().in.starts_with("HTTP/1.1 200"); }),
+                          idle.back().in);
     BOOST_TEST(door.core.load() == n);
     BOOST_TEST(door.core.slots() == 2 - n);
   }
@@ -502,8 +504,12 @@ BOOST_AUTO_TEST_CASE(clients_of_the_mesh_are_told_of_their_own_places) {
   BOOST_TEST(door.core.slots() == 5);
 }
 
-BOOST_AUTO_TEST_CASE(it_is_ready_when_a_controller_takes_sessions) {
+BOOST_AUTO_TEST_CASE(it_is_ready_when_a_controller_is_there_full_or_not) {
   Door door;
+  BOOST_TEST(door.core.why_not_ready() == "");
+  auto full = Door::controller();
+  full.slots = 0;
+  door.core.on_peer(full, transport::PeerState::changed, door.clock.now());
   BOOST_TEST(door.core.why_not_ready() == "");
   door.core.on_peer(Door::controller(), transport::PeerState::down, door.clock.now());
   BOOST_TEST(door.core.why_not_ready() != "");

@@ -121,7 +121,7 @@ class ScriptedGateway final : public service::Core {
   }
   milliseconds tick_interval() const override { return milliseconds(20); }
   std::string why_not_ready() const override {
-    return sessions_.any_controller() ? "" : "no controller takes sessions";
+    return sessions_.any_controller() ? "" : "no live controller";
   }
   std::int64_t load() const override { return static_cast<std::int64_t>(sessions_.clients()); }
   bool drain() override {
