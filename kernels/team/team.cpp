@@ -12,10 +12,15 @@ Team::Team(int threads) : threads_(std::max(1, threads)) {
   pool_->expect(threads_ - 1);
 }
 
-Team::Team(Pool& pool, int threads) : threads_(std::max(1, threads)) {
-  if (threads_ == 1) return;
-  pool_ = &pool;
-  pool_->expect(threads_ - 1);
+Team::Team(Pool& pool, int threads) : threads_(1) { share(pool, threads); }
+
+void Team::share(Pool& pool, int threads) {
+  const auto before = pool_;
+  const auto helpers = threads_ - 1;
+  threads_ = std::max(1, threads);
+  pool_ = threads_ == 1 ? nullptr : &pool;
+  if (pool_ != nullptr) pool_->expect(threads_ - 1);
+  if (before != nullptr) before->expect_no_more(helpers);
 }
 
 Team::~Team() {
@@ -46,15 +51,11 @@ std::vector<std::int64_t> cut_by_work(std::span<const std::int64_t> until, std::
   return out;
 }
 
-namespace {
-std::unique_ptr<Team>& own_team() {
-  thread_local std::unique_ptr<Team> team = std::make_unique<Team>(1);
+Team& Team::of_this_thread() {
+  thread_local Team team(1);
   return team;
 }
-}  // namespace
 
-Team& Team::of_this_thread() { return *own_team(); }
-
-void Team::use(int threads) { own_team() = std::make_unique<Team>(Pool::of_process(), threads); }
+void Team::use(int threads) { of_this_thread().share(Pool::of_process(), threads); }
 
 }  // namespace parlando::kernels

@@ -49,10 +49,12 @@ class Team {
 
   /// The team of the calling thread: a share of the process's pool, of one thread unless `use` said else.
   static Team& of_this_thread();
-  /// From now on the calling thread takes at most so many threads, its own included, for a call.
+  /// From now on the calling thread takes at most so many threads, its own included, for a call. Its team stays where
+  /// it is.
   static void use(int threads);
 
  private:
+  void share(Pool& pool, int threads);
   template <class F>
   void run_parts(std::int64_t count, std::int64_t parts, F& work) {
     if (parts <= 1) {
