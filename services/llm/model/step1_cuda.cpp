@@ -13,7 +13,7 @@ namespace {
 struct Library {
   void* handle = nullptr;
   std::string problem;
-  bool driver = false;
+  bool driver = false, there = false;  ///< there: a file is, whether it can be used or not
   decltype(&parlando_cuda_devices) devices = nullptr;
   decltype(&parlando_cuda_error) error = nullptr;
   decltype(&parlando_cuda_create) create = nullptr;
@@ -27,34 +27,40 @@ std::filesystem::path beside_the_program() {
   return std::filesystem::read_symlink("/proc/self/exe", code).parent_path().parent_path() / "lib/libparlando_cuda.so";
 }
 
-void find_functions(Library& l) {
-  auto symbol = [&](auto& function, const char* name) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(l.handle, name));
-    if (function == nullptr) l.problem = fmt::format("libparlando_cuda.so lacks {}", name);
+/// A library with its functions, or why it cannot be used.
+Library opened(const std::string& name) {
+  Library l;
+  l.handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (l.handle == nullptr) {
+    l.problem = fmt::format("'{}' cannot be opened: {}", name, dlerror());
+    return l;
+  }
+  l.there = true;
+  auto symbol = [&](auto& function, const char* symbol_name) {
+    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(l.handle, symbol_name));
+    if (function == nullptr) l.problem = fmt::format("'{}' lacks {}", name, symbol_name);
   };
   symbol(l.devices, "parlando_cuda_devices"), symbol(l.error, "parlando_cuda_error"),
       symbol(l.create, "parlando_cuda_create");
   symbol(l.upload, "parlando_cuda_upload"), symbol(l.forward, "parlando_cuda_forward"),
       symbol(l.destroy, "parlando_cuda_destroy");
+  return l;
 }
 
-/// Opened once. Without the driver the library is not touched: it needs cuBLAS, which a CPU machine does not have.
+/// Opened once: beside the program, or where the system looks for libraries. Without the driver it is not touched: it
+/// needs cuBLAS, which a CPU machine does not have.
 const Library& library() {
   static const Library loaded = [] {
-    Library l;
-    void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (driver == nullptr) {
+    if (dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) == nullptr) {
+      Library l;
       l.problem = "this machine has no CUDA driver";
       return l;
     }
-    l.driver = true;
-    for (const auto& name : {beside_the_program().string(), std::string("libparlando_cuda.so")})
-      if (l.handle == nullptr) l.handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (l.handle == nullptr) {
-      l.problem = fmt::format("libparlando_cuda.so cannot be opened: {}", dlerror());
-      return l;
-    }
-    find_functions(l);
+    std::error_code code;
+    const auto beside = beside_the_program();
+    const bool there = std::filesystem::exists(beside, code);
+    auto l = opened(there ? beside.string() : "libparlando_cuda.so");
+    l.driver = true, l.there = l.there || there;
     return l;
   }();
   return loaded;
@@ -65,15 +71,15 @@ const Library& library() {
 std::string Step1Cuda::broken(const std::filesystem::path& file) {
   std::error_code code;
   if (!std::filesystem::exists(file, code)) return {};
-  Library l;
-  l.handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (l.handle == nullptr) return fmt::format("'{}' cannot be opened: {}", file.string(), dlerror());
-  find_functions(l);
-  dlclose(l.handle);
+  const auto l = opened(file.string());
+  if (l.handle != nullptr) dlclose(l.handle);
   return l.problem;
 }
 
-std::string Step1Cuda::broken() { return library().driver ? broken(beside_the_program()) : std::string(); }
+std::string Step1Cuda::broken() {
+  const auto& l = library();
+  return l.driver && l.there ? l.problem : std::string();
+}
 
 int Step1Cuda::devices() { return library().problem.empty() ? library().devices() : 0; }
 

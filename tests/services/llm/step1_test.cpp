@@ -251,8 +251,16 @@ BOOST_AUTO_TEST_CASE(a_cuda_library_that_is_there_and_cannot_be_opened_is_broken
   BOOST_TEST(Step1Cuda::broken(file).empty());  // none is built where there is no compiler for it
   BOOST_REQUIRE(write_file(file, "no library").has_value());
   BOOST_TEST(Step1Cuda::broken(file).find(file.string()) != std::string::npos);
-  // One without our functions.
-  BOOST_TEST(Step1Cuda::broken("/proc/self/exe") != "");
+  // One without our functions: of the libraries of this program.
+  std::ifstream maps("/proc/self/maps");
+  std::string line, library;
+  while (std::getline(maps, line))
+    if (const auto at = line.find('/'); at != std::string::npos && line.find("/libm.so") != std::string::npos)
+      library = line.substr(at);
+  BOOST_REQUIRE(!library.empty());
+  const auto problem = Step1Cuda::broken(library);
+  BOOST_TEST(problem.find(library) != std::string::npos);
+  BOOST_TEST(problem.find("lacks parlando_cuda_") != std::string::npos, problem);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
