@@ -148,7 +148,7 @@ std::vector<config::Problem> LlmConfig::problems(const std::string& path) const 
 }
 
 Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype, LmEngine::Limits limits, int ranks,
-                                int threads, const std::string& program) try {
+                                int threads, const std::string& program) {
   LlmModel out;
   if (ranks > 1) {
     const auto format = dtype == at::kBFloat16 ? WeightFormat::bf16 : WeightFormat::f32;
@@ -163,8 +163,6 @@ Result<LlmModel> LlmModel::load(const fs::path& directory, at::ScalarType dtype,
   }
   PARLANDO_DO(out.read_words(directory));
   return out;
-} catch (const json::exception& error) {
-  return fail(Errc::bad_json, "a configuration of '{}' is malformed: {}", directory.string(), error.what());
 }
 
 Result<void> LlmModel::read_words(const fs::path& directory) try {
