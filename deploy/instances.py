@@ -19,7 +19,7 @@ PORT, METRICS, HTTP = 5555, 9100, 7860
 # no room for so many (`slots`).
 SLOTS = {"gateway": ("connections_max", 512), "edge": ("streams_max", 512), "controller": ("sessions_max", 250), "vad": ("sessions_max", 500), "tokenizer": ("sessions_max", 40),
          "llm-chat": ("sequences_max", 64), "llm-tts": ("sequences_max", 64), "tts": ("utterances_max", 32)}
-CACHE_TOKENS, CONVERSATION_TOKENS = 32768, 512  # of a language model that says nothing of them (configs/README.md)
+CACHE_TOKENS, CONVERSATION_TOKENS = 49152, 512  # of a language model that says nothing of them (configs/README.md)
 LOCAL = {role: 5560 + n for n, role in enumerate(ROLES)}  # ports on one machine; metrics 100 behind
 
 

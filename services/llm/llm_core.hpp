@@ -19,7 +19,7 @@ struct LlmConfig {
   int threads = 1;  ///< of the process's pool that one call takes at most, its own included
   std::string model = "models/nano/Step-Audio-Chat";
   bool bf16 = false;
-  int cache_tokens = 32768, sequences_max = 256, reply_tokens_max = 1024;
+  int cache_tokens = 49152, sequences_max = 256, reply_tokens_max = 1024;
   int conversation_tokens = 512;  ///< of a usual one, its answer included: so much of the cache is a slot
   int prefix_permille = 500;      ///< of the cache, at most, for beginnings that stay computed; 0: none do
   int prefix_idle_ms = 600'000;   ///< so long they stay when nobody uses them

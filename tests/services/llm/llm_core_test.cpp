@@ -445,8 +445,9 @@ BOOST_AUTO_TEST_CASE(the_configuration_reaches_the_engine) {
   base.model = (kNano / "Step-Audio-Chat").string();
   const auto plain = made(base);
   const auto expected = numbers(*plain);
-  BOOST_TEST(expected.at("cache_tokens") == 32768);
-  BOOST_TEST(expected.at("prefix_blocks") == 1024);
+  BOOST_TEST(expected.at("cache_tokens") == 49152);
+  BOOST_TEST(expected.at("prefix_blocks") == 1536);
+  BOOST_TEST(expected.at("slots") == 96);
   const auto changes = [&](auto change, std::map<std::string, std::int64_t> wanted) {
     auto config = base;
     change(config);
@@ -460,9 +461,9 @@ BOOST_AUTO_TEST_CASE(the_configuration_reaches_the_engine) {
   };
   changes([](LlmConfig& c) { c.cache_tokens = 4096; },
           {{"cache_tokens", 4096}, {"blocks", 256}, {"prefix_blocks", 128}, {"slots", 8}});
-  changes([](LlmConfig& c) { c.conversation_tokens = 1024; }, {{"slots", 32}});
+  changes([](LlmConfig& c) { c.conversation_tokens = 1024; }, {{"slots", 48}});
   changes([](LlmConfig& c) { c.sequences_max = 7; }, {{"sequences", 7}, {"slots", 7}});
-  changes([](LlmConfig& c) { c.prefix_permille = 250; }, {{"prefix_blocks", 512}});
+  changes([](LlmConfig& c) { c.prefix_permille = 250; }, {{"prefix_blocks", 768}});
   changes([](LlmConfig& c) { c.prefix_permille = 0; }, {{"prefix_blocks", 0}, {"prefixes are kept", 0}});
   changes([](LlmConfig& c) { c.prefix_idle_ms = 2500; }, {{"prefix_idle_ms", 2500}});
   changes([](LlmConfig& c) { c.step_ms_max = 33; }, {{"step_ms", 33}});
