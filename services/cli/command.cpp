@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "common/audio/audio_file.hpp"
+#include "kernels/team/pool.hpp"
 
 namespace parlando::cli {
 namespace fs = std::filesystem;
@@ -59,7 +60,7 @@ UpOptions engine_options(const Common& common) {
   out.source = find_models("silero-vad").parent_path().parent_path().string();
   out.bf16 = common.bf16;
   // Text and sound are made at the same time: each model has half of the processor.
-  const auto cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const auto cores = kernels::usable_cores();
   out.threads = common.threads > 0 ? common.threads : std::max(1, cores / 2);
   out.step_limit_ms = kStepLimitMs;
   if (is_bundled(common.model_path)) out.tools = "demo";

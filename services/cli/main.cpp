@@ -58,7 +58,9 @@ std::shared_ptr<Common> add_common(CLI::App& sub) {
   auto common = std::make_shared<Common>();
   common->model_path = find_models("nano").string();
   sub.add_option("--model-path", common->model_path, kModelHelp)->capture_default_str();
-  sub.add_option("--threads", common->threads, "CPU threads (0 = all)")->check(CLI::Range(0, 1024));
+  sub.add_option("--threads", common->threads,
+                 "CPU threads (0: all that the process may use, half of them for each model of an engine)")
+      ->check(CLI::Range(0, 1024));
   sub.add_flag("--bf16", common->bf16, "language models in bfloat16");
   sub.add_flag("--json", common->as_json, "one JSON object on stdout");
   sub.add_option("--seed", common->seed, "seed of sampling and noise");
