@@ -1,11 +1,11 @@
 #pragma once
 /// Cuts streamed text into pieces worth speaking: at the end of a sentence, or, when one grows long, at a comma or a
 /// space, in a script without spaces between any two characters. Of the first piece less is long: it is waited for. A
-/// leading tag belongs to every piece of the text.
+/// leading tag belongs to every piece of the text. A sentence of a word or two ("hello!") is spoken with the next one:
+/// alone it is played before the next one's sound can be there, and models say single words badly.
 ///
 /// A full stop ends no sentence inside a number, behind a title ("dr."), an initial ("j. smith") or the number of a
-/// list
-/// ("2. milk"), nor behind letters with stops ("p.m.", "u.s.") when a small letter follows.
+/// list ("2. milk"), nor behind letters with stops ("p.m.", "u.s.") when a small letter follows.
 #include <string>
 #include <string_view>
 #include <vector>

@@ -695,7 +695,7 @@ BOOST_AUTO_TEST_CASE(a_text_of_many_pieces_is_asked_for_a_few_at_a_time) {
   rig.furnish();
   rig.run(8);
   std::string text;
-  for (int n = 0; n < 300; ++n) text += fmt::format("sentence {}. ", n);
+  for (int n = 0; n < 300; ++n) text += fmt::format("this is sentence {}. ", n);
   rig.gateway().say(Utter{text});
   BOOST_REQUIRE(rig.run_until([&] { return rig.gateway().turns.size() == 1; }, 10 * kLimit));
   const auto& tts = rig.get<FakeTts>("tts-1");
@@ -716,7 +716,7 @@ BOOST_AUTO_TEST_CASE(a_long_text_has_its_time_as_long_as_sound_comes) {
     rig.furnish();
     rig.run(8);
     std::string text;
-    for (int n = 0; n < 60; ++n) text += fmt::format("sentence {}. ", n);
+    for (int n = 0; n < 60; ++n) text += fmt::format("this is sentence {}. ", n);
     const auto start = rig.now;
     rig.gateway().say(Utter{text});
     if (stalls) {
