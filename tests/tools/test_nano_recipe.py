@@ -89,7 +89,8 @@ def what_the_engine_speaks():
     rng = random.Random(7)
     said = {domain.spoken_reply(rng)[1] for _ in range(20000)} | set(domain.fixed_replies())
     pieces = domain.pieces_of(said)
-    check("a reply is its sentences", domain.pieces("hello! how can i help you?") == ["hello!", "how can i help you?"])
+    check("a reply is its sentences", domain.pieces("i am fine, thank you. how are you?") == ["i am fine, thank you.", "how are you?"])
+    check("a short one goes with the next", domain.pieces("good morning! how can i help you?") == ["good morning! how can i help you?"])
     check("no reply is cut elsewhere", all(len(p) < 100 and ", " not in p[60:] for p in pieces), max(pieces, key=len))
     with tempfile.TemporaryDirectory() as work:
         planned = [j["text"] for j in more.plan_replies(work, 400)]

@@ -251,13 +251,23 @@ FIRST_HEARD = ("hello", "hi there", "good morning", "good evening", "how are you
                "what can you do", "can you hear me", "help me")      # what people say first: its answers must be the clearest
 
 
+SHORT = 14      # bytes; "good morning!" is short
+
+
 def first_heard() -> set[str]:
     return {SMALL_TALK[said] for said in FIRST_HEARD}
 
 
 def pieces(text: str) -> list[str]:
-    """What the engine speaks one after the other (services/controller/text_chunker): the text's sentences. None here is so long that it is cut at a comma."""
-    return re.split(r"(?<=[.!?]) ", text)
+    """What the engine speaks one after the other (services/controller/text_chunker): the text's sentences, one of a word or two with the next one. None here
+    is so long that it is cut at a comma."""
+    out = [""]
+    for sentence in re.split(r"(?<=[.!?]) ", text):
+        if len(out[-1]) < SHORT:
+            out[-1] = f"{out[-1]} {sentence}".strip()
+        else:
+            out.append(sentence)
+    return out
 
 
 def pieces_of(texts) -> list[str]:
