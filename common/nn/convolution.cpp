@@ -10,7 +10,7 @@
 namespace parlando::nn {
 
 namespace {
-constexpr std::int64_t kPositionsPerTask = 128;  // for a thread
+constexpr double kProductsPerNanosecond = 40;
 }  // namespace
 
 Convolution::Convolution(const at::Tensor& w, const at::Tensor& b) {
@@ -41,7 +41,9 @@ at::Tensor Convolution::operator()(const at::Tensor& x, const at::Tensor& before
   for (std::int64_t n = 0; n < batch; ++n) {
     const float* from = padded.data_ptr<float>() + n * filter.in * stride;
     float* to = out.data_ptr<float>() + n * filter.out * size;
-    kernels::Team::of_this_thread().run(size, kPositionsPerTask, [&](std::int64_t first, std::int64_t last) {
+    const auto products = static_cast<double>(filter.in * filter.out * filter.taps * size);
+    const auto cost = kernels::Cost::of(0, products, kProductsPerNanosecond);
+    kernels::Team::of_this_thread().run(size, cost, [&](std::int64_t first, std::int64_t last) {
       kernels::convolve(filter, from + first, stride, 1, last - first, nullptr, to + first, size);
     });
   }

@@ -31,7 +31,11 @@ at::Tensor PackedLinear::operator()(const at::Tensor& x) const {
               *bias = bias_.defined() ? bias_.data_ptr<float>() : nullptr;
   float* to = out.data_ptr<float>();
   const auto panels = (rows_ + 15) / 16;
-  kernels::Team::of_this_thread().run(panels, 8, [&](std::int64_t first, std::int64_t last) {
+  constexpr double kProductsPerNanosecond = 40;
+  const auto weights_count = static_cast<double>(rows_ * columns_);
+  const auto cost = kernels::Cost::of(weights_count * sizeof(float), weights_count * static_cast<double>(count),
+                                      kProductsPerNanosecond);
+  kernels::Team::of_this_thread().run(panels, cost, [&](std::int64_t first, std::int64_t last) {
     const auto begin = first * 16, n = std::min(rows_, last * 16) - begin;
     if (n == rows_) return kernels::gemm_packed_f32(weights, rows_, columns_, from, count, bias, to);
     std::vector<float> part(static_cast<std::size_t>(n * count));  // each thread its panels, into its own block

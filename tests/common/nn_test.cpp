@@ -67,7 +67,7 @@ BOOST_AUTO_TEST_CASE(linear_layers_are_those_of_the_library) {
 BOOST_AUTO_TEST_CASE(bits_do_not_depend_on_the_number_of_threads) {
   at::manual_seed(3);
   kernels::Pool::of_process().set_cores(4);
-  const auto w = at::randn({403, 96}), b = at::randn({403}), x = at::randn({2, 37, 96}),
+  const auto w = at::randn({1603, 96}), b = at::randn({1603}), x = at::randn({2, 137, 96}),
              wave = at::randn({2, 96, 1001});
   const Linear linear(w, b);
   const Convolution convolution(at::randn({40, 96, 7}), at::randn({40}));
@@ -76,10 +76,19 @@ BOOST_AUTO_TEST_CASE(bits_do_not_depend_on_the_number_of_threads) {
   for (const int threads : {2, 3, 4}) {
     use_threads(threads);
     BOOST_TEST(at::get_num_threads() == 1);
+    const auto& pool = kernels::Pool::of_process();
     for (int round = 0; round < 5; ++round) {
+      const auto before = pool.asked();
       BOOST_TEST(at::equal(linear(x), rows));
+      const auto between = pool.asked();
+      BOOST_TEST(between > before);
       BOOST_TEST(at::equal(convolution(wave), sound));
+      BOOST_TEST(pool.asked() > between);
     }
+    // A little of either wakes nobody.
+    const auto asked = pool.asked();
+    linear(x.narrow(1, 0, 4)), convolution(wave.narrow(2, 0, 40));
+    BOOST_TEST(pool.asked() == asked);
   }
   use_threads(1);
   kernels::Pool::of_process().set_cores(0);
