@@ -6,12 +6,12 @@
 
 namespace parlando::kernels {
 
+/// Without branches, so that compilers make vectors of many at once.
 inline float float_of_f16(std::uint16_t h) {
-  const std::uint32_t sign = (h & 0x8000u) << 16, exponent = (h >> 10) & 31u, digits = h & 0x3ffu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | digits << 13);
-  const float value = exponent == 0 ? static_cast<float>(digits) * 0x1p-24f
-                                    : std::bit_cast<float>((exponent + 112) << 23 | digits << 13);
-  return sign != 0 ? -value : value;
+  const std::uint32_t sign = (h & 0x8000u) << 16, size = (h & 0x7fffu) << 13;
+  // As a float of the same digits, 2^112 times too small, also where there is no leading one; none and infinity apart.
+  const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) * 0x1p112f);
+  return std::bit_cast<float>(sign | (size >= 31u << 23 ? size | 0x7f800000u : scaled));
 }
 
 /// To nearest, ties to even; what is too large becomes infinite, NaN stays NaN.

@@ -9,6 +9,7 @@
 #include "common/tensor/weights.hpp"
 #include "kernels/rows/rows.hpp"
 #include "kernels/team/team.hpp"
+#include "kernels/vector/isa.hpp"
 
 namespace parlando::llm {
 
@@ -48,7 +49,8 @@ class Packer {
     auto* held = reinterpret_cast<float*>(memory_.data());
     const auto all = at::from_blob(held, {kRowsAtOnce, columns}, at::TensorOptions(at::kFloat));
     auto shape = shape_of(format, rows, columns);
-    shape.halves = format == WeightFormat::f32 &&
+    // Where the processor widens them: without such an instruction that takes longer than it takes to read floats.
+    shape.halves = format == WeightFormat::f32 && kernels::isa() != kernels::Isa::plain &&
                    std::ranges::all_of(parts, [](const auto& part) { return part.scalar_type() == at::kHalf; });
     PackedMatrix out(shape);
     std::int64_t first = 0, count = 0;

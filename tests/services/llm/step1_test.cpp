@@ -136,12 +136,17 @@ BOOST_AUTO_TEST_CASE(weights_of_16_bits_are_read_as_such_to_the_same_bits) {
   BOOST_REQUIRE(checkpoint::write_safetensors(folder.path() / "model.safetensors", file->tensors, {}).has_value());
   fs::copy_file(nano / "config.json", folder.path() / "config.json");
   const auto a = *Step1::load(nano, WeightFormat::f32), b = *Step1::load(folder.path(), WeightFormat::f32);
-  BOOST_TEST(static_cast<double>(a->decode_bytes()) < 0.51 * static_cast<double>(b->decode_bytes()));
+  if (kernels::isa() != kernels::Isa::plain)
+    BOOST_TEST(static_cast<double>(a->decode_bytes()) < 0.51 * static_cast<double>(b->decode_bytes()));
+  else  // without an instruction that widens them they are floats
+    BOOST_TEST(a->decode_bytes() == b->decode_bytes());
   // What is written and read again stays as it lies.
   BOOST_REQUIRE(a->save(saved.path()).has_value());
   fs::copy_file(nano / "config.json", saved.path() / "config.json");
   const auto c = *Step1::load(saved.path(), WeightFormat::f32);
   BOOST_TEST(c->decode_bytes() == a->decode_bytes());
+  BOOST_REQUIRE(kernels::force_isa(kernels::Isa::plain));
+  BOOST_TEST((*Step1::load(nano, WeightFormat::f32))->decode_bytes() == b->decode_bytes());
   const auto ids = some_ids(70);
   for (const auto isa : kernels::isas()) {
     BOOST_REQUIRE(kernels::force_isa(isa));
