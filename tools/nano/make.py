@@ -67,7 +67,7 @@ def stages(model, start_from=None):
         Stage("vocoder_again", "train.vocoder", after=["--behind-flow", "600", "--alone", "0"], minutes=40, needs=("flow",)),      # continues vocoder
         Stage("export", "export", after=[model], needs=("lm_again", "tts", "vocoder_again")),
         Stage("pauses", "data.pauses", after=["--model", model], counts={"--count": 28000}, expected=28, needs=("export",)),
-        Stage("turn_end", "train.turn_end", after=["--model", model], minutes=48, needs=("pauses",)),
+        Stage("turn_end", "train.turn_end", after=["--model", model], minutes=50, needs=("pauses",)),
         Stage("evaluate", "judge.evaluate", after=["--model", model], counts={"--count": 60, "--limit": 300}, expected=15, needs=("export",)),
         Stage("report", "report", after=[model], needs=("evaluate",)),
     ]

@@ -647,13 +647,16 @@ class TurnEndNet(nn.Module):
 
 
 class TurnEnd(nn.Module):
-    """Several of them, whose logits are averaged. Not of the official models; the engine's is services/tokenizer/model/turn_end.hpp."""
+    """Several of them, whose logits are averaged; the last `melodies` hear the prosody alone. Not of the official models; the engine's is services/tokenizer/model/turn_end.hpp."""
 
     ROWS, PROSODY = TurnEndNet.ROWS, TurnEndNet.PROSODY
+    MELODY = dict(inner=32, memory=48, hidden=24)
 
-    def __init__(self, width=160, count=2, **sizes):
+    def __init__(self, width=160, count=2, melodies=1, **sizes):
         super().__init__()
-        self.nets = nn.ModuleList(TurnEndNet(width, **sizes) for _ in range(count))
+        self.nets = nn.ModuleList([TurnEndNet(width, **sizes) for _ in range(count)] + [TurnEndNet(width, **self.MELODY) for _ in range(melodies)])
+        for net in self.nets[count:]:     # trained with nothing in the place of the states, this stays so
+            nn.init.zeros_(getattr(net, "in").weight[:, :width])
 
     def forward(self, seen, rows, seconds):
         return torch.stack([net(seen, rows, seconds) for net in self.nets]).mean(0)

@@ -1,4 +1,4 @@
-"""The detector of a complete utterance: `python -m tools.nano.train.turn_end WORK [--model models/nano] [--minutes 48]`.
+"""The detector of a complete utterance: `python -m tools.nano.train.turn_end WORK [--model models/nano] [--minutes 50]`.
 
 Trains on what `tools.nano.data.pauses` heard, chooses the thresholds on other voices and other sentences, judges with a third set of both, and writes
 `turn_end.safetensors` and `turn_end.json` (thresholds by eagerness, figures) beside the tokenizer's weights. Then the C++ runtime is asked: it must
@@ -21,7 +21,7 @@ import tempfile
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from .. import modules
 from ..data import pauses
@@ -33,7 +33,9 @@ CUT_OFF = dict(low=0.005, medium=0.0225)
 IN_ALL = dict(low=0.01, medium=0.03, high=0.06)
 LATE = 0.03
 # Of each network: its share of the time, dropout, noise. Two see less alike than one; more utterances have helped more than more networks.
-NETS = ((0.5, 0.3, 0.3), (0.5, 0.35, 0.4))
+NETS = ((0.45, 0.3, 0.3), (0.45, 0.35, 0.4))
+# These go by the words and hear little of the melody, whatever they are shown of it. One that hears the melody alone learns what they get wrong.
+MELODY = dict(share=0.1, dropout=0.05, noise=0.03)
 BATCH, SMOOTH, SPREAD = 192, 0.01, 4.0
 FIRST, AGAIN = pauses.TAILS_MS
 LIKELY_MS, SILENCE_MS, UNFINISHED_MS = 576, 1088, 3904   # behind a pause that the vad ends by itself: one that is likely, that may be, that is not
@@ -69,11 +71,16 @@ def judge(net, seen, records):
 
 
 def train(args, seen, records):
-    """One network after the other: of the same data in another order."""
+    """One network after the other: of the same data in another order. -> all of them, the melody's not trained yet"""
     use = [k for k, r in enumerate(records) if counts(r)]
     rows, seconds, complete = columns(records)
     torch.manual_seed(1)
     whole = modules.TurnEnd(seen.shape[2] - modules.TurnEnd.PROSODY, len(NETS))
+    if args.melody_only:
+        tensors = load_file(f"{args.model}/Step-Audio-Tokenizer/turn_end.safetensors")
+        for number, net in enumerate(whole.nets[:len(NETS)]):
+            net.load_state_dict({k.removeprefix(f"nets.{number}."): v for k, v in tensors.items() if k.startswith(f"nets.{number}.")})
+        return whole
     for number, (net, (share, dropout, spoilt)) in enumerate(zip(whole.nets, NETS)):
         run = trainer.Run(args.work, f"turn_end_{number}", dict(net=net), args.minutes * share, 2e-3, warmup=100, decay=0.05)
         run.random.seed(number + 1000 * run.steps)
@@ -91,14 +98,42 @@ def train(args, seen, records):
             noise[..., -modules.TurnEnd.PROSODY:] *= 0.2
             length = seconds[pick] * (1 + 0.2 * torch.randn(len(pick))).clamp(0.5, 1.5)
             loss = F.binary_cross_entropy_with_logits(net(x + noise, kept, length, dropout), complete[pick] * (1 - 2 * SMOOTH) + SMOOTH)
-            run.step(loss, dict(loss=loss))
+            run.step(loss, dict(loss=loss.detach()))
     return whole
 
 
+def train_melody(args, whole, seen, records):
+    """Its logit is added to what the others say together, of which it is learned, too, how far to believe it."""
+    use = [k for k, r in enumerate(records) if counts(r)]
+    rows, seconds, complete = columns(records)
+    *others, net = whole.nets
+    known = torch.from_numpy(np.mean([judge(other, seen, records) for other in others], axis=0)).float()[:, None]
+    states = seen.shape[2] - modules.TurnEnd.PROSODY
+    prosody = seen[..., states:].float()
+    mix = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(mix.weight), torch.nn.init.zeros_(mix.bias)
+    run = trainer.Run(args.work, "turn_end_melody", dict(net=net, mix=mix), args.minutes * MELODY["share"], 3e-3, warmup=100, decay=0.02)
+    order = []
+    while run.begin_step():
+        net.train()
+        if len(order) < BATCH:
+            order = use[:]
+            run.random.shuffle(order)
+        pick, order = order[:BATCH], order[BATCH:]
+        x = prosody[pick]
+        length = seconds[pick] * (1 + 0.2 * torch.randn(len(pick))).clamp(0.5, 1.5)
+        x = F.pad(x + torch.randn_like(x) * MELODY["noise"], (states, 0))
+        said = net(x, rows[pick], length, MELODY["dropout"]) + mix(known[pick])[:, 0]
+        loss = F.binary_cross_entropy_with_logits(said, complete[pick])
+        run.step(loss, dict(loss=loss.detach()))
+    count = len(whole.nets)     # the mean of them all is the sum that was learned
+    scale(whole, [mix.weight.item() * count / len(others)] * len(others) + [count], [mix.bias.item() * count / len(others)] * len(others) + [0.0])
+
+
 @torch.no_grad()
-def scale(net, factors, offset=0.0):
-    """Logits times a factor of each network, so that in their mean none is louder than the others; and an offset."""
-    for each, factor in zip(net.nets, factors):
+def scale(net, factors, offsets):
+    """Logits of each network times its factor, and its offset."""
+    for each, factor, offset in zip(net.nets, factors, offsets):
         each.out.weight *= factor
         each.out.bias.mul_(factor).add_(offset)
 
@@ -208,16 +243,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work")
     parser.add_argument("--model", default="models/nano")
-    parser.add_argument("--minutes", type=float, default=48)
+    parser.add_argument("--minutes", type=float, default=50)
+    parser.add_argument("--melody-only", action="store_true", help="the model's other networks stay what they are")
     parser.add_argument("--parlando", default=os.environ.get("PARLANDO", "build/bin/parlando"))
     parser.add_argument("--humans", default="../shared/audio", help="folder with recordings of people; left out when it does not exist")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    net = train(args, *load(args.work, "train"))
+    practice = load(args.work, "train")
+    net = train(args, *practice)
     seen, records = load(args.work, "check")
-    scale(net, [SPREAD / float(np.std(judge(each, seen, records))) for each in net.nets])
+    scale(net, [SPREAD / float(np.std(judge(each, seen, records))) for each in net.nets[:len(NETS)]], [0.0] * len(NETS))      # none is louder
+    train_melody(args, net, *practice)
+    del practice
     thresholds, (a, b) = choose(judge(net, seen, records), records)
-    scale(net, [a] * len(net.nets), b)
+    scale(net, [a] * len(net.nets), [b] * len(net.nets))
     out = dict(thresholds=thresholds, **{split: figures(net, args.work, split, thresholds) for split in ("check", "test")})
     folder = f"{args.model}/Step-Audio-Tokenizer"
     save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, f"{folder}/turn_end.safetensors")
