@@ -355,7 +355,7 @@ class Crowd:
         self.came_again = []  # (when, how many seconds behind the loss of its socket) of sessions whose gateway died
         self.resumed, self.known, self.looking = 0, {}, None  # of them as the session that it was; gateways and their ports
         self.not_kept = []  # sessions that were lost, and might be
-        self.understood, self.misheard, self.doubtful = set(), set(), []  # questions, where no socket was lost; resumed turns that heard another one, as long as nobody knows whether it is understood
+        self.understood, self.misheard, self.doubtful = set(), set(), []  # questions, where no socket was lost; resumed turns that heard another one
 
     def ports(self):
         """Of gateways as they were last seen: a client has a list of addresses."""
@@ -380,22 +380,20 @@ class Crowd:
         pass
 
     def compare(self, turn):
-        """A question that is always understood where no socket was lost is understood across two of them as well: nothing of the voice was lost or came twice."""
-        if turn.event["type"] != "turn":
-            return
-        if turn.resumed and turn.event["user"] != turn.said:
-            self.doubtful.append(turn)
-        elif not turn.resumed:
-            (self.understood if turn.event["user"] == turn.said else self.misheard).add(turn.said)
-        known, self.doubtful = [t for t in self.doubtful if t.said in self.understood], [t for t in self.doubtful if t.said not in self.understood]
-        for t in known:
-            if t.said in self.misheard:
-                continue
-            text = f"a resumed turn heard {t.event['user']!r} for {t.said!r}"
-            if t is turn:
-                t.problems.append(text)
-            else:  # its trial is over
-                self.strays.append((time.monotonic(), f"session {t.session} at {t.gateway}: {text}"))
+        if turn.event["type"] == "turn":
+            right = turn.event["user"] == turn.said
+            if turn.resumed and not right:
+                self.doubtful.append(turn)
+            elif not turn.resumed:
+                (self.understood if right else self.misheard).add(turn.said)
+
+    def settle(self):
+        """A question that is always understood where no socket was lost is understood across two of them as well: nothing of the voice was lost or came twice.
+        At the end, when that is known."""
+        for turn in self.doubtful:
+            if turn.said in self.understood - self.misheard:
+                self.strays.append((time.monotonic(), f"session {turn.session} at {turn.gateway}: a resumed turn heard {turn.event['user']!r} for {turn.said!r}"))
+        self.doubtful = []
 
     def stray(self, session, text):
         self.strays.append((time.monotonic(), f"session {session.number} at {session.gateway}: {text}"))
@@ -466,3 +464,4 @@ class Crowd:
             self.tasks[-1].result()  # the microphones have failed, and nobody was heard since
         self.tasks[-1].cancel()
         self.sessions = []
+        self.settle()

@@ -139,6 +139,7 @@ async def talk(engine, turns):
     for task in crowd.tasks:
         task.cancel()
     await asyncio.gather(*crowd.tasks, return_exceptions=True)
+    crowd.settle()
     return [p for t in crowd.turns[:turns] for p in t.problems] + [text for _, text in crowd.strays], crowd
 
 
@@ -155,6 +156,7 @@ async def cases():
     await case("the question is heard twice", f"heard '{SAID} {SAID}' for", user=f"{SAID} {SAID}")
     await case("a question that is never understood", "", user="what", calm_user="what")
     await case("one that is not always understood", "", turns=3, user="what", calm_users=("what", SAID))
+    await case("nor is it, as is seen later", "", turns=3, user="what", calm_users=(SAID, "what"))
     await case("half heard, before anybody knows that it can be understood", "heard 'what is' for", turns=3, user="what is", calm_first=False, lost=True)
     await case("more of the voice has arrived than was said", "samples of a voice", frames_more=5)
     await case("a tool call is told twice", "tool_calls is", calls_told=(1, 1))
