@@ -2,6 +2,7 @@
 /// have answered; the gateway knows what the client was told, and what the former owner has decided about the turn
 /// under way. Nothing of that is found out anew: turns that the client was not told are told from their records, inputs
 /// that are settled are not taken again, and the turn under way is what it was decided to be.
+#include <algorithm>
 #include <numeric>
 
 #include "common/base/nesting.hpp"
@@ -83,13 +84,20 @@ void Session::adopt(Time now) {
     const bool untold = knows ? past.turn > open_.turn_told : past.turn == turn;
     if (untold && !past.record.contains("items_only")) untold_.push_back(std::move(past));
   }
-  // It came to nothing, of which the client was not told, and something else has its number: a record of items.
-  const auto is_it = [&](const Past& past) { return past.turn == turn; };
+  // It came to nothing, of which the client was not told, and something else has its number: a record of items, or an
+  // utterance that was noted in the place of the answer that was decided.
+  const auto asked = open_.decided.of_turn == open_.open_turn ? open_.decided.answers_input : 0;
+  const auto is_it = [&](const Past& past) {
+    const auto inputs = inputs_in(past.record);
+    const bool answers = asked == 0 || !past.record.contains("inputs") || std::ranges::count(inputs, asked) > 0;
+    return past.turn == turn && answers;
+  };
   const bool is_over = turn != 0 && turn <= ledger_.turns();
   if (is_over && std::none_of(untold_.begin(), untold_.end(), is_it)) {
     auto to = client_head();
-    to.turn = open_.open_turn;
-    tell(to, Cancelled{open_.open_turn});
+    to.turn = std::exchange(open_.open_turn, {});
+    const bool is_lost = asked != 0 && asked < open_.first_input && !settled_.contains(asked);
+    tell(to, Cancelled{to.turn, is_lost ? JsonText{json::array({asked}).dump()} : JsonText{}});
   }
   if (!untold_.empty() && untold_.back().record.contains("noted"))
     retold_note_ = {static_cast<std::uint32_t>(untold_.back().turn)};
