@@ -516,8 +516,8 @@ bool TtsCore::can_advance(const Utterance& u) const {
 /// Its next step makes what is kept of a prompt, hundreds of megabytes at official size that nobody has counted yet.
 bool TtsCore::makes_past(const Utterance& u) const {
   if (config_.whole) return false;
-  const auto& stream = u.pieces.front().stream;
-  return !stream || stream->makes_past();
+  const auto& piece = u.pieces.front();
+  return piece.stream ? piece.stream->makes_past() : !piece.codes.empty() || piece.codes_done;
 }
 
 /// Of the utterances that can get a step, the one whose listener has nothing to hear first; it stands last then. A

@@ -143,6 +143,8 @@ struct SpeechStream::Chunk {
   FlowPast past = {};               ///< being made, or made for this chunk alone
   std::optional<Window> rest = {};  ///< of a window whose prompt is computed first
   std::optional<Flow::Solver> solver = {};
+  at::Tensor fresh = {}, guess = {};  ///< mel, once it is solved: what is to be voiced, and what may follow
+  std::int64_t voiced = 0;            ///< frames of `fresh`
 };
 
 SpeechStream::~SpeechStream() { forget_past(); }
@@ -157,10 +159,9 @@ bool SpeechStream::makes_past() const {
   return chunk_ ? chunk_->past.frames > 0 : past_.frames == 0;
 }
 
-void SpeechStream::solve(Window w) {
+void SpeechStream::solve(Chunk& chunk, Window w) {
   const auto frames = w.z.size(2);
   const bool first = !first_window_.z.defined();
-  auto& chunk = *chunk_;
   if (known_frames() == 0 || (first && chunk.last)) {
     evaluated_frames_ += frames, evaluated_pairs_ += frames * frames;
     chunk.solver = decoder_->flow().solver(w.z, w.mu, speaker_, w.cond);
@@ -226,11 +227,12 @@ void SpeechStream::begin(std::int64_t hop, std::int64_t lookahead) {
         .narrow(1, F1, f_now - f_start)
         .copy_(context_mel_.narrow(1, context_mel_.size(1) - (f_now - f_start), f_now - f_start));
   const auto z = at::cat({prompt_noise_, flow_noise(options_.seed, 0, f_start, f_end - f_start)}, 2);
-  chunk_ = std::make_unique<Chunk>(edge, f_start, f_now, f_edge, f_end, lookahead == 0);
-  solve({z, mu, cond});
+  auto chunk = std::make_unique<Chunk>(edge, f_start, f_now, f_edge, f_end, lookahead == 0);
+  solve(*chunk, {z, mu, cond});
+  chunk_ = std::move(chunk);
 }
 
-/// One step of the solver, or the sound.
+/// One step of the solver, or a slice of the sound.
 std::vector<float> SpeechStream::go_on() {
   auto& chunk = *chunk_;
   if (!chunk.solver->is_done()) {
@@ -244,19 +246,30 @@ std::vector<float> SpeechStream::go_on() {
 }
 
 std::vector<float> SpeechStream::sound() {
-  const auto chunk = std::move(chunk_);
-  const auto mel = chunk->solver->x()[0];  // of the window, or of what stands behind the prompt
-  const auto f_start = chunk->f_start, f_now = chunk->f_now, f_edge = chunk->f_edge, f_end = chunk->f_end;
-  const auto place = mel.size(1) - (f_end - f_start);  // of the context in what was computed
-  const auto fresh = mel.narrow(1, place + f_now - f_start, f_edge - f_now),
-             guess = mel.narrow(1, place + f_edge - f_start, f_end - f_edge);
-  auto out = vocoder_.push_now(fresh, guess);
-  if (chunk->last)
+  auto& chunk = *chunk_;
+  const auto f_now = chunk.f_now, f_edge = chunk.f_edge, f_end = chunk.f_end, count = f_edge - f_now;
+  if (!chunk.fresh.defined()) {
+    const auto mel = chunk.solver->x()[0];  // of the window, or of what stands behind the prompt
+    const auto place = mel.size(1) - (f_end - f_now);
+    chunk.fresh = mel.narrow(1, place, count);
+    chunk.guess = mel.narrow(1, place + count, f_end - f_edge);
+  }
+  // Slices of one length, as far as frames allow: the first ones see what follows, the last one the guess.
+  const auto slices = (count + kSliceFrames - 1) / kSliceFrames;
+  const auto from = chunk.voiced, to = std::min(count, from + (count + slices - 1) / slices);
+  const auto behind = std::min(count - to, kBehindFrames);
+  const auto next = to == count ? chunk.guess : at::cat({chunk.fresh.narrow(1, to, behind), chunk.guess}, 1);
+  auto out = vocoder_.push_now(chunk.fresh.narrow(1, from, to - from),
+                               to == count ? next : next.narrow(1, 0, std::min(next.size(1), kBehindFrames)));
+  chunk.voiced = to;
+  if (to < count) return out;
+  const auto done = std::move(chunk_);
+  if (done->last)
     forget_past();
-  else if (chunk->past.frames > 0)
-    keep_past(std::move(chunk->past));
-  context_mel_ = at::cat({context_mel_, fresh}, 1);
-  committed_tokens_ = chunk->edge;
+  else if (done->past.frames > 0)
+    keep_past(std::move(done->past));
+  context_mel_ = at::cat({context_mel_, done->fresh}, 1);
+  committed_tokens_ = done->edge;
   committed_frames_ = f_edge;
   const auto keep_from = std::max<std::int64_t>(
       token_first_, committed_tokens_ - static_cast<std::int64_t>(options_.context_groups) * per_group_);

@@ -71,6 +71,8 @@ class PastMemory {
 class SpeechStream {
  public:
   static constexpr std::int64_t kPromptFramesMax = 344;  ///< 4 s
+  /// Of the vocoder at a time, and what it is shown behind them.
+  static constexpr std::int64_t kSliceFrames = 84, kBehindFrames = HiftStream::kContext + HiftStream::kF0Context;
   struct Options {
     int first_hop_groups = 1, hop_groups_max = 32, context_groups = 13, lookahead_groups = 2;
     double speed = 2.5;  ///< codes and sound are made at least so many times as fast as they are played
@@ -90,7 +92,7 @@ class SpeechStream {
   Result<std::vector<float>> finish();
 
   /// The same samples in smaller parts, so that several streams can take turns: adds codes, then does a step of the
-  /// flow's solver or, behind the last one, makes the sound of the chunk, which it answers.
+  /// flow's solver or, behind the last one, makes a slice of the chunk's sound, which it answers.
   /// @param all   no more codes will come
   /// @param last  set when these are the last samples
   Result<std::vector<float>> part(std::span<const std::int32_t> codes, bool all, bool& last);
@@ -116,7 +118,7 @@ class SpeechStream {
   void cut_prompt();
   void add(std::span<const std::int32_t> codes);
   void begin(std::int64_t hop_tokens, std::int64_t lookahead_tokens);
-  void solve(Window window);
+  void solve(Chunk& chunk, Window window);
   std::vector<float> go_on();
   std::vector<float> sound();
   std::int64_t known_frames() const;
