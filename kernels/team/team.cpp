@@ -28,9 +28,9 @@ Team::~Team() {
 }
 
 int threads_worth(Cost all, int most) {
-  constexpr double kNanosecondsForAThread = 60'000;
-  return static_cast<int>(
-      std::clamp(all.nanoseconds / kNanosecondsForAThread, 1.0, static_cast<double>(std::max(1, most))));
+  constexpr double kNanosecondsForTwo = 120'000, kNanosecondsForAThread = 20'000;
+  if (all.nanoseconds < kNanosecondsForTwo) return 1;
+  return static_cast<int>(std::min(all.nanoseconds / kNanosecondsForAThread, static_cast<double>(std::max(1, most))));
 }
 
 std::vector<std::int64_t> cut_by_work(std::span<const std::int64_t> until, std::int64_t parts) {

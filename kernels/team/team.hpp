@@ -20,8 +20,8 @@ struct Cost {
     return {std::max(bytes / kBytesPerNanosecond, operations / operations_per_nanosecond)};
   }
 };
-/// How many threads that is worth. A helper that sleeps begins some 40 µs after it was asked, and who waits for its end
-/// lies down and has to be woken, too: two threads break even at about 100 µs of work. Each must have 60.
+/// How many threads that is worth: one below 120 µs, since helpers begin some 40 µs after they were asked and who waits
+/// for them has to be woken, too (two break even at about 100); from there one for each 20 µs, since all wake at once.
 int threads_worth(Cost all, int most);
 
 class Team {

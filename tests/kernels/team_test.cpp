@@ -43,12 +43,15 @@ BOOST_AUTO_TEST_CASE(what_is_too_small_to_share_is_done_by_the_caller) {
 }
 
 BOOST_AUTO_TEST_CASE(a_helper_is_woken_for_what_is_worth_it) {
-  // A rule of numbers alone: two from 120 µs on, one more with each 60 µs, never more than there are.
+  // A rule of numbers alone: one below 120 µs, from there one for each 20 µs, never more than there are.
   for (const auto& [nanoseconds, most, threads] : {std::tuple{0.0, 4, 1},
                                                    {119'999.0, 4, 1},
-                                                   {120'000.0, 4, 2},
-                                                   {179'000.0, 4, 2},
-                                                   {180'000.0, 4, 3},
+                                                   {120'000.0, 2, 2},
+                                                   {120'000.0, 16, 6},
+                                                   {139'999.0, 16, 6},
+                                                   {140'000.0, 16, 7},
+                                                   {319'999.0, 16, 15},
+                                                   {320'000.0, 16, 16},
                                                    {1e12, 4, 4},
                                                    {1e12, 1, 1},
                                                    {1e30, 2, 2},
@@ -68,8 +71,8 @@ BOOST_AUTO_TEST_CASE(a_helper_is_woken_for_what_is_worth_it) {
   };
   BOOST_TEST(parts(100, 100'000) == 1);
   BOOST_TEST(pool.asked() == 0);
-  BOOST_TEST(parts(100, 130'000) == 2);
-  BOOST_TEST(pool.asked() == 1);
+  BOOST_TEST(parts(100, 130'000) == 3);
+  BOOST_TEST(pool.asked() == 2);
   BOOST_TEST(parts(100, 1e9) == 3);
   BOOST_TEST(parts(2, 1e9) == 2);
   BOOST_TEST(parts(0, 1e9) == 0);
