@@ -6,12 +6,15 @@ namespace parlando::controller {
 using namespace protocol;
 
 namespace {
-constexpr std::chrono::seconds kTimeMax{10};
+constexpr std::chrono::seconds kEraseTimeMax{10};
 }
 
 Eraser::Eraser(SessionId session, std::string owner, const ControllerConfig& config, Fleet& fleet, Outlet& outlet,
                Time now)
-    : config_(&config), owner_(std::move(owner)), call_(Role::context, session, fleet, outlet), until_(now + kTimeMax) {
+    : config_(&config),
+      owner_(std::move(owner)),
+      call_(Role::context, session, fleet, outlet),
+      until_(now + kEraseTimeMax) {
   head_.session = session;
   if (call_.begin(now)) say();
 }

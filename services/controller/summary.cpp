@@ -12,9 +12,9 @@ using transport::PeerState;
 
 namespace {
 
-constexpr std::chrono::seconds kTimeMax{30};
+constexpr std::chrono::seconds kSummaryTimeMax{30};
 constexpr std::int64_t kSlotsLeft = 2;  // of a model: the last one is for somebody who waits
-constexpr int kFiguresDepthMax = 32;
+constexpr int kSummaryFiguresDepthMax = 32;
 /// A token has three bytes or more; one that needs more of them is too long.
 constexpr int kBytesPerToken = 3;
 
@@ -26,7 +26,8 @@ std::string trimmed(const std::string& text) {
 }
 
 bool was_cut(const std::string& figures) {
-  const auto done = nested_deeper_than(figures, kFiguresDepthMax) ? json() : json::parse(figures, nullptr, false);
+  const auto done =
+      nested_deeper_than(figures, kSummaryFiguresDepthMax) ? json() : json::parse(figures, nullptr, false);
   return done.is_object() && text_in(done, "finish") == "length";
 }
 
@@ -41,7 +42,7 @@ void Summaries::begin(const std::deque<Past>& history, std::int64_t turns, std::
   if (fleet_->slots(Role::chat) < kSlotsLeft) return;  // behind a later turn, perhaps
   if (!call_.begin(now)) return call_.end(head);
   making_ = {wanted->until, {}};
-  deadline_ = now + kTimeMax;
+  deadline_ = now + kSummaryTimeMax;
   OpenChat chat;
   chat.system = config_->summary_prompt;
   chat.operator_system = true;

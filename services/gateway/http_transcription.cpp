@@ -9,11 +9,11 @@ using nlohmann::json;
 namespace {
 
 constexpr double kSecondsMax = 3600;
-constexpr milliseconds kSilence{600};  // that ends an utterance
+constexpr milliseconds kUtteranceSilence{600};  // that ends an utterance
 /// Behind the recording: ends the last utterance, so that `flush` finds none and its answer is the end.
 constexpr milliseconds kTail{2000};
 constexpr std::size_t kFieldBytesMax = 4096;
-constexpr std::size_t kShownMax = 60;  // of what a client has written, in an error
+constexpr std::size_t kFieldShownMax = 60;  // of what a client has written, in an error
 
 std::string clock_time(double seconds, char point) {
   const auto ms = static_cast<std::int64_t>(std::llround(std::max(0.0, seconds) * 1000));
@@ -34,7 +34,7 @@ class TranscriptionRequest::Reading {
     bool model = false;
     for (const auto& part : form) {
       const auto name = part.name.ends_with("[]") ? part.name.substr(0, part.name.size() - 2) : part.name;
-      if (name.size() > kShownMax) continue;  // none that is known
+      if (name.size() > kFieldShownMax) continue;  // none that is known
       if (name == "file") {
         if (file != nullptr) return refuse("file", "is there twice");
         file = &part;
@@ -66,11 +66,12 @@ class TranscriptionRequest::Reading {
     if (name == "response_format") {
       const auto found = kFormats.find(value);
       if (found == kFormats.end())
-        return refuse(name, "is '" + value.substr(0, kShownMax) + "', expected json, text, verbose_json, srt or vtt");
+        return refuse(name,
+                      "is '" + value.substr(0, kFieldShownMax) + "', expected json, text, verbose_json, srt or vtt");
       to_.format_ = found->second;
     } else if (name == "stream") {
       if (value != "true" && value != "false" && !value.empty())
-        return refuse(name, "is '" + value.substr(0, kShownMax) + "', expected true or false");
+        return refuse(name, "is '" + value.substr(0, kFieldShownMax) + "', expected true or false");
       to_.stream_ = value == "true";
     } else if (name == "language") {
       to_.language_ = value;
@@ -78,12 +79,13 @@ class TranscriptionRequest::Reading {
       char* end = nullptr;
       const double number = std::strtod(value.c_str(), &end);
       if (value.empty() || *end != '\0' || !(number >= 0 && number <= 1))
-        return refuse(name, "is '" + value.substr(0, kShownMax) + "', expected a number from 0 to 1");
+        return refuse(name, "is '" + value.substr(0, kFieldShownMax) + "', expected a number from 0 to 1");
     } else if (name == "timestamp_granularities") {
       if (value == "word")
         return refuse("timestamp_granularities[]", "asks for words: segments are told", "unsupported_value");
       if (value != "segment")
-        return refuse("timestamp_granularities[]", "is '" + value.substr(0, kShownMax) + "', expected segment or word");
+        return refuse("timestamp_granularities[]",
+                      "is '" + value.substr(0, kFieldShownMax) + "', expected segment or word");
     } else if (name == "include" && value == "logprobs") {
       return refuse("include[]", "asks for logprobs: probabilities are not given", "unsupported_value");
     }
@@ -118,7 +120,7 @@ void TranscriptionRequest::start() {
        {"stored", false},
        {"speak", false},
        {"tokenizer", "exact"},  // a recording is there as a whole
-       {"detection", {{"type", "silence"}, {"silence_ms", kSilence.count()}, {"answers", false}}}});
+       {"detection", {{"type", "silence"}, {"silence_ms", kUtteranceSilence.count()}, {"answers", false}}}});
   say_sound(std::move(sound_));
   say({{"type", "flush"}});
 }

@@ -114,7 +114,7 @@ void Sessions::ask(Client& client, const std::string& controller, Time now) {
   }
   session.answer_by = now + config_.open_answer;
   auto open = describe(session);
-  if (session.turn.is_open() && !check(pack(open))) {  // texts of tools beyond any message
+  if (session.turn.is_open() && !protocol::check(pack(open))) {  // texts of tools beyond any message
     say(client, error_event(name(Errc::internal), "the turn is too large to be handed over; it begins again"));
     drop_sound(client, session.turn.id(), now);
     session.turn.end();

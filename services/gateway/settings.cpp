@@ -12,11 +12,11 @@ using protocol::JsonText;
 
 namespace {
 
-constexpr std::size_t kShownMax = 40, kToolsMax = 128, kToolsBytesMax = 48u << 10, kToolNameMax = 64;
+constexpr std::size_t kSettingShownMax = 40, kToolsMax = 128, kToolsBytesMax = 48u << 10, kToolNameMax = 64;
 constexpr std::size_t kStopsMax = 4, kStopBytesMax = 200;
 constexpr int kParametersDepthMax = 24;
 
-std::string shown(const json& value) { return dump(value).substr(0, kShownMax); }
+std::string shown_setting(const json& value) { return dump(value).substr(0, kSettingShownMax); }
 
 /// One field: where it goes and how it is read. `to` is the object of changes.
 class Reader {
@@ -88,7 +88,7 @@ class Reader {
     return {};
   }
   Result<void> wrong(const std::string& key, const json& value, const std::string& expected) const {
-    return fail(Errc::invalid_argument, "{}: {} is {}, expected {}", where_, key, shown(value), expected);
+    return fail(Errc::invalid_argument, "{}: {} is {}, expected {}", where_, key, shown_setting(value), expected);
   }
 
  private:
@@ -99,18 +99,18 @@ class Reader {
     const auto is_part = [](unsigned char c) { return std::isalnum(c) != 0 || c == '_' || c == '-'; };
     if (name.empty() || name.size() > kToolNameMax || !std::all_of(name.begin(), name.end(), is_part))
       return fail(Errc::invalid_argument, "{}: tools has {}, expected a name of 1 to {} letters, digits, _ and -",
-                  where_, shown(tool), kToolNameMax);
+                  where_, shown_setting(tool), kToolNameMax);
     json out{{"name", name}};
     if (tool.contains("description")) {
       if (!tool["description"].is_string())
         return fail(Errc::invalid_argument, "{}: description of tool '{}' is {}, expected a text", where_, name,
-                    shown(tool["description"]));
+                    shown_setting(tool["description"]));
       out["description"] = tool["description"];
     }
     if (tool.contains("parameters") && !tool["parameters"].is_null()) {
       if (!tool["parameters"].is_object())
         return fail(Errc::invalid_argument, "{}: parameters of tool '{}' is {}, expected an object", where_, name,
-                    shown(tool["parameters"]));
+                    shown_setting(tool["parameters"]));
       out["parameters"] = tool["parameters"];
     }
     return out;

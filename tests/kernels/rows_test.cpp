@@ -11,7 +11,7 @@ namespace parlando::kernels {
 namespace {
 constexpr std::int64_t kSizes[] = {1, 2, 15, 16, 17, 48, 160, 1001};
 
-double rounded(double x) {
+double rounded_to_bf16(double x) {
   const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
   return std::bit_cast<float>((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
 }
@@ -28,16 +28,16 @@ BOOST_AUTO_TEST_CASE(norms_are_those_of_double_precision) {
         auto x = random_floats(n, 1);
         const auto w = random_floats(n, 2);
         if (round)
-          for (auto& v : x) v = static_cast<float>(rounded(v));
+          for (auto& v : x) v = static_cast<float>(rounded_to_bf16(v));
         std::vector<float> got(x.size());
         rms_norm(x.data(), w.data(), 1e-5f, n, round, got.data());
         double squares = 0;
         for (const auto v : x) squares += double{v} * v;
         double r = 1 / std::sqrt(squares / static_cast<double>(n) + 1e-5);
-        if (round) r = rounded(r);
+        if (round) r = rounded_to_bf16(r);
         double worst = 0;
         for (std::size_t i = 0; i < x.size(); ++i) {
-          const double want = round ? rounded(rounded(x[i] * r) * w[i]) : x[i] * r * w[i];
+          const double want = round ? rounded_to_bf16(rounded_to_bf16(x[i] * r) * w[i]) : x[i] * r * w[i];
           worst = std::max(worst, std::abs(got[i] - want) - allowed(want, round));
         }
         BOOST_TEST(worst <= 0.0, n << " numbers, " << (round ? "bf16" : "f32"));
@@ -56,14 +56,14 @@ BOOST_AUTO_TEST_CASE(gates_are_those_of_double_precision_from_end_to_end) {
         for (std::size_t i = 0; i < gate.size(); ++i) gate[i] *= i % 3 == 0 ? 60.0f : 1.0f;
         if (round)
           for (auto* v : {&gate, &up})
-            for (auto& x : *v) x = static_cast<float>(rounded(x));
+            for (auto& x : *v) x = static_cast<float>(rounded_to_bf16(x));
         std::vector<float> got(gate.size());
         swiglu(gate.data(), up.data(), n, round, got.data());
         double worst = 0;
         for (std::size_t i = 0; i < gate.size(); ++i) {
           double silu = gate[i] / (1 + std::exp(-double{gate[i]}));
-          if (round) silu = rounded(silu);
-          const double want = round ? rounded(silu * up[i]) : silu * up[i];
+          if (round) silu = rounded_to_bf16(silu);
+          const double want = round ? rounded_to_bf16(silu * up[i]) : silu * up[i];
           // Below e^-87 the exponential ends; what is left of the gate is no larger than 1e-35.
           worst = std::max(worst, std::abs(got[i] - want) - allowed(want, round) - 1e-35);
         }
@@ -160,7 +160,7 @@ BOOST_AUTO_TEST_CASE(sums_round_to_the_nearest_even) {
       round_to_bf16(later.data(), n);
       for (std::size_t i = 0; i < x.size(); ++i) {
         BOOST_TEST(plain[i] == x[i] + y[i]);
-        BOOST_TEST(rough[i] == static_cast<float>(rounded(x[i] + y[i])));
+        BOOST_TEST(rough[i] == static_cast<float>(rounded_to_bf16(x[i] + y[i])));
         BOOST_TEST(later[i] == rough[i]);
       }
       std::vector<std::uint16_t> half;

@@ -24,7 +24,7 @@ constexpr std::int64_t kInt4Group = 32;
 constexpr const char* kFormatKey = "parlando_weights";  // in the metadata of a packed checkpoint
 constexpr std::int64_t kRowsAtOnce = 256;               // of a matrix that is packed; a multiple of 16
 static_assert(kRowsAtOnce % kernels::kPanelRows == 0);
-constexpr std::chrono::seconds kExchangeMax{
+constexpr std::chrono::seconds kReduceMax{
     30};                                     // ranks are at the same place within this; who is dead is noticed sooner
 constexpr double kNumbersPerNanosecond = 2;  // of activations, in what is done to rows between products
 
@@ -437,7 +437,7 @@ Result<at::Tensor> Step1::pass(KvStore& store, std::span<const Piece> pieces, co
   // What the ranks have computed of the same rows: added in their order, so that all have the same bits.
   auto sum = [&](float* values) -> Result<void> {
     if (group == nullptr) return {};
-    return group->all_reduce({values, static_cast<std::size_t>(total * H)}, SteadyClock().now() + kExchangeMax);
+    return group->all_reduce({values, static_cast<std::size_t>(total * H)}, SteadyClock().now() + kReduceMax);
   };
   auto tell = [&](int stage, float* state) {
     if (trace) trace(stage, at::from_blob(state, {total, H}).clone());

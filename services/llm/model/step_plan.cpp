@@ -13,7 +13,7 @@ constexpr std::size_t kHeadBytes = 2 * 4 + 8 + 6 * 4, kPieceBytes = 16, kCopyByt
 constexpr std::size_t kAware = 10;  // ids that a repetition-aware sampling looks at
 enum Flag : std::uint32_t { kTopK = 1, kTopP = 2, kPenalty = 4, kRepetition = 8, kAllFlags = 15 };
 
-std::int64_t blocks_for(std::int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+std::int64_t blocks_of(std::int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 
 struct Writer {
   std::vector<std::byte> out;
@@ -63,9 +63,9 @@ Result<void> consistent(const StepPlan& p) {
     if (piece.count < 1 || piece.first < 0 || piece.first >= kPositionsMax)
       return fail(Errc::bad_format, "a plan's piece has {} tokens at {}, expected at least 1 at 0…2³¹", piece.count,
                   piece.first);
-    if (piece.blocks != blocks_for(piece.first + piece.count))
+    if (piece.blocks != blocks_of(piece.first + piece.count))
       return fail(Errc::bad_format, "a plan's piece of {} tokens at {} has {} blocks, expected {}", piece.count,
-                  piece.first, piece.blocks, blocks_for(piece.first + piece.count));
+                  piece.first, piece.blocks, blocks_of(piece.first + piece.count));
     rows += piece.count, entries += piece.blocks;
   }
   if (rows != static_cast<std::int64_t>(p.ids.size()) || entries != static_cast<std::int64_t>(p.tables.size()))
@@ -86,7 +86,7 @@ Result<void> consistent(const StepPlan& p) {
 
 void StepPlan::add(std::span<const std::int32_t> tokens, std::int64_t first, std::span<const std::int32_t> blocks) {
   const auto count = static_cast<std::int32_t>(tokens.size());
-  const auto needed = static_cast<std::size_t>(blocks_for(first + count));
+  const auto needed = static_cast<std::size_t>(blocks_of(first + count));
   ids.insert(ids.end(), tokens.begin(), tokens.end());
   tables.insert(tables.end(), blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(needed));
   pieces.push_back({first, count, static_cast<std::int32_t>(needed)});
