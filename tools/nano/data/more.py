@@ -31,7 +31,8 @@ FOLDERS = dict(replies="more", questions="heard")
 
 def mixed(rng, word, words, spans):
     """A sentence around `word`: beside it one to three pieces, single words or two to four words in a row of a sentence that is not held out. Between
-    pieces a comma now and then; never the end of a sentence, since the engine speaks sentence by sentence."""
+    pieces a comma now and then; never the end of a sentence: a short sentence that is spoken with the next one is practised in
+    the fixed replies alone."""
     near = spans.get(word, ())
     pieces = [rng.choice(words) if rng.random() < 0.45 else rng.choice(rng.choice(spans[""])) for _ in range(rng.randint(1, 3))]
     pieces.insert(rng.randint(0, len(pieces)), word if not near or rng.random() < 0.6 else rng.choice(near))
