@@ -43,10 +43,12 @@ endif()
 
 # Several sources of a target are compiled as one: headers are read, and templates made, once for all of them.
 option(PARLANDO_UNITY "Compile the sources of a target together: a third of the time from nothing, more for a changed line" ON)
+# Eight at a time, in the order of the list: names of anonymous namespaces meet in a batch, and a source that is added
+# moves the batches behind it, so that names of others may meet then. They get names of their own.
 function(parlando_unity target)
   set_target_properties(${target} PROPERTIES UNITY_BUILD ${PARLANDO_UNITY} UNITY_BUILD_BATCH_SIZE 8)
   # g++ takes the included source for a header, whose types should be everybody's.
-  target_compile_options(${target} PRIVATE $<$<BOOL:${PARLANDO_UNITY}>:-Wno-subobject-linkage>)
+  target_compile_options(${target} PRIVATE $<$<AND:$<BOOL:${PARLANDO_UNITY}>,$<CXX_COMPILER_ID:GNU>>:-Wno-subobject-linkage>)
 endfunction()
 
 function(parlando_library name)
