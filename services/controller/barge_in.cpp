@@ -172,18 +172,23 @@ void Session::drop_sound_of(TurnId turn, Time now) {
   hold_voice(now);
 }
 
-/// Of a former owner, as the store has it; records of older builds do not say how long its pieces are.
-Turn Session::stored_turn(TurnId id) const {
-  Turn out;
-  out.id = id;
+const Past* Session::stored(TurnId id) const {
   const auto is_it = [&](const Past& past) { return past.turn == static_cast<std::int64_t>(id.value); };
   const auto& history = ledger_.history();
   const auto found = std::find_if(history.begin(), history.end(), is_it);
   const auto& latest = ledger_.latest();
-  const auto* past = found != history.end() ? &*found : latest && is_it(*latest) ? &*latest : nullptr;
+  return found != history.end() ? &*found : latest && is_it(*latest) ? &*latest : nullptr;
+}
+
+/// Of a former owner, as the store has it; records of older builds do not say how long its pieces are.
+Turn Session::stored_turn(TurnId id) const {
+  Turn out;
+  out.id = id;
+  const auto* past = stored(id);
   if (past == nullptr || !past->record.contains("assistant") || !past->record["assistant"].is_string()) return out;
   out.reply.text = past->record["assistant"].get<std::string>();
-  auto chunks = out.chunker.push(out.reply.text);
+  out.call_ends = call_ends_of(past);
+  auto chunks = out.cut_again(out.reply.text);
   for (auto& chunk : out.chunker.finish()) chunks.push_back(std::move(chunk));
   for (auto& chunk : chunks) out.pieces.push_back({std::move(chunk.text), 0, false, chunk.tag_bytes, chunk.end});
   const auto lengths = past->record.find("piece_lengths");

@@ -9,27 +9,27 @@ using nlohmann::json;
 
 namespace {
 
-const json& list_in(const json& object, const char* key) {
+const json& elements_in(const json& object, const char* key) {
   static const auto kNone = json::array();
   const auto found = object.find(key);
   return found != object.end() && found->is_array() ? *found : kNone;
 }
 
-std::int64_t number_in(const json& object, const char* key) {
+std::int64_t whole_in(const json& object, const char* key) {
   const auto found = object.find(key);
   return found != object.end() && found->is_number_integer() ? found->get<std::int64_t>() : 0;
 }
 
 Past* turn_of(std::deque<Past>& history, const json& change) {
   const auto found =
-      std::find_if(history.begin(), history.end(), [&](const Past& p) { return p.turn == number_in(change, "turn"); });
+      std::find_if(history.begin(), history.end(), [&](const Past& p) { return p.turn == whole_in(change, "turn"); });
   return found == history.end() ? nullptr : &*found;
 }
 
-std::int64_t bytes_of(const json& record) {
+std::int64_t text_bytes(const json& record) {
   auto bytes = text_in(record, "user").size() + text_in(record, "assistant").size();
-  for (const auto& item : list_in(record, "before")) bytes += text_in(item, "text").size();
-  for (const auto& call : list_in(record, "tool_calls")) bytes += call.dump().size();
+  for (const auto& item : elements_in(record, "before")) bytes += text_in(item, "text").size();
+  for (const auto& call : elements_in(record, "tool_calls")) bytes += call.dump().size();
   return static_cast<std::int64_t>(bytes);
 }
 
@@ -41,7 +41,7 @@ bool has_answer(const json& record) { return !record.contains("noted") && !recor
 namespace {
 
 bool has_item(const Past& past, const std::string& id) {
-  const auto& before = list_in(past.record, "before");
+  const auto& before = elements_in(past.record, "before");
   const auto noted = past.record.find("noted");
   return (noted != past.record.end() && text_in(*noted, "id") == id) ||
          std::any_of(before.begin(), before.end(), [&](const json& item) { return text_in(item, "id") == id; });
@@ -53,7 +53,7 @@ std::optional<Summary> summary_of(const std::deque<Past>& history) {
   if (history.empty()) return std::nullopt;
   const auto found = history.back().record.find("summary");
   if (found == history.back().record.end() || !found->is_object()) return std::nullopt;
-  Summary out{number_in(*found, "until"), text_in(*found, "text")};
+  Summary out{whole_in(*found, "until"), text_in(*found, "text")};
   if (out.until < 1 || out.text.empty()) return std::nullopt;
   return out;
 }
@@ -65,7 +65,7 @@ void write_summary(json& record, const Summary& summary) {
 bool is_about(const json& change, std::int64_t until, const std::deque<Past>& history) {
   if (!change.is_object()) return false;
   const auto id = text_in(change, "item");
-  if (id.empty()) return number_in(change, "turn") <= until;
+  if (id.empty()) return whole_in(change, "turn") <= until;
   // Of an item that stands in no turn behind the summary nobody knows where it stood.
   return std::none_of(history.begin(), history.end(), [&](const Past& p) { return p.turn > until && has_item(p, id); });
 }
@@ -76,17 +76,17 @@ namespace {
 void drop_summaries(std::deque<Past>& history, const json& change) {
   for (auto& past : history) {
     const auto found = past.record.find("summary");
-    if (found != past.record.end() && is_about(change, number_in(*found, "until"), history)) past.record.erase(found);
+    if (found != past.record.end() && is_about(change, whole_in(*found, "until"), history)) past.record.erase(found);
   }
 }
 
-std::int64_t bytes_of(const std::optional<Summary>& summary) {
+std::int64_t text_bytes(const std::optional<Summary>& summary) {
   return summary ? static_cast<std::int64_t>(summary->text.size()) : 0;
 }
 
 /// The first turn that is told if nothing has to go.
 std::int64_t first_kept(const std::deque<Past>& history, const std::optional<Summary>& summary) {
-  const auto named = std::max<std::int64_t>(1, number_in(history.back().record, "history_from"));
+  const auto named = std::max<std::int64_t>(1, whole_in(history.back().record, "history_from"));
   return summary ? std::max(named, summary->until + 1) : named;
 }
 
@@ -98,11 +98,11 @@ std::optional<Summary> to_summarise(const std::deque<Past>& history, std::int64_
   const auto summary = summary_of(history);
   const auto done = summary ? summary->until : 0;
   const auto first = first_told(history, bytes_max);
-  std::int64_t turns = 0, bytes = bytes_of(summary);
+  std::int64_t turns = 0, bytes = text_bytes(summary);
   for (const auto& past : history) {
     if (past.turn < first) continue;
     ++turns;
-    bytes += bytes_of(past.record);
+    bytes += text_bytes(past.record);
   }
   const bool full = turns * 100 >= turns_max * kFull || bytes * 100 >= bytes_max * kFull;
   Summary out{first - 1, {}};
@@ -112,7 +112,7 @@ std::optional<Summary> to_summarise(const std::deque<Past>& history, std::int64_
     if (turns * 100 <= turns_max * kLeft && bytes * 100 <= bytes_max * kLeft) break;
     out.until = past.turn;
     --turns;
-    bytes -= bytes_of(past.record);
+    bytes -= text_bytes(past.record);
   }
   std::deque<Past> going;
   for (const auto& past : history) {
@@ -172,7 +172,7 @@ void apply_corrections(std::deque<Past>& history) {
     else
       apply_cut(history, *cut);
   }
-  for (const auto& one : list_in(record, "forgot")) apply_forget(history, one);
+  for (const auto& one : elements_in(record, "forgot")) apply_forget(history, one);
   if (const auto own = record.find("summary"); own != record.end()) latest["summary"] = *own;
 }
 
@@ -180,13 +180,13 @@ std::int64_t first_told(const std::deque<Past>& history, std::int64_t bytes_max)
   if (history.empty()) return 1;
   const auto summary = summary_of(history);
   const auto first = first_kept(history, summary);
-  std::int64_t bytes = bytes_of(summary);
-  for (const auto& past : history) bytes += past.turn >= first ? bytes_of(past.record) : 0;
+  std::int64_t bytes = text_bytes(summary);
+  for (const auto& past : history) bytes += past.turn >= first ? text_bytes(past.record) : 0;
   if (bytes <= bytes_max) return first;
   for (const auto& past : history) {
     if (past.turn < first) continue;
     if (bytes <= bytes_max / 5 * 4) return past.turn;
-    bytes -= bytes_of(past.record);
+    bytes -= text_bytes(past.record);
   }
   return history.back().turn + 1;
 }
@@ -207,7 +207,7 @@ json messages_of(const std::deque<Past>& history, std::int64_t first) {
     out.push_back({{"role", "system"}, {"content", "What was said before, in short:\n" + summary->text}});
   for (const auto& [turn, record] : history) {
     if (turn < first) continue;
-    append_items(out, list_in(record, "before"));
+    append_items(out, elements_in(record, "before"));
     const auto user = text_in(record, "user"), assistant = text_in(record, "assistant");
     // What answers items, or is given, has no words of a user in front of it.
     const bool said =
@@ -215,9 +215,17 @@ json messages_of(const std::deque<Past>& history, std::int64_t first) {
     if (said) out.push_back({{"role", "user"}, {"content", user}});
     if (!has_answer(record)) continue;
     json message{{"role", "assistant"}, {"content", assistant}};
-    if (const auto& calls = list_in(record, "tool_calls"); !calls.empty()) message["calls"] = calls;
+    if (const auto& calls = elements_in(record, "tool_calls"); !calls.empty()) message["calls"] = calls;
     out.push_back(std::move(message));
   }
+  return out;
+}
+
+std::vector<std::size_t> call_ends_of(const Past* past) {
+  std::vector<std::size_t> out;
+  if (past == nullptr) return out;
+  for (const auto& end : elements_in(past->record, "call_ends"))
+    if (end.is_number_unsigned()) out.push_back(end.get<std::size_t>());
   return out;
 }
 

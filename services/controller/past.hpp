@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace parlando::controller {
 
@@ -44,6 +45,8 @@ std::int64_t first_told(const std::deque<Past>& history, std::int64_t bytes_max)
 /// an answer: {id, name, arguments, result} of what the tools said in between, of an item without `result`; `call`:
 /// which one a tool's message answers.
 nlohmann::json messages_of(const std::deque<Past>& history, std::int64_t first);
+/// Where calls have ended pieces of a turn's answer. @param past  none: nowhere
+std::vector<std::size_t> call_ends_of(const Past* past);
 /// Messages of items, in front of what a turn says.
 void append_items(nlohmann::json& messages, const nlohmann::json& before);
 

@@ -687,7 +687,8 @@ void Session::on_reply(Text text, Time now) {
   auto news = turn_.reply.push(text.at_bytes, text.text);
   if (!news) return fail_turn({Errc::internal, "llm-chat: a part of the answer's text is missing"}, now);
   if (first && !news->fresh.empty()) turn_.mark("first_text_ms", now);
-  auto pieces = turn_.chunker.push(news->fresh);
+  if (turn_.durable) turn_.call_ends = call_ends_of(stored(turn_.id));  // all of its text comes at once
+  auto pieces = turn_.durable ? turn_.cut_again(news->fresh) : turn_.chunker.push(news->fresh);
   tell_text(TextKind::text, std::move(*news), std::move(text.payload));
   speak(std::move(pieces), now);
 }
@@ -890,7 +891,7 @@ void Session::report(const Turn& turn, bool degraded, const json& trace) {
   if (turn.notes)
     return tell(to, Noted{turn.noted_id(), turn.transcript.text, std::max<std::int64_t>(0, turn.begin_sample),
                           std::max<std::int64_t>(0, turn.end_sample), settled, sound_from, degraded});
-  for (const auto* own : {"last_input", "inputs", "sound_end", "piece_lengths"}) done.erase(own);
+  for (const auto* own : {"last_input", "inputs", "sound_end", "piece_lengths", "call_ends"}) done.erase(own);
   done["turn"] = turn.id.value;
   done["stages"] = turn.stages;
   done["trace"] = trace;

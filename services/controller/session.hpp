@@ -257,6 +257,8 @@ class Session {
   void judge_voice(Time now);
   void settle_voice(Time now);
   Turn stored_turn(TurnId id) const;
+  /// Of a turn that is over; none when it is not known.
+  const Past* stored(TurnId id) const;
   void interrupt(Time now);
   void end_answer(std::int64_t samples, const std::string& heard, Time now);
   void take_voice(Time now);

@@ -121,6 +121,16 @@ std::vector<TextChunk> TextChunker::push(std::string_view text) {
   return out;
 }
 
+std::vector<TextChunk> TextChunker::pause() {
+  std::vector<TextChunk> out;
+  auto at = open_.find_last_not_of(" \n");
+  if (at == std::string::npos) return out;
+  const auto closed = open_.substr(0, at + 1) + ' ';
+  while (at > 0 && !is_character(closed, at)) --at;
+  if (sentence_end(closed, 0, at) != 0) emit(out, open_.size());
+  return out;
+}
+
 std::vector<TextChunk> TextChunker::finish() {
   std::vector<TextChunk> out;
   emit(out, open_.size());

@@ -2,7 +2,8 @@
 /// Cuts streamed text into pieces worth speaking: at the end of a sentence, or, when one grows long, at a comma or a
 /// space, in a script without spaces between any two characters. Of the first piece less is long: it is waited for. A
 /// leading tag belongs to every piece of the text. A sentence of a word or two ("hello!") is spoken with the next one:
-/// alone it is played before the next one's sound can be there, and models say single words badly.
+/// alone it is played before the next one's sound can be there, and models say single words badly. In front of a pause
+/// of the text it is a piece.
 ///
 /// A full stop ends no sentence inside a number, behind a title ("dr."), an initial ("j. smith") or the number of a
 /// list ("2. milk"), nor behind letters with stops ("p.m.", "u.s.") when a small letter follows.
@@ -33,6 +34,8 @@ class TextChunker {
   explicit TextChunker(Options options) : options_(options) {}
   /// Pieces that are complete now.
   std::vector<TextChunk> push(std::string_view text);
+  /// The text stands still here, as while tools work: what is left is a piece if a sentence ends there.
+  std::vector<TextChunk> pause();
   /// What is left.
   std::vector<TextChunk> finish();
 

@@ -46,6 +46,10 @@ void Session::on_tool_call(Text text, Time now) {
     around_.tally.tool_calls.add();
     calls.push_back(std::move(*call));
     begin_call(calls.back(), now);
+    // "one moment." is spoken beside it.
+    auto pieces = turn_.chunker.pause();
+    if (!pieces.empty()) turn_.call_ends.push_back(turn_.reply.text.size());
+    speak(std::move(pieces), now);
   }
   tell_ids(std::move(text.payload));
   turn_.calls_made = std::max(turn_.calls_made, index + 1);

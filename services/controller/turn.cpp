@@ -111,6 +111,22 @@ std::string Turn::heard_text(std::int64_t samples_heard) const {
 
 std::string Turn::noted_id() const { return fmt::format("utterance_{}_{}", id.value, begin_sample); }
 
+std::vector<TextChunk> Turn::cut_again(std::string_view whole) {
+  std::vector<TextChunk> out;
+  const auto add = [&](std::vector<TextChunk> chunks) {
+    out.insert(out.end(), std::make_move_iterator(chunks.begin()), std::make_move_iterator(chunks.end()));
+  };
+  std::size_t from = 0;
+  for (const auto end : call_ends) {
+    if (end < from || end > whole.size()) break;  // an interruption has cut the reply in front of it
+    add(chunker.push(whole.substr(from, end - from)));
+    add(chunker.pause());
+    from = end;
+  }
+  add(chunker.push(whole.substr(from)));
+  return out;
+}
+
 json Turn::record() const {
   json calls = json::array();
   for (const auto& c : tool_calls) calls.push_back(to_json(c));
@@ -131,6 +147,7 @@ json Turn::record() const {
   if (given) out["given"] = true;
   if (notes) out["noted"] = {{"id", noted_id()}, {"first_sample", begin_sample}, {"end_sample", end_sample}};
   if (history_from > 1) out["history_from"] = history_from;
+  if (!call_ends.empty()) out["call_ends"] = call_ends;
   // Whoever tells later how much of it was heard.
   const bool is_known = static_cast<std::int64_t>(told.lengths.size()) == told.pieces;
   if (!pieces.empty() && is_known) {

@@ -134,6 +134,7 @@ struct Turn {
   std::string finish;    ///< stop or length
   nlohmann::json usage;  ///< tokens, as the model counts them; null: not known
   TextChunker chunker;
+  std::vector<std::size_t> call_ends;  ///< where a call has ended a piece: bytes of the reply in front of it
   std::vector<Piece> pieces;
   std::size_t pieces_asked = 0;  ///< of them, of the tts as it is now
   std::int64_t samples = 0;      ///< of the answer, sent to the client
@@ -161,6 +162,8 @@ struct Turn {
   /// The reply up to this sample of its sound: a beginning of it that ends behind a word, judged by the word's share of
   /// its piece.
   std::string heard_text(std::int64_t samples_heard) const;
+  /// The pieces of a whole reply, as they were when calls have ended some at `call_ends`.
+  std::vector<TextChunk> cut_again(std::string_view whole);
   /// The name of the item that the utterance becomes when it is noted.
   std::string noted_id() const;
   /// What is stored: nothing that depends on time or on who did the work, but for the lengths of pieces, which are left

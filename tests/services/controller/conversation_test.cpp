@@ -1219,6 +1219,21 @@ BOOST_AUTO_TEST_CASE(the_client_executes_its_own_tools) {
   t.check_calm();
 }
 
+BOOST_AUTO_TEST_CASE(a_short_sentence_in_front_of_a_call_is_spoken_beside_it) {
+  auto t = talk_with(with_look());
+  t.chat().rounds = {{"look"}};
+  t.chat().speaks_first = true;
+  t.chat().first_sentence = "One moment. ";
+  t.g().say(Say{"what do you see?"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().waiting.has_value(); }));
+  BOOST_TEST(wait_for(t, [&] { return !t.g().audio.empty(); }));
+  BOOST_TEST(t.g().turns.empty());
+  t.g().say(ToolOutput{"call_1_1_1", "a bird"});
+  BOOST_REQUIRE(wait_for(t, [&] { return t.g().turns.size() == 1; }));
+  BOOST_TEST(!t.g().turns[0].contains("call_ends"));
+  t.check_calm();
+}
+
 BOOST_AUTO_TEST_CASE(outputs_may_come_in_any_order_and_engine_tools_stand_beside) {
   auto t = talk_with(with_look());
   t.chat().rounds = {{"look", "set_timer", "find"}, {"find"}};

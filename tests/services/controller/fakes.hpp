@@ -231,6 +231,7 @@ class FakeChat final : public Fake<ChatStream> {
   std::vector<std::vector<std::string>> rounds{{"set_timer"}};  ///< names of the tools that it calls
   std::vector<std::string> last_results;
   bool speaks_first = false;  ///< a sentence before the first call
+  std::string first_sentence = "One moment please. ";
   /// What is asked for in the background is a summary of what stands in the history.
   std::vector<std::string> asked_to_summarise;
   std::string summary;  ///< empty: one that depends on what is summarised
@@ -335,7 +336,7 @@ class FakeChat final : public Fake<ChatStream> {
       out.push_back({TextKind::done, R"({"finish":"stop"})"});
       return out;
     }
-    if (speaks_first) out.push_back({TextKind::text, "One moment please. "});
+    if (speaks_first) out.push_back({TextKind::text, first_sentence});
     if (calls_tool)
       for (const auto& round : rounds)
         for (std::size_t i = 0; i < round.size(); ++i) {

@@ -121,6 +121,34 @@ BOOST_AUTO_TEST_CASE(text_without_marks_or_spaces_is_cut_between_characters) {
     BOOST_TEST(run(stop, packet) == run(stop, stop.size()), boost::test_tools::per_element());
 }
 
+BOOST_AUTO_TEST_CASE(a_short_sentence_in_front_of_a_pause_is_a_piece) {
+  const auto paused = [](const std::string& text) {
+    TextChunker chunker;
+    std::vector<std::string> out;
+    BOOST_TEST(chunker.push(text).empty());
+    for (auto& chunk : chunker.pause()) {
+      BOOST_TEST(text.substr(0, chunk.end).ends_with(chunk.text));
+      out.push_back(std::move(chunk.text));
+    }
+    BOOST_TEST(chunker.pause().empty());
+    // Nothing is lost or said twice.
+    std::string all;
+    for (const auto& piece : out) all += piece;
+    for (auto& chunk : chunker.push(" and so on")) all += chunk.text;
+    for (auto& chunk : chunker.finish()) all += chunk.text.substr(out.empty() ? 0 : chunk.tag_bytes);
+    std::erase(all, ' ');
+    auto want = text + "andsoon";
+    std::erase(want, ' ');
+    BOOST_TEST(all == want);
+    return out;
+  };
+  for (const std::string text :
+       {"one moment. ", "one moment.", "ok! ", "(happy)ok!", "好的。", "let me look that up for you."})
+    BOOST_TEST(paused(text).size() == 1u, text);
+  for (const std::string text : {"", "  ", "let me", "mr. ", "at 5 p.m. ", "(happy)", "请等"})
+    BOOST_TEST(paused(text).empty(), text);
+}
+
 BOOST_AUTO_TEST_CASE(wide_punctuation_ends_sentences_and_nothing_is_lost) {
   const std::vector<std::string> want{"大家早上好。", "再见"};
   BOOST_TEST(run("大家早上好。再见", 2) == want, boost::test_tools::per_element());
