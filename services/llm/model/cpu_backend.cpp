@@ -4,6 +4,10 @@
 
 namespace parlando::llm {
 
+namespace {
+constexpr std::size_t kLogitsKept = 4u << 20;  // 16 MB: 56 draws of the largest vocabulary
+}
+
 std::vector<Step1::Piece> pieces_of(const StepPlan& plan) {
   std::vector<Step1::Piece> pieces;
   std::size_t id = 0, block = 0;
@@ -22,7 +26,10 @@ std::span<const float> drawn_logits(const Step1& model, const StepPlan& plan, co
   const auto size = model.config().hidden;
   rows.clear();
   for (const auto& draw : plan.draws) rows.insert(rows.end(), all + draw.row * size, all + (draw.row + 1) * size);
-  logits.resize(plan.draws.size() * static_cast<std::size_t>(model.shard().vocabulary_rows.count()));
+  const auto count = plan.draws.size() * static_cast<std::size_t>(model.shard().vocabulary_rows.count());
+  // What a step of very many draws took is given back by the next one.
+  if (count <= kLogitsKept && logits.capacity() > kLogitsKept) std::vector<float>().swap(logits);
+  logits.resize(count);
   model.logits(rows.data(), static_cast<std::int64_t>(plan.draws.size()), logits.data());
   return logits;
 }
