@@ -173,6 +173,17 @@ class Fleet(Services):
     def said(self, count=40):
         return [line for line in self.engine.all if " ends a turn " not in line][-count:]
 
+    def end_of(self, child, seconds=5):
+        """How a child that is gone has ended, in its supervisor's words: `exit 0`, `signal 6`."""
+        until = time.monotonic() + seconds
+        while True:
+            for line in self.engine.all:
+                if found := re.search(rf" ended \(([^)]+)\).* instance={re.escape(child.name)} pid={child.pid}$", line):
+                    return found[1]
+            if time.monotonic() > until:
+                return "its supervisor does not say how"
+            time.sleep(0.05)
+
     def stop(self):
         for child in self.children():
             child.signal(signal.SIGCONT)

@@ -11,6 +11,7 @@ import sys
 
 SOURCE = pathlib.Path(sys.argv[1])
 sys.path[:0] = [str(SOURCE / "tests/support"), str(SOURCE / "tests/chaos"), str(SOURCE / "tests/k8s")]
+import fleet as engines  # noqa: E402
 import talkers  # noqa: E402
 import trials  # noqa: E402
 from checks import check, finish  # noqa: E402
@@ -181,8 +182,9 @@ class Child:
 
 
 class KilledFleet(Fleet):
-    def __init__(self):
-        self.killed = []
+    def __init__(self, ends=None):
+        """@param ends  {name: how it ends}, where that is no drain"""
+        self.killed, self.ends = [], ends or {}
 
     def children(self, role=None):
         return [Child(n, self) for n in self.gateways()]
@@ -192,6 +194,9 @@ class KilledFleet(Fleet):
 
     def wait_ready(self, *words):
         return True
+
+    def end_of(self, child):
+        return self.ends.get(child.name, "exit 0")
 
 
 async def kills():
@@ -226,6 +231,27 @@ async def kills():
     check("one that was resumed is enough", not runner.not_tried(), runner.not_tried())
 
 
+async def rolls():
+    """One that is rolled and does not get to the end of its drain is a problem of the trial, though its successor is there."""
+    async def problem_of(fleet):
+        try:
+            await trials.roll("gateway")(fleet, talkers.Crowd(fleet, {}, 1, 1))
+            return ""
+        except RuntimeError as error:
+            return str(error)
+    found = await problem_of(KilledFleet())
+    check("a roll in which all drain", not found, found)
+    found = await problem_of(KilledFleet({"gateway-2": "signal 6"}))
+    check("a roll in which one is aborted", "gateway-2" in found and "signal 6" in found, f"found {found!r}")
+    fleet = engines.Fleet.__new__(engines.Fleet)
+    fleet.engine = type("E", (), {"all": ["parlando: gateway gives no sign of life and is aborted instance=gateway-2 pid=71", "parlando: gateway ended (exit 0), starts again in 100 ms instance=gateway-2 pid=7",
+                                          "parlando: gateway ended (signal 6), starts again in 100 ms instance=gateway-2 pid=71"]})
+    child = lambda pid: type("C", (), {"name": "gateway-2", "pid": pid})  # noqa: E731
+    check("the supervisor's words say how one ended", [fleet.end_of(child(7)), fleet.end_of(child(71))] == ["exit 0", "signal 6"])
+    check("nor is one taken for drained of which it says nothing", "does not say" in fleet.end_of(child(8), 0))
+
+
 asyncio.run(cases())
 asyncio.run(kills())
+asyncio.run(rolls())
 finish()

@@ -31,7 +31,10 @@ async def replace(fleet, crowd, victim, number, count):
     crowd.closing = victim.name if victim.role == "gateway" else None
     victim.signal(number)
     back = await asyncio.to_thread(fleet.wait_ready, victim.role, count, [victim.pid], READY_SECONDS)
-    return "" if back else f"{victim.name} is not back within {READY_SECONDS} s"
+    if not back:
+        return f"{victim.name} is not back within {READY_SECONDS} s"
+    end = await asyncio.to_thread(fleet.end_of, victim) if number == signal.SIGTERM else ""
+    return f"{victim.name} was to drain and ended otherwise: {end}" if end not in ("", "exit 0") else ""
 
 
 def kill(role):
