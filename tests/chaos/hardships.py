@@ -183,7 +183,7 @@ async def run(setting):
     over, took = await asyncio.to_thread(setting.fleet.above_baseline, SETTLE_SECONDS)
     print(f"  the load ends: {'back at the baseline after %.1f s' % took if not over else 'still %s' % over}")
     # A controller that is killed while the disk is full would take two turns of each session with it; none is here.
-    return problems + [f"the load ends: {k} is {v}" for k, v in over.items()] + crowd.history.problems(setting.disk / "store.sqlite", 2 * crowd.wanted if not a.only or "random" in a.only else 0)
+    return problems + [f"the load ends: {k} is {v}" for k, v in over.items()] + crowd.settle() + crowd.history.problems(setting.disk / "store.sqlite", 2 * crowd.wanted if not a.only or "random" in a.only else 0)
 
 
 with tempfile.TemporaryDirectory(prefix="parlando-hard-") as folder:

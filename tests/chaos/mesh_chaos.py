@@ -64,6 +64,7 @@ async def run(fleet, recordings):
                 await trials.trial(fault)
         died = any("kill" in fault.__name__ and "gateway" in fault.__name__ for fault in group)
         await trials.calm("the load ends", died)
+    trials.problems += crowd.settle()
     print(f"{len(crowd.turns)} turns, {trials.count} trials, {len(trials.problems)} problems; the clients' own clock was late by at most {1000 * crowd.late:.0f} ms")
     if skipped:
         print(f"left out for lack of time: {', '.join(skipped)}")

@@ -260,4 +260,4 @@ async def calm(network, crowd, seconds):
     await crowd.stop()
     over, took = await asyncio.to_thread(network.above_baseline, seconds)
     print(f"  the load ends: {'back at the baseline after %.1f s' % took if not over else 'still %s' % over}")
-    return [f"the load ends: {k} is {v}" for k, v in over.items()] + crowd.history.problems(network.store)
+    return [f"the load ends: {k} is {v}" for k, v in over.items()] + crowd.settle() + crowd.history.problems(network.store)

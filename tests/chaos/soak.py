@@ -126,7 +126,7 @@ class Soak:
         self.quiet("behind the last fault")
         self.between += [f"behind the last fault: session {t.session} at {t.gateway}, '{t.said}': {p}" for t in last for p in t.problems]
         await self.trials.calm("the load ends", gateway_died=True)
-        return self.trials.problems + self.between + ([] if self.alive == self.crowd.wanted else [f"{self.alive} of {self.crowd.wanted} sessions talk at the end"]) + self.growth(start, end)
+        return self.trials.problems + self.between + self.crowd.settle() + ([] if self.alive == self.crowd.wanted else [f"{self.alive} of {self.crowd.wanted} sessions talk at the end"]) + self.growth(start, end)
 
     def growth(self, start, end):
         """What is larger at the end than behind the beginning."""

@@ -1,6 +1,6 @@
 """The judge of tests/chaos against an engine of this file: a few lines behind a fake socket, which lose, repeat or exchange something on purpose.
 
-`talkers_test.py SOURCE_DIR`. A conversation of one turn whose socket is lost in the middle of its answer, and that goes on at another gateway: as it should it passes,
+`talkers_test.py SOURCE_DIR`. A conversation of one turn whose socket is lost in the middle of its answer or of its question, and that goes on at another gateway: as it should it passes,
 and with each fault the judge says what it is.
 """
 import asyncio
@@ -26,21 +26,30 @@ FRAMES = 10
 @dataclasses.dataclass
 class Engine:
     """What it does wrong; as it stands, nothing."""
-    user: str = SAID                # as the resumed turn heard it
+    user: str = SAID                # as the resumed turn heard it, before the loss
     calm_user: str = SAID           # as a turn without a fault heard it
     calm_users: tuple = ()          # the same, one after the other
     calm_first: bool = True         # that turn comes first
     frames_more: int = 0            # that it says it has heard
+    deaf: int = 0                   # to so many frames behind the loss
     calls_told: tuple = (1, 0)      # before and behind the loss
     calls: int = 1                  # in the turn's end
     goes_on_at: int = 0             # bytes from where the client has it, behind the loss
     stretch: tuple = (0, 0)         # of the sound that comes then: another one of the same length
-    lost: bool = True               # the socket, in the answer
+    lost: str = "answer"            # in which, or in the "question", the socket is lost
     closes_behind: bool = False     # each socket right behind a turn's end
     dead: str = "gateway-1"         # whose sockets may close
 
     def __post_init__(self):
-        self.frames, self.turns, self.lost_in = 0, 0, 0
+        self.frames, self.turns, self.lost_in, self.loud, self.cut = 0, 0, 0, 0, False
+
+    def loses(self):
+        """In which turn."""
+        return self.turns + 1 == (2 if self.calm_first else 1)
+
+    def heard(self, loud):
+        """-> what is understood of so many frames of the question"""
+        return SAID if loud == FRAMES else "what is" if loud < FRAMES else f"{SAID} {SAID}"
 
 
 class Socket:
@@ -50,13 +59,14 @@ class Socket:
     @classmethod
     async def connect(cls, host, port, path, timeout=30):
         self = cls()
-        self.events, self.name, self.here = asyncio.Queue(), f"gateway-{port}", 0
+        self.events, self.name, self.open_ = asyncio.Queue(), f"gateway-{port}", True
         return self
 
     def tell(self, event):
         self.events.put_nowait(event if isinstance(event, bytes) else json.dumps(event))
 
     def lose(self):
+        self.open_ = False
         self.events.put_nowait(None)
 
     async def receive(self):
@@ -72,11 +82,18 @@ class Socket:
         e = self.engine
         if not isinstance(data, bytes):
             return self.open(data)
+        if not self.open_:
+            return
         e.frames += 1
-        self.here += any(data)
-        if self.here == FRAMES:
-            self.here = 0
-            self.answer()
+        if any(data):
+            e.loud += e.deaf == 0 or not e.cut
+            e.deaf -= e.cut and e.deaf > 0
+            if e.lost == "question" and e.loses() and not e.cut and e.loud == FRAMES // 2:
+                e.cut = True
+                self.lose()
+        elif e.loud:
+            loud, e.loud = e.loud, 0
+            self.answer(loud)
 
     def open(self, wanted):
         e = self.engine
@@ -96,11 +113,11 @@ class Socket:
             self.tell(rest[i:i + 1764])
         self.end(e.user)
 
-    def answer(self):
+    def answer(self, loud):
         e = self.engine
         turn = e.turns + 1
-        e.lost_in = turn if e.lost and turn == (2 if e.calm_first else 1) else 0
-        user = e.user if e.lost_in else e.calm_users[turn > 1] if e.calm_users else e.calm_user
+        e.lost_in = turn if e.lost == "answer" and e.loses() else 0
+        user = e.user if e.lost_in else e.heard(loud) if e.loses() and e.lost else e.calm_users[turn > 1] if e.calm_users else e.calm_user
         self.tell({"type": "text", "turn": turn, "kind": "transcript", "text": user})
         self.tell({"type": "text", "turn": turn, "kind": "text", "text": "sixteen"})
         for _ in range(e.calls_told[0] if e.lost_in else e.calls):
@@ -140,8 +157,7 @@ async def talk(engine, turns):
     for task in crowd.tasks:
         task.cancel()
     await asyncio.gather(*crowd.tasks, return_exceptions=True)
-    crowd.settle()
-    return [p for t in crowd.turns[:turns] for p in t.problems] + [text for _, text in crowd.strays], crowd
+    return [p for t in crowd.turns[:turns] for p in t.problems] + [text for _, text in crowd.strays] + crowd.settle(), crowd
 
 
 async def cases():
@@ -153,12 +169,15 @@ async def cases():
 
     crowd = await case("as it should be", "")
     check("one of two turns was resumed, and its sound is whole", [t.resumed for t in crowd.turns[:2]] == [0, 1] and crowd.turns[1].audio == len(SOUND))
-    await case("the question is half heard", "heard 'what is' for", user="what is")
-    await case("the question is heard twice", f"heard '{SAID} {SAID}' for", user=f"{SAID} {SAID}")
-    await case("a question that is never understood", "", user="what", calm_user="what")
-    await case("one that is not always understood", "", turns=3, user="what", calm_users=("what", SAID))
-    await case("nor is it, as is seen later", "", turns=3, user="what", calm_users=(SAID, "what"))
-    await case("half heard, before anybody knows that it can be understood", "heard 'what is' for", turns=3, user="what is", calm_first=False, lost=True)
+    crowd = await case("the socket is lost in the question", "", lost="question")
+    check("one of two turns was resumed within its question", [t.lost_unheard for t in crowd.turns[:2]] == [False, True])
+    await case("a part of the question is lost with the socket", "heard 'what is' for", lost="question", deaf=3)
+    await case("a part of the question comes twice", f"heard '{SAID} {SAID}' for", lost="question", frames_more=-3)
+    await case("what is misheard before the loss is no fault of it", "", user="what is")
+    await case("a question that is never understood", "", lost="question", deaf=3, calm_user="what")
+    await case("one that is not always understood", "", turns=3, lost="question", deaf=3, calm_users=("what", SAID))
+    await case("nor is it, as is seen later", "", turns=3, lost="question", deaf=3, calm_users=(SAID, "what"))
+    await case("half heard, before anybody knows that it can be understood", "heard 'what is' for", turns=3, lost="question", deaf=3, calm_first=False)
     await case("more of the voice has arrived than was said", "samples of a voice", frames_more=5)
     await case("a tool call is told twice", "tool_calls is", calls_told=(1, 1))
     await case("a tool call is not told", "tool_calls is", calls_told=(0, 0))
@@ -167,8 +186,8 @@ async def cases():
     await case("the sound goes on too early", "other sound", goes_on_at=-882)
     await case("the sound begins again", "other sound", goes_on_at=-(HEARD_BYTES - talkers.OVERLAP_BYTES))
     await case("other sound of the same length", "other sound", stretch=(HEARD_BYTES - 400, HEARD_BYTES))
-    await case("a gateway closes behind each turn and does not leave", "its socket was closed", turns=1, lost=False, closes_behind=True, dead="gateway-2")
-    await case("a gateway that leaves closes behind a turn", "", turns=1, lost=False, closes_behind=True)
+    await case("a gateway closes behind each turn and does not leave", "its socket was closed", turns=1, lost="", closes_behind=True, dead="gateway-2")
+    await case("a gateway that leaves closes behind a turn", "", turns=1, lost="", closes_behind=True)
 
 
 class Child:

@@ -350,7 +350,7 @@ async def run(fleet, cluster, root, recordings):
     finally:
         strays = len(crowd.strays)
         await crowd.stop()
-    trials.problems += [text for _, text in crowd.strays[strays:]]
+    trials.problems += [text for _, text in crowd.strays[strays:]] + crowd.settle()
     over, took = await asyncio.to_thread(fleet.above_baseline, SETTLE_SECONDS)
     print(f"{len(crowd.turns)} turns, {trials.count} trials, {len(trials.problems)} problems; {'back at the baseline after %.1f s' % took if not over else 'still %s' % over}")
     return trials.problems + [f"the load ends: {k} is {v}" for k, v in over.items()]
