@@ -2,7 +2,7 @@
 """Installs the engine on this host, to run under systemd: `host.py install`, as root, behind `make sbom`.
 
     host.py install [--trees build/images] [--root /]    programs, libraries, data, units, users, keys; configurations that are there stay as they are
-    host.py own [--root /]                               each role's keys for its group to read again, behind a change by keys.py
+    host.py own [--root /]                               each folder of keys for the group of its user to read again, behind a change by keys.py
 
 The programs are those of the trees of images.py: they find libtorch in /usr/lib/parlando, so nothing of the checkout is needed afterwards, wherever it
 lies. Libraries of the distribution are the host's own.
@@ -77,21 +77,34 @@ def groups(root):
     return {w[0]: int(w[3]) for w in words if len(w) > 3}
 
 
+def refuse_link(path):
+    fail(f"'{path}' is a link, expected a file or a folder")
+
+
 def give(path, group, mode):
     """It is root's: whoever runs as a role reads its keys and changes nothing. A link is refused, wherever it leads."""
     if path.is_symlink():
-        fail(f"'{path}' is a link, expected a file or a folder")
+        refuse_link(path)
     os.chown(path, 0, group, follow_symlinks=False)
     path.chmod(mode)
 
 
 def own(root):
+    """A folder is for the user of its name: a role's, or a second replica's. Those of clients are for root to hand out; of others nothing is known."""
     folder, known = root / "etc/parlando/keys", groups(root)
+    links = [path for path in sorted([folder, *folder.rglob("*")]) if path.is_symlink()]
+    if links:
+        refuse_link(links[0])  # before anything is changed
     give(folder, 0, 0o711)
     for place in sorted(folder.iterdir()):
-        role = place.name.removesuffix("-next")
-        its = place.is_dir() and role in keys.CALLS
-        group = known[f"parlando-{role}"] if its else 0  # those of clients are for root to hand out
+        name = place.name.removesuffix("-next")
+        its = place.is_dir() and f"parlando-{name}" in known
+        if name in keys.CALLS and not its:
+            fail(f"'{place}' is for parlando-{name}, which is no user here")
+        if place.is_dir() and not its and not place.name.startswith("client-"):
+            print(f"'{place}' stays as it is: there is no user parlando-{name}")
+            continue
+        group = known[f"parlando-{name}"] if its else 0
         give(place, group, (0o550 if its else 0o500) if place.is_dir() else 0o400)
         for path in sorted(place.iterdir()) if place.is_dir() else []:
             give(path, group, 0o440 if its else 0o400)

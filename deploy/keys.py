@@ -94,8 +94,11 @@ def make(root):
     for role, called in CALLS.items():
         for other in called:
             admit(root, (root / role / "public_key").read_text(), role, other)
-            if not (root / role / f"server-{other}").exists():  # in a rotation it may be the next pair's
-                write(root / role / f"server-{other}", (root / other / "public_key").read_text())
+            # In a rotation it may be the next pair's; one that is neither is of a pair that is gone.
+            believable = [(folder / "public_key").read_text() for folder in folders(root, other)]
+            for folder in folders(root, role):
+                if "".join(lines(folder / f"server-{other}")) not in believable:
+                    write(folder / f"server-{other}", believable[0])
     if not (root / "gateway/session_secret").exists():
         write(root / "gateway/session_secret", secrets.token_hex(32), 0o400)
     if not (root / "gateway/api_keys").exists():

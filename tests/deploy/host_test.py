@@ -89,27 +89,34 @@ def check_own(root):
         machine = pathlib.Path(folder)
         place = machine / "etc/parlando/keys"
         shutil.copytree(root, place)
-        (machine / "etc/passwd").write_text("".join(f"parlando-{role}:x:{70000 + n}:{80000 + n}::/:/bin/false\n" for n, role in enumerate(keys.CALLS)))
+        (machine / "etc/passwd").write_text("".join(f"parlando-{role}:x:{70000 + n}:{80000 + n}::/:/bin/false\n" for n, role in enumerate([*keys.CALLS, "tts2"])))
+        for name in ("tts2", "client-desk", "backup"):
+            shutil.copytree(place / "tts", place / name)
         for path in [place, *place.rglob("*")]:
             os.chown(path, 70000, 70000)  # an old recipe gave all to one user
         host.own(machine)
-        for n, role in enumerate(keys.CALLS):
+        for n, role in enumerate([*keys.CALLS, "tts2"]):
             of = {path.name: path.stat() for path in [place / role, *(place / role).iterdir()]}
             right = all((s.st_uid, s.st_gid, s.st_mode & 0o777) == (0, 80000 + n, 0o550 if name == role else 0o440) for name, s in of.items())
             check(f"keys of {role} are root's, for its group to read", right, str(of))
         top = place.stat()
         check("no role puts another folder in the place of one", (top.st_uid, top.st_mode & 0o777) == (0, 0o711), str(top))
+        rights = lambda name: (lambda s: (s.st_uid, s.st_gid, s.st_mode & 0o777))((place / name).stat())  # noqa: E731
+        check("keys of a client are for root to hand out", (rights("client-desk"), rights("client-desk/secret_key")) == ((0, 0, 0o500), (0, 0, 0o400)), f"{rights('client-desk')}")
+        check("what is nobody's stays as it is", rights("backup")[:2] == (70000, 70000), f"{rights('backup')}")
         (place / "tts/secret_key").unlink()
         target = machine / "other"
         target.write_text("")
         os.chown(target, 12345, 12345)
         (place / "tts/secret_key").symlink_to(target)
+        os.chown(place / "context/secret_key", 70000, 70000)
         try:
             host.own(machine)
             refused = ""
         except SystemExit as error:
             refused = str(error)
         check("a link among the keys is refused, and what it leads to stays whose it is", "is a link" in refused and target.stat().st_uid == 12345, f"{refused} {target.stat()}")
+        check("and then nothing is changed", rights("context/secret_key")[0] == 70000, f"{rights('context/secret_key')}")
 
 
 def check_units():
@@ -132,6 +139,13 @@ def check_keys(root):
         check(f"the secret of {role} is its owner's alone", (root / role / "secret_key").stat().st_mode & 0o777 == 0o400, "")
     check("the graph is the same for keys and configurations", {k: v for k, v in keys.CALLS.items() if v} == {k: v for k, v in instances.CALLS.items() if k != "edge"}, "")
     check_own(root)
+    shutil.rmtree(root / "tts")
+    keys.make(root)
+    believed = {caller: (root / caller / "server-tts").read_text() for caller in keys.CALLERS["tts"]}
+    check("callers believe a pair that was made in the place of a lost one", set(believed.values()) == {public("tts")}, str(believed))
+    lost = [line for line in keys.lines(root / "llm-tts/callers") if line.split()[1:] == ["tts"] and line.split()[0] != public("tts")]
+    keys.retire(root, "tts")
+    check("and `retire` shuts the lost one out", len(lost) == 1 and set(admitted("llm-tts")) == {public("tts")}, f"{lost} {admitted('llm-tts')}")
     # A rotation of one that calls and is called, step by step.
     old = public("tts")
     keys.begin(root, "tts")
