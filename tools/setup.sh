@@ -75,6 +75,10 @@ install_if_possible() {
   fi
   $sudo apt-get update -qq || step "the package lists could not be fetched"
   if [ ! -e $policy ]; then
+    # Left behind it would hold for every package of this machine, so it goes whatever ends this.
+    trap "$sudo rm -f $policy" EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
     printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null && $sudo chmod 755 $policy && made=1
   fi
   for p in $missing; do
@@ -85,7 +89,10 @@ install_if_possible() {
       step "$p could not be installed, so tests that need it are skipped"
     fi
   done
-  [ -z "$made" ] || $sudo rm -f $policy
+  if [ -n "$made" ]; then
+    $sudo rm -f $policy
+    trap - EXIT INT TERM HUP
+  fi
   for p in $got; do
     case $p in
       prometheus | postgresql) if command -v systemctl >/dev/null; then $sudo systemctl disable -q "$p" 2>/dev/null || true; fi ;;

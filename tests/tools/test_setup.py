@@ -16,8 +16,8 @@ STUBS = {"dpkg-query": "exit 1", "id": "echo 1000", "systemctl": "exit 0", "apt-
          "sudo": 'echo "$@" >> "$ASKED"; case "$*" in *install*buildah*) exit 100;; *tee*) cat >/dev/null;; esac'}
 
 
-def setup(folder, without=(), **environment):
-    """-> exit code, what it said, what it asked of the system"""
+def setup(folder, without=(), ends="", **environment):
+    """@param ends  signal that ends it and apt-get in the first installation. -> exit code, what it said, what it asked of the system"""
     asked, bin_ = folder / "asked", folder / "bin"
     shutil.rmtree(bin_, ignore_errors=True)
     bin_.mkdir()
@@ -25,6 +25,8 @@ def setup(folder, without=(), **environment):
         if name not in without:
             (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
             (bin_ / name).chmod(0o755)
+    if ends:
+        (bin_ / "sudo").write_text(f'#!/bin/sh\necho "$@" >> "$ASKED"; case "$*" in *" install "*) kill -{ends} $PPID; kill -{ends} $$;; *tee*) cat >/dev/null;; esac\n')
     for name in ("bash", "sh", "cat", "grep", "tee", "uname", "df", "awk", "dirname", "sha256sum", "cut", "env", "rm", "chmod"):
         (bin_ / name).symlink_to(shutil.which(name))
     asked.write_text("")
@@ -36,6 +38,10 @@ def check_setup(folder):
     for file in ("tools/setup.sh", "tests/packages.txt", "tests/requirements.txt", "tools/clients_requirements.txt", "tests/deploy/requirements.txt"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / file, folder / file)
+    script = folder / "tools/setup.sh"
+    text = script.read_text()
+    check("the policy is the system's", "policy=/usr/sbin/policy-rc.d " in text)
+    script.write_text(text.replace("/usr/sbin/policy-rc.d", str(folder / "policy-rc.d")))
     (folder / ".deps/venv").mkdir(parents=True)
     texts = "".join((folder / f).read_text() for f in ("tests/requirements.txt", "tools/clients_requirements.txt", "tests/deploy/requirements.txt"))
     stamp = subprocess.run(["sha256sum"], input=texts, capture_output=True, text=True).stdout[:16]
@@ -47,10 +53,13 @@ def check_setup(folder):
     check("one that cannot be had is told, and the rest goes on", code == 0 and "setup: buildah could not be installed, so tests that need it are skipped" in said, f"{code} {said}")
     policy = [i for i, line in enumerate(asked) if "policy-rc.d" in line]
     first, last = (i for i in (asked.index(next(a for a in asked if " install " in a)), max(i for i, a in enumerate(asked) if " install " in a)))
-    if pathlib.Path("/usr/sbin/policy-rc.d").exists():
-        check("a policy that is there stays as it is", not policy, str(asked))
-    else:
-        check("no server is started by being installed", [i for i in policy if i < first] and [i for i in policy if i > last] and "rm -f" in asked[policy[-1]], str(asked))
+    check("no server is started by being installed", [i for i in policy if i < first] and [i for i in policy if i > last] and "rm -f" in asked[policy[-1]], str(asked))
+    for signal, code in (("TERM", 143), ("INT", 130)):
+        done, _, asked_then = setup(folder, ends=signal)
+        end = [line.split()[:2] for line in asked_then if "policy-rc.d" in line][-1:]
+        check(f"nor later, behind a SIG{signal} in the middle", done == code and end == [["rm", "-f"]] and len(asked_then) < len(asked), f"{done} {asked_then}")
+    (folder / "policy-rc.d").touch()
+    check("a policy that is there stays as it is", not [line for line in setup(folder)[2] if "policy-rc.d" in line])
     check("nor with the machine", sum("disable" in a for a in asked) == 2, str(asked))
     code, said, asked = setup(folder, without=["sudo"])
     check("without any right it says what is missing and goes on", code == 0 and "neither root nor sudo" in said and "prometheus" in said and not asked, f"{code} {said}")
