@@ -123,7 +123,7 @@ def check_units():
     """What of the units holds without a systemd."""
     template = (source / "deploy/systemd/parlando@.service").read_text()
     check("a wrong configuration is not started again", "RestartPreventExitStatus=2 78" in template and "\nExecStartPre=" not in template, "")
-    check("units reach this host alone", "IPAddressDeny=any\nIPAddressAllow=localhost\n" in template, "")
+    check("units reach loopback addresses alone", "IPAddressDeny=any\nIPAddressAllow=localhost\n" in template, "")
     for role in instances.ROLES:
         config = json.loads((source / f"deploy/systemd/{role}.json").read_text())
         places = re.findall(r'tcp://([^:"]+):|"(?:listen|metrics)": "([^:"]+):', json.dumps(config))
