@@ -55,7 +55,7 @@ nothing.__name__ = "none"
 
 def deck(dice):
     """One of every kind, in any order."""
-    out = [nothing, *(kill(role) for role in ROLES), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice(ROLES)), scale_tts,
+    out = [nothing, *(kill(role) for role in ROLES), kill("gateway", asking=True), stop(dice.choice(ROLES), dice.choice((0.4, 1, 5))), roll(dice.choice(ROLES)), scale_tts,
            away(dice.choice(("tts", "llm-chat")), 4), two_deaths(dice.random())]
     out = [fault for fault in out if not a.only or fault is nothing or a.only in fault.__name__]
     dice.shuffle(out)

@@ -162,6 +162,7 @@ class Session:
     def __init__(self, crowd, number, gateway):
         self.crowd, self.number, self.gateway = crowd, number, gateway
         self.ws, self.turn, self.frames, self.turns, self.id = None, None, [], 0, ""
+        self.frames_all = 0  # of the question that is asked
         self.lost_at, self.expired, self.token, self.whole = None, False, "", asyncio.Event()
         self.claim, self.kept, self.said = Claim(1), collections.deque(maxlen=KEPT_FRAMES), 0  # the microphone's last minute, and how many frames there were
         self.may_be_cut = self.may_be_lost = False
@@ -304,7 +305,7 @@ class Session:
         name, (frames, words) = self.random.choice(sorted(self.crowd.questions.items()))
         turn = self.turn = Turn(self, words)
         self.crowd.begun(turn)
-        self.frames = frames[::-1]
+        self.frames, self.frames_all = frames[::-1], len(frames)
         try:
             await asyncio.wait_for(asyncio.shield(turn.done), TURN_SECONDS_MAX)
         except asyncio.TimeoutError:
@@ -433,15 +434,23 @@ class Crowd:
         while len(self.under_way()) < min(self.talking, self.wanted) and time.monotonic() < until:
             await asyncio.sleep(0.05)
 
-    async def wait_hearing(self, seconds=20):
-        """Until somebody hears an answer. -> the gateway's name, or None"""
+    async def wait_for(self, seconds, does):
+        """Until somebody does that. -> the gateway's name, or None"""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             for session in self.sessions:
-                if session.turn and session.turn.audio and session.turn.end is None:
+                if session.turn and session.turn.end is None and does(session):
                     return session.gateway
             await asyncio.sleep(0.02)
         return None
+
+    async def wait_hearing(self, seconds=20):
+        """Until somebody hears an answer."""
+        return await self.wait_for(seconds, lambda s: s.turn.audio)
+
+    async def wait_asking(self, seconds=20):
+        """Until somebody is in the middle of a question."""
+        return await self.wait_for(seconds, lambda s: s.frames and s.frames_all / 3 < len(s.frames) < 2 * s.frames_all / 3)
 
     async def wait_ended(self, turns):
         for turn in turns:

@@ -230,12 +230,14 @@ async def kills():
         t.audio, t.resumed = 10, resumed
         return t
 
-    async def once(resumed):
+    async def once(resumed, asking=False):
         t = turn(resumed)
         crowd.turns = [t]
         session = talkers.Session(crowd, 1, "gateway-2")
         session.turn, crowd.sessions = t, [session]
-        fault = trials.kill("gateway")
+        if asking:
+            t.audio, session.frames, session.frames_all = 0, [b""] * 5, 10
+        fault = trials.kill("gateway", asking)
 
         async def and_ends(f, c):
             note = await fault(f, c)
@@ -248,6 +250,8 @@ async def kills():
     check("a kill behind which nothing was resumed is told", len(runner.not_tried()) == 1, runner.not_tried())
     await once(1)
     check("one that was resumed is enough", not runner.not_tried(), runner.not_tried())
+    await once(1, asking=True)
+    check("or where somebody is in the middle of a question", fleet.killed == ["gateway-2"] * 3, fleet.killed)
 
 
 async def rolls():

@@ -37,19 +37,19 @@ async def replace(fleet, crowd, victim, number, count):
     return f"{victim.name} was to drain and ended otherwise: {end}" if end not in ("", "exit 0") else ""
 
 
-def kill(role):
-    """The replica that has most to do; a gateway while somebody hears an answer there, so that a turn is cut in its middle and has to be resumed."""
+def kill(role, asking=False):
+    """The replica that has most to do; a gateway while somebody hears an answer there, or asks a question, so that a turn is cut in its middle and has to be resumed."""
     async def fault(fleet, crowd):
         there = await asyncio.to_thread(fleet.children, role)
         victim = await asyncio.to_thread(fleet.busiest, role)
         if role == "gateway":
-            heard_at = await crowd.wait_hearing()
-            victim = next((c for c in there if c.name == heard_at), victim)
+            busy = await (crowd.wait_asking() if asking else crowd.wait_hearing())
+            victim = next((c for c in there if c.name == busy), victim)
         problem = await replace(fleet, crowd, victim, signal.SIGKILL, len(there))
         if problem:
             raise RuntimeError(problem)
         return f"{victim.name} pid {victim.pid}"
-    fault.__name__, fault.resumes = f"kill -9 {role}", role == "gateway"
+    fault.__name__, fault.resumes = f"kill -9 {role}{' in a question' if asking else ''}", role == "gateway"
     return fault
 
 
