@@ -8,6 +8,7 @@
 #include <ctime>
 #include <filesystem>
 #include <iostream>
+#include <optional>
 
 #include "common/service/process/ready_pipe.hpp"
 #include "common/service/recording.hpp"
@@ -80,33 +81,57 @@ void block_signals() {
 
 namespace {
 
-/// Waits for SIGTERM or SIGINT; meanwhile tells a supervisor when requests can be served, and that the worker still
-/// takes work. A step may take as long as its limit; who is silent for longer is aborted from outside.
-void tell_supervisor(Host& host, milliseconds step_limit) {
+constexpr milliseconds kDrainPause{50};  // between two looks at whether it is ready, or done
+
+sigset_t end_signals() {
   sigset_t set;
   sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  auto pipe = process::ReadyPipe::of_environment();
-  if (!pipe.connected()) {
-    int got = 0;
-    sigwait(&set, &got);
-    return;
-  }
-  const auto pause = [&set](milliseconds time) {
-    const timespec wait{0, std::chrono::nanoseconds(time).count()};
-    return sigtimedwait(&set, nullptr, &wait) > 0;
-  };
-  while (!host.ready())
-    if (pause(milliseconds(50))) return;
-  pipe.ready(host.listening_port());
-  const SteadyClock clock;
-  process::AnswerWatch worker(step_limit + 2 * process::kAlivePeriod, clock.now(), [&host](auto answer) {
-    return host.post([answer = std::move(answer)](Core&, Time) { answer(); });
-  });
-  while (!pause(process::kAlivePeriod))
-    if (worker.alive(clock.now())) pipe.alive();
+  sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
+  return set;
 }
+
+/// @return whether SIGTERM or SIGINT came within that time
+bool asked_to_end(milliseconds time) {
+  const auto set = end_signals();
+  const timespec wait{0, std::chrono::nanoseconds(time).count()};
+  return sigtimedwait(&set, nullptr, &wait) > 0;
+}
+
+/// Tells a supervisor when requests can be served, and that the worker still takes work, to the end of its drain: who
+/// sends SIGTERM need not be the supervisor. A step may take as long as its limit; who is silent for longer is aborted
+/// from outside. Without a supervisor it tells nobody.
+class SignsOfLife {
+ public:
+  SignsOfLife(Host& host, milliseconds step_limit) : host_(host), limit_(step_limit + 2 * process::kAlivePeriod) {}
+  bool is_heard() const { return pipe_.connected(); }
+  /// How long the next call may stay away.
+  milliseconds pause() const { return worker_ ? process::kAlivePeriod : kDrainPause; }
+  /// Until SIGTERM.
+  void tell() {
+    if (!worker_ && host_.ready()) {
+      pipe_.ready(host_.listening_port());
+      worker_.emplace(limit_, clock_.now(), [this](auto answer) {
+        return host_.post([answer = std::move(answer)](Core&, Time) { answer(); });
+      });
+    }
+    tell_alive();
+  }
+  /// The same in a drain; who has never been ready is not watched.
+  void tell_alive() {
+    const Time now = clock_.now();
+    if (!worker_ || now < due_) return;
+    due_ = now + process::kAlivePeriod;
+    if (worker_->alive(now)) pipe_.alive();
+  }
+
+ private:
+  Host& host_;
+  milliseconds limit_;
+  SteadyClock clock_;
+  process::ReadyPipe pipe_ = process::ReadyPipe::of_environment();
+  std::optional<process::AnswerWatch> worker_;  // once it is ready
+  Time due_{};
+};
 
 }  // namespace
 
@@ -152,15 +177,20 @@ int run(int argc, char** argv, const Definition& definition) {
   if (!host) return complain(host.error(), 1);
   std::cout << instance->role << " listens at " << (*host)->endpoint() << ", metrics at port "
             << (*host)->metrics_port() << std::endl;
-  tell_supervisor(**host, milliseconds(instance->wire.step_limit_ms));
+  SignsOfLife life(**host, milliseconds(instance->wire.step_limit_ms));
+  if (life.is_heard()) {
+    do life.tell();
+    while (!asked_to_end(life.pause()));
+  } else {
+    const auto set = end_signals();
+    int got = 0;
+    sigwait(&set, &got);
+  }
   // New sessions are refused from here on; what runs may finish.
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(drain_seconds);
   while (!(*host)->drain() && std::chrono::steady_clock::now() < until) {
-    timespec pause{0, 50'000'000};
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM), sigaddset(&set, SIGINT);
-    if (sigtimedwait(&set, nullptr, &pause) > 0) break;  // asked twice: now
+    life.tell_alive();
+    if (asked_to_end(kDrainPause)) break;  // asked twice: now
   }
   telemetry::log(telemetry::Level::info, "{} ends instance={}", instance->role, (*host)->instance());
   return 0;

@@ -1,12 +1,16 @@
 #define BOOST_TEST_MODULE host
 #include "common/service/host.hpp"
 
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <boost/test/unit_test.hpp>
 #include <condition_variable>
+#include <fstream>
 
+#include "common/service/definition.hpp"
+#include "common/service/process/ready_pipe.hpp"
 #include "common/service/progress_watch.hpp"
 #include "tests/support/temporary_directory.hpp"
 
@@ -276,6 +280,49 @@ BOOST_AUTO_TEST_CASE(work_that_stands_still_ends_the_process) {
     BOOST_TEST(WIFEXITED(status));
     BOOST_TEST(WEXITSTATUS(status) == kExitStuck);
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_drain_gives_signs_of_life) {
+  // SIGTERM may come from outside: a supervisor that has not sent it aborts who is silent.
+  const TemporaryDirectory folder;
+  const auto file = (folder.path() / "config.json").string();
+  std::ofstream(file) << R"({"wire": {"bind": "inproc://echo", "metrics": "127.0.0.1:0"}})";
+  int ends[2];
+  BOOST_REQUIRE(::pipe(ends) == 0);
+  const auto child = ::fork();
+  if (child == 0) {
+    ::setenv(process::kReadyVariable, std::to_string(ends[1]).c_str(), 1);
+    const Definition definition{"echo",
+                                "never done",
+                                {},
+                                [](auto&&...) {},
+                                [](const auto&) {
+                                  auto core = std::make_unique<Echo>(false);
+                                  core->busy_ = true;
+                                  return Result<std::unique_ptr<Core>>(std::move(core));
+                                }};
+    const char* words[] = {"echo", "--config", file.c_str(), "--drain-seconds", "3"};
+    ::_exit(run(5, const_cast<char**>(words), definition));
+  }
+  ::close(ends[1]);
+  std::string told;
+  const auto read_some = [&] {
+    char bytes[256];
+    const auto count = ::read(ends[0], bytes, sizeof bytes);
+    if (count > 0) told.append(bytes, static_cast<std::size_t>(count));
+    return count > 0;
+  };
+  while (told.find("alive\n") == std::string::npos) BOOST_REQUIRE(read_some());
+  BOOST_TEST(told.starts_with("ready 0\n"));
+  told.clear();
+  ::kill(child, SIGTERM);
+  while (read_some()) continue;
+  ::close(ends[0]);
+  int status = 0;
+  BOOST_REQUIRE(::waitpid(child, &status, 0) == child);
+  BOOST_TEST((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+  BOOST_TEST(std::count(told.begin(), told.end(), '\n') >= 3);  // one every half second
+  BOOST_TEST(told.find("ready") == std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(standing_still_is_counted_in_the_watchers_own_ticks) {
