@@ -321,7 +321,8 @@ Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> code
   bool last = false;
   PARLANDO_TRY(auto out, part(codes, false, last));
   while (chunk_) {
-    PARLANDO_TRY(out, part({}, false, last));
+    PARLANDO_TRY(const auto made, part({}, false, last));
+    out.insert(out.end(), made.begin(), made.end());
   }
   return out;
 }
