@@ -430,6 +430,7 @@ with tempfile.TemporaryDirectory() as folder:
         keys.write_text(hashlib.sha256(b"the-right-key").hexdigest() + " anna\n")
         engine = Engine(BIN / "parlando", "--listen", "127.0.0.1:0", "--store", ":memory:", "--keys-file", keys)
         browser.open(f"http://127.0.0.1:{engine.port}/")
+        browser.until("document.querySelector('#settings')")
         asks_for_a_key(browser)
         parts.append(asks_for_a_key)
         print("asks_for_a_key passed", flush=True)
