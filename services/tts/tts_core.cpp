@@ -461,10 +461,19 @@ Result<std::vector<float>> TtsCore::decode(Piece& piece, bool& last) const {
     if (!last) return std::vector<float>();
     return piece.decoder->synthesise(piece.codes, piece.voice->prompt, piece.seed);
   }
-  return piece.stream->part(std::exchange(piece.codes, {}), piece.codes_done, last);
+  auto& stream = *piece.stream;
+  if (!piece.codes.empty() || stream.pending()) {
+    const auto before = stream.frames();
+    PARLANDO_TRY(auto wave, stream.push(std::exchange(piece.codes, {})));
+    // A step is one chunk, or what is left behind the last: others wait for it.
+    if (stream.frames() != before || !piece.codes_done) return wave;
+  }
+  last = piece.codes_done;
+  if (!last) return std::vector<float>();
+  return stream.finish();
 }
 
-/// Decodes a part of what has come of the first piece and sends what became sound. @error when the decoder fails
+/// Decodes what has come of the first piece and sends it. @error when the decoder fails
 Result<void> TtsCore::advance(const Key& key, Utterance& u, Time now) {
   auto& piece = u.pieces.front();
   if (!piece.stream) {
@@ -509,38 +518,21 @@ bool TtsCore::can_advance(const Utterance& u) const {
   if (u.pieces.empty() || u.pieces.front().codes_stream.value == 0) return false;
   const auto& piece = u.pieces.front();
   if (config_.whole) return !piece.stream || piece.codes_done;
-  return !piece.stream || !piece.codes.empty() || piece.codes_done || piece.stream->pending() ||
-         piece.stream->under_way();
+  return !piece.stream || !piece.codes.empty() || piece.codes_done || piece.stream->pending();
 }
 
-/// Its next step makes what is kept of a prompt, hundreds of megabytes at official size that nobody has counted yet.
-bool TtsCore::makes_past(const Utterance& u) const {
-  if (config_.whole) return false;
-  const auto& piece = u.pieces.front();
-  return piece.stream ? piece.stream->makes_past() : !piece.codes.empty() || piece.codes_done;
-}
-
-/// Of the utterances that can get a step, the one whose listener has nothing to hear first; it stands last then. A
-/// chunk that has begun can wait between two steps, but of those that make what is kept of a prompt one is under way at
-/// a time: whoever would begin another one lets it go on.
+/// Of the utterances that can get a step, the one whose listener has nothing to hear first; it stands last then.
 std::optional<TtsCore::Key> TtsCore::runs_dry_first() {
   std::erase_if(turns_, [this](const Key& key) { return utterances_.find(key) == nullptr; });
-  auto first = turns_.end(), maker = turns_.end();
+  auto first = turns_.end();
   auto dry_at = Time::max();
-  bool goes_on = false;
   for (auto at = turns_.begin(); at != turns_.end(); ++at) {
     const auto& u = *utterances_.find(*at);
-    if (!can_advance(u)) continue;
-    const auto* stream = u.pieces.front().stream.get();
-    const bool begun = stream != nullptr && stream->under_way();
-    if (begun && makes_past(u)) maker = at;
-    if (u.playout.dry_at() > dry_at || (u.playout.dry_at() == dry_at && !(begun && !goes_on))) continue;
+    if (!can_advance(u) || u.playout.dry_at() >= dry_at) continue;
     first = at;
     dry_at = u.playout.dry_at();
-    goes_on = begun;
   }
   if (first == turns_.end()) return {};
-  if (maker != turns_.end() && makes_past(*utterances_.find(*first))) first = maker;
   const auto key = *first;
   turns_.erase(first);
   turns_.push_back(key);

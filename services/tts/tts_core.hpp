@@ -108,7 +108,6 @@ class TtsCore final : public service::Core {
   void codes_failed(const Key& key, Utterance& u, Piece& piece, const Error& error);
   // The work.
   bool can_advance(const Utterance& u) const;
-  bool makes_past(const Utterance& u) const;
   std::optional<Key> runs_dry_first();
   Piece* to_begin(Utterance& u);
   Result<void> begin(const Key& key, Utterance& u, Piece& piece, Time now);

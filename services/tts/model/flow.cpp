@@ -384,76 +384,50 @@ at::Tensor Flow::velocity(const at::Tensor& x_in, const Fixed& inputs, const at:
   return final_proj_(x).to(at::kFloat);
 }
 
-namespace {
-at::Tensor solved(Flow::Solver solver) {
-  while (!solver.is_done()) solver.step();
-  return solver.x();
-}
-}  // namespace
-
 at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
                        const Trace& trace) const {
-  return solved(solver(z, mu, spk, cond, trace));
+  return integrate(z, mu, spk, cond, trace, nullptr, nullptr);
 }
 
 at::Tensor Flow::solve(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
                        std::int64_t frames, FlowPast& past) const {
-  return solved(solver(z, mu, spk, cond, frames, past));
-}
-
-at::Tensor Flow::solve_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
-                              const at::Tensor& cond) const {
-  return solved(solver_behind(past, z, mu, spk, cond));
-}
-
-Flow::Solver Flow::solver(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
-                          const Trace& trace) const {
-  return {*this, z, mu, spk, cond, trace, nullptr, nullptr};
-}
-
-Flow::Solver Flow::solver(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
-                          std::int64_t frames, FlowPast& past) const {
   if (frames < stride_ || frames % stride_ != 0 || frames > z.size(2))
     raise(Errc::invalid_argument, "what stands before a window has {} frames, expected a multiple of {}", frames,
           stride_);
   past = {};
   past.frames = frames;
-  return {*this, z, mu, spk, cond, {}, &past, nullptr};
+  return integrate(z, mu, spk, cond, {}, &past, nullptr);
 }
 
-Flow::Solver Flow::solver_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
-                                 const at::Tensor& cond) const {
-  return {*this, z, mu, spk, cond, {}, nullptr, &past};
+at::Tensor Flow::solve_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
+                              const at::Tensor& cond) const {
+  return integrate(z, mu, spk, cond, {}, nullptr, &past);
 }
 
-Flow::Solver::Solver(const Flow& flow, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
-                     const at::Tensor& cond, Trace trace, FlowPast* made, const FlowPast* known)
-    : flow_(&flow), trace_(std::move(trace)), made_(made), known_(known), x_(z) {
+at::Tensor Flow::integrate(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                           const Trace& trace, FlowPast* made, const FlowPast* known) const {
   const c10::InferenceMode guard;
-  auto pair = [&](const at::Tensor& a) { return flow.cfg_rate_ > 0 ? at::cat({a, at::zeros_like(a)}) : a; };
-  const auto same = flow.fixed_inputs(pair(mu), pair(spk), pair(cond));
-  inputs_ = flow.fixed(same, known != nullptr ? known->fixed : at::Tensor());
+  const auto schedule = flow_schedule(steps_, ScheduleType::fp32);
+  const bool guided = cfg_rate_ > 0;
+  auto pair = [&](const at::Tensor& a) { return guided ? at::cat({a, at::zeros_like(a)}) : a; };
+  const auto same = fixed_inputs(pair(mu), pair(spk), pair(cond));
+  const auto inputs = fixed(same, known != nullptr ? known->fixed : at::Tensor());
   if (made != nullptr) made->fixed = same.narrow(2, made->frames - 1, 1).clone();
-}
-
-void Flow::Solver::step() {
-  const c10::InferenceMode guard;
-  const auto schedule = flow_schedule(flow_->steps_, ScheduleType::fp32);
-  const auto k = static_cast<std::size_t>(next_);
-  const auto rate = flow_->cfg_rate_;
-  const bool guided = rate > 0;
-  if (trace_) trace_("x_step", x_);
-  const auto t = at::full({guided ? 2 : 1}, schedule.t[k]);
-  PastStep past;
-  if (made_ != nullptr) past.frames = made_->frames;
-  if (known_ != nullptr) past.frames = known_->frames, past.known = &known_->steps[k];
-  auto v = flow_->velocity(guided ? at::cat({x_, x_}) : x_, inputs_, t, {},
-                           made_ != nullptr || known_ != nullptr ? &past : nullptr);
-  if (made_ != nullptr) made_->steps.push_back(std::move(past.made));
-  if (trace_ && k == 0) trace_("v_first", v);
-  if (guided) v = (1 + rate) * v.narrow(0, 0, 1) - rate * v.narrow(0, 1, 1);
-  x_ = x_ + schedule.dt[k] * v;
-  ++next_;
+  auto x = z;
+  for (int k = 0; k < steps_; ++k) {
+    if (trace) trace("x_step", x);
+    const auto t = at::full({guided ? 2 : 1}, schedule.t[static_cast<std::size_t>(k)]);
+    PastStep past;
+    if (made != nullptr) past.frames = made->frames;
+    if (known != nullptr) past.frames = known->frames, past.known = &known->steps[static_cast<std::size_t>(k)];
+    auto v =
+        velocity(guided ? at::cat({x, x}) : x, inputs, t, {}, made != nullptr || known != nullptr ? &past : nullptr);
+    if (made != nullptr) made->steps.push_back(std::move(past.made));
+    if (trace && k == 0) trace("v_first", v);
+    if (guided) v = (1 + cfg_rate_) * v.narrow(0, 0, 1) - cfg_rate_ * v.narrow(0, 1, 1);
+    x = x + schedule.dt[static_cast<std::size_t>(k)] * v;
+  }
+  return x;
 }
 
 at::Tensor Flow::mel(const at::Tensor& tokens, const at::Tensor& prompt_tokens, const at::Tensor& prompt_mel,

@@ -67,14 +67,6 @@ class Flow {
   /// A window behind frames that are not computed again: they are as they were where `past` was made.
   at::Tensor solve_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
                           const at::Tensor& cond) const;
-  /// The same, a step at a time.
-  class Solver;
-  Solver solver(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
-                const Trace& trace = {}) const;
-  Solver solver(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
-                std::int64_t frames, FlowPast& past) const;
-  Solver solver_behind(const FlowPast& past, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk,
-                       const at::Tensor& cond) const;
   /// Frames that become one in the middle of the estimator.
   std::int64_t stride() const { return stride_; }
 
@@ -131,6 +123,9 @@ class Flow {
   at::Tensor attended(const at::Tensor& qkv, PastStep* past) const;
   at::Tensor stage(at::Tensor x, const Stage& s, const at::Tensor& time, const Trace& trace, const std::string& name,
                    PastStep* past, const Fixed* inputs = nullptr) const;
+  /// @param made, known  at most one of them
+  at::Tensor integrate(const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
+                       const Trace& trace, FlowPast* made, const FlowPast* known) const;
 
   double rate_ = 0, cfg_rate_ = 0;
   std::int64_t vocabulary_ = 0, width_ = 0, encoder_heads_ = 0, heads_ = 0, dim_ = 0, time_inputs_ = 0, stride_ = 1;
@@ -146,29 +141,6 @@ class Flow {
   std::vector<Stage> down_, mid_, up_;
   Block final_block_;
   std::shared_ptr<const Bf16Estimator> bf16_;  ///< in the place of the three lines before
-};
-
-/// What was given to it by reference outlives it.
-class Flow::Solver {
- public:
-  bool is_done() const { return next_ == flow_->steps_; }
-  void step();
-  /// [1, 80, F] where the steps so far have led
-  const at::Tensor& x() const { return x_; }
-
- private:
-  friend class Flow;
-  /// @param made, known  at most one of them
-  Solver(const Flow& flow, const at::Tensor& z, const at::Tensor& mu, const at::Tensor& spk, const at::Tensor& cond,
-         Trace trace, FlowPast* made, const FlowPast* known);
-
-  const Flow* flow_;
-  Trace trace_;
-  FlowPast* made_;
-  const FlowPast* known_;
-  at::Tensor x_;
-  Fixed inputs_;
-  int next_ = 0;
 };
 
 }  // namespace parlando::tts

@@ -136,58 +136,37 @@ std::int64_t SpeechStream::frame_of(std::int64_t token) const {
       std::floor(static_cast<double>(token) * 22050 / (256 * decoder_->flow().token_rate())));
 }
 
-/// One window on its way to sound.
-struct SpeechStream::Chunk {
-  std::int64_t edge = 0, f_start = 0, f_now = 0, f_edge = 0, f_end = 0;
-  bool last = false;
-  FlowPast past = {};               ///< being made, or made for this chunk alone
-  std::optional<Window> rest = {};  ///< of a window whose prompt is computed first
-  std::optional<Flow::Solver> solver = {};
-  at::Tensor fresh = {}, guess = {};  ///< mel, once it is solved: what is to be voiced, and what may follow
-  std::int64_t voiced = 0;            ///< frames of `fresh`
-};
-
-SpeechStream::~SpeechStream() { forget_past(); }
-
-std::int64_t SpeechStream::known_frames() const {
-  const auto stride = decoder_->flow().stride();
-  return prompt_.mel.size(1) / stride * stride;
-}
-
-bool SpeechStream::makes_past() const {
-  if (known_frames() == 0) return false;
-  return chunk_ ? chunk_->past.frames > 0 : past_.frames == 0;
-}
-
-void SpeechStream::solve(Chunk& chunk, Window w) {
-  const auto frames = w.z.size(2);
+/// @return mel of the window, or of what stands behind the prompt
+at::Tensor SpeechStream::solve(Window w, bool last) {
+  const auto& flow = decoder_->flow();
+  const auto frames = w.z.size(2), known = prompt_.mel.size(1) / flow.stride() * flow.stride();
   const bool first = !first_window_.z.defined();
-  if (known_frames() == 0 || (first && chunk.last)) {
+  if (known == 0 || (first && last)) {
     evaluated_frames_ += frames, evaluated_pairs_ += frames * frames;
-    chunk.solver = decoder_->flow().solver(w.z, w.mu, speaker_, w.cond);
-  } else if (first) {
-    first_window_ = std::move(w);
-    chunk.solver = first_window(chunk.past);
-  } else if (past_.frames == 0) {
-    chunk.rest = std::move(w);
-    chunk.solver = first_window(chunk.past);
-  } else {
-    chunk.solver = behind(past_, w);
+    return flow.solve(w.z, w.mu, speaker_, w.cond)[0];
   }
-}
-
-Flow::Solver SpeechStream::first_window(FlowPast& past) {
-  const auto& w = first_window_;
-  const auto frames = w.z.size(2);
-  evaluated_frames_ += frames, evaluated_pairs_ += frames * frames;
-  return decoder_->flow().solver(w.z, w.mu, speaker_, w.cond, known_frames(), past);
-}
-
-Flow::Solver SpeechStream::behind(const FlowPast& past, const Window& w) {
-  const auto frames = w.z.size(2), known = known_frames();
-  const auto rest = [&](const at::Tensor& x) { return x.narrow(2, known, frames - known); };
+  FlowPast past;
+  if (first) {
+    first_window_ = std::move(w);
+    const auto mel = first_window(past);
+    keep_past(std::move(past));
+    return mel;
+  }
+  if (past_.frames == 0) first_window(past);
+  const auto behind = [&](const at::Tensor& x) { return x.narrow(2, known, frames - known); };
   evaluated_frames_ += frames - known, evaluated_pairs_ += (frames - known) * frames;
-  return decoder_->flow().solver_behind(past, rest(w.z), rest(w.mu), speaker_, rest(w.cond));
+  auto mel =
+      flow.solve_behind(past_.frames == 0 ? past : past_, behind(w.z), behind(w.mu), speaker_, behind(w.cond))[0];
+  if (last) forget_past();
+  return mel;
+}
+
+at::Tensor SpeechStream::first_window(FlowPast& past) {
+  const auto& flow = decoder_->flow();
+  const auto& w = first_window_;
+  const auto frames = w.z.size(2), known = prompt_.mel.size(1) / flow.stride() * flow.stride();
+  evaluated_frames_ += frames, evaluated_pairs_ += frames * frames;
+  return flow.solve(w.z, w.mu, speaker_, w.cond, known, past)[0];
 }
 
 void SpeechStream::keep_past(FlowPast past) {
@@ -202,7 +181,7 @@ void SpeechStream::forget_past() {
   if (options_.memory) options_.memory->give(std::exchange(past_bytes_taken_, 0));
 }
 
-void SpeechStream::begin(std::int64_t hop, std::int64_t lookahead) {
+std::vector<float> SpeechStream::chunk(std::int64_t hop, std::int64_t lookahead) {
   const auto& flow = decoder_->flow();
   const auto P = prompt_tokens_.size(0), F1 = prompt_.mel.size(1);
   const auto context = std::min<std::int64_t>(committed_tokens_ - token_first_,
@@ -227,49 +206,13 @@ void SpeechStream::begin(std::int64_t hop, std::int64_t lookahead) {
         .narrow(1, F1, f_now - f_start)
         .copy_(context_mel_.narrow(1, context_mel_.size(1) - (f_now - f_start), f_now - f_start));
   const auto z = at::cat({prompt_noise_, flow_noise(options_.seed, 0, f_start, f_end - f_start)}, 2);
-  auto chunk = std::make_unique<Chunk>(edge, f_start, f_now, f_edge, f_end, lookahead == 0);
-  solve(*chunk, {z, mu, cond});
-  chunk_ = std::move(chunk);
-}
-
-/// One step of the solver, or a slice of the sound.
-std::vector<float> SpeechStream::go_on() {
-  auto& chunk = *chunk_;
-  if (!chunk.solver->is_done()) {
-    chunk.solver->step();
-    if (!chunk.solver->is_done() || !chunk.rest) return {};
-    chunk.solver = behind(chunk.past, *chunk.rest);
-    chunk.rest.reset();
-    return {};
-  }
-  return sound();
-}
-
-std::vector<float> SpeechStream::sound() {
-  auto& chunk = *chunk_;
-  const auto f_now = chunk.f_now, f_edge = chunk.f_edge, f_end = chunk.f_end, count = f_edge - f_now;
-  if (!chunk.fresh.defined()) {
-    const auto mel = chunk.solver->x()[0];  // of the window, or of what stands behind the prompt
-    const auto place = mel.size(1) - (f_end - f_now);
-    chunk.fresh = mel.narrow(1, place, count);
-    chunk.guess = mel.narrow(1, place + count, f_end - f_edge);
-  }
-  // Slices of one length, as far as frames allow: the first ones see what follows, the last one the guess.
-  const auto slices = (count + kSliceFrames - 1) / kSliceFrames;
-  const auto from = chunk.voiced, to = std::min(count, from + (count + slices - 1) / slices);
-  const auto behind = std::min(count - to, kBehindFrames);
-  const auto next = to == count ? chunk.guess : at::cat({chunk.fresh.narrow(1, to, behind), chunk.guess}, 1);
-  auto out = vocoder_.push_now(chunk.fresh.narrow(1, from, to - from),
-                               to == count ? next : next.narrow(1, 0, std::min(next.size(1), kBehindFrames)));
-  chunk.voiced = to;
-  if (to < count) return out;
-  const auto done = std::move(chunk_);
-  if (done->last)
-    forget_past();
-  else if (done->past.frames > 0)
-    keep_past(std::move(done->past));
-  context_mel_ = at::cat({context_mel_, done->fresh}, 1);
-  committed_tokens_ = done->edge;
+  const auto mel = solve({z, mu, cond}, lookahead == 0);
+  const auto place = mel.size(1) - (f_end - f_start);  // of the context in what was computed
+  const auto fresh = mel.narrow(1, place + f_now - f_start, f_edge - f_now),
+             guess = mel.narrow(1, place + f_edge - f_start, f_end - f_edge);
+  auto out = vocoder_.push_now(fresh, guess);
+  context_mel_ = at::cat({context_mel_, fresh}, 1);
+  committed_tokens_ = edge;
   committed_frames_ = f_edge;
   const auto keep_from = std::max<std::int64_t>(
       token_first_, committed_tokens_ - static_cast<std::int64_t>(options_.context_groups) * per_group_);
@@ -280,60 +223,22 @@ std::vector<float> SpeechStream::sound() {
   return out;
 }
 
-void SpeechStream::add(std::span<const std::int32_t> codes) {
+Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> codes) try {
+  const c10::InferenceMode guard;
   const auto fresh = decoder_->flow().usable({codes.begin(), codes.end()}, &dropped_);
   tokens_.insert(tokens_.end(), fresh.begin(), fresh.end());
-}
-
-Result<std::vector<float>> SpeechStream::part(std::span<const std::int32_t> codes, bool all, bool& last) try {
-  const c10::InferenceMode guard;
-  last = false;
-  add(codes);
-  const auto per_group = static_cast<std::int64_t>(per_group_);
-  if (!chunk_ && pending()) {
-    // Every chunk computes context and look-ahead again, so small ones cost most: each is as large as the lead
-    // allows, what has been sent and not yet played. The lead is reckoned, not measured, so that edges depend on
-    // nothing but position: another replica makes the same samples.
-    begin(hop_groups_ * per_group, options_.lookahead_groups * per_group);
-    affordable_groups_ += options_.speed * hop_groups_;
-    hop_groups_ = std::max(1, static_cast<int>(std::min<double>(options_.hop_groups_max, affordable_groups_)));
-    affordable_groups_ -= hop_groups_;
-  } else if (!chunk_) {
-    if (!all) return std::vector<float>{};
-    const auto left = waiting() / per_group * per_group;
-    last = left == 0;
-    if (last) return vocoder_.finish();
-    begin(left, 0);
-  }
-  const bool ends = chunk_->last;
-  auto out = go_on();
-  last = ends && !chunk_;
-  if (last) {
-    const auto rest = vocoder_.finish();
-    out.insert(out.end(), rest.begin(), rest.end());
-  }
+  if (!pending()) return std::vector<float>{};
+  // Every chunk computes context and look-ahead again, so small ones cost most: each is as large as the lead
+  // allows, what has been sent and not yet played. The lead is reckoned, not measured, so that edges depend on nothing
+  // but position: another replica makes the same samples.
+  auto out = chunk(static_cast<std::int64_t>(hop_groups_) * per_group_,
+                   static_cast<std::int64_t>(options_.lookahead_groups) * per_group_);
+  affordable_groups_ += options_.speed * hop_groups_;
+  hop_groups_ = std::max(1, static_cast<int>(std::min<double>(options_.hop_groups_max, affordable_groups_)));
+  affordable_groups_ -= hop_groups_;
   return out;
 } catch (const std::exception& e) {
   return fail(Errc::internal, "streaming synthesis failed: {}", e.what());
-}
-
-Result<std::vector<float>> SpeechStream::push(std::span<const std::int32_t> codes) {
-  bool last = false;
-  PARLANDO_TRY(auto out, part(codes, false, last));
-  while (chunk_) {
-    PARLANDO_TRY(const auto made, part({}, false, last));
-    out.insert(out.end(), made.begin(), made.end());
-  }
-  return out;
-}
-
-Result<std::vector<float>> SpeechStream::finish() {
-  std::vector<float> out;
-  for (bool last = false; !last;) {
-    PARLANDO_TRY(const auto made, part({}, true, last));
-    out.insert(out.end(), made.begin(), made.end());
-  }
-  return out;
 }
 
 std::int64_t SpeechStream::waiting() const {
@@ -341,6 +246,24 @@ std::int64_t SpeechStream::waiting() const {
 }
 bool SpeechStream::pending() const {
   return waiting() >= static_cast<std::int64_t>(hop_groups_ + options_.lookahead_groups) * per_group_;
+}
+
+Result<std::vector<float>> SpeechStream::finish() try {
+  const c10::InferenceMode guard;
+  std::vector<float> out;
+  while (pending()) {
+    PARLANDO_TRY(const auto part, push({}));
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  if (const auto left = waiting() / per_group_ * per_group_; left > 0) {
+    const auto part = chunk(left, 0);
+    out.insert(out.end(), part.begin(), part.end());
+  }
+  const auto rest = vocoder_.finish();
+  out.insert(out.end(), rest.begin(), rest.end());
+  return out;
+} catch (const std::exception& e) {
+  return fail(Errc::internal, "streaming synthesis failed: {}", e.what());
 }
 
 SpeechStreamV1::Options SpeechStreamV1::options_for(double rate, bool aligned) {

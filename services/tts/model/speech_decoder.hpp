@@ -71,8 +71,6 @@ class PastMemory {
 class SpeechStream {
  public:
   static constexpr std::int64_t kPromptFramesMax = 344;  ///< 4 s
-  /// Of the vocoder at a time, and what it is shown behind them.
-  static constexpr std::int64_t kSliceFrames = 84, kBehindFrames = HiftStream::kContext + HiftStream::kF0Context;
   struct Options {
     int first_hop_groups = 1, hop_groups_max = 32, context_groups = 13, lookahead_groups = 2;
     double speed = 2.5;  ///< codes and sound are made at least so many times as fast as they are played
@@ -80,7 +78,7 @@ class SpeechStream {
     std::shared_ptr<PastMemory> memory = {};  ///< null: as much as there is
   };
   SpeechStream(std::shared_ptr<const SpeechDecoder> decoder, VoicePrompt prompt, Options options);
-  ~SpeechStream();
+  ~SpeechStream() { forget_past(); }
   SpeechStream(const SpeechStream&) = delete;
   SpeechStream& operator=(const SpeechStream&) = delete;
 
@@ -90,16 +88,6 @@ class SpeechStream {
   bool pending() const;
   /// The rest.
   Result<std::vector<float>> finish();
-
-  /// The same samples in smaller parts, so that several streams can take turns: adds codes, then does a step of the
-  /// flow's solver or, behind the last one, makes a slice of the chunk's sound, which it answers.
-  /// @param all   no more codes will come
-  /// @param last  set when these are the last samples
-  Result<std::vector<float>> part(std::span<const std::int32_t> codes, bool all, bool& last);
-  /// Within a chunk: the next part needs no codes.
-  bool under_way() const { return chunk_ != nullptr; }
-  /// The chunk under way, or the next one, makes what is kept of the prompt: memory that is not counted yet.
-  bool makes_past() const;
   std::int64_t dropped() const { return dropped_; }
   std::int64_t frames() const { return committed_frames_; }
   /// Frames of all windows so far, each of which the estimator has seen in every step; offline: prompt + utterance.
@@ -114,20 +102,14 @@ class SpeechStream {
   struct Window {
     at::Tensor z, mu, cond;
   };
-  struct Chunk;
   void cut_prompt();
-  void add(std::span<const std::int32_t> codes);
-  void begin(std::int64_t hop_tokens, std::int64_t lookahead_tokens);
-  void solve(Chunk& chunk, Window window);
-  std::vector<float> go_on();
-  std::vector<float> sound();
-  std::int64_t known_frames() const;
-  Flow::Solver first_window(FlowPast& past);
-  Flow::Solver behind(const FlowPast& past, const Window& window);
+  at::Tensor solve(Window window, bool last);
+  at::Tensor first_window(FlowPast& past);
   void keep_past(FlowPast past);
   void forget_past();
   std::int64_t waiting() const;
   std::int64_t frame_of(std::int64_t token) const;
+  std::vector<float> chunk(std::int64_t hop_tokens, std::int64_t lookahead_tokens);
 
   std::shared_ptr<const SpeechDecoder> decoder_;
   VoicePrompt prompt_;
@@ -143,7 +125,6 @@ class SpeechStream {
                evaluated_pairs_ = 0, dropped_ = 0;
   int per_group_ = 5, hop_groups_;
   double affordable_groups_ = 0;  ///< made before what was sent has played, behind the hop that is next
-  std::unique_ptr<Chunk> chunk_;
 };
 
 /// The v1 rules of the reference (and their `aligned` variant), kept as a compatibility mode. Source: docs/vocoder.md

@@ -7,7 +7,6 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <set>
 
 #include "common/audio/audio_file.hpp"
 #include "common/audio/front_end.hpp"
@@ -277,40 +276,6 @@ BOOST_AUTO_TEST_CASE(without_memory_for_the_prompt_the_sound_is_the_same) {
     SpeechStream s(decoder(), voice, {.memory = memory});
     BOOST_TEST((run(s) == want));
     BOOST_TEST((s.evaluated_frames() > free.evaluated_frames()) == (bytes == 0));
-    BOOST_TEST(memory->left() == bytes);
-  }
-}
-
-/// Streams that take turns within their chunks, with and without memory for their prompts.
-BOOST_AUTO_TEST_CASE(parts_of_several_streams_in_any_order_make_the_sound_of_whole_chunks) {
-  at::manual_seed(1);
-  const auto voice = prompt();
-  std::mt19937 random(7);
-  for (const std::int64_t bytes : {0, 3 << 20, 1 << 30}) {
-    const auto memory = std::make_shared<PastMemory>(bytes);
-    std::vector<std::vector<std::int32_t>> all{codes(1), codes(3), codes(17), codes(41)};
-    std::vector<std::unique_ptr<SpeechStream>> streams;
-    std::vector<std::vector<float>> made(all.size());
-    std::vector<std::size_t> given(all.size());
-    for (std::size_t i = 0; i < all.size(); ++i)
-      streams.push_back(
-          std::make_unique<SpeechStream>(decoder(), voice, SpeechStream::Options{.seed = i, .memory = memory}));
-    std::set<std::size_t> speaking{0, 1, 2, 3};
-    int waited = 0;
-    while (!speaking.empty()) {
-      const auto i = *std::next(speaking.begin(), static_cast<std::ptrdiff_t>(random() % speaking.size()));
-      const auto n = std::min<std::size_t>(random() % 30, all[i].size() - given[i]);
-      bool last = false;
-      const auto part = streams[i]->part(std::span(all[i]).subspan(given[i], n), given[i] + n == all[i].size(), last);
-      BOOST_REQUIRE(part.has_value());
-      given[i] += n;
-      made[i].insert(made[i].end(), part->begin(), part->end());
-      waited += streams[i]->under_way();
-      if (last) speaking.erase(i);
-    }
-    BOOST_TEST(waited > 10);
-    for (std::size_t i = 0; i < all.size(); ++i)
-      BOOST_TEST((made[i] == stream(all[i], voice, [&] { return all[i].size(); }, {.seed = i})), "stream " << i);
     BOOST_TEST(memory->left() == bytes);
   }
 }
