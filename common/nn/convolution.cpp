@@ -5,13 +5,10 @@
 #include <algorithm>
 
 #include "common/base/result.hpp"
+#include "common/nn/threads.hpp"
 #include "kernels/team/team.hpp"
 
 namespace parlando::nn {
-
-namespace {
-constexpr double kProductsPerNanosecond = 40;
-}  // namespace
 
 Convolution::Convolution(const at::Tensor& w, const at::Tensor& b) {
   if (!w.defined()) return;  // reported by the loader

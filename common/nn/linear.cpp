@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "common/base/result.hpp"
+#include "common/nn/threads.hpp"
 #include "kernels/gemv/gemv.hpp"
 #include "kernels/team/team.hpp"
 
@@ -31,7 +32,6 @@ at::Tensor PackedLinear::operator()(const at::Tensor& x) const {
               *bias = bias_.defined() ? bias_.data_ptr<float>() : nullptr;
   float* to = out.data_ptr<float>();
   const auto panels = (rows_ + 15) / 16;
-  constexpr double kProductsPerNanosecond = 40;
   const auto weights_count = static_cast<double>(rows_ * columns_);
   const auto cost = kernels::Cost::of(weights_count * sizeof(float), weights_count * static_cast<double>(count),
                                       kProductsPerNanosecond);

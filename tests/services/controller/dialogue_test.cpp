@@ -18,6 +18,17 @@ struct Outcome {
 
 using Fault = std::function<void(Rig&, int step)>;
 
+/// Another session comes, through a gateway of its own, and is told that there is no room.
+FakeGateway& refuses_another(Rig& rig) {
+  rig.add("gateway-2", "gateway");
+  auto& other = rig.gateway("gateway-2");
+  other.session = {8, 8};
+  other.open("controller-1");
+  rig.run(8);
+  BOOST_TEST(other.last_error()->text == "overloaded");
+  return other;
+}
+
 /// What was said; not how much silence it took to notice the end of it.
 std::string content(const std::string& record) {
   auto object = json::parse(record);
@@ -1246,12 +1257,7 @@ BOOST_AUTO_TEST_CASE(a_draining_controller_takes_no_session_and_ends_with_its_la
   rig.furnish();
   rig.run(8);
   BOOST_TEST(!rig.controller().drain());
-  rig.add("gateway-2", "gateway");
-  auto& other = rig.gateway("gateway-2");
-  other.session = {8, 8};
-  other.open("controller-1");
-  rig.run(8);
-  BOOST_TEST(other.last_error()->text == "overloaded");
+  auto& other = refuses_another(rig);
   BOOST_TEST(other.last_error()->retry_ms > 0);
   BOOST_TEST(type(rig, "hello"));
   BOOST_TEST(rig.gateway().turns.size() == 1u);
@@ -1266,11 +1272,7 @@ BOOST_AUTO_TEST_CASE(sessions_are_bounded_and_slots_say_so) {
   rig.furnish();
   rig.run(8);
   BOOST_TEST(rig.controller().slots() == 0);
-  rig.add("gateway-2", "gateway");
-  rig.gateway("gateway-2").session = {8, 8};
-  rig.gateway("gateway-2").open("controller-1");
-  rig.run(8);
-  BOOST_TEST(rig.gateway("gateway-2").last_error()->text == "overloaded");
+  refuses_another(rig);
   BOOST_TEST(rig.controller().load() == 1);
 }
 
@@ -1292,12 +1294,7 @@ BOOST_AUTO_TEST_CASE(no_more_sessions_are_offered_than_models_can_answer) {
   BOOST_TEST(core.slots() == 6);
   rig.describe("llm-chat-1", true, true, 3);  // it takes nothing new
   BOOST_TEST(core.slots() == 0);
-  rig.add("gateway-2", "gateway");
-  auto& other = rig.gateway("gateway-2");
-  other.session = {8, 8};
-  other.open("controller-1");
-  rig.run(8);
-  BOOST_TEST(other.last_error()->text == "overloaded");
+  auto& other = refuses_another(rig);
   BOOST_TEST(core.load() == 1);
   // Who was let in elsewhere goes on here.
   rig.store->sessions[{8, 8}].epoch = 4;
@@ -1319,12 +1316,7 @@ BOOST_AUTO_TEST_CASE(a_full_role_is_not_a_missing_one) {
       BOOST_TEST(core.why_not_ready() == "");
       BOOST_TEST(core.slots() == 0);
       BOOST_TEST(core.own_slots() > 0);
-      rig.add("gateway-2", "gateway");
-      auto& other = rig.gateway("gateway-2");
-      other.session = {8, 8};
-      other.open("controller-1");
-      rig.run(8);
-      BOOST_TEST(other.last_error()->text == "overloaded");
+      refuses_another(rig);
       rig.describe(role + "-1", false, false, 0);
       BOOST_TEST(core.why_not_ready() == "no live replica of " + role);
     }
