@@ -70,6 +70,17 @@ def judge(net, seen, records):
     return out.numpy().astype(np.float64)
 
 
+def batches(run, use):
+    """A batch for each step that is left, of all before any comes again."""
+    order = []
+    while run.begin_step():
+        if len(order) < BATCH:
+            order = use[:]
+            run.random.shuffle(order)
+        pick, order = order[:BATCH], order[BATCH:]
+        yield pick
+
+
 def train(args, seen, records):
     """One network after the other: of the same data in another order. -> all of them, the melody's not trained yet"""
     use = [k for k, r in enumerate(records) if counts(r)]
@@ -84,13 +95,8 @@ def train(args, seen, records):
     for number, (net, (share, dropout, spoilt)) in enumerate(zip(whole.nets, NETS)):
         run = trainer.Run(args.work, f"turn_end_{number}", dict(net=net), args.minutes * share, 2e-3, warmup=100, decay=0.05)
         run.random.seed(number + 1000 * run.steps)
-        order = []
-        while run.begin_step():
+        for pick in batches(run, use):
             net.train()
-            if len(order) < BATCH:
-                order = use[:]
-                run.random.shuffle(order)
-            pick, order = order[:BATCH], order[BATCH:]
             # What was long ago may not be there, and neither a state nor a length is quite the same twice.
             kept = torch.minimum(rows[pick], torch.tensor([run.random.choice([32, 32, run.random.randint(12, 32)]) for _ in pick]))
             x = seen[pick].float()
@@ -113,13 +119,8 @@ def train_melody(args, whole, seen, records):
     mix = torch.nn.Linear(1, 1)
     torch.nn.init.ones_(mix.weight), torch.nn.init.zeros_(mix.bias)
     run = trainer.Run(args.work, "turn_end_melody", dict(net=net, mix=mix), args.minutes * MELODY["share"], 3e-3, warmup=100, decay=0.02)
-    order = []
-    while run.begin_step():
+    for pick in batches(run, use):
         net.train()
-        if len(order) < BATCH:
-            order = use[:]
-            run.random.shuffle(order)
-        pick, order = order[:BATCH], order[BATCH:]
         x = prosody[pick]
         length = seconds[pick] * (1 + 0.2 * torch.randn(len(pick))).clamp(0.5, 1.5)
         x = F.pad(x + torch.randn_like(x) * MELODY["noise"], (states, 0))
